@@ -1,0 +1,241 @@
+/*
+ * moebius.h - the engine: open a model, open a session, submit token sequences, step, read tokens.
+ *
+ * A model is read-only after opening and may be shared by any number of sessions and threads. A session owns
+ * a paged KV cache and a queue of sequences. Everybody may submit, read and cancel at any time; one thread at
+ * a time drives it with mb_step(). The least program:
+ *
+ *     mb_model *model;  mb_session *session;  mb_request request;  uint64_t id;  int active = 1;
+ *     mb_model_open("models/demo", NULL, &model);
+ *     mb_session_open(model, NULL, &session);
+ *     mb_request_init(model, &request);          // sampling defaults of generation_config.json
+ *     request.ids = ids;  request.n_ids = n;  request.max_new_tokens = 64;
+ *     mb_submit(session, &request, &id);
+ *     while (active) {
+ *         mb_step(session, &active);
+ *         mb_read(session, id, tokens, 64, &n_read, &state);
+ *     }
+ *     mb_release(session, id);  mb_session_close(session);  mb_model_close(model);
+ *
+ * examples/ has it whole. Every function that can fail returns mb_status; mb_last_error() tells more.
+ * "Caller owns" pointers are copied before the call returns unless the comment says otherwise.
+ */
+#ifndef MOEBIUS_MOEBIUS_H
+#define MOEBIUS_MOEBIUS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moebius/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* "0.1.0" */
+MB_API const char *mb_version(void);
+
+/* ---- Memory ------------------------------------------------------------------------------------------- */
+
+/* realloc-like: pointer NULL allocates, n_bytes 0 frees and returns NULL, NULL otherwise means out of memory
+ * (the old block stays valid). Must be thread-safe and give malloc's alignment. */
+typedef void *(*mb_allocate_fn)(void *user, void *pointer, size_t n_bytes);
+
+/* Replaces the allocator of all host memory of the library; allocate = NULL restores the system's. Call it
+ * before any other function and never while objects made with the former allocator live. */
+MB_API void mb_set_allocator(mb_allocate_fn allocate, void *user);
+
+/* Frees a string or array that the library returned as "free with mb_free_text". NULL is allowed. */
+MB_API void mb_free_text(char *text);
+
+/* ---- Model -------------------------------------------------------------------------------------------- */
+
+typedef struct mb_model mb_model;
+
+/* Called while weights load, from one thread at a time; 0 <= done_bytes <= total_bytes. */
+typedef void (*mb_progress_fn)(void *user, uint64_t done_bytes, uint64_t total_bytes);
+
+typedef struct mb_model_options {
+    const char *device;        /* "cpu", "cuda", "cuda:1"; NULL: cuda when there is one, else cpu */
+    const char *dtype;         /* compute type: "fp32", "bf16", "fp16"; NULL: fp32 on cpu, bf16 on cuda */
+    const char *chat_template; /* NULL: the checkpoint's; else the name of a known one, e.g. "qwen3" */
+    int n_threads;             /* CPU threads; 0: one per core that the process may use */
+    mb_progress_fn progress;   /* may be NULL */
+    void *progress_user;
+} mb_model_options;
+
+MB_API void mb_model_options_init(mb_model_options *options);
+
+/* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with index
+ * when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options NULL:
+ * defaults. Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range,
+ * tensors missing or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on
+ * error. */
+MB_API mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model);
+MB_API void mb_model_close(mb_model *model); /* after all of its sessions are closed; NULL allowed */
+
+typedef struct mb_model_info {
+    const char *architecture; /* "Qwen3MoeForCausalLM" */
+    const char *device;       /* "cpu", or the card's name */
+    const char *dtype;        /* compute type */
+    const char *weight_dtype; /* "bf16", "fp8_e4m3 (128x128 blocks)", ... or "mixed" */
+    int32_t n_layers, n_moe_layers, hidden, n_heads, n_kv_heads, head_dim;
+    int32_t n_experts, top_k, moe_intermediate, intermediate, vocab;
+    int32_t max_positions;
+    uint64_t n_parameters,
+        n_active_parameters; /* active: those one token uses (embedding row counted once) */
+    uint64_t weight_bytes;   /* as held in memory */
+    uint64_t kv_bytes_per_token;
+    uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives */
+    int32_t eos_ids[8], n_eos_ids;                   /* generation stops at these */
+    int has_tokenizer, has_chat_template;
+} mb_model_info;
+
+/* Strings live as long as the model. */
+MB_API void mb_model_get_info(const mb_model *model, mb_model_info *info);
+
+/* ---- Text --------------------------------------------------------------------------------------------- */
+
+/* UTF-8 text -> token ids, as Hugging Face's tokenizers: special tokens in the text ("<|im_end|>") become
+ * their ids when parse_special is not 0, else they are plain text. *n_ids gets the count needed; when it is
+ * more than `capacity` nothing is written and MB_ERR_CAPACITY is returned. Text that is not UTF-8:
+ * MB_ERR_FORMAT. */
+MB_API mb_status mb_tokenize(const mb_model *model, const char *text, size_t n_bytes, int parse_special,
+                             int32_t *ids, size_t capacity, size_t *n_ids);
+
+/* The text of one token, raw bytes (may be part of a character), not zero-terminated; lives as long as the
+ * model. Unknown ids: MB_ERR_ARGUMENT. is_special may be NULL. */
+MB_API mb_status mb_token_bytes(const mb_model *model, int32_t id, const char **bytes, size_t *n_bytes,
+                                int *is_special);
+
+/* Streaming detokenizer: never hands out part of a UTF-8 character. */
+typedef struct mb_decoder mb_decoder;
+MB_API mb_status mb_decoder_open(const mb_model *model, int skip_special, mb_decoder **decoder);
+MB_API void mb_decoder_close(mb_decoder *decoder);
+/* Appends one token. *text (zero-terminated, valid until the next call) is what became complete. Bytes that
+ * can never become UTF-8 are replaced by U+FFFD. */
+MB_API mb_status mb_decoder_push(mb_decoder *decoder, int32_t id, const char **text, size_t *n_bytes);
+/* What is still held back, as U+FFFD; the decoder can be used again. */
+MB_API mb_status mb_decoder_finish(mb_decoder *decoder, const char **text, size_t *n_bytes);
+
+typedef struct mb_chat_options {
+    int add_generation_prompt; /* end with the assistant's opening */
+    int enable_thinking;       /* Qwen3's switch: 0 opens the answer with an empty <think> block */
+    const char *tools_json;    /* JSON array of tool definitions, or NULL */
+} mb_chat_options;
+
+MB_API void mb_chat_options_init(mb_chat_options *options); /* 1, 1, NULL */
+
+/* messages_json: a JSON array of {"role","content"[,"reasoning_content","tool_calls"]} as in the OpenAI API.
+ * *text: the rendered prompt, zero-terminated; free with mb_free_text. */
+MB_API mb_status mb_chat_render(const mb_model *model, const char *messages_json,
+                                const mb_chat_options *options, char **text);
+
+/* ---- Sampling ----------------------------------------------------------------------------------------- */
+
+typedef struct mb_logit_bias {
+    int32_t id;
+    float bias; /* added to the logit */
+} mb_logit_bias;
+
+/* Order of work: penalties and bias, temperature, top-k, top-p, min-p, draw. */
+typedef struct mb_sampling {
+    float temperature;        /* >= 0; 0 is greedy */
+    int32_t top_k;            /* 0: off */
+    float top_p;              /* (0, 1]; 1: off */
+    float min_p;              /* [0, 1); 0: off */
+    float repetition_penalty; /* > 0; 1: off; over prompt and answer (Keskar et al. 2019) */
+    float presence_penalty;   /* [-2, 2]; once for each token already in the answer */
+    float frequency_penalty;  /* [-2, 2]; times its count in the answer */
+    uint64_t seed;            /* same seed, same prompt: same text, whatever else is in the batch */
+    const mb_logit_bias *logit_bias;
+    int32_t n_logit_bias;
+} mb_sampling;
+
+/* ---- Session ------------------------------------------------------------------------------------------ */
+
+typedef struct mb_session mb_session;
+
+typedef struct mb_session_options {
+    int32_t max_sequences;   /* in one step; default 64 */
+    int32_t max_step_tokens; /* token budget of one step; default 2048 */
+    int32_t prefill_chunk;   /* a prompt enters at most so many tokens a step; default 512 */
+    int32_t max_queued;      /* waiting sequences before mb_submit says MB_ERR_CAPACITY; default 1024 */
+    int64_t kv_tokens; /* size of the KV cache in tokens, rounded up to blocks of 64; 0: 16384 on cpu, what
+                        * the device's free memory allows on cuda */
+} mb_session_options;
+
+MB_API void mb_session_options_init(mb_session_options *options);
+
+/* Allocates everything that stepping needs; nothing is allocated on the device afterwards. */
+MB_API mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session);
+MB_API void mb_session_close(mb_session *session); /* drops what is queued or running; NULL allowed */
+
+/* Called during mb_step for each position whose log-probabilities the request asked for: position p's row is
+ * the distribution of token p+1. `logprobs` [vocab] is valid during the call only. */
+typedef void (*mb_logprobs_fn)(void *user, int64_t position, const float *logprobs, int32_t vocab);
+
+typedef struct mb_request {
+    const int32_t *ids; /* prompt, n_ids >= 1, each in [0, vocab) */
+    size_t n_ids;
+    int64_t max_new_tokens;  /* >= 0; prompt + new must fit the model's positions and the KV cache */
+    int ignore_eos;          /* go on after the model's end-of-text tokens */
+    const int32_t *stop_ids; /* further ids that end the answer (they are not delivered) */
+    int32_t n_stop_ids;
+    mb_sampling sampling;
+    mb_logprobs_fn on_logprobs; /* NULL: none */
+    void *on_logprobs_user;
+    int prompt_logprobs; /* also call on_logprobs for the prompt's positions */
+} mb_request;
+
+/* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. */
+MB_API void mb_request_init(const mb_model *model, mb_request *request);
+
+/* Queues a sequence; *id names it until mb_release. MB_ERR_ARGUMENT: bad request (the sentence names the
+ * field). MB_ERR_CAPACITY: it can never fit, or the queue is full (the sentence says which). Thread-safe. */
+MB_API mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id);
+
+/* Runs one batch: decodes first, then prefill chunks up to the token budget. *n_unfinished: sequences still
+ * waiting or running afterwards. One thread at a time; a second caller gets MB_ERR_STATE. On failure the
+ * batch's sequences end in state MB_FAILED. */
+MB_API mb_status mb_step(mb_session *session, int *n_unfinished);
+
+typedef enum mb_state {
+    MB_WAITING,         /* queued */
+    MB_RUNNING,         /* prompt or answer in progress */
+    MB_FINISHED_STOP,   /* an end-of-text or stop token came */
+    MB_FINISHED_LENGTH, /* max_new_tokens reached */
+    MB_CANCELLED,
+    MB_FAILED /* not-a-number in its logits, or the step failed */
+} mb_state;
+
+typedef struct mb_token {
+    int32_t id;
+    float
+        logprob; /* natural log of the token's probability before penalties and truncation (temperature 1) */
+} mb_token;
+
+/* Moves up to `capacity` tokens not yet read into `tokens`; never blocks. Thread-safe. MB_ERR_NOT_FOUND: no
+ * such sequence. */
+MB_API mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t capacity,
+                         size_t *n_tokens, mb_state *state);
+
+/* Ends a sequence in any state; its KV blocks are free when this returns, or after the step in flight. What
+ * it produced can still be read. Thread-safe. */
+MB_API mb_status mb_cancel(mb_session *session, uint64_t id);
+
+/* Forgets the sequence (cancels it first if it runs). Thread-safe. */
+MB_API mb_status mb_release(mb_session *session, uint64_t id);
+
+typedef struct mb_session_stats {
+    int32_t n_waiting, n_running;
+    int64_t kv_blocks_total, kv_blocks_free; /* blocks of 64 tokens */
+    uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
+} mb_session_stats;
+
+MB_API void mb_session_get_stats(mb_session *session, mb_session_stats *stats); /* thread-safe */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,66 @@
+/*
+ * qwen3_moe.h - the one forward pass, over any device's op table.
+ */
+#ifndef MB_MODEL_QWEN3_MOE_H
+#define MB_MODEL_QWEN3_MOE_H
+
+#include "base/arena.h"
+#include "device/device.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+/* Largest batch that a forward's scratch memory is made for. */
+typedef struct mb_forward_limits {
+    int32_t max_tokens, max_sequences, max_logits; /* rows of logits wanted at once */
+    int32_t max_blocks;                            /* KV blocks of one sequence */
+} mb_forward_limits;
+
+/* Paged KV memory of all layers: layer l's K is k + l * layer_bytes, each [n_blocks, Hkv, 64, D]. */
+typedef struct mb_kv_memory {
+    void *k, *v;
+    size_t layer_bytes;
+    int32_t n_blocks;
+    mb_dtype dtype;
+} mb_kv_memory;
+
+/* One step's batch. Pointers are device memory; ints are known on the host. */
+typedef struct mb_batch {
+    const int32_t *ids, *positions, *slots; /* [n_tokens] */
+    const int32_t *q_start;                 /* [n_sequences + 1] */
+    const int32_t *kv_len;                  /* [n_sequences] */
+    const int32_t *block_table;             /* [n_sequences, max_blocks] */
+    const int32_t *logit_rows;              /* [n_logits] token rows whose logits are wanted */
+    int32_t n_tokens, n_sequences, n_logits, max_blocks, max_q_len, max_kv_len;
+} mb_batch;
+
+typedef struct mb_forward {
+    const mb_config *config;
+    const mb_weights *weights;
+    mb_device *device;
+    mb_dtype dtype; /* activations */
+    mb_forward_limits limits;
+    /* scratch, cut from one device block */
+    void *memory;
+    float *inv_freq;
+    void *x, *normed, *qkv, *q, *attended, *gate_up, *activated;
+    float *router_logits, *route_weights;
+    int32_t *route_ids, *nan_flag;
+    void *workspace;
+    size_t workspace_bytes;
+    float *logits; /* [max_logits, V] fp32, the result */
+} mb_forward;
+
+/* Allocates the scratch memory of a forward pass on the device. */
+mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb_weights *weights,
+                          mb_device *device, mb_dtype dtype, const mb_forward_limits *limits);
+void mb_forward_free(mb_forward *forward);
+
+/* Bytes of K plus V that one token takes over all layers. */
+uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype);
+
+/* Issues one step on the device's stream: embeds, runs all layers, stores K and V, and leaves the logits of
+ * batch->logit_rows in forward->logits. A row's logits do not depend on the rest of the batch, bit for bit.
+ */
+mb_status mb_forward_run(mb_forward *forward, const mb_kv_memory *kv, const mb_batch *batch);
+
+#endif

@@ -1,0 +1,44 @@
+/*
+ * weights.h - the tensors of a model on its device, in the layout that the operators want: q, k, v merged
+ * into one matrix, gate and up of all experts merged into w13 [E, 2I, H], down projections into w2 [E, H, I].
+ *
+ * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales): no second copy is made,
+ * each tensor is read from the file straight to its final place (CPU) or through a small pinned buffer (GPU).
+ */
+#ifndef MB_MODEL_WEIGHTS_H
+#define MB_MODEL_WEIGHTS_H
+
+#include "device/device.h"
+#include "model/config.h"
+#include "moebius/moebius.h"
+
+typedef struct mb_layer_weights {
+    mb_weight input_norm, post_norm; /* [1, 1, H] */
+    mb_weight qkv;                   /* [1, (Hq + 2 Hkv) D, H] */
+    mb_weight qkv_bias;              /* [1, 1, (Hq + 2 Hkv) D], data NULL without attention_bias */
+    mb_weight q_norm, k_norm;        /* [1, 1, D] */
+    mb_weight o, o_bias;             /* [1, H, Hq D], [1, 1, H] */
+    mb_weight router;                /* MoE layers: [1, E, H] */
+    mb_weight w13, w2;               /* MoE: [E, 2I, H], [E, H, I]; dense layers: the same with one matrix */
+} mb_layer_weights;
+
+typedef struct mb_weights {
+    mb_weight embedding;  /* [1, V, H] */
+    mb_weight final_norm; /* [1, 1, H] */
+    mb_weight lm_head;    /* [1, V, H]; the same data as embedding when tied */
+    mb_layer_weights *layers;
+    int32_t n_layers;
+    uint64_t n_parameters, n_active_parameters, n_bytes;
+    char dtype_name[48]; /* for people: "bf16", "fp8_e4m3 (128x128 blocks)", "mixed" */
+    mb_device *device;
+    void *memory; /* the one device block behind all of it */
+} mb_weights;
+
+/* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be present
+ * exactly once with the right shape and a supported dtype; unknown tensors are errors too unless they are
+ * known to be harmless (rotary inv_freq buffers). progress may be NULL. On failure everything is released. */
+mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device, int n_threads,
+                          mb_progress_fn progress, void *progress_user, mb_weights *weights);
+void mb_weights_free(mb_weights *weights);
+
+#endif

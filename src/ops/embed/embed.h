@@ -1,0 +1,17 @@
+/* embed.h - token embedding lookup: out[t] = table[ids[t]]. */
+#ifndef MB_OPS_EMBED_H
+#define MB_OPS_EMBED_H
+
+#include "moebius/ops.h"
+
+typedef struct mb_embed_args {
+    const int32_t *ids; /* [T] in [0, table.rows) */
+    mb_weight table;    /* [1, vocab, H] any dtype without scales */
+    void *out;          /* [T, H] dtype */
+    int64_t n_tokens;
+    mb_dtype dtype;
+} mb_embed_args;
+
+mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream);
+
+#endif

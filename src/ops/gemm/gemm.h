@@ -1,0 +1,24 @@
+/*
+ * gemm.h - dense linear layer: out = x W^T [+ bias] [+ residual].
+ *
+ * A row of out depends on the same row of x alone, bit for bit: batches and chunks do not change results.
+ */
+#ifndef MB_OPS_GEMM_H
+#define MB_OPS_GEMM_H
+
+#include "moebius/ops.h"
+
+typedef struct mb_gemm_args {
+    const void *x;        /* [T, K] dtype */
+    mb_weight weight;     /* [1, N, K], any dtype; accumulation in fp32 */
+    const void *bias;     /* [N] bias_dtype, or NULL */
+    const void *residual; /* [T, N] out_dtype, or NULL; may be out */
+    void *out;            /* [T, N] out_dtype */
+    int64_t n_tokens;
+    mb_dtype dtype, out_dtype, bias_dtype;
+} mb_gemm_args;
+
+size_t mb_gemm_ref_workspace(const mb_gemm_args *args);
+mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
+
+#endif

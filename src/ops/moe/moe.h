@@ -1,0 +1,36 @@
+/*
+ * moe.h - the MoE operators' entry points; their parameters are public (moebius/ops.h).
+ *
+ * moe_forward is composed of the smaller ones: plan -> gathered grouped GEMM with w13 -> activation ->
+ * grouped GEMM with w2 -> weighted reduction. A token's result does not depend on its neighbours, bit for
+ * bit.
+ */
+#ifndef MB_OPS_MOE_H
+#define MB_OPS_MOE_H
+
+#include "moebius/ops.h"
+
+/* act(gate) * up over the halves of a row: the MLP of a dense layer, and the middle of an expert. Ungated
+ * activations read only the first half's width. */
+typedef struct mb_gated_activation_args {
+    const void *x; /* [n_rows, 2I] dtype: gate, up (ungated: [n_rows, I]) */
+    void *out;     /* [n_rows, I] dtype */
+    int64_t n_rows;
+    int32_t intermediate;
+    mb_activation activation;
+    mb_dtype dtype;
+} mb_gated_activation_args;
+
+mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_stream stream);
+
+mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream);
+
+size_t mb_moe_plan_ref_workspace(const mb_moe_plan_args *args);
+mb_status mb_moe_plan_ref(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
+                          mb_stream stream);
+
+size_t mb_moe_forward_ref_workspace(const mb_moe_forward_args *args);
+mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
+                             mb_stream stream);
+
+#endif

@@ -1,0 +1,20 @@
+/* norm.h - RMSNorm (Zhang and Sennrich 2019), as Qwen3MoeRMSNorm: y = w * (x / sqrt(mean(x^2) + eps)). */
+#ifndef MB_OPS_NORM_H
+#define MB_OPS_NORM_H
+
+#include "moebius/ops.h"
+
+typedef struct mb_rms_norm_args {
+    const void *x;       /* [*, H] dtype */
+    const int32_t *rows; /* [n_rows] row of x for each row of out, or NULL: the same row */
+    mb_weight weight;    /* [1, 1, H] any dtype without scales */
+    void *out;           /* [n_rows, H] dtype; may be x when rows is NULL */
+    int64_t n_rows;
+    int32_t hidden;
+    float eps;
+    mb_dtype dtype; /* arithmetic is fp32; x / rms is rounded to dtype before it is scaled by w, as in HF */
+} mb_rms_norm_args;
+
+mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream);
+
+#endif

@@ -1,0 +1,32 @@
+/*
+ * rope.h - what happens to q, k and v between the projection and the attention, in one pass:
+ * RMSNorm of each q and k head (Qwen3), rotary position embedding (Su et al. 2021, in the "rotate half" form
+ * of Hugging Face: dimension i pairs with i + D/2), and the store of k and v into the paged cache.
+ */
+#ifndef MB_OPS_ROPE_H
+#define MB_OPS_ROPE_H
+
+#include "moebius/ops.h"
+
+/* Tokens in one block of the paged KV cache. A layer's K (and V) cache is [n_blocks, n_kv_heads, 64, D]: one
+ * head's block is one contiguous tile. */
+enum { MB_KV_BLOCK = 64 };
+
+typedef struct mb_qk_norm_rope_store_args {
+    const void *qkv;          /* [T, (Hq + 2 Hkv) * D] dtype: q heads, k heads, v heads */
+    mb_weight q_norm, k_norm; /* [1, 1, D] any dtype; data NULL: no norm */
+    const int32_t *positions; /* [T] */
+    const int32_t *slots;     /* [T] cache row: block * 64 + offset; -1: do not store */
+    const float *inv_freq;    /* [D/2] rotary frequencies, YaRN and linear scaling already applied */
+    void *q;                  /* [T, Hq * D] dtype, out */
+    void *k_cache, *v_cache;  /* [n_blocks, Hkv, 64, D] cache_dtype */
+    int64_t n_tokens;
+    int32_t n_heads, n_kv_heads, head_dim; /* head_dim even, <= 512 */
+    float eps;
+    float rope_scale; /* multiplies cos and sin (YaRN's attention factor); 1 otherwise */
+    mb_dtype dtype, cache_dtype;
+} mb_qk_norm_rope_store_args;
+
+mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_stream stream);
+
+#endif

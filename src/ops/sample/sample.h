@@ -1,0 +1,52 @@
+/*
+ * sample.h - from logits to the next token, one row per sequence.
+ *
+ * Order: repetition, presence, frequency penalties and bias on the logits; NaN check; greedy when temperature
+ * is 0; else divide by temperature, keep the top_k largest, of these the smallest set with probability >=
+ * top_p, of these the ones with probability >= min_p * max; draw with the counter-based generator
+ * Philox4x32-10 (Salmon et al. 2011) keyed by (seed, position). Ties go to the lower id. The row's neighbours
+ * never matter.
+ */
+#ifndef MB_OPS_SAMPLE_H
+#define MB_OPS_SAMPLE_H
+
+#include "moebius/ops.h"
+
+/* One row's parameters; plain data, copied to the device with the batch's other arrays. */
+typedef struct mb_sample_row {
+    float temperature, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    int32_t top_k; /* 0: off */
+    int32_t n_bias;
+    uint64_t seed;
+    uint64_t position;          /* of the token being drawn: the generator's counter */
+    const int32_t *bias_ids;    /* [n_bias] device */
+    const float *biases;        /* [n_bias] device */
+    const int32_t *seen_ids;    /* [n_seen] device: distinct tokens of prompt and answer; for the penalties */
+    const int32_t *seen_counts; /* [n_seen] device: occurrences in the answer (0: prompt only) */
+    int32_t n_seen;
+} mb_sample_row;
+
+typedef struct mb_sample_args {
+    const float *logits;       /* [n_rows, V]; not changed */
+    const mb_sample_row *rows; /* [n_rows] */
+    int32_t *ids;              /* [n_rows] out; -1 when the row has a NaN or nothing but -inf */
+    float *logprobs;           /* [n_rows] out: log softmax of the untouched logits at the chosen id */
+    int64_t n_rows;
+    int32_t vocab;
+} mb_sample_args;
+
+size_t mb_sample_ref_workspace(const mb_sample_args *args);
+mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
+                        mb_stream stream);
+
+typedef struct mb_log_softmax_args {
+    const float *logits; /* [n_rows, V] */
+    float *out;          /* [n_rows, V]; may be logits */
+    int64_t n_rows;
+    int32_t vocab;
+} mb_log_softmax_args;
+
+mb_status mb_log_softmax_ref(const mb_log_softmax_args *args, mb_stream stream);
+
+#endif

@@ -45,13 +45,21 @@ mb_status mb_fail(mb_status status, const char *format, ...) {
 }
 
 mb_status mb_fail_context(mb_status status, const char *format, ...) {
-    char sentence[sizeof last_error];
+    char former[sizeof last_error];
+    memcpy(former, last_error, sizeof former);
     va_list arguments;
     va_start(arguments, format);
-    int n = vsnprintf(sentence, sizeof sentence, format, arguments);
+    vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
-    if (n >= 0 && (size_t)n < sizeof sentence)
-        snprintf(sentence + n, sizeof sentence - (size_t)n, ": %s", last_error);
-    memcpy(last_error, sentence, sizeof sentence);
+    /* The new part may be cut, the old one too: a sentence that is too long loses its end. */
+    size_t n = strlen(last_error), room = sizeof last_error - 1 - n;
+    const char *parts[] = {": ", former};
+    for (int i = 0; i < 2; i++) {
+        size_t length = strlen(parts[i]) < room ? strlen(parts[i]) : room;
+        memcpy(last_error + n, parts[i], length);
+        n += length;
+        room -= length;
+    }
+    last_error[n] = '\0';
     return status;
 }

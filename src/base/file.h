@@ -1,0 +1,16 @@
+/* file.h - small files read whole, paths joined. */
+#ifndef MB_BASE_FILE_H
+#define MB_BASE_FILE_H
+
+#include <stddef.h>
+
+#include "base/status.h"
+
+/* Reads a regular file of at most max_bytes. *bytes is zero-terminated (not counted), freed with mb_free.
+ * MB_ERR_NOT_FOUND: there is none. MB_ERR_FORMAT: larger than max_bytes, or not a regular file. */
+mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t *n_bytes);
+
+/* Writes "directory/name" to path. MB_ERR_ARGUMENT when it does not fit. */
+mb_status mb_path_join(char *path, size_t capacity, const char *directory, const char *name);
+
+#endif

@@ -1,0 +1,50 @@
+#include "model/json.h"
+
+#include <pthread.h>
+
+#include "base/alloc.h"
+
+enum { MAX_DEPTH = 100 };
+
+static void use_our_allocator(void) {
+    json_set_alloc_funcs(mb_malloc, mb_free);
+}
+
+/* jansson recurses once per level, so the depth is bounded before it sees the text. */
+static mb_status check_depth(const char *path, const char *bytes, size_t n_bytes) {
+    size_t depth = 0;
+    int in_string = 0;
+    for (size_t i = 0; i < n_bytes; i++) {
+        char c = bytes[i];
+        if (in_string) {
+            if (c == '\\')
+                i++;
+            else if (c == '"')
+                in_string = 0;
+        } else if (c == '"') {
+            in_string = 1;
+        } else if (c == '{' || c == '[') {
+            if (++depth > MAX_DEPTH)
+                return mb_fail(MB_ERR_FORMAT, "%s: JSON nested deeper than %d levels at byte %zu", path,
+                               MAX_DEPTH, i);
+        } else if ((c == '}' || c == ']') && depth > 0) {
+            depth--;
+        }
+    }
+    return MB_OK;
+}
+
+mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, json_t **root) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, use_our_allocator);
+    *root = NULL;
+    MB_TRY(check_depth(path, bytes, n_bytes));
+    json_error_t error;
+    *root = json_loadb(bytes, n_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    if (*root)
+        return MB_OK;
+    if (json_error_code(&error) == json_error_out_of_memory)
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory while parsing JSON of %zu bytes", path, n_bytes);
+    return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON at line %d, column %d: %s", path, error.line,
+                   error.column, error.text);
+}

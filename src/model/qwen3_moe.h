@@ -41,10 +41,11 @@ typedef struct mb_forward {
     mb_forward_limits limits;
     /* scratch, cut from one device block */
     void *memory;
+    mb_arena arena;
     float *inv_freq;
     void *x, *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;
-    int32_t *route_ids, *nan_flag;
+    int32_t *route_ids;
     void *workspace;
     size_t workspace_bytes;
     float *logits; /* [max_logits, V] fp32, the result */

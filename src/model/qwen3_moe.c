@@ -1,0 +1,353 @@
+/*
+ * qwen3_moe.c - the forward pass of Qwen3-MoE for every backend:
+ *
+ *   embed
+ *   each layer:  norm -> qkv -> head norm + rope + store k, v -> attention -> o + residual
+ *                norm -> (route -> experts + residual) or (gate, up -> activation -> down + residual)
+ *   final norm of the rows whose logits are wanted -> lm_head
+ *
+ * x is the residual stream: every block reads it through a norm and adds its output to it in the last
+ * operator.
+ */
+#include "model/qwen3_moe.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "model/trace.h"
+#include "ops/op_table.h"
+
+/* ---- Arguments of each operator: made in one place, for the workspace query and for the run ------------ */
+
+static mb_gemm_args linear(const mb_forward *f, const void *x, const mb_weight *weight, void *out,
+                           int64_t n_tokens) {
+    return (mb_gemm_args){.x = x,
+                          .weight = *weight,
+                          .out = out,
+                          .n_tokens = n_tokens,
+                          .dtype = f->dtype,
+                          .out_dtype = f->dtype,
+                          .bias_dtype = f->dtype};
+}
+
+static mb_gemm_args linear_f32(const mb_forward *f, const void *x, const mb_weight *weight, float *out,
+                               int64_t n_tokens) {
+    mb_gemm_args args = linear(f, x, weight, out, n_tokens);
+    args.out_dtype = MB_F32;
+    return args;
+}
+
+static void add_bias(mb_gemm_args *args, const mb_weight *bias) {
+    args->bias = bias->data;
+    args->bias_dtype = bias->dtype;
+}
+
+static mb_rms_norm_args norm(const mb_forward *f, const void *x, const mb_weight *weight, void *out,
+                             int64_t n_rows) {
+    return (mb_rms_norm_args){.x = x,
+                              .weight = *weight,
+                              .out = out,
+                              .n_rows = n_rows,
+                              .hidden = f->config->hidden,
+                              .eps = f->config->rms_eps,
+                              .dtype = f->dtype};
+}
+
+static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch,
+                                   int layer) {
+    const mb_config *c = f->config;
+    return (mb_attention_args){.q = f->q,
+                               .k_cache = (const char *)kv->k + (size_t)layer * kv->layer_bytes,
+                               .v_cache = (const char *)kv->v + (size_t)layer * kv->layer_bytes,
+                               .q_start = batch->q_start,
+                               .kv_len = batch->kv_len,
+                               .block_table = batch->block_table,
+                               .out = f->attended,
+                               .n_tokens = batch->n_tokens,
+                               .n_sequences = batch->n_sequences,
+                               .max_blocks = batch->max_blocks,
+                               .max_q_len = batch->max_q_len,
+                               .max_kv_len = batch->max_kv_len,
+                               .n_heads = c->n_heads,
+                               .n_kv_heads = c->n_kv_heads,
+                               .head_dim = c->head_dim,
+                               .scale = 1.0f / sqrtf((float)c->head_dim),
+                               .dtype = f->dtype,
+                               .cache_dtype = kv->dtype};
+}
+
+static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *w, int64_t n_tokens) {
+    const mb_config *c = f->config;
+    return (mb_moe_forward_args){.x = f->normed,
+                                 .weights = f->route_weights,
+                                 .ids = f->route_ids,
+                                 .w13 = w->w13,
+                                 .w2 = w->w2,
+                                 .residual = f->x,
+                                 .out = f->x,
+                                 .n_tokens = n_tokens,
+                                 .hidden = c->hidden,
+                                 .intermediate = c->moe_intermediate,
+                                 .top_k = c->top_k,
+                                 .n_experts = c->n_experts,
+                                 .n_local_experts = c->n_experts,
+                                 .dtype = f->dtype,
+                                 .activation = c->activation};
+}
+
+/* ---- Scratch memory -------------------------------------------------------------------------------------
+ */
+
+static void larger(size_t *size, size_t other) {
+    if (other > *size)
+        *size = other;
+}
+
+static size_t needed_workspace(const mb_forward *f) {
+    const mb_ops *ops = f->device->ops;
+    const mb_config *c = f->config;
+    int64_t n_tokens = f->limits.max_tokens;
+    size_t size = 0;
+    mb_gemm_args head = linear_f32(f, NULL, &f->weights->lm_head, NULL, f->limits.max_logits);
+    larger(&size, ops->gemm_workspace(&head));
+    mb_kv_memory kv = {.dtype = f->dtype};
+    mb_batch batch = {.n_tokens = f->limits.max_tokens,
+                      .n_sequences = f->limits.max_sequences,
+                      .max_blocks = f->limits.max_blocks,
+                      .max_q_len = f->limits.max_tokens,
+                      .max_kv_len = f->limits.max_blocks * MB_KV_BLOCK};
+    mb_attention_args attend = attention(f, &kv, &batch, 0);
+    larger(&size, ops->attention_workspace(&attend));
+    for (int i = 0; i < c->n_layers; i++) {
+        const mb_layer_weights *w = &f->weights->layers[i];
+        const mb_weight *matrices[] = {&w->qkv, &w->o, &w->router, &w->w13, &w->w2};
+        int n_matrices = c->is_moe[i] ? 3 : 5;
+        for (int m = 0; m < n_matrices; m++) {
+            if (!matrices[m]->data)
+                continue; /* a dense layer has no router */
+            mb_gemm_args args = linear(f, NULL, matrices[m], NULL, n_tokens);
+            larger(&size, ops->gemm_workspace(&args));
+        }
+        if (c->is_moe[i]) {
+            mb_moe_forward_args args = experts(f, w, n_tokens);
+            larger(&size, ops->moe_forward_workspace(&args));
+        }
+    }
+    return size;
+}
+
+static void cut_scratch(mb_forward *f, mb_arena *arena) {
+    const mb_config *c = f->config;
+    size_t element = mb_dtype_bytes(f->dtype), n_tokens = (size_t)f->limits.max_tokens;
+    size_t n_logits = (size_t)f->limits.max_logits, n_rows = n_tokens > n_logits ? n_tokens : n_logits;
+    size_t q_width = (size_t)c->n_heads * (size_t)c->head_dim,
+           kv_width = (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    int any_dense = 0, any_moe = 0;
+    for (int i = 0; i < c->n_layers; i++) {
+        any_dense |= !c->is_moe[i];
+        any_moe |= c->is_moe[i];
+    }
+    size_t dense = any_dense ? (size_t)c->intermediate : 0, n_experts = any_moe ? (size_t)c->n_experts : 0;
+    size_t top_k = any_moe ? (size_t)c->top_k : 0;
+
+    f->inv_freq = mb_arena_push(arena, (size_t)c->head_dim / 2, sizeof(float));
+    f->x = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
+    f->normed = mb_arena_push(arena, n_rows * (size_t)c->hidden, element);
+    f->qkv = mb_arena_push(arena, n_tokens * (q_width + 2 * kv_width), element);
+    f->q = mb_arena_push(arena, n_tokens * q_width, element);
+    f->attended = mb_arena_push(arena, n_tokens * q_width, element);
+    f->gate_up = mb_arena_push(arena, n_tokens * 2 * dense, element);
+    f->activated = mb_arena_push(arena, n_tokens * dense, element);
+    f->router_logits = mb_arena_push(arena, n_tokens * n_experts, sizeof(float));
+    f->route_weights = mb_arena_push(arena, n_tokens * top_k, sizeof(float));
+    f->route_ids = mb_arena_push(arena, n_tokens * top_k, sizeof(int32_t));
+    f->logits = mb_arena_push(arena, n_logits * (size_t)c->vocab, sizeof(float));
+    f->workspace = mb_arena_push(arena, f->workspace_bytes, 1);
+}
+
+mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb_weights *weights,
+                          mb_device *device, mb_dtype dtype, const mb_forward_limits *limits) {
+    *forward = (mb_forward){
+        .config = config, .weights = weights, .device = device, .dtype = dtype, .limits = *limits};
+    forward->workspace_bytes = needed_workspace(forward);
+
+    mb_arena measure;
+    mb_arena_measure(&measure);
+    cut_scratch(forward, &measure);
+    if (measure.overflowed)
+        return mb_fail(MB_ERR_ARGUMENT, "scratch memory for %d tokens a step overflows; ask for fewer",
+                       limits->max_tokens);
+    mb_status status = device->allocate(device, measure.used, &forward->memory);
+    if (status != MB_OK)
+        return mb_fail_context(status, "scratch memory for %d tokens a step (%zu bytes)", limits->max_tokens,
+                               measure.used);
+    mb_arena_init(&forward->arena, forward->memory, measure.used, device->host_memory);
+    cut_scratch(forward, &forward->arena);
+
+    status = device->upload(device, forward->inv_freq, config->inv_freq,
+                            (size_t)config->head_dim / 2 * sizeof(float));
+    if (status == MB_OK)
+        status = device->synchronize(device);
+    if (status != MB_OK)
+        mb_forward_free(forward);
+    return status;
+}
+
+void mb_forward_free(mb_forward *forward) {
+    if (forward->memory)
+        forward->device->free(forward->device, forward->memory);
+    forward->memory = NULL;
+}
+
+uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype) {
+    return 2ull * (uint64_t)config->n_layers * (uint64_t)config->n_kv_heads * (uint64_t)config->head_dim *
+           mb_dtype_bytes(kv_dtype);
+}
+
+/* ---- The pass -------------------------------------------------------------------------------------------
+ */
+
+static mb_status gemm(mb_forward *f, const mb_gemm_args *args) {
+    return f->device->ops->gemm(args, f->workspace, f->workspace_bytes, f->device->stream);
+}
+
+static mb_status attention_block(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, int layer) {
+    const mb_ops *ops = f->device->ops;
+    const mb_config *c = f->config;
+    const mb_layer_weights *w = &f->weights->layers[layer];
+    mb_stream stream = f->device->stream;
+    int64_t n_tokens = batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
+
+    mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
+    MB_TRY(ops->rms_norm(&input_norm, stream));
+    mb_trace(f->device, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
+
+    mb_gemm_args project = linear(f, f->normed, &w->qkv, f->qkv, n_tokens);
+    add_bias(&project, &w->qkv_bias);
+    MB_TRY(gemm(f, &project));
+    mb_trace(f->device, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
+
+    mb_qk_norm_rope_store_args prepare = {.qkv = f->qkv,
+                                          .q_norm = w->q_norm,
+                                          .k_norm = w->k_norm,
+                                          .positions = batch->positions,
+                                          .slots = batch->slots,
+                                          .inv_freq = f->inv_freq,
+                                          .q = f->q,
+                                          .k_cache = (char *)kv->k + (size_t)layer * kv->layer_bytes,
+                                          .v_cache = (char *)kv->v + (size_t)layer * kv->layer_bytes,
+                                          .n_tokens = n_tokens,
+                                          .n_heads = c->n_heads,
+                                          .n_kv_heads = c->n_kv_heads,
+                                          .head_dim = c->head_dim,
+                                          .eps = c->rms_eps,
+                                          .rope_scale = c->rope_scale,
+                                          .dtype = f->dtype,
+                                          .cache_dtype = kv->dtype};
+    MB_TRY(ops->qk_norm_rope_store(&prepare, stream));
+    mb_trace(f->device, layer, "03-q", f->q, f->dtype, n_tokens, q_width);
+
+    mb_attention_args attend = attention(f, kv, batch, layer);
+    MB_TRY(ops->attention(&attend, f->workspace, f->workspace_bytes, stream));
+    mb_trace(f->device, layer, "04-attention", f->attended, f->dtype, n_tokens, q_width);
+
+    mb_gemm_args output = linear(f, f->attended, &w->o, f->x, n_tokens);
+    add_bias(&output, &w->o_bias);
+    output.residual = f->x;
+    MB_TRY(gemm(f, &output));
+    mb_trace(f->device, layer, "05-attention-out", f->x, f->dtype, n_tokens, c->hidden);
+    return MB_OK;
+}
+
+static mb_status moe_block(mb_forward *f, const mb_layer_weights *w, int layer, int64_t n_tokens) {
+    const mb_ops *ops = f->device->ops;
+    const mb_config *c = f->config;
+    mb_stream stream = f->device->stream;
+
+    mb_gemm_args router = linear_f32(f, f->normed, &w->router, f->router_logits, n_tokens);
+    MB_TRY(gemm(f, &router));
+    mb_trace(f->device, layer, "07-router", f->router_logits, MB_F32, n_tokens, c->n_experts);
+
+    /* A NaN in the router's logits needs no flag here: it came from the token's hidden state, which carries
+     * it on to the token's logits, where sampling finds it. */
+    mb_moe_route_args route = {.logits = f->router_logits,
+                               .weights = f->route_weights,
+                               .ids = f->route_ids,
+                               .n_tokens = n_tokens,
+                               .n_experts = c->n_experts,
+                               .top_k = c->top_k,
+                               .logits_dtype = MB_F32,
+                               .order = MB_ROUTE_SOFTMAX_TOPK,
+                               .renormalize = c->norm_topk_prob};
+    MB_TRY(ops->moe_route(&route, stream));
+    mb_trace(f->device, layer, "08-route-weights", f->route_weights, MB_F32, n_tokens, c->top_k);
+
+    mb_moe_forward_args combine = experts(f, w, n_tokens);
+    MB_TRY(ops->moe_forward(&combine, f->workspace, f->workspace_bytes, stream));
+    mb_trace(f->device, layer, "09-experts-out", f->x, f->dtype, n_tokens, c->hidden);
+    return MB_OK;
+}
+
+static mb_status dense_block(mb_forward *f, const mb_layer_weights *w, int layer, int64_t n_tokens) {
+    const mb_config *c = f->config;
+    mb_gemm_args gate_up = linear(f, f->normed, &w->w13, f->gate_up, n_tokens);
+    MB_TRY(gemm(f, &gate_up));
+    mb_gated_activation_args activate = {.x = f->gate_up,
+                                         .out = f->activated,
+                                         .n_rows = n_tokens,
+                                         .intermediate = c->intermediate,
+                                         .activation = c->activation,
+                                         .dtype = f->dtype};
+    MB_TRY(f->device->ops->gated_activation(&activate, f->device->stream));
+    mb_trace(f->device, layer, "07-activated", f->activated, f->dtype, n_tokens, c->intermediate);
+    mb_gemm_args down = linear(f, f->activated, &w->w2, f->x, n_tokens);
+    down.residual = f->x;
+    MB_TRY(gemm(f, &down));
+    mb_trace(f->device, layer, "08-mlp-out", f->x, f->dtype, n_tokens, c->hidden);
+    return MB_OK;
+}
+
+mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch) {
+    const mb_ops *ops = f->device->ops;
+    const mb_config *c = f->config;
+    if (batch->n_tokens > f->limits.max_tokens || batch->n_sequences > f->limits.max_sequences ||
+        batch->n_logits > f->limits.max_logits || batch->max_blocks > f->limits.max_blocks)
+        return mb_fail(MB_ERR_INTERNAL,
+                       "batch of %d tokens, %d sequences, %d logits, %d blocks is over the forward's limits",
+                       batch->n_tokens, batch->n_sequences, batch->n_logits, batch->max_blocks);
+    mb_trace_step();
+
+    mb_embed_args embed = {.ids = batch->ids,
+                           .table = f->weights->embedding,
+                           .out = f->x,
+                           .n_tokens = batch->n_tokens,
+                           .dtype = f->dtype};
+    MB_TRY(ops->embed(&embed, f->device->stream));
+    mb_trace(f->device, -1, "embed", f->x, f->dtype, batch->n_tokens, c->hidden);
+
+    for (int layer = 0; layer < c->n_layers; layer++) {
+        const mb_layer_weights *w = &f->weights->layers[layer];
+        MB_TRY(attention_block(f, kv, batch, layer));
+
+        mb_rms_norm_args post_norm = norm(f, f->x, &w->post_norm, f->normed, batch->n_tokens);
+        MB_TRY(ops->rms_norm(&post_norm, f->device->stream));
+        mb_trace(f->device, layer, "06-post-norm", f->normed, f->dtype, batch->n_tokens, c->hidden);
+        if (c->is_moe[layer])
+            MB_TRY(moe_block(f, w, layer, batch->n_tokens));
+        else
+            MB_TRY(dense_block(f, w, layer, batch->n_tokens));
+    }
+
+    mb_rms_norm_args final_norm = norm(f, f->x, &f->weights->final_norm, f->normed, batch->n_logits);
+    final_norm.rows = batch->logit_rows;
+    MB_TRY(ops->rms_norm(&final_norm, f->device->stream));
+    mb_gemm_args head = linear_f32(f, f->normed, &f->weights->lm_head, f->logits, batch->n_logits);
+    MB_TRY(gemm(f, &head));
+    mb_trace(f->device, -1, "logits", f->logits, MB_F32, batch->n_logits, c->vocab);
+
+    size_t overrun = mb_arena_check(&f->arena); /* debug builds on the CPU only */
+    if (overrun)
+        return mb_fail(MB_ERR_INTERNAL, "an operator wrote past the end of its buffer at scratch offset %zu",
+                       overrun);
+    return MB_OK;
+}

@@ -1,0 +1,69 @@
+#include "model/trace.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/log.h"
+#include "ops/common/dtype.h"
+
+static atomic_int step_number;
+
+int mb_trace_enabled(void) {
+    const char *directory = getenv("MOEBIUS_TRACE");
+    return directory && directory[0];
+}
+
+void mb_trace_step(void) {
+    atomic_fetch_add(&step_number, 1);
+}
+
+/* NumPy's format, version 1.0: magic, length of a padded header, the header, the data. */
+static int write_npy(FILE *file, const float *values, int64_t rows, int64_t cols) {
+    char dictionary[128], header[128];
+    int n = snprintf(dictionary, sizeof dictionary,
+                     "{'descr': '<f4', 'fortran_order': False, 'shape': (%lld, %lld), }", (long long)rows,
+                     (long long)cols);
+    const int prefix = 10, total = 128;
+    memset(header, ' ', sizeof header);
+    memcpy(header, "\x93NUMPY\x01\x00", 8);
+    header[8] = (char)(total - prefix);
+    header[9] = 0;
+    memcpy(header + prefix, dictionary, (size_t)n);
+    header[total - 1] = '\n';
+    size_t count = (size_t)(rows * cols);
+    return fwrite(header, 1, sizeof header, file) == sizeof header &&
+           fwrite(values, sizeof(float), count, file) == count;
+}
+
+void mb_trace(mb_device *device, int layer, const char *name, const void *data, mb_dtype dtype, int64_t rows,
+              int64_t cols) {
+    if (!mb_trace_enabled())
+        return;
+    char path[4096];
+    if (layer >= 0)
+        snprintf(path, sizeof path, "%s/%06d-%02d-%s.npy", getenv("MOEBIUS_TRACE"), atomic_load(&step_number),
+                 layer, name);
+    else
+        snprintf(path, sizeof path, "%s/%06d-%s.npy", getenv("MOEBIUS_TRACE"), atomic_load(&step_number),
+                 name);
+
+    size_t count = (size_t)(rows * cols);
+    void *raw = mb_malloc_array(count, mb_dtype_bytes(dtype));
+    float *values = mb_malloc_array(count, sizeof(float));
+    FILE *file = NULL;
+    int written = 0;
+    if (raw && values && device->download(device, raw, data, count * mb_dtype_bytes(dtype)) == MB_OK &&
+        device->synchronize(device) == MB_OK && (file = fopen(path, "wb"))) {
+        mb_load_f32(values, raw, dtype, count);
+        written = write_npy(file, values, rows, cols);
+    }
+    if (file && fclose(file) != 0)
+        written = 0;
+    if (!written)
+        mb_log(MB_LOG_WARN, "trace: %s could not be written", path);
+    mb_free(raw);
+    mb_free(values);
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Enforces who may include whom (docs/architecture.md): greps every #include "..." and fails on a breach.
+
+A rule names the folders whose headers a part of the tree may use. The part is found by the longest matching prefix of
+the file's path, so a rule for one file goes before the rule of its folder.
+"""
+import re
+import subprocess
+import sys
+
+PUBLIC = "moebius/"
+RULES = {
+    "src/base/": ["base/", PUBLIC],
+    "src/ops/common/": ["base/", "ops/common/", "ops/op_table.h", PUBLIC],
+    "src/ops/hopper/": ["base/", "ops/hopper/", PUBLIC],
+    # An operator sees itself, the shared parts, and its siblings through the table only.
+    "src/ops/": ["base/", "ops/hopper/", "ops/common/", "ops/op_table.h", "@own", PUBLIC],
+    "src/ops/op_table.h": ["ops/", PUBLIC],
+    "src/device/": ["base/", "ops/", "device/", PUBLIC],
+    "src/comm/": ["base/", "device/", "comm/", PUBLIC],
+    "src/model/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", PUBLIC],
+    "src/engine/kv.": ["base/", "engine/kv.h", PUBLIC],
+    "src/engine/scheduler.": ["base/", "engine/kv.h", "engine/scheduler.h", PUBLIC],
+    "src/engine/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", "engine/", PUBLIC],
+    "src/server/": ["base/", "server/", PUBLIC],
+    "src/cli/": ["base/", "cli/", PUBLIC],
+    "include/": [PUBLIC],
+    "examples/": [PUBLIC],
+}
+# CUDA's headers stay where CUDA is spoken.
+CUDA_ALLOWED = re.compile(r"\.cuh?$|^src/device/cuda\.c$|^src/comm/|^tests/gpu/")
+CUDA_HEADER = re.compile(r"^(cuda|cublas|nccl|nvtx|nvToolsExt)")
+INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
+
+
+def allowed_for(path: str) -> list[str] | None:
+    prefixes = [prefix for prefix in RULES if path.startswith(prefix)]
+    return RULES[max(prefixes, key=len)] if prefixes else None
+
+
+def breaches(path: str):
+    allowed = allowed_for(path)
+    own_folder = path.removeprefix("src/").rsplit("/", 1)[0] + "/"
+    for number, line in enumerate(open(path, encoding="utf-8"), 1):
+        match = INCLUDE.match(line)
+        if not match:
+            continue
+        bracket, header = match.groups()
+        if CUDA_HEADER.match(header) and not CUDA_ALLOWED.search(path):
+            yield f"{path}:{number}: CUDA header {header} outside of .cu, .cuh, device/cuda.c and comm/"
+        if bracket == "<" or allowed is None:
+            continue
+        if not any(header.startswith(own_folder if a == "@own" else a) for a in allowed):
+            yield f"{path}:{number}: may not include {header}; allowed: {', '.join(allowed)}"
+
+
+def main() -> int:
+    files = subprocess.run(["git", "ls-files", "*.c", "*.h", "*.cu", "*.cuh"], capture_output=True, text=True, check=True)
+    found = [breach for path in files.stdout.split() for breach in breaches(path)]
+    print("\n".join(found) if found else f"import rules: {len(files.stdout.split())} files, no breach")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

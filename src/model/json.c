@@ -1,6 +1,7 @@
 #include "model/json.h"
 
 #include <pthread.h>
+#include <stdio.h>
 
 #include "base/alloc.h"
 
@@ -47,4 +48,37 @@ mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, jso
         return mb_fail(MB_ERR_MEMORY, "%s: no memory while parsing JSON of %zu bytes", path, n_bytes);
     return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON at line %d, column %d: %s", path, error.line,
                    error.column, error.text);
+}
+
+const char *mb_quote(char *buffer, size_t capacity, const char *text) {
+    size_t n = 0;
+    buffer[n++] = '"';
+    for (; *text && n < capacity - 5; text++) /* room for "...\"" and the zero */
+        buffer[n++] = *text >= ' ' && *text <= '~' ? *text : '?';
+    snprintf(buffer + n, capacity - n, "%s\"", *text ? "..." : "");
+    return buffer;
+}
+
+const char *mb_json_describe(char *buffer, size_t capacity, const json_t *value) {
+    switch (json_typeof(value)) {
+    case JSON_INTEGER:
+        snprintf(buffer, capacity, "%lld", (long long)json_integer_value(value));
+        return buffer;
+    case JSON_REAL:
+        snprintf(buffer, capacity, "%.9g", json_real_value(value));
+        return buffer;
+    case JSON_STRING:
+        return mb_quote(buffer, capacity, json_string_value(value));
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_TRUE:
+        return "true";
+    case JSON_FALSE:
+        return "false";
+    case JSON_NULL:
+        break;
+    }
+    return "null";
 }

@@ -149,7 +149,7 @@ typedef struct mb_sampling {
     float frequency_penalty;  /* [-2, 2]; times its count in the answer */
     uint64_t seed;            /* same seed, same prompt: same text, whatever else is in the batch */
     const mb_logit_bias *logit_bias;
-    int32_t n_logit_bias;
+    int32_t n_logit_bias; /* at most 1024 */
 } mb_sampling;
 
 /* ---- Session ------------------------------------------------------------------------------------------ */
@@ -172,7 +172,8 @@ MB_API mb_status mb_session_open(mb_model *model, const mb_session_options *opti
 MB_API void mb_session_close(mb_session *session); /* drops what is queued or running; NULL allowed */
 
 /* Called during mb_step for each position whose log-probabilities the request asked for: position p's row is
- * the distribution of token p+1. `logprobs` [vocab] is valid during the call only. */
+ * the distribution of token p+1. `logprobs` [vocab] is valid during the call only. It may call anything but
+ * mb_step. A step in flight may still call it just after mb_cancel or mb_release returned. */
 typedef void (*mb_logprobs_fn)(void *user, int64_t position, const float *logprobs, int32_t vocab);
 
 typedef struct mb_request {

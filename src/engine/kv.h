@@ -1,0 +1,58 @@
+/*
+ * kv.h - who owns which block of the paged KV cache. Policy only: no memory of the cache is touched here.
+ *
+ * A sequence is admitted by reserving blocks for its worst case (prompt plus all tokens it may generate), so
+ * an admitted sequence never has to be preempted. It takes blocks out of its reservation as it grows, and
+ * gives everything back at once. A block is moved between the free list and exactly one table, never copied,
+ * so it cannot be freed twice. Nothing is allocated after mb_kv_init.
+ */
+#ifndef MB_ENGINE_KV_H
+#define MB_ENGINE_KV_H
+
+#include <stdint.h>
+
+#include "base/arena.h"
+
+enum { MB_KV_BLOCK_TOKENS = 64 };
+
+typedef struct mb_kv_table {
+    int32_t n_blocks;   /* owned: the front of the table's row in `blocks` */
+    int32_t n_reserved; /* may be owned at most; 0: the table is not in use */
+} mb_kv_table;
+
+typedef struct mb_kv {
+    int32_t n_blocks, max_tables, max_blocks; /* max_blocks: of one table */
+    int32_t n_free;                           /* blocks owned by no table */
+    int32_t n_promised;                       /* of the free ones, reserved by tables but not yet taken */
+    int32_t *free_blocks;                     /* [n_blocks], a stack of n_free */
+    int32_t *blocks;                          /* [max_tables, max_blocks] */
+    mb_kv_table *tables;                      /* [max_tables] */
+    int32_t *free_tables;                     /* [max_tables], a stack of n_free_tables */
+    int32_t n_free_tables;
+} mb_kv;
+
+/* Cuts the bookkeeping from `arena`; on a measuring arena nothing else happens. */
+void mb_kv_init(mb_kv *kv, mb_arena *arena, int32_t n_blocks, int32_t max_tables, int32_t max_blocks);
+
+/* Whether an empty cache could hold n_tokens positions of one sequence. */
+int mb_kv_can_ever_fit(const mb_kv *kv, int64_t n_tokens);
+
+/* Reserves blocks for n_tokens >= 1 positions. Returns the new table, or -1 when there are not enough
+ * unreserved blocks or no table is left. */
+int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens);
+
+/* Makes the table own the blocks of positions [0, n_tokens). 0, or -1 when that is more than was reserved. */
+int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens);
+
+/* The table's blocks in the order of positions, and the cache row of an owned position. */
+const int32_t *mb_kv_blocks(const mb_kv *kv, int32_t table);
+int32_t mb_kv_slot(const mb_kv *kv, int32_t table, int64_t position);
+
+/* Gives back the table with its blocks and reservation and sets *table to -1, for which it does nothing. */
+void mb_kv_release(mb_kv *kv, int32_t *table);
+
+/* For tests: NULL when every block is owned exactly once and all counts agree, else what is wrong.
+ * marks: scratch [n_blocks]. */
+const char *mb_kv_check(const mb_kv *kv, uint8_t *marks);
+
+#endif

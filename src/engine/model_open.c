@@ -1,0 +1,197 @@
+/* model_open.c - mb_model_open, close and info: a checkpoint directory becomes an mb_model. */
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/alloc.h"
+#include "base/file.h"
+#include "model/model.h"
+#include "model/qwen3_moe.h"
+
+/* More than any real file of its kind by far; a larger one is refused before it is read. */
+enum { MAX_CONFIG_BYTES = 16 << 20, MAX_TOKENIZER_BYTES = 256 << 20 };
+
+const char *mb_version(void) {
+    return MOEBIUS_VERSION;
+}
+
+void mb_free_text(char *text) {
+    mb_free(text);
+}
+
+void mb_model_options_init(mb_model_options *options) {
+    *options = (mb_model_options){0};
+}
+
+static mb_status check_directory(const char *directory) {
+    struct stat info;
+    if (stat(directory, &info) != 0)
+        return mb_fail(MB_ERR_IO, "%s: %s; give the directory of a Hugging Face checkpoint", directory,
+                       errno == ENOENT ? "no such directory" : strerror(errno));
+    if (!S_ISDIR(info.st_mode))
+        return mb_fail(MB_ERR_IO, "%s: not a directory; give the directory of a Hugging Face checkpoint",
+                       directory);
+    return MB_OK;
+}
+
+typedef struct small_file {
+    char path[PATH_MAX];
+    char *bytes; /* NULL: there is no such file */
+    size_t n_bytes;
+} small_file;
+
+/* A missing file is not a failure. */
+static mb_status read_optional(const char *directory, const char *name, size_t max_bytes, small_file *file) {
+    file->bytes = NULL;
+    file->n_bytes = 0;
+    MB_TRY(mb_path_join(file->path, sizeof file->path, directory, name));
+    mb_status status = mb_file_read(file->path, max_bytes, &file->bytes, &file->n_bytes);
+    return status == MB_ERR_NOT_FOUND ? MB_OK : status;
+}
+
+static mb_status read_configs(const char *directory, mb_model *model) {
+    small_file file;
+    MB_TRY(read_optional(directory, "config.json", MAX_CONFIG_BYTES, &file));
+    if (!file.bytes)
+        return mb_fail(MB_ERR_IO, "%s: no such file; %s is not a Hugging Face checkpoint", file.path,
+                       directory);
+    mb_status status = mb_config_parse(file.path, file.bytes, file.n_bytes, &model->config);
+    mb_free(file.bytes);
+    MB_TRY(status);
+
+    MB_TRY(read_optional(directory, "generation_config.json", MAX_CONFIG_BYTES, &file));
+    status = mb_generation_parse(file.path, file.bytes, file.n_bytes, &model->config, &model->generation);
+    mb_free(file.bytes);
+    return status;
+}
+
+static mb_status read_tokenizer(const char *directory, mb_model *model) {
+    small_file file;
+    MB_TRY(read_optional(directory, "tokenizer.json", MAX_TOKENIZER_BYTES, &file));
+    if (!file.bytes)
+        return MB_OK;
+    mb_status status =
+        mb_tokenizer_open(file.path, file.bytes, file.n_bytes, model->config.vocab, &model->tokenizer);
+    mb_free(file.bytes);
+    return status;
+}
+
+/* chat_template.jinja goes before the template inside tokenizer_config.json, as in transformers. */
+static mb_status read_chat_template(const char *directory, const char *name, mb_model *model) {
+    model->chat_template = MB_CHAT_NONE;
+    if (name)
+        return mb_chat_template_by_name(name, &model->chat_template);
+    static const struct {
+        const char *name;
+        int is_jinja;
+    } sources[] = {{"chat_template.jinja", 1}, {"tokenizer_config.json", 0}};
+    for (size_t i = 0; i < 2 && model->chat_template == MB_CHAT_NONE; i++) {
+        small_file file;
+        MB_TRY(read_optional(directory, sources[i].name, MAX_CONFIG_BYTES, &file));
+        if (!file.bytes)
+            continue;
+        mb_status status = mb_chat_template_find(file.path, file.bytes, file.n_bytes, sources[i].is_jinja,
+                                                 &model->chat_template);
+        mb_free(file.bytes);
+        MB_TRY(status);
+    }
+    return MB_OK;
+}
+
+static mb_status choose_dtype(const char *name, const mb_device *device, mb_dtype *dtype) {
+    static const mb_dtype compute_types[] = {MB_F32, MB_BF16, MB_F16};
+    *dtype = device->host_memory ? MB_F32 : MB_BF16;
+    if (!name)
+        return MB_OK;
+    for (size_t i = 0; i < sizeof compute_types / sizeof *compute_types; i++)
+        if (strcmp(name, mb_dtype_name(compute_types[i])) == 0) {
+            *dtype = compute_types[i];
+            return MB_OK;
+        }
+    return mb_fail(MB_ERR_ARGUMENT, "dtype \"%s\" is not known; choose fp32, bf16 or fp16", name);
+}
+
+/* The small files first: what is wrong with them is said before gigabytes are read. */
+static mb_status open_parts(const char *directory, const mb_model_options *options, mb_model *model) {
+    MB_TRY(check_directory(directory));
+    MB_TRY(read_configs(directory, model));
+    MB_TRY(read_tokenizer(directory, model));
+    MB_TRY(read_chat_template(directory, options->chat_template, model));
+    MB_TRY(mb_device_open(options->device, options->n_threads, &model->device));
+    MB_TRY(choose_dtype(options->dtype, model->device, &model->dtype));
+    return mb_weights_load(directory, &model->config, model->device, options->n_threads, options->progress,
+                           options->progress_user, &model->weights);
+}
+
+mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model) {
+    mb_model_options defaults;
+    mb_model_options_init(&defaults);
+    if (!options)
+        options = &defaults;
+    if (!model)
+        return mb_fail(MB_ERR_ARGUMENT, "mb_model_open: model is NULL");
+    *model = NULL;
+    if (!directory || !directory[0])
+        return mb_fail(MB_ERR_ARGUMENT, "mb_model_open: no directory was given");
+    if (options->n_threads < 0)
+        return mb_fail(MB_ERR_ARGUMENT, "n_threads is %d; it must be >= 0 (0: one per core)",
+                       options->n_threads);
+
+    mb_model *opened = mb_calloc(1, sizeof *opened);
+    if (!opened)
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory for the model's description", directory);
+    mb_status status = open_parts(directory, options, opened);
+    if (status != MB_OK) {
+        mb_model_close(opened);
+        return status;
+    }
+    *model = opened;
+    return MB_OK;
+}
+
+void mb_model_close(mb_model *model) {
+    if (!model)
+        return;
+    if (model->weights.memory)
+        mb_weights_free(&model->weights);
+    mb_tokenizer_close(model->tokenizer);
+    mb_device_close(model->device);
+    mb_free(model);
+}
+
+void mb_model_get_info(const mb_model *model, mb_model_info *info) {
+    const mb_config *config = &model->config;
+    *info = (mb_model_info){
+        .architecture = "Qwen3MoeForCausalLM",
+        .device = model->device->name,
+        .dtype = mb_dtype_name(model->dtype),
+        .weight_dtype = model->weights.dtype_name,
+        .n_layers = config->n_layers,
+        .hidden = config->hidden,
+        .n_heads = config->n_heads,
+        .n_kv_heads = config->n_kv_heads,
+        .head_dim = config->head_dim,
+        .n_experts = config->n_experts,
+        .top_k = config->top_k,
+        .moe_intermediate = config->moe_intermediate,
+        .intermediate = config->intermediate,
+        .vocab = config->vocab,
+        .max_positions = config->max_positions,
+        .n_parameters = model->weights.n_parameters,
+        .n_active_parameters = model->weights.n_active_parameters,
+        .weight_bytes = model->weights.n_bytes,
+        .kv_bytes_per_token = mb_kv_bytes_per_token(config, model->dtype),
+        .n_eos_ids = model->generation.n_eos_ids,
+        .has_tokenizer = model->tokenizer != NULL,
+        .has_chat_template = model->chat_template != MB_CHAT_NONE && model->chat_template != MB_CHAT_UNKNOWN,
+    };
+    for (int i = 0; i < config->n_layers; i++)
+        info->n_moe_layers += config->is_moe[i];
+    memcpy(info->eos_ids, model->generation.eos_ids, sizeof info->eos_ids);
+    if (model->device->memory(model->device, &info->device_memory_bytes, &info->device_free_bytes) != MB_OK)
+        info->device_memory_bytes = info->device_free_bytes = 0;
+}
+
+_Static_assert(sizeof(((mb_model_info *)0)->eos_ids) == sizeof(((mb_generation *)0)->eos_ids),
+               "the header's room for end-of-text ids");

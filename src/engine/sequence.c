@@ -1,0 +1,183 @@
+#include "engine/sequence.h"
+
+#include <float.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "model/model.h"
+
+/* ---- Checks ------------------------------------------------------------------------------------------- */
+
+static mb_status check_ids(const char *field, const int32_t *ids, size_t n, int32_t vocab) {
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return mb_fail(MB_ERR_ARGUMENT,
+                           "request.%s[%zu] is %d, outside of the model's vocabulary [0, %d)", field, i,
+                           (int)ids[i], (int)vocab);
+    return MB_OK;
+}
+
+/* Written so that NaN fails every test. */
+static mb_status check_sampling(const mb_sampling *s, int32_t vocab) {
+    if (!(s->temperature >= 0 && s->temperature <= FLT_MAX))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.temperature is %g; it must be finite and >= 0",
+                       (double)s->temperature);
+    if (s->top_k < 0)
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.top_k is %d; it must be >= 0 (0 is off)",
+                       (int)s->top_k);
+    if (!(s->top_p > 0 && s->top_p <= 1))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.top_p is %g; it must be in (0, 1] (1 is off)",
+                       (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p < 1))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.min_p is %g; it must be in [0, 1) (0 is off)",
+                       (double)s->min_p);
+    if (!(s->repetition_penalty > 0 && s->repetition_penalty <= FLT_MAX))
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "request.sampling.repetition_penalty is %g; it must be finite and > 0 (1 is off)",
+                       (double)s->repetition_penalty);
+    if (!(s->presence_penalty >= -2 && s->presence_penalty <= 2))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.presence_penalty is %g; it must be in [-2, 2]",
+                       (double)s->presence_penalty);
+    if (!(s->frequency_penalty >= -2 && s->frequency_penalty <= 2))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.frequency_penalty is %g; it must be in [-2, 2]",
+                       (double)s->frequency_penalty);
+    if (s->n_logit_bias < 0 || s->n_logit_bias > MB_MAX_LOGIT_BIAS || (s->n_logit_bias && !s->logit_bias))
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "request.sampling.n_logit_bias is %d (logit_bias %s NULL); it must be "
+                       "in [0, %d]",
+                       (int)s->n_logit_bias, s->logit_bias ? "is not" : "is", (int)MB_MAX_LOGIT_BIAS);
+    for (int32_t i = 0; i < s->n_logit_bias; i++) {
+        MB_TRY(check_ids("sampling.logit_bias", &s->logit_bias[i].id, 1, vocab));
+        if (!(s->logit_bias[i].bias <= FLT_MAX)) /* minus infinity is allowed: it bans the token */
+            return mb_fail(MB_ERR_ARGUMENT,
+                           "request.sampling.logit_bias[%d] is %g; it must be a finite number", (int)i,
+                           (double)s->logit_bias[i].bias);
+    }
+    return MB_OK;
+}
+
+static mb_status check_request(const mb_model *model, const mb_request *request) {
+    int32_t vocab = model->config.vocab;
+    int64_t max_positions = model->config.max_positions;
+    if (!request->ids || request->n_ids == 0)
+        return mb_fail(MB_ERR_ARGUMENT, "request.ids is empty; a prompt needs at least one token");
+    if (request->max_new_tokens < 0)
+        return mb_fail(MB_ERR_ARGUMENT, "request.max_new_tokens is %" PRId64 "; it must be >= 0",
+                       request->max_new_tokens);
+    if (request->n_ids > (uint64_t)max_positions ||
+        request->max_new_tokens > max_positions - (int64_t)request->n_ids)
+        return mb_fail(MB_ERR_CAPACITY,
+                       "a prompt of %zu tokens and max_new_tokens %" PRId64 " do not fit the model's %" PRId64
+                       " positions; shorten the prompt or ask for fewer",
+                       request->n_ids, request->max_new_tokens, max_positions);
+    if (request->n_stop_ids < 0 || (request->n_stop_ids > 0 && !request->stop_ids))
+        return mb_fail(MB_ERR_ARGUMENT, "request.n_stop_ids is %d (stop_ids %s NULL)",
+                       (int)request->n_stop_ids, request->stop_ids ? "is not" : "is");
+    if (request->prompt_logprobs && !request->on_logprobs)
+        return mb_fail(MB_ERR_ARGUMENT, "request.prompt_logprobs is set but request.on_logprobs is NULL");
+    MB_TRY(check_ids("ids", request->ids, request->n_ids, vocab));
+    MB_TRY(check_ids("stop_ids", request->stop_ids, (size_t)request->n_stop_ids, vocab));
+    return check_sampling(&request->sampling, vocab);
+}
+
+/* ---- Life --------------------------------------------------------------------------------------------- */
+
+typedef struct pieces {
+    mb_sequence *sequence;
+    int32_t *ids, *stop_ids;
+    float *logprobs;
+    mb_logit_bias *logit_bias;
+    mb_seen_tokens seen;
+} pieces;
+
+static int uses_penalties(const mb_sampling *sampling) {
+    return sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 ||
+           sampling->frequency_penalty != 0;
+}
+
+static int32_t n_model_stops(const mb_model *model, const mb_request *request) {
+    return request->ignore_eos ? 0 : model->generation.n_eos_ids;
+}
+
+static pieces cut(mb_arena *arena, const mb_model *model, const mb_request *request) {
+    pieces p = {0};
+    size_t n_new = (size_t)request->max_new_tokens, n_tokens = request->n_ids + n_new;
+    p.sequence = mb_arena_push(arena, 1, sizeof *p.sequence);
+    p.ids = mb_arena_push(arena, n_tokens, sizeof *p.ids);
+    p.logprobs = mb_arena_push(arena, n_new, sizeof *p.logprobs);
+    p.stop_ids = mb_arena_push(arena, (size_t)request->n_stop_ids + (size_t)n_model_stops(model, request),
+                               sizeof *p.stop_ids);
+    p.logit_bias = mb_arena_push(arena, (size_t)request->sampling.n_logit_bias, sizeof *p.logit_bias);
+    if (uses_penalties(&request->sampling)) {
+        size_t vocab = (size_t)model->config.vocab;
+        mb_seen_init(&p.seen, arena, n_tokens < vocab ? n_tokens : vocab);
+    }
+    return p;
+}
+
+mb_status mb_sequence_create(const mb_model *model, const mb_request *request, mb_sequence **sequence) {
+    *sequence = NULL;
+    MB_TRY(check_request(model, request));
+    mb_arena arena;
+    mb_arena_measure(&arena);
+    cut(&arena, model, request);
+    size_t n_bytes = arena.used;
+    void *memory = arena.overflowed ? NULL : mb_malloc(n_bytes);
+    if (!memory)
+        return mb_fail(MB_ERR_MEMORY, "no memory for a request of %zu prompt and %" PRId64 " new tokens",
+                       request->n_ids, request->max_new_tokens);
+    mb_arena_init(&arena, memory, n_bytes, 1);
+    pieces p = cut(&arena, model, request);
+
+    mb_sequence *s = p.sequence;
+    *s = (mb_sequence){.state = MB_WAITING,
+                       .n_prompt = (int64_t)request->n_ids,
+                       .ids = p.ids,
+                       .logprobs = p.logprobs,
+                       .sampling = request->sampling,
+                       .has_penalties = uses_penalties(&request->sampling),
+                       .seen = p.seen,
+                       .stop_ids = p.stop_ids,
+                       .on_logprobs = request->on_logprobs,
+                       .on_logprobs_user = request->on_logprobs_user};
+    s->job = (mb_job){.n_tokens = s->n_prompt,
+                      .max_tokens = s->n_prompt + request->max_new_tokens,
+                      .all_logits = request->prompt_logprobs,
+                      .table = -1};
+    memcpy(s->ids, request->ids, request->n_ids * sizeof *s->ids);
+    for (int32_t i = 0; i < n_model_stops(model, request); i++)
+        s->stop_ids[s->n_stop_ids++] = model->generation.eos_ids[i];
+    for (int32_t i = 0; i < request->n_stop_ids; i++)
+        s->stop_ids[s->n_stop_ids++] = request->stop_ids[i];
+    for (int32_t i = 0; i < s->sampling.n_logit_bias; i++)
+        p.logit_bias[i] = request->sampling.logit_bias[i];
+    s->sampling.logit_bias = p.logit_bias;
+    if (s->has_penalties)
+        for (int64_t i = 0; i < s->n_prompt; i++)
+            mb_seen_add(&s->seen, s->ids[i], 0);
+    *sequence = s;
+    return MB_OK;
+}
+
+void mb_sequence_destroy(mb_sequence *sequence) {
+    mb_free(sequence); /* the first piece of its block */
+}
+
+mb_sequence *mb_sequence_of(mb_job *job) {
+    return (mb_sequence *)job;
+}
+
+void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob) {
+    for (int32_t i = 0; i < sequence->n_stop_ids; i++)
+        if (sequence->stop_ids[i] == id) {
+            sequence->state = MB_FINISHED_STOP;
+            return;
+        }
+    sequence->logprobs[sequence->job.n_tokens - sequence->n_prompt] = logprob;
+    sequence->ids[sequence->job.n_tokens++] = id;
+    if (sequence->has_penalties)
+        mb_seen_add(&sequence->seen, id, 1);
+    if (sequence->job.n_tokens == sequence->job.max_tokens)
+        sequence->state = MB_FINISHED_LENGTH;
+}

@@ -1,0 +1,42 @@
+/* sequence.h - one request in a session: its tokens so far, how to draw the next, when to stop. */
+#ifndef MB_ENGINE_SEQUENCE_H
+#define MB_ENGINE_SEQUENCE_H
+
+#include "engine/scheduler.h"
+#include "engine/seen_tokens.h"
+#include "moebius/moebius.h"
+
+/* Biases of one request that the step's input buffer has room for. */
+enum { MB_MAX_LOGIT_BIAS = 1024 };
+
+typedef struct mb_sequence {
+    mb_job job; /* job.n_tokens is the length of ids */
+    uint64_t id;
+    struct mb_sequence *next_in_bucket;
+    mb_state state;
+    int in_flight; /* part of the step that is running now: the step, not its canceller, ends it */
+    int released;  /* forgotten by its owner while in flight: freed when the step commits */
+
+    int64_t n_prompt, n_read; /* n_read: answer tokens already handed out */
+    int32_t *ids;             /* [job.max_tokens]: prompt, answer */
+    float *logprobs;          /* [job.max_tokens - n_prompt] of the answer */
+    mb_sampling sampling;     /* logit_bias is our copy */
+    int has_penalties;
+    mb_seen_tokens seen; /* only with penalties */
+    int32_t *stop_ids;   /* those of the model included */
+    int32_t n_stop_ids;
+    mb_logprobs_fn on_logprobs;
+    void *on_logprobs_user;
+} mb_sequence;
+
+/* Checks the request against the model and copies it into one new block of memory. */
+mb_status mb_sequence_create(const mb_model *model, const mb_request *request, mb_sequence **sequence);
+void mb_sequence_destroy(mb_sequence *sequence);
+
+/* The job is the sequence's first member. */
+mb_sequence *mb_sequence_of(mb_job *job);
+
+/* Takes in a drawn token: ends the answer at a stop token or at its length, else appends. */
+void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob);
+
+#endif

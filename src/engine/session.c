@@ -1,0 +1,350 @@
+/*
+ * session.c - the session calls of moebius.h.
+ *
+ * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans and
+ * fills the runner, and again while it commits the results; in between the device works, and everybody may
+ * submit, read, cancel and release. A sequence that is part of the step in flight is only marked by those
+ * calls: the commit takes it out of the scheduler, and frees it if it was released.
+ */
+#include <inttypes.h>
+#include <pthread.h>
+
+#include "base/alloc.h"
+#include "base/log.h"
+#include "engine/kv.h"
+#include "engine/sequence.h"
+#include "engine/step.h"
+
+enum {
+    MAX_SEQUENCES = 4096,
+    MAX_STEP_TOKENS = 1 << 20,
+    MAX_QUEUED = 1 << 20,
+    DEFAULT_CPU_KV_TOKENS = 16384,
+    PROMPT_LOGITS = 64, /* rows of logits for log-probabilities of prompts in one step: bounds their memory */
+};
+
+struct mb_session {
+    const mb_model *model;
+    mb_runner runner; /* belongs to the stepping thread but for filling */
+    void *memory;     /* behind kv, buckets and plan */
+
+    pthread_mutex_t lock; /* guards all below */
+    int stepping;
+    mb_kv kv;
+    mb_scheduler scheduler;
+    mb_sequence **buckets; /* by id */
+    uint64_t bucket_mask;
+    uint64_t last_id;
+    mb_planned *plan; /* [max_sequences] the step in flight */
+    int32_t n_planned;
+    uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
+};
+
+/* ---- Opening ------------------------------------------------------------------------------------------ */
+
+void mb_session_options_init(mb_session_options *options) {
+    *options = (mb_session_options){.max_sequences = 64,
+                                    .max_step_tokens = 2048,
+                                    .prefill_chunk = 512,
+                                    .max_queued = 1024,
+                                    .kv_tokens = 0};
+}
+
+static mb_status check_range(const char *name, int64_t value, int64_t least, int64_t most) {
+    if (value >= least && value <= most)
+        return MB_OK;
+    return mb_fail(MB_ERR_ARGUMENT,
+                   "session option %s is %" PRId64 "; it must be in [%" PRId64 ", %" PRId64
+                   "] (mb_session_options_init sets the defaults)",
+                   name, value, least, most);
+}
+
+static mb_status check_options(const mb_session_options *options) {
+    MB_TRY(check_range("max_sequences", options->max_sequences, 1, MAX_SEQUENCES));
+    MB_TRY(check_range("max_step_tokens", options->max_step_tokens, 1, MAX_STEP_TOKENS));
+    MB_TRY(check_range("prefill_chunk", options->prefill_chunk, 1, MAX_STEP_TOKENS));
+    MB_TRY(check_range("max_queued", options->max_queued, 1, MAX_QUEUED));
+    /* cache rows are numbered by int32_t */
+    return check_range("kv_tokens", options->kv_tokens, 0, INT32_MAX - (MB_KV_BLOCK_TOKENS - 1));
+}
+
+static int32_t smaller(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+static int32_t blocks_for(int64_t n_tokens) {
+    return (int32_t)((n_tokens + MB_KV_BLOCK_TOKENS - 1) / MB_KV_BLOCK_TOKENS);
+}
+
+static void cut(mb_session *session, mb_arena *arena, int32_t max_sequences, int32_t max_queued) {
+    size_t n_buckets = 16;
+    while (n_buckets < 2 * ((size_t)max_sequences + (size_t)max_queued))
+        n_buckets *= 2;
+    mb_kv_init(&session->kv, arena, session->runner.kv.n_blocks, max_sequences,
+               session->runner.limits.max_blocks);
+    session->plan = mb_arena_push(arena, (size_t)max_sequences, sizeof *session->plan);
+    session->buckets = mb_arena_push(arena, n_buckets, sizeof *session->buckets);
+    session->bucket_mask = n_buckets - 1;
+    for (size_t i = 0; i < n_buckets && session->buckets; i++)
+        session->buckets[i] = NULL;
+}
+
+static mb_status open_parts(mb_session *session, const mb_session_options *options) {
+    const mb_model *model = session->model;
+    /* With at most one sequence per token of the budget every step can decode all of them. */
+    int32_t max_sequences = smaller(options->max_sequences, options->max_step_tokens);
+    int64_t kv_tokens = options->kv_tokens;
+    if (kv_tokens == 0 && model->device->host_memory)
+        kv_tokens = DEFAULT_CPU_KV_TOKENS;
+    mb_runner_limits runner_limits = {
+        .max_sequences = max_sequences,
+        .max_step_tokens = options->max_step_tokens,
+        .max_logits = smaller(max_sequences + PROMPT_LOGITS, options->max_step_tokens),
+        .max_blocks = blocks_for(model->config.max_positions),
+        .n_kv_blocks = blocks_for(kv_tokens),
+    };
+    MB_TRY(mb_runner_open(&session->runner, model, &runner_limits));
+
+    mb_arena arena;
+    mb_arena_measure(&arena);
+    cut(session, &arena, max_sequences, options->max_queued);
+    size_t n_bytes = arena.used;
+    session->memory = arena.overflowed ? NULL : mb_malloc(n_bytes);
+    if (!session->memory)
+        return mb_fail(MB_ERR_MEMORY, "no memory for a session's bookkeeping (%zu bytes)", n_bytes);
+    mb_arena_init(&arena, session->memory, n_bytes, 1);
+    cut(session, &arena, max_sequences, options->max_queued);
+
+    mb_schedule_limits schedule_limits = {.max_sequences = max_sequences,
+                                          .max_step_tokens = options->max_step_tokens,
+                                          .prefill_chunk = options->prefill_chunk,
+                                          .max_queued = options->max_queued,
+                                          .max_prompt_logits = runner_limits.max_logits - max_sequences};
+    mb_scheduler_init(&session->scheduler, &schedule_limits, &session->kv);
+    return MB_OK;
+}
+
+mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session) {
+    mb_session_options defaults;
+    mb_session_options_init(&defaults);
+    if (!options)
+        options = &defaults;
+    if (!session)
+        return mb_fail(MB_ERR_ARGUMENT, "mb_session_open: session is NULL");
+    *session = NULL;
+    if (!model)
+        return mb_fail(MB_ERR_ARGUMENT, "mb_session_open: model is NULL");
+    MB_TRY(check_options(options));
+
+    mb_session *opened = mb_calloc(1, sizeof *opened);
+    if (!opened)
+        return mb_fail(MB_ERR_MEMORY, "no memory for a session");
+    opened->model = model;
+    if (pthread_mutex_init(&opened->lock, NULL) != 0) {
+        mb_free(opened);
+        return mb_fail(MB_ERR_MEMORY, "the system gave no lock for a session");
+    }
+    mb_status status = open_parts(opened, options);
+    if (status != MB_OK) {
+        mb_session_close(opened);
+        return status;
+    }
+    *session = opened;
+    return MB_OK;
+}
+
+void mb_session_close(mb_session *session) {
+    if (!session)
+        return;
+    for (uint64_t i = 0; session->buckets && i <= session->bucket_mask; i++)
+        while (session->buckets[i]) {
+            mb_sequence *sequence = session->buckets[i];
+            session->buckets[i] = sequence->next_in_bucket;
+            mb_sequence_destroy(sequence);
+        }
+    mb_runner_close(&session->runner);
+    mb_free(session->memory);
+    pthread_mutex_destroy(&session->lock);
+    mb_free(session);
+}
+
+/* ---- Sequences by id ---------------------------------------------------------------------------------- */
+
+/* The pointer to the sequence (for unlinking); points to NULL when there is none. */
+static mb_sequence **find(mb_session *session, uint64_t id) {
+    mb_sequence **place = &session->buckets[id & session->bucket_mask];
+    while (*place && (*place)->id != id)
+        place = &(*place)->next_in_bucket;
+    return place;
+}
+
+static mb_status not_found(uint64_t id) {
+    return mb_fail(MB_ERR_NOT_FOUND, "the session has no sequence %" PRIu64 "; was it released?", id);
+}
+
+/* ---- Requests ----------------------------------------------------------------------------------------- */
+
+void mb_request_init(const mb_model *model, mb_request *request) {
+    const mb_generation *generation = &model->generation;
+    *request = (mb_request){.sampling = {.temperature = generation->do_sample ? generation->temperature : 0,
+                                         .top_k = generation->top_k,
+                                         .top_p = generation->top_p,
+                                         .min_p = generation->min_p,
+                                         .repetition_penalty = generation->repetition_penalty}};
+}
+
+mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id) {
+    mb_sequence *sequence;
+    *id = 0;
+    MB_TRY(mb_sequence_create(session->model, request, &sequence));
+    pthread_mutex_lock(&session->lock);
+    mb_status status = mb_scheduler_submit(&session->scheduler, &sequence->job);
+    if (status == MB_OK) {
+        sequence->id = ++session->last_id;
+        *find(session, sequence->id) = sequence;
+        *id = sequence->id;
+    }
+    pthread_mutex_unlock(&session->lock);
+    if (status != MB_OK)
+        mb_sequence_destroy(sequence);
+    return status;
+}
+
+mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t capacity, size_t *n_tokens,
+                  mb_state *state) {
+    *n_tokens = 0;
+    pthread_mutex_lock(&session->lock);
+    mb_sequence *sequence = *find(session, id);
+    if (sequence) {
+        int64_t n_answer = sequence->job.n_tokens - sequence->n_prompt;
+        for (; sequence->n_read < n_answer && *n_tokens < capacity; sequence->n_read++)
+            tokens[(*n_tokens)++] = (mb_token){.id = sequence->ids[sequence->n_prompt + sequence->n_read],
+                                               .logprob = sequence->logprobs[sequence->n_read]};
+        *state = sequence->state;
+    }
+    pthread_mutex_unlock(&session->lock);
+    return sequence ? MB_OK : not_found(id);
+}
+
+/* Of a sequence in flight only the state changes: the commit sees it. */
+static void cancel(mb_session *session, mb_sequence *sequence) {
+    if (sequence->state == MB_WAITING || sequence->state == MB_RUNNING)
+        sequence->state = MB_CANCELLED;
+    if (!sequence->in_flight)
+        mb_scheduler_remove(&session->scheduler, &sequence->job);
+}
+
+mb_status mb_cancel(mb_session *session, uint64_t id) {
+    pthread_mutex_lock(&session->lock);
+    mb_sequence *sequence = *find(session, id);
+    if (sequence)
+        cancel(session, sequence);
+    pthread_mutex_unlock(&session->lock);
+    return sequence ? MB_OK : not_found(id);
+}
+
+mb_status mb_release(mb_session *session, uint64_t id) {
+    pthread_mutex_lock(&session->lock);
+    mb_sequence **place = find(session, id), *sequence = *place;
+    int destroy = 0;
+    if (sequence) {
+        cancel(session, sequence);
+        *place = sequence->next_in_bucket;
+        sequence->released = 1;
+        destroy = !sequence->in_flight;
+    }
+    pthread_mutex_unlock(&session->lock);
+    if (!sequence)
+        return not_found(id);
+    if (destroy)
+        mb_sequence_destroy(sequence);
+    return MB_OK;
+}
+
+void mb_session_get_stats(mb_session *session, mb_session_stats *stats) {
+    pthread_mutex_lock(&session->lock);
+    *stats = (mb_session_stats){.n_waiting = session->scheduler.waiting.n,
+                                .n_running = session->scheduler.running.n,
+                                .kv_blocks_total = session->kv.n_blocks,
+                                .kv_blocks_free = session->kv.n_free,
+                                .n_steps = session->n_steps,
+                                .n_prompt_tokens = session->n_prompt_tokens,
+                                .n_generated_tokens = session->n_generated_tokens};
+    pthread_mutex_unlock(&session->lock);
+}
+
+/* ---- Stepping ----------------------------------------------------------------------------------------- */
+
+static void plan(mb_session *session) {
+    session->n_planned = mb_scheduler_plan(&session->scheduler, session->plan);
+    for (int32_t i = 0; i < session->n_planned; i++) {
+        mb_sequence *sequence = mb_sequence_of(session->plan[i].job);
+        sequence->state = MB_RUNNING;
+        sequence->in_flight = 1;
+    }
+    mb_runner_fill(&session->runner, &session->kv, session->plan, session->n_planned);
+}
+
+static void advance(mb_session *session, mb_sequence *sequence, const mb_planned *item,
+                    const mb_outcome *outcome) {
+    mb_job *job = &sequence->job;
+    int64_t n_prompt_left = sequence->n_prompt - job->n_cached;
+    if (n_prompt_left > 0)
+        session->n_prompt_tokens += (uint64_t)item->n_tokens; /* a chunk does not reach beyond the prompt */
+    job->n_cached += item->n_tokens;
+    if (item->draws) {
+        int64_t before = job->n_tokens;
+        mb_sequence_take(sequence, outcome->id, outcome->logprob);
+        session->n_generated_tokens += (uint64_t)(job->n_tokens - before);
+    } else if (job->n_cached == job->max_tokens) {
+        sequence->state = MB_FINISHED_LENGTH; /* max_new_tokens 0: the prompt was all */
+    }
+}
+
+static void commit(mb_session *session, mb_status status) {
+    for (int32_t i = 0; i < session->n_planned; i++) {
+        const mb_outcome *outcome = &session->runner.outcomes[i];
+        mb_sequence *sequence = mb_sequence_of(session->plan[i].job);
+        sequence->in_flight = 0;
+        if (sequence->state == MB_RUNNING) {
+            if (status != MB_OK) {
+                sequence->state = MB_FAILED;
+            } else if (outcome->failed) {
+                sequence->state = MB_FAILED;
+                mb_log(MB_LOG_WARN,
+                       "sequence %" PRIu64 " failed: its logits are not numbers; check the weights",
+                       sequence->id);
+            } else {
+                advance(session, sequence, &session->plan[i], outcome);
+            }
+        }
+        if (sequence->state != MB_RUNNING)
+            mb_scheduler_remove(&session->scheduler, &sequence->job);
+        if (sequence->released)
+            mb_sequence_destroy(sequence);
+    }
+    session->n_steps += session->n_planned > 0;
+    session->n_planned = 0;
+}
+
+mb_status mb_step(mb_session *session, int *n_unfinished) {
+    pthread_mutex_lock(&session->lock);
+    if (session->stepping) {
+        pthread_mutex_unlock(&session->lock);
+        return mb_fail(MB_ERR_STATE,
+                       "mb_step: a step is running already, in another thread or around this callback");
+    }
+    session->stepping = 1;
+    plan(session);
+    pthread_mutex_unlock(&session->lock);
+
+    mb_status status = session->n_planned > 0 ? mb_runner_run(&session->runner) : MB_OK;
+
+    pthread_mutex_lock(&session->lock);
+    commit(session, status);
+    session->stepping = 0;
+    if (n_unfinished)
+        *n_unfinished = (int)session->scheduler.waiting.n + (int)session->scheduler.running.n;
+    pthread_mutex_unlock(&session->lock);
+    return status;
+}

@@ -28,7 +28,8 @@ typedef enum mb_dtype {
 MB_API size_t mb_dtype_bytes(mb_dtype dtype);
 MB_API const char *mb_dtype_name(mb_dtype dtype);
 
-/* A cudaStream_t on the GPU; NULL on the CPU, where a call has finished when it returns. */
+/* A cudaStream_t on the GPU. On the CPU, where a call has finished when it returns, NULL or what the CPU
+ * device gives as its stream: how many threads to take (NULL: OpenMP's default). */
 typedef void *mb_stream;
 
 /*

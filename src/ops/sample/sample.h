@@ -30,8 +30,8 @@ typedef struct mb_sample_row {
 typedef struct mb_sample_args {
     const float *logits;       /* [n_rows, V]; not changed */
     const mb_sample_row *rows; /* [n_rows] */
-    int32_t *ids;              /* [n_rows] out; -1 when the row has a NaN or nothing but -inf */
-    float *logprobs;           /* [n_rows] out: log softmax of the untouched logits at the chosen id */
+    int32_t *ids;              /* [n_rows] out; -1 when the row has a NaN, a +inf, or nothing but -inf */
+    float *logprobs; /* [n_rows] out: log softmax of the untouched logits at the chosen id (-1: -inf) */
     int64_t n_rows;
     int32_t vocab;
 } mb_sample_args;

@@ -1,0 +1,179 @@
+/*
+ * cpu.c - the CPU as a device: its memory is host memory, copies are memcpy, operators are the references.
+ *
+ * Its stream points to an mb_cpu_stream in the device, so every operator called on it takes the device's
+ * number of threads; nothing is changed in the process.
+ */
+#define _GNU_SOURCE /* sched_getaffinity */
+
+#include "base/alloc.h"
+#include "base/status.h"
+#include "device/device.h"
+#include "ops/common/parallel.h"
+
+#include <limits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct cpu_device {
+    mb_device base;
+    mb_cpu_stream stream;
+} cpu_device;
+
+static const mb_ops cpu_ops = {
+    .name = "cpu",
+    .embed = mb_embed_ref,
+    .rms_norm = mb_rms_norm_ref,
+    .gemm_workspace = mb_gemm_ref_workspace,
+    .gemm = mb_gemm_ref,
+    .qk_norm_rope_store = mb_qk_norm_rope_store_ref,
+    .attention_workspace = mb_attention_ref_workspace,
+    .attention = mb_attention_ref,
+    .gated_activation = mb_gated_activation_ref,
+    .moe_route = mb_moe_route_ref,
+    .moe_forward_workspace = mb_moe_forward_ref_workspace,
+    .moe_forward = mb_moe_forward_ref,
+    .sample_workspace = mb_sample_ref_workspace,
+    .sample = mb_sample_ref,
+    .log_softmax = mb_log_softmax_ref,
+};
+
+enum { ALIGNMENT = 256 };
+
+/* mb_malloc_aligned aligns to 64; the address that it gave is kept just below the one that is handed out. */
+static mb_status cpu_allocate(mb_device *device, size_t n_bytes, void **pointer) {
+    (void)device;
+    *pointer = NULL;
+    char *block = n_bytes <= SIZE_MAX - 2 * ALIGNMENT ? mb_malloc_aligned(n_bytes + ALIGNMENT) : NULL;
+    if (!block)
+        return mb_fail(MB_ERR_MEMORY, "cpu: %zu bytes could not be allocated", n_bytes);
+    char *aligned = block + (ALIGNMENT - (uintptr_t)block % ALIGNMENT); /* at least 64 bytes above block */
+    memcpy(aligned - sizeof block, &block, sizeof block);
+    *pointer = aligned;
+    return MB_OK;
+}
+
+static void cpu_free(mb_device *device, void *pointer) {
+    (void)device;
+    if (!pointer)
+        return;
+    void *block;
+    memcpy(&block, (char *)pointer - sizeof block, sizeof block);
+    mb_free_aligned(block);
+}
+
+static mb_status cpu_copy(mb_device *device, void *to, const void *from, size_t n_bytes) {
+    (void)device;
+    if (n_bytes > 0)
+        memcpy(to, from, n_bytes);
+    return MB_OK;
+}
+
+static mb_status cpu_synchronize(mb_device *device) {
+    (void)device;
+    return MB_OK;
+}
+
+/* The first number in a file; 0 when there is none ("max" in cgroup files: no limit). */
+static uint64_t read_number(const char *path) {
+    unsigned long long number = 0;
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return 0;
+    if (fscanf(file, "%llu", &number) != 1)
+        number = 0;
+    fclose(file);
+    return number;
+}
+
+/* What the machine could give without swapping. */
+static uint64_t available_memory(void) {
+    char line[256];
+    unsigned long long kilobytes = 0;
+    FILE *file = fopen("/proc/meminfo", "re");
+    if (!file)
+        return 0;
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1)
+            break;
+    fclose(file);
+    return kilobytes * 1024;
+}
+
+/* The machine's memory, or the container's share of it (cgroup version 2, then 1). */
+static mb_status cpu_memory(mb_device *device, uint64_t *total_bytes, uint64_t *free_bytes) {
+    (void)device;
+    static const char *const limits[][2] = {
+        {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
+    };
+    long n_pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
+    if (n_pages <= 0 || page_bytes <= 0)
+        return mb_fail(MB_ERR_DEVICE, "cpu: the system does not tell how much memory it has");
+    *total_bytes = (uint64_t)n_pages * (uint64_t)page_bytes;
+    *free_bytes = available_memory();
+    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
+        uint64_t limit = read_number(limits[i][0]), used = read_number(limits[i][1]);
+        if (limit == 0 || limit >= *total_bytes)
+            continue;
+        *total_bytes = limit;
+        uint64_t left = used < limit ? limit - used : 0;
+        if (left < *free_bytes)
+            *free_bytes = left;
+    }
+    return MB_OK;
+}
+
+static void cpu_close(mb_device *device) {
+    mb_free(device);
+}
+
+/* Cores that the scheduler may put us on, at most the container's CPU quota. */
+static int usable_cores(void) {
+    cpu_set_t set;
+    int n =
+        sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    long long quota = 0, period = 0;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re"); /* "200000 100000", or "max 100000" */
+    if (file) {
+        if (fscanf(file, "%lld %lld", &quota, &period) != 2)
+            quota = 0;
+        fclose(file);
+    } else {
+        quota = (long long)read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
+        period = (long long)read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us");
+    }
+    if (quota > 0 && period > 0 && (quota + period - 1) / period < n)
+        n = (int)((quota + period - 1) / period);
+    return n < 1 ? 1 : n;
+}
+
+mb_status mb_device_open_cpu(int n_threads, mb_device **device) {
+    enum { MAX_THREADS = 1024 };
+    *device = NULL;
+    if (n_threads < 0 || n_threads > MAX_THREADS)
+        return mb_fail(MB_ERR_ARGUMENT, "cpu: n_threads is %d, not in 0 .. %d", n_threads, MAX_THREADS);
+    cpu_device *cpu = mb_malloc(sizeof *cpu);
+    if (!cpu)
+        return mb_fail(MB_ERR_MEMORY, "cpu: %zu bytes could not be allocated", sizeof *cpu);
+    cpu->stream.n_threads = n_threads > 0 ? n_threads : usable_cores();
+    cpu->base = (mb_device){
+        .name = "cpu",
+        .ops = &cpu_ops,
+        .stream = &cpu->stream,
+        .host_memory = 1,
+        .allocate = cpu_allocate,
+        .free = cpu_free,
+        .allocate_pinned = cpu_allocate,
+        .free_pinned = cpu_free,
+        .upload = cpu_copy,
+        .download = cpu_copy,
+        .synchronize = cpu_synchronize,
+        .memory = cpu_memory,
+        .close = cpu_close,
+    };
+    *device = &cpu->base;
+    return MB_OK;
+}

@@ -1,0 +1,85 @@
+/*
+ * dtype.h - between fp32 and the narrower types: single values inline, runs of values in dtype.c.
+ *
+ * Widening is exact. Narrowing rounds to nearest, ties to even; what is too large becomes infinity (bf16,
+ * fp16) or the largest finite value (fp8 E4M3, which has no infinity). All of it is branch-free integer and
+ * fp32 arithmetic, so that loops over it vectorise.
+ */
+#ifndef MB_OPS_COMMON_DTYPE_H
+#define MB_OPS_COMMON_DTYPE_H
+
+#include "moebius/ops.h"
+
+#include <string.h>
+
+static inline float mb_f32_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t mb_bits_of_f32(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline float mb_f32_of_bf16(uint16_t half) {
+    return mb_f32_of_bits((uint32_t)half << 16);
+}
+
+/* Exponent and mantissa are moved to fp32's places, and the product makes up for the smaller bias: that is
+ * right for subnormal numbers as well. Infinity and NaN need their exponent filled up. */
+static inline float mb_f32_of_f16(uint16_t half) {
+    uint32_t magnitude = (uint32_t)(half & 0x7fff) << 13;
+    uint32_t bits = mb_bits_of_f32(mb_f32_of_bits(magnitude) * 0x1p112f);
+    bits = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : bits;
+    return mb_f32_of_bits(bits | (uint32_t)(half & 0x8000) << 16);
+}
+
+static inline float mb_f32_of_f8(uint8_t byte) {
+    uint32_t magnitude = (uint32_t)(byte & 0x7f) << 20;
+    uint32_t bits = mb_bits_of_f32(mb_f32_of_bits(magnitude) * 0x1p120f);
+    bits = (byte & 0x7f) == 0x7f ? 0x7fc00000u : bits;
+    return mb_f32_of_bits(bits | (uint32_t)(byte & 0x80) << 24);
+}
+
+static inline uint16_t mb_bf16_of_f32(float value) {
+    uint32_t bits = mb_bits_of_f32(value);
+    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    uint32_t is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+    return (uint16_t)(is_nan ? bits >> 16 | 0x40 : rounded);
+}
+
+/* Subnormal results: adding a number whose last place is the result's step leaves the rounded multiple of
+ * that step in the low bits of the sum. */
+static inline uint16_t mb_f16_of_f32(float value) {
+    uint32_t bits = mb_bits_of_f32(value), magnitude = bits & 0x7fffffffu;
+    uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
+    uint32_t subnormal = mb_bits_of_f32(mb_f32_of_bits(magnitude) + 0.5f) - 0x3f000000u;
+    uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+    result = magnitude >= 0x477ff000u ? 0x7c00u : result;
+    result = magnitude > 0x7f800000u ? 0x7e00u : result;
+    return (uint16_t)(result | (bits >> 16 & 0x8000u));
+}
+
+static inline uint8_t mb_f8_of_f32(float value) {
+    uint32_t bits = mb_bits_of_f32(value), magnitude = bits & 0x7fffffffu;
+    uint32_t normal = (magnitude - 0x3c000000u + 0x7ffffu + (magnitude >> 20 & 1)) >> 20;
+    uint32_t subnormal = mb_bits_of_f32(mb_f32_of_bits(magnitude) + 0x1p14f) - 0x46800000u;
+    uint32_t result = magnitude < 0x3c800000u ? subnormal : normal;
+    result = magnitude >= 0x43e00000u ? 0x7eu : result;
+    result = magnitude > 0x7f800000u ? 0x7fu : result;
+    return (uint8_t)(result | (bits >> 24 & 0x80u));
+}
+
+/* Elements [first, first + n) of an array, widened. */
+void mb_load_f32(mb_dtype dtype, const void *array, int64_t first, int64_t n, float *values);
+
+/* values[i] to element first + i of an array, rounded. */
+void mb_store_f32(mb_dtype dtype, void *array, int64_t first, int64_t n, const float *values);
+
+/* Each value becomes the nearest one that dtype can hold. */
+void mb_round_f32(mb_dtype dtype, int64_t n, float *values);
+
+#endif

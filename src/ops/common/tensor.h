@@ -1,0 +1,27 @@
+/* tensor.h - argument checks that operators share, and rows of weights widened to fp32. */
+#ifndef MB_OPS_COMMON_TENSOR_H
+#define MB_OPS_COMMON_TENSOR_H
+
+#include "base/status.h"
+#include "moebius/ops.h"
+
+/* Returns MB_ERR_ARGUMENT with a sentence from the calling function unless `condition` holds. */
+#define MB_REQUIRE(condition, ...)                        \
+    do {                                                  \
+        if (!(condition))                                 \
+            return mb_fail(MB_ERR_ARGUMENT, __VA_ARGS__); \
+    } while (0)
+
+/* 1 for the types that activations may have: MB_F32, MB_BF16, MB_F16. */
+int mb_dtype_is_activation(mb_dtype dtype);
+
+/* The weight has exactly this shape, data, a known dtype, and block scales only if they are allowed and well
+ * formed. `name` starts the error sentence: "gemm: weight". */
+mb_status mb_weight_check(const mb_weight *weight, const char *name, int64_t count, int64_t rows,
+                          int64_t cols, int scales_allowed);
+
+/* values[i] = weight(matrix, row, first + i) in fp32, block scale applied. */
+void mb_weight_load(const mb_weight *weight, int64_t matrix, int64_t row, int64_t first, int64_t n,
+                    float *values);
+
+#endif

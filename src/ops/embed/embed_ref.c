@@ -1,0 +1,44 @@
+#include "ops/embed/embed.h"
+
+#include "ops/common/dtype.h"
+#include "ops/common/parallel.h"
+#include "ops/common/tensor.h"
+
+#include <inttypes.h>
+
+/* A row passes through fp32 in pieces of this length when table and output differ in dtype. */
+enum { PIECE = 256 };
+
+static void copy_row(const mb_embed_args *args, int64_t t) {
+    const mb_weight *table = &args->table;
+    float piece[PIECE];
+    for (int64_t i = 0; i < table->cols; i += PIECE) {
+        int64_t n = table->cols - i < PIECE ? table->cols - i : PIECE;
+        mb_weight_load(table, 0, args->ids[t], i, n, piece);
+        mb_store_f32(args->dtype, args->out, t * table->cols + i, n, piece);
+    }
+}
+
+mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream) {
+    const mb_weight *table = &args->table;
+    MB_REQUIRE(args->n_tokens >= 0, "embed: n_tokens is %" PRId64, args->n_tokens);
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "embed: dtype %s is not one of activations",
+               mb_dtype_name(args->dtype));
+    MB_REQUIRE(table->rows > 0 && table->cols > 0, "embed: table is [%" PRId64 ", %" PRId64 "]", table->rows,
+               table->cols);
+    MB_TRY(mb_weight_check(table, "embed: table", 1, table->rows, table->cols, 0));
+    if (args->n_tokens == 0)
+        return MB_OK;
+    MB_REQUIRE(args->ids && args->out, "embed: ids or out is NULL");
+    for (int64_t t = 0; t < args->n_tokens; t++)
+        MB_REQUIRE(args->ids[t] >= 0 && args->ids[t] < table->rows,
+                   "embed: ids[%" PRId64 "] is %d, outside of the table's %" PRId64 " rows", t, args->ids[t],
+                   table->rows);
+
+    int n_threads = mb_cpu_threads(stream, (double)args->n_tokens * (double)table->cols);
+    (void)n_threads;
+#pragma omp parallel for num_threads(n_threads) schedule(static)
+    for (int64_t t = 0; t < args->n_tokens; t++)
+        copy_row(args, t);
+    return MB_OK;
+}

@@ -1,0 +1,117 @@
+#include "ops/gemm/gemm.h"
+
+#include "base/arena.h"
+#include "ops/common/dtype.h"
+#include "ops/common/parallel.h"
+#include "ops/common/tensor.h"
+#include "ops/common/tile_matmul.h"
+#include "ops/common/vector.h"
+
+#include <inttypes.h>
+
+/* One work item is a tile of up to MB_TILE_ROWS rows by STRIP columns. */
+enum { STRIP = 16 };
+
+/* fp32 rows of whole vectors are multiplied where they are; others are copied to the workspace. */
+static int needs_copy(const mb_gemm_args *args) {
+    return args->dtype != MB_F32 || args->weight.cols % MB_LANES != 0;
+}
+
+static float *cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
+    if (args->n_tokens <= 0 || args->weight.cols <= 0 || !needs_copy(args))
+        return NULL;
+    return mb_arena_push(arena, (size_t)args->n_tokens,
+                         (size_t)mb_pad_lanes(args->weight.cols) * sizeof(float));
+}
+
+size_t mb_gemm_ref_workspace(const mb_gemm_args *args) {
+    mb_arena arena;
+    mb_arena_measure(&arena);
+    cut_workspace(args, &arena);
+    return arena.overflowed ? SIZE_MAX : arena.used;
+}
+
+static mb_status check(const mb_gemm_args *args) {
+    const mb_weight *weight = &args->weight;
+    MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "gemm: n_tokens is %" PRId64,
+               args->n_tokens);
+    MB_REQUIRE(weight->rows > 0 && weight->cols > 0, "gemm: weight is [%" PRId64 ", %" PRId64 "]",
+               weight->rows, weight->cols);
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "gemm: dtype %s is not one of activations",
+               mb_dtype_name(args->dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->out_dtype), "gemm: out_dtype %s is not one of activations",
+               mb_dtype_name(args->out_dtype));
+    MB_REQUIRE(!args->bias || mb_dtype_is_activation(args->bias_dtype),
+               "gemm: bias_dtype %s is not one of activations", mb_dtype_name(args->bias_dtype));
+    MB_TRY(mb_weight_check(weight, "gemm: weight", 1, weight->rows, weight->cols, 1));
+    MB_REQUIRE(args->n_tokens == 0 || (args->x && args->out), "gemm: x or out is NULL");
+    return MB_OK;
+}
+
+/* Bias and residual are added in fp32; the result is rounded once. */
+static void store_tile(const mb_gemm_args *args, int64_t first_row, int32_t n_rows, int64_t col,
+                       int32_t n_cols, float dots[MB_TILE_ROWS][MB_TILE_COLS]) {
+    float extra[MB_TILE_COLS];
+    for (int32_t r = 0; r < n_rows; r++) {
+        int64_t first = (first_row + r) * args->weight.rows + col;
+        if (args->bias) {
+            mb_load_f32(args->bias_dtype, args->bias, col, n_cols, extra);
+            for (int32_t c = 0; c < n_cols; c++)
+                dots[r][c] += extra[c];
+        }
+        if (args->residual) {
+            mb_load_f32(args->out_dtype, args->residual, first, n_cols, extra);
+            for (int32_t c = 0; c < n_cols; c++)
+                dots[r][c] += extra[c];
+        }
+        mb_store_f32(args->out_dtype, args->out, first, n_cols, dots[r]);
+    }
+}
+
+static void multiply_strip(const mb_gemm_args *args, const float *x, int64_t first_row, int64_t first_col) {
+    int64_t n_all_rows = args->n_tokens, n_all_cols = args->weight.rows,
+            stride = mb_pad_lanes(args->weight.cols);
+    const float *rows[MB_TILE_ROWS];
+    float dots[MB_TILE_ROWS][MB_TILE_COLS];
+    int32_t n_rows = 0;
+    for (; n_rows < MB_TILE_ROWS && first_row + n_rows < n_all_rows; n_rows++)
+        rows[n_rows] = x + (first_row + n_rows) * stride;
+    for (int64_t col = first_col; col < first_col + STRIP && col < n_all_cols; col += MB_TILE_COLS) {
+        int32_t n_cols = n_all_cols - col < MB_TILE_COLS ? (int32_t)(n_all_cols - col) : MB_TILE_COLS;
+        mb_tile_matmul(rows, n_rows, &args->weight, 0, col, n_cols, dots);
+        store_tile(args, first_row, n_rows, col, n_cols, dots);
+    }
+}
+
+mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream) {
+    MB_TRY(check(args));
+    if (args->n_tokens == 0)
+        return MB_OK;
+    mb_arena arena;
+    mb_arena_init(&arena, workspace, workspace_bytes, 1);
+    float *copy = cut_workspace(args, &arena);
+    MB_REQUIRE(!needs_copy(args) || copy, "gemm: workspace has %zu bytes, needs %zu", workspace_bytes,
+               mb_gemm_ref_workspace(args));
+    const float *x = copy ? copy : args->x;
+
+    int64_t k = args->weight.cols, stride = mb_pad_lanes(k);
+    int64_t n_row_tiles = (args->n_tokens + MB_TILE_ROWS - 1) / MB_TILE_ROWS;
+    int64_t n_strips = (args->weight.rows + STRIP - 1) / STRIP;
+    int n_threads = mb_cpu_threads(stream, (double)args->n_tokens * (double)args->weight.rows *
+                                               (double)args->weight.cols);
+    (void)n_threads;
+#pragma omp parallel num_threads(n_threads)
+    {
+        if (copy) {
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < args->n_tokens; t++) {
+                mb_load_f32(args->dtype, args->x, t * k, k, copy + t * stride);
+                memset(copy + t * stride + k, 0, (size_t)(stride - k) * sizeof *copy);
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t item = 0; item < n_row_tiles * n_strips; item++)
+            multiply_strip(args, x, item % n_row_tiles * MB_TILE_ROWS, item / n_row_tiles * STRIP);
+    }
+    return MB_OK;
+}

@@ -1,0 +1,13 @@
+/* activation.h - one row of act(gate) * up, for gated_activation and for the middle of moe_forward. */
+#ifndef MB_OPS_MOE_ACTIVATION_H
+#define MB_OPS_MOE_ACTIVATION_H
+
+#include "moebius/ops.h"
+
+/* out[i] = act(gate[i]) * up[i]; ungated activations do not look at up. All fp32. */
+void mb_activation_row(mb_activation activation, int64_t n, const float *gate, const float *up, float *out);
+
+/* 1 when the value is one of the enum's. */
+int mb_activation_is_known(mb_activation activation);
+
+#endif

@@ -1,0 +1,89 @@
+#include "ops/common/dtype.h"
+#include "ops/common/parallel.h"
+#include "ops/common/tensor.h"
+#include "ops/common/vector.h"
+#include "ops/moe/moe.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+enum { MAX_EXPERTS = 1024, MAX_TOP_K = 32 };
+
+/* NaN becomes -infinity, so that it is chosen last and the ids stay in range. 1 when there was one. */
+static int silence_nan(int32_t n, float *logits) {
+    int found = 0;
+    for (int32_t e = 0; e < n; e++)
+        if (isnan(logits[e])) {
+            logits[e] = -INFINITY;
+            found = 1;
+        }
+    return found;
+}
+
+/* The K largest logits, largest first: insertion into a sorted list, behind equal ones that came before. */
+static void choose(const float *logits, int32_t n_experts, int32_t top_k, int32_t *ids) {
+    int32_t n = 0;
+    for (int32_t e = 0; e < n_experts; e++) {
+        if (n == top_k && !(logits[e] > logits[ids[n - 1]]))
+            continue;
+        int32_t place = n < top_k ? n++ : n - 1;
+        for (; place > 0 && logits[e] > logits[ids[place - 1]]; place--)
+            ids[place] = ids[place - 1];
+        ids[place] = e;
+    }
+}
+
+/* e^(logit - maximum); the maximum's own is 1 even where the difference of infinities would be NaN, so that
+ * a row of nothing but -infinity gives equal weights. */
+static float relative_exp(float logit, float maximum) {
+    return logit == maximum ? 1.0f : mb_exp(logit - maximum);
+}
+
+static int route_token(const mb_moe_route_args *args, int64_t t) {
+    int32_t n_experts = args->n_experts, top_k = args->top_k;
+    int32_t *ids = args->ids + t * top_k;
+    float *weights = args->weights + t * top_k;
+    float logits[MAX_EXPERTS];
+    mb_load_f32(args->logits_dtype, args->logits, t * n_experts, n_experts, logits);
+    int had_nan = silence_nan(n_experts, logits);
+    choose(logits, n_experts, top_k, ids);
+
+    float maximum = logits[ids[0]];
+    double all = 0, chosen = 0;
+    for (int32_t k = 0; k < top_k; k++) {
+        weights[k] = relative_exp(logits[ids[k]], maximum);
+        chosen += (double)weights[k];
+    }
+    int over_chosen = args->order == MB_ROUTE_TOPK_SOFTMAX || args->renormalize;
+    if (!over_chosen)
+        for (int32_t e = 0; e < n_experts; e++)
+            all += (double)relative_exp(logits[e], maximum);
+    for (int32_t k = 0; k < top_k; k++)
+        weights[k] = (float)((double)weights[k] / (over_chosen ? chosen : all));
+    return had_nan;
+}
+
+mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream) {
+    MB_REQUIRE(args->n_tokens >= 0, "moe_route: n_tokens is %" PRId64, args->n_tokens);
+    MB_REQUIRE(args->n_experts >= 1 && args->n_experts <= MAX_EXPERTS,
+               "moe_route: n_experts is %d, not in 1 .. %d", args->n_experts, MAX_EXPERTS);
+    MB_REQUIRE(args->top_k >= 1 && args->top_k <= MAX_TOP_K && args->top_k <= args->n_experts,
+               "moe_route: top_k is %d, not in 1 .. min(n_experts, %d)", args->top_k, MAX_TOP_K);
+    MB_REQUIRE(args->logits_dtype == MB_F32 || args->logits_dtype == MB_BF16,
+               "moe_route: logits_dtype is %s, not fp32 or bf16", mb_dtype_name(args->logits_dtype));
+    MB_REQUIRE(args->order == MB_ROUTE_SOFTMAX_TOPK || args->order == MB_ROUTE_TOPK_SOFTMAX,
+               "moe_route: order %d is unknown", (int)args->order);
+    if (args->n_tokens == 0)
+        return MB_OK;
+    MB_REQUIRE(args->logits && args->weights && args->ids, "moe_route: logits, weights or ids is NULL");
+
+    int had_nan = 0;
+    int n_threads = mb_cpu_threads(stream, 16.0 * (double)args->n_tokens * args->n_experts);
+    (void)n_threads;
+#pragma omp parallel for num_threads(n_threads) schedule(static) reduction(| : had_nan)
+    for (int64_t t = 0; t < args->n_tokens; t++)
+        had_nan |= route_token(args, t);
+    if (had_nan && args->nan_flag)
+        *args->nan_flag = 1;
+    return MB_OK;
+}

@@ -1,0 +1,65 @@
+#include "ops/norm/norm.h"
+
+#include "ops/common/dtype.h"
+#include "ops/common/parallel.h"
+#include "ops/common/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+/* Rows are walked in pieces of this length; a multiple of the sum's lanes. */
+enum { PIECE = 256, SUM_LANES = 8 };
+
+static float inverse_rms(const mb_rms_norm_args *args, int64_t source) {
+    double lanes[SUM_LANES] = {0};
+    float piece[PIECE];
+    for (int64_t i = 0; i < args->hidden; i += PIECE) {
+        int64_t n = args->hidden - i < PIECE ? args->hidden - i : PIECE;
+        mb_load_f32(args->dtype, args->x, source * args->hidden + i, n, piece);
+        for (int64_t padded = n; padded % SUM_LANES != 0; padded++)
+            piece[padded] = 0;
+        for (int64_t j = 0; j < n; j += SUM_LANES)
+            for (int lane = 0; lane < SUM_LANES; lane++)
+                lanes[lane] += (double)piece[j + lane] * (double)piece[j + lane];
+    }
+    double sum = 0;
+    for (int lane = 0; lane < SUM_LANES; lane++)
+        sum += lanes[lane];
+    return (float)(1.0 / sqrt(sum / args->hidden + (double)args->eps));
+}
+
+static void norm_row(const mb_rms_norm_args *args, int64_t row) {
+    int64_t source = args->rows ? args->rows[row] : row;
+    float scale = inverse_rms(args, source);
+    float piece[PIECE], weight[PIECE];
+    for (int64_t i = 0; i < args->hidden; i += PIECE) {
+        int64_t n = args->hidden - i < PIECE ? args->hidden - i : PIECE;
+        mb_load_f32(args->dtype, args->x, source * args->hidden + i, n, piece);
+        mb_weight_load(&args->weight, 0, 0, i, n, weight);
+        for (int64_t j = 0; j < n; j++)
+            piece[j] *= scale;
+        mb_round_f32(args->dtype, n, piece);
+        for (int64_t j = 0; j < n; j++)
+            piece[j] *= weight[j];
+        mb_store_f32(args->dtype, args->out, row * args->hidden + i, n, piece);
+    }
+}
+
+mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream) {
+    MB_REQUIRE(args->n_rows >= 0, "rms_norm: n_rows is %" PRId64, args->n_rows);
+    MB_REQUIRE(args->hidden > 0, "rms_norm: hidden is %d", args->hidden);
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "rms_norm: dtype %s is not one of activations",
+               mb_dtype_name(args->dtype));
+    MB_TRY(mb_weight_check(&args->weight, "rms_norm: weight", 1, 1, args->hidden, 0));
+    if (args->n_rows == 0)
+        return MB_OK;
+    MB_REQUIRE(args->x && args->out, "rms_norm: x or out is NULL");
+    MB_REQUIRE(!args->rows || args->out != args->x, "rms_norm: out is x although rows are gathered");
+
+    int n_threads = mb_cpu_threads(stream, 4.0 * (double)args->n_rows * args->hidden);
+    (void)n_threads;
+#pragma omp parallel for num_threads(n_threads) schedule(static)
+    for (int64_t row = 0; row < args->n_rows; row++)
+        norm_row(args, row);
+    return MB_OK;
+}

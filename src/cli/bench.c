@@ -1,0 +1,259 @@
+/* moebius bench: prefill and decode speed of a model on this machine. */
+#include "cli/bench.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "cli/model_settings.h"
+#include "cli/output.h"
+
+#ifndef MOEBIUS_COMMIT
+#define MOEBIUS_COMMIT "unknown"
+#endif
+
+typedef struct settings {
+    cli_ids lengths, batches;
+    cli_integer n_new, n_repeat, seed;
+    const char *json;
+    cli_model_settings model;
+} settings;
+
+static const cli_option bench_options[] = {
+    {.name = "prompt-lengths",
+     .value_name = "N[,...]",
+     .kind = CLI_IDS,
+     .offset = offsetof(settings, lengths),
+     .minimum = 1,
+     .maximum = 1048576,
+     .fallback = "128,512",
+     .help = "Tokens of each prompt."},
+    {.name = "batches",
+     .value_name = "N[,...]",
+     .kind = CLI_IDS,
+     .offset = offsetof(settings, batches),
+     .minimum = 1,
+     .maximum = 1024,
+     .fallback = "1,8",
+     .help = "Sequences that run at the same time. Every length is timed with every batch."},
+    {.letter = 'n',
+     .name = "max-new-tokens",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = offsetof(settings, n_new),
+     .minimum = 1,
+     .maximum = 65536,
+     .fallback = "64",
+     .help = "Decode steps in each timed run."},
+    {.name = "repeat",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = offsetof(settings, n_repeat),
+     .minimum = 1,
+     .maximum = 1000,
+     .fallback = "3",
+     .help = "Timed runs after one warm-up; the median counts."},
+    {.name = "seed",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = offsetof(settings, seed),
+     .minimum = 0,
+     .maximum = 9007199254740991,
+     .fallback = "1",
+     .help = "Seed of the random prompts."},
+    {.name = "json",
+     .value_name = "FILE",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, json),
+     .help = "Also append the results to FILE, one JSON object a line. - writes them to standard output in "
+             "place of "
+             "the table."},
+    {0},
+};
+
+static const cli_group groups[] = {
+    {"Benchmark", bench_options, 0},
+    {"Model", cli_model_options, offsetof(settings, model)},
+};
+
+/* What every row says about this run. */
+typedef struct run_facts {
+    mb_model_info info;
+    char model[256], card[128], date[16], how[128];
+    const char *kv_dtype;
+} run_facts;
+
+/* The processor's marketing name, as /proc/cpuinfo has it; "cpu" where there is none. */
+static void find_processor(char *name, size_t capacity) {
+    char line[256];
+    snprintf(name, capacity, "cpu");
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        const char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) == 0 && colon != NULL && strlen(colon) > 3) {
+            snprintf(name, capacity, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
+            break;
+        }
+    }
+    if (file != NULL)
+        fclose(file);
+}
+
+/* The last part of a path, slashes at its end left out. */
+static void name_of_path(const char *path, char *name, size_t capacity) {
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    size_t start = end;
+    while (start > 0 && path[start - 1] != '/')
+        start--;
+    snprintf(name, capacity, "%.*s", (int)(end - start), path + start);
+}
+
+static const char *kv_dtype(const mb_model_info *info) {
+    uint64_t elements =
+        (uint64_t)2 * (uint64_t)info->n_layers * (uint64_t)info->n_kv_heads * (uint64_t)info->head_dim;
+    switch (elements > 0 ? info->kv_bytes_per_token / elements : 0) {
+    case 4:
+        return "fp32";
+    case 1:
+        return "fp8_e4m3";
+    default:
+        return info->dtype;
+    }
+}
+
+static void collect_facts(const char *directory, const settings *given, const mb_model *model,
+                          run_facts *facts) {
+    time_t now = time(NULL);
+    struct tm date;
+    mb_model_get_info(model, &facts->info);
+    name_of_path(directory, facts->model, sizeof facts->model);
+    int on_cpu = strcmp(facts->info.device, "cpu") == 0;
+    if (on_cpu)
+        find_processor(facts->card, sizeof facts->card);
+    else
+        snprintf(facts->card, sizeof facts->card, "%s", facts->info.device);
+    strftime(facts->date, sizeof facts->date, "%Y-%m-%d", gmtime_r(&now, &date));
+    facts->kv_dtype = kv_dtype(&facts->info);
+    char threads[32] = "";
+    if (on_cpu)
+        snprintf(threads, sizeof threads, "%d threads, ",
+                 (int)(given->model.n_threads.given ? given->model.n_threads.value
+                                                    : sysconf(_SC_NPROCESSORS_ONLN)));
+    snprintf(facts->how, sizeof facts->how, "%srandom prompts, 1 warm-up, median of %d", threads,
+             (int)given->n_repeat.value);
+}
+
+static int write_row(FILE *file, const run_facts *facts, const char *bench, const cli_bench_case *shape,
+                     double tok_s) {
+    json_t *row = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:s}", "bench",
+                            bench, "who", "moebius", "commit", MOEBIUS_COMMIT, "model", facts->model, "card",
+                            facts->card, "date", facts->date, "dtype", facts->info.dtype, "shape", "batch",
+                            shape->batch, "context", shape->length, "weights", facts->info.weight_dtype, "kv",
+                            facts->kv_dtype, "tok_s", tok_s, "how", facts->how);
+    int failed = row == NULL || json_dumpf(row, file, JSON_REAL_PRECISION(6)) != 0 ||
+                 fputc('\n', file) == EOF || fflush(file) != 0;
+    int error = errno;
+    json_decref(row);
+    if (row == NULL)
+        return cli_failure("a result cannot be written as JSON: the model's name is not UTF-8, or no memory");
+    return failed ? cli_failure("--json: %s", strerror(error)) : CLI_OK;
+}
+
+static int run_case(mb_model *model, const run_facts *facts, const cli_bench_case *bench, FILE *rows) {
+    cli_bench_result result;
+    int status = cli_bench_run(model, bench, &result);
+    if (status != CLI_OK)
+        return status;
+    if (rows != stdout) {
+        cli_print("%8d  %6d  %20.1f  %20.1f\n", (int)bench->length, (int)bench->batch, result.prefill_tok_s,
+                  result.decode_tok_s);
+        cli_flush();
+    }
+    if (rows != NULL)
+        status = write_row(rows, facts, "prefill", bench, result.prefill_tok_s);
+    if (rows != NULL && status == CLI_OK)
+        status = write_row(rows, facts, "decode", bench, result.decode_tok_s);
+    return status;
+}
+
+static int run_all(mb_model *model, const char *directory, const settings *given, FILE *rows) {
+    run_facts facts;
+    int status = CLI_OK;
+    collect_facts(directory, given, model, &facts);
+    if (rows != stdout) {
+        cli_print("%s on %s\n%s weights, %s, %s\n\n", facts.model, facts.card, facts.info.weight_dtype,
+                  facts.info.dtype, facts.how);
+        cli_print("  prompt   batch       prefill, prompt       decode, output\n"
+                  "  tokens                       tokens/s             tokens/s\n");
+        cli_flush();
+    }
+    cli_interrupt_catch(1);
+    for (size_t i = 0; i < given->lengths.count && status == CLI_OK; i++) {
+        for (size_t j = 0; j < given->batches.count && status == CLI_OK; j++) {
+            cli_bench_case bench = {.length = given->lengths.items[i],
+                                    .batch = given->batches.items[j],
+                                    .n_new = (int32_t)given->n_new.value,
+                                    .n_repeat = (int32_t)given->n_repeat.value,
+                                    .seed = (uint64_t)given->seed.value};
+            status = run_case(model, &facts, &bench, rows);
+            if (cli_output_failed())
+                status = CLI_FAILED;
+        }
+    }
+    return status;
+}
+
+static int bench_main(int argc, char **argv) {
+    settings given = {0};
+    const char *directory;
+    mb_model *model = NULL;
+    FILE *rows = NULL;
+    int status = cli_parse(&cli_bench_command, argc, argv, &given, &directory);
+    if (status >= 0)
+        return status;
+    status = CLI_OK;
+    if (given.json != NULL) {
+        rows = strcmp(given.json, "-") == 0 ? stdout : fopen(given.json, "a");
+        if (rows == NULL)
+            status = cli_failure("%s: %s", given.json, strerror(errno));
+    }
+    if (status == CLI_OK)
+        status = cli_open_model(directory, &given.model, &model);
+    if (status == CLI_OK)
+        status = run_all(model, directory, &given, rows);
+    mb_model_close(model);
+    if (rows != NULL && rows != stdout && fclose(rows) != 0 && status == CLI_OK)
+        status = cli_failure("%s: %s", given.json, strerror(errno));
+    cli_settings_free(&cli_bench_command, &given);
+    return status;
+}
+
+const cli_command cli_bench_command = {
+    .name = "bench",
+    .summary = "measure prefill and decode speed",
+    .synopsis = "moebius bench DIR [--prompt-lengths 128,512] [--batches 1,8] [-n 64] [--repeat 3]\n"
+                "                  [--json FILE]",
+    .description =
+        "Times random prompts, drawn over the whole vocabulary, at every combination of the given lengths "
+        "and "
+        "batches, and prints two speeds.\n"
+        "\n"
+        "Prefill is in prompt tokens per second: the tokens of all prompts, divided by the time until every "
+        "sequence "
+        "has its first new token. Decode is in output tokens per second: the tokens that all sequences "
+        "together get in N steps after that, divided by the time of those steps; prompt tokens are not "
+        "counted.",
+    .examples = "moebius bench models/demo\n"
+                "moebius bench models/demo --prompt-lengths 256 --batches 1,2,4 --repeat 5\n"
+                "moebius bench models/demo --json results.jsonl",
+    .groups = groups,
+    .n_groups = CLI_COUNT(groups),
+    .main = bench_main,
+};

@@ -1,0 +1,23 @@
+/* bench.h - timing prefill and decode at one length and batch, for bench.c. */
+#ifndef MB_CLI_BENCH_H
+#define MB_CLI_BENCH_H
+
+#include "cli/options.h"
+
+typedef struct cli_bench_case {
+    int32_t length, batch; /* tokens of each prompt, sequences at once */
+    int32_t n_new;         /* decode: steps that are timed */
+    int32_t n_repeat;
+    uint64_t seed;
+} cli_bench_case;
+
+typedef struct cli_bench_result {
+    double prefill_tok_s; /* prompt tokens of all sequences per second until each has its first new token */
+    double decode_tok_s;  /* new tokens of all sequences per second, all of them running */
+} cli_bench_result;
+
+/* One warm-up and n_repeat timed runs of each; the medians. Failures are reported; Ctrl-C gives
+ * CLI_INTERRUPTED. */
+int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);
+
+#endif

@@ -1,0 +1,180 @@
+#include "cli/bench.h"
+
+#include <stdlib.h>
+
+#include "base/alloc.h"
+#include "cli/interrupt.h"
+#include "cli/output.h"
+
+/* One measurement in progress. */
+typedef struct bench_run {
+    mb_session *session;
+    mb_request request; /* the same for every sequence but for its ids */
+    int32_t *ids;       /* [batch, length] */
+    uint64_t *sequences;
+    const cli_bench_case *bench;
+    int32_t vocab;
+    uint64_t random;
+} bench_run;
+
+/* SplitMix64 (Steele et al. 2014): ids over the whole vocabulary, the same for the same seed everywhere. */
+static int32_t random_id(bench_run *run) {
+    uint64_t z = run->random += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (int32_t)((z ^ (z >> 31)) % (uint64_t)run->vocab);
+}
+
+/* Queues fresh prompts for the whole batch. */
+static int submit_all(bench_run *run) {
+    size_t length = (size_t)run->bench->length;
+    for (int32_t i = 0; i < run->bench->batch; i++) {
+        int32_t *ids = run->ids + (size_t)i * length;
+        for (size_t j = 0; j < length; j++)
+            ids[j] = random_id(run);
+        run->request.ids = ids;
+        if (mb_submit(run->session, &run->request, &run->sequences[i]) != MB_OK) {
+            while (i-- > 0)
+                mb_release(run->session, run->sequences[i]);
+            return cli_report_failure();
+        }
+    }
+    return CLI_OK;
+}
+
+static void release_all(bench_run *run) {
+    for (int32_t i = 0; i < run->bench->batch; i++)
+        mb_release(run->session, run->sequences[i]);
+}
+
+/* Runs one step. *n_new: tokens that it made; *n_started gains the sequences for which one was the first. */
+static int step(bench_run *run, uint8_t *started, int32_t *n_started, int64_t *n_new) {
+    int n_unfinished;
+    *n_new = 0;
+    if (cli_interrupted())
+        return CLI_INTERRUPTED;
+    if (mb_step(run->session, &n_unfinished) != MB_OK)
+        return cli_report_failure();
+    for (int32_t i = 0; i < run->bench->batch; i++) {
+        mb_token tokens[4];
+        size_t n_tokens;
+        mb_state state;
+        if (mb_read(run->session, run->sequences[i], tokens, CLI_COUNT(tokens), &n_tokens, &state) != MB_OK)
+            return cli_report_failure();
+        if (state == MB_FAILED)
+            return cli_failure("a sequence failed: the model's logits held NaN");
+        if (n_tokens > 0 && !started[i]) {
+            started[i] = 1;
+            ++*n_started;
+        }
+        *n_new += (int64_t)n_tokens;
+    }
+    return CLI_OK;
+}
+
+/* One run: steps until every sequence has its first token, then n_steps of pure decoding. */
+static int measure(bench_run *run, int32_t n_steps, double *prefill_s, double *decode_s, int64_t *n_decoded) {
+    int32_t batch = run->bench->batch, n_started = 0;
+    int64_t n_new;
+    uint8_t *started = mb_calloc((size_t)batch, 1);
+    if (started == NULL)
+        return cli_failure("no memory for a batch of %d", (int)batch);
+    int status = submit_all(run);
+    if (status != CLI_OK) {
+        mb_free(started);
+        return status;
+    }
+    double begin = cli_now();
+    while (status == CLI_OK && n_started < batch)
+        status = step(run, started, &n_started, &n_new);
+    double middle = cli_now();
+    *n_decoded = 0;
+    for (int32_t i = 0; i < n_steps && status == CLI_OK; i++) {
+        status = step(run, started, &n_started, &n_new);
+        *n_decoded += n_new;
+    }
+    *prefill_s = middle - begin;
+    *decode_s = cli_now() - middle;
+    release_all(run);
+    mb_free(started);
+    return status;
+}
+
+static int compare_doubles(const void *left, const void *right) {
+    double a = *(const double *)left, b = *(const double *)right;
+    return (a > b) - (a < b);
+}
+
+static double median(double *values, size_t count) {
+    qsort(values, count, sizeof *values, compare_doubles);
+    return count % 2 == 1 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
+}
+
+/* The first repeat of each kind is the warm-up. Prefill runs end with the first tokens: in the same run early
+ * sequences would already decode while late ones are read. */
+static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill, double *decode) {
+    const cli_bench_case *bench = run->bench;
+    double prefill_s, decode_s;
+    int64_t n_decoded;
+    int status = CLI_OK;
+    for (int32_t i = 0; i <= bench->n_repeat && status == CLI_OK; i++) {
+        run->request.max_new_tokens = 1;
+        status = measure(run, 0, &prefill_s, &decode_s, &n_decoded);
+        if (status != CLI_OK)
+            break;
+        double prompt_tokens = (double)bench->batch * (double)bench->length;
+        if (i > 0)
+            prefill[i - 1] = prompt_tokens / prefill_s;
+        run->request.max_new_tokens = decode_tokens;
+        status = measure(run, bench->n_new, &prefill_s, &decode_s, &n_decoded);
+        if (i > 0)
+            decode[i - 1] = (double)n_decoded / decode_s;
+    }
+    return status;
+}
+
+int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result) {
+    size_t batch = (size_t)bench->batch, n_repeat = (size_t)bench->n_repeat;
+    mb_session_options options;
+    mb_model_info info;
+    mb_session_options_init(&options);
+    mb_model_get_info(model, &info);
+    bench_run run = {.bench = bench, .vocab = info.vocab, .random = bench->seed};
+    double *prefill = mb_malloc_array(n_repeat, sizeof *prefill);
+    double *decode = mb_malloc_array(n_repeat, sizeof *decode);
+    run.ids = mb_malloc_array(batch * (size_t)bench->length, sizeof *run.ids);
+    run.sequences = mb_malloc_array(batch, sizeof *run.sequences);
+    int status = CLI_OK;
+    if (prefill == NULL || decode == NULL || run.ids == NULL || run.sequences == NULL)
+        status = cli_failure("no memory for %zu prompts of %d tokens", batch, (int)bench->length);
+
+    /* Sequences that are read first decode while the others are read: they need room for those tokens too. */
+    int64_t prefill_steps = bench->batch * ((int64_t)bench->length / options.prefill_chunk + 1);
+    int64_t decode_tokens = bench->n_new + prefill_steps + 1;
+    int64_t per_sequence = bench->length + decode_tokens;
+    if (status == CLI_OK && per_sequence > info.max_positions)
+        status = cli_failure(
+            "prompts of %d tokens in a batch of %d with -n %d take %lld positions, but the model has "
+            "%d; give smaller --prompt-lengths, --batches or -n",
+            (int)bench->length, (int)bench->batch, (int)bench->n_new, (long long)per_sequence,
+            (int)info.max_positions);
+    options.max_sequences = bench->batch;
+    options.max_queued = bench->batch;
+    options.kv_tokens = (int64_t)bench->batch * ((per_sequence + 63) / 64 * 64);
+    mb_request_init(model, &run.request);
+    run.request.n_ids = (size_t)bench->length;
+    run.request.ignore_eos = 1;
+    run.request.sampling = (mb_sampling){.top_p = 1, .repetition_penalty = 1};
+    if (status == CLI_OK && mb_session_open(model, &options, &run.session) != MB_OK)
+        status = cli_report_failure();
+    if (status == CLI_OK)
+        status = repeat_all(&run, decode_tokens, prefill, decode);
+    if (status == CLI_OK)
+        *result = (cli_bench_result){median(prefill, n_repeat), median(decode, n_repeat)};
+    mb_session_close(run.session);
+    mb_free(run.sequences);
+    mb_free(run.ids);
+    mb_free(decode);
+    mb_free(prefill);
+    return status;
+}

@@ -1,0 +1,81 @@
+#include "cli/conversation.h"
+
+#include <string.h>
+
+#include "cli/output.h"
+
+int cli_conversation_open(cli_conversation *conversation) {
+    conversation->messages = json_array();
+    return conversation->messages != NULL ? CLI_OK : cli_failure("no memory for the conversation");
+}
+
+void cli_conversation_close(cli_conversation *conversation) {
+    json_decref(conversation->messages);
+    conversation->messages = NULL;
+}
+
+/* A message; NULL after a reported failure. */
+static json_t *make_message(const char *what, const char *role, const char *text, size_t n_bytes) {
+    json_t *content = json_stringn(text, n_bytes);
+    if (content == NULL) {
+        cli_failure("%s is not valid UTF-8; save or convert it as UTF-8", what);
+        return NULL;
+    }
+    json_t *message = json_pack("{s:s, s:o}", "role", role, "content", content);
+    if (message == NULL)
+        cli_failure("no memory for the conversation");
+    return message;
+}
+
+int cli_conversation_add(cli_conversation *conversation, const char *what, const char *role, const char *text,
+                         size_t n_bytes) {
+    json_t *message = make_message(what, role, text, n_bytes);
+    if (message == NULL)
+        return CLI_FAILED;
+    if (json_array_append_new(conversation->messages, message) != 0)
+        return cli_failure("no memory for the conversation");
+    return CLI_OK;
+}
+
+void cli_conversation_drop_last(cli_conversation *conversation) {
+    json_array_remove(conversation->messages, json_array_size(conversation->messages) - 1);
+}
+
+static int has_system(const cli_conversation *conversation) {
+    const json_t *first = json_array_get(conversation->messages, 0);
+    const char *role = json_string_value(json_object_get(first, "role"));
+    return role != NULL && strcmp(role, "system") == 0;
+}
+
+void cli_conversation_clear(cli_conversation *conversation) {
+    size_t kept = has_system(conversation) ? 1 : 0;
+    while (json_array_size(conversation->messages) > kept)
+        cli_conversation_drop_last(conversation);
+}
+
+int cli_conversation_set_system(cli_conversation *conversation, const char *text) {
+    json_t *message = NULL;
+    if (*text != '\0' && (message = make_message("the system message", "system", text, strlen(text))) == NULL)
+        return CLI_FAILED;
+    if (has_system(conversation))
+        json_array_remove(conversation->messages, 0);
+    if (message != NULL && json_array_insert_new(conversation->messages, 0, message) != 0)
+        return cli_failure("no memory for the conversation");
+    return CLI_OK;
+}
+
+int cli_conversation_render(const cli_conversation *conversation, const mb_model *model, int thinking,
+                            char **prompt) {
+    json_malloc_t allocate;
+    json_free_t release;
+    mb_chat_options options;
+    mb_chat_options_init(&options);
+    options.enable_thinking = thinking;
+    char *json = json_dumps(conversation->messages, JSON_COMPACT);
+    if (json == NULL)
+        return cli_failure("no memory for the conversation");
+    mb_status status = mb_chat_render(model, json, &options, prompt);
+    json_get_alloc_funcs(&allocate, &release);
+    release(json);
+    return status == MB_OK ? CLI_OK : cli_report_failure();
+}

@@ -1,0 +1,28 @@
+/* generate.h - from a text to a prompt's ids, and from a request to an answer that streams. */
+#ifndef MB_CLI_GENERATE_H
+#define MB_CLI_GENERATE_H
+
+#include "cli/options.h"
+
+/* Tokenizes text. ids->items is freed with mb_free. Failures are reported. */
+int cli_encode(const mb_model *model, const char *text, size_t n_bytes, int parse_special, cli_ids *ids);
+
+/* The most tokens that prompt and answer may have together in this session. */
+int64_t cli_context_limit(const mb_model *model, mb_session *session);
+
+typedef struct cli_figures {
+    size_t n_prompt, n_new;
+    double submitted, first, last; /* cli_now() of the submission, the first and the last token */
+    mb_state state;
+} cli_figures;
+
+typedef int (*cli_token_fn)(void *user, int32_t id); /* CLI_OK, or CLI_FAILED to end the answer */
+
+/* Runs one request to its end, to Ctrl-C (state MB_CANCELLED), or until stdout has gone. */
+int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on_token, void *user,
+                 cli_figures *figures);
+
+/* Tokens of the answer after the first one, per second since the first one. 0 when there are none. */
+double cli_output_rate(const cli_figures *figures);
+
+#endif

@@ -1,0 +1,17 @@
+/* line_editor.h - lines from a person: edited and with a history on a terminal, plain from a file or pipe. */
+#ifndef MB_CLI_LINE_EDITOR_H
+#define MB_CLI_LINE_EDITOR_H
+
+typedef struct cli_line_editor cli_line_editor;
+
+typedef enum cli_line { CLI_LINE_READ, CLI_LINE_INTERRUPTED, CLI_LINE_END } cli_line;
+
+/* NULL when memory ran out. */
+cli_line_editor *cli_line_editor_open(const char *prompt);
+void cli_line_editor_close(cli_line_editor *editor);
+
+/* *line: without its newline, valid until the next call. Ctrl-C gives CLI_LINE_INTERRUPTED and clears the
+ * mark of interrupt.h; the end of input (Ctrl-D) or a read error CLI_LINE_END. */
+cli_line cli_line_editor_read(cli_line_editor *editor, const char **line);
+
+#endif

@@ -1,0 +1,84 @@
+#include "cli/model_settings.h"
+
+#include <stdio.h>
+
+#include "cli/output.h"
+
+#define FIELD(name) offsetof(cli_model_settings, name)
+
+const cli_option cli_model_options[] = {
+    {.name = "device",
+     .value_name = "DEVICE",
+     .kind = CLI_CHOICE,
+     .offset = FIELD(device),
+     .choices = "cpu|cuda|cuda:N",
+     .help = "Where the model runs. Without it: the GPU when there is one, else the CPU."},
+    {.name = "dtype",
+     .value_name = "TYPE",
+     .kind = CLI_CHOICE,
+     .offset = FIELD(dtype),
+     .choices = "fp32|bf16|fp16",
+     .help = "Type that activations are computed in; weights keep the type they have in the checkpoint. "
+             "Without it: fp32 on the CPU, bf16 on a GPU."},
+    {.name = "threads",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(n_threads),
+     .minimum = 1,
+     .maximum = 1024,
+     .help = "CPU threads. Without it: one for each core that the process may use."},
+    {.name = "chat-template",
+     .value_name = "NAME",
+     .kind = CLI_TEXT,
+     .offset = FIELD(chat_template),
+     .help = "Use the known chat template NAME (qwen3, qwen3-instruct, qwen3-thinking) in place of the "
+             "checkpoint's own."},
+    {.letter = 'q',
+     .name = "quiet",
+     .kind = CLI_FLAG,
+     .offset = FIELD(quiet),
+     .help = "No progress bar and no line of figures; errors are still printed."},
+    {0},
+};
+
+/* ---- Progress ----------------------------------------------------------------------------------------- */
+
+enum { BAR_CELLS = 30 };
+
+typedef struct progress {
+    double started, drawn; /* seconds; drawn 0: not yet */
+} progress;
+
+/* Only loads that take long enough to wonder about get a bar, redrawn at most ten times a second. */
+static void draw_progress(void *user, uint64_t done_bytes, uint64_t total_bytes) {
+    progress *bar = user;
+    double now = cli_now(), part = total_bytes > 0 ? (double)done_bytes / (double)total_bytes : 1;
+    if (now - bar->started < 0.3 || now - bar->drawn < 0.1)
+        return;
+    bar->drawn = now;
+    char cells[BAR_CELLS + 1];
+    for (int i = 0; i < BAR_CELLS; i++)
+        cells[i] = i < (int)(part * BAR_CELLS) ? '#' : '.';
+    cells[BAR_CELLS] = '\0';
+    fprintf(stderr, "\rloading weights [%s] %3.0f %%  %.1f of %.1f GB", cells, 100 * part,
+            (double)done_bytes / 1e9, (double)total_bytes / 1e9);
+    fflush(stderr);
+}
+
+int cli_open_model(const char *directory, const cli_model_settings *settings, mb_model **model) {
+    progress bar = {.started = cli_now()};
+    mb_model_options options;
+    mb_model_options_init(&options);
+    options.device = settings->device;
+    options.dtype = settings->dtype;
+    options.chat_template = settings->chat_template;
+    options.n_threads = (int)settings->n_threads.value;
+    if (!settings->quiet && cli_messages_are_terminal()) {
+        options.progress = draw_progress;
+        options.progress_user = &bar;
+    }
+    mb_status status = mb_model_open(directory, &options, model);
+    if (bar.drawn > 0)
+        fprintf(stderr, "\r\033[K");
+    return status == MB_OK ? CLI_OK : cli_report_failure();
+}

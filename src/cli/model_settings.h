@@ -1,0 +1,18 @@
+/* model_settings.h - the options of every command that opens a model, and opening it with a progress bar. */
+#ifndef MB_CLI_MODEL_SETTINGS_H
+#define MB_CLI_MODEL_SETTINGS_H
+
+#include "cli/options.h"
+
+typedef struct cli_model_settings {
+    const char *device, *dtype, *chat_template;
+    cli_integer n_threads;
+    int quiet;
+} cli_model_settings;
+
+extern const cli_option cli_model_options[];
+
+/* On failure *model is NULL, the reason was printed, and CLI_FAILED is returned. */
+int cli_open_model(const char *directory, const cli_model_settings *settings, mb_model **model);
+
+#endif

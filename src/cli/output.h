@@ -1,0 +1,38 @@
+/* output.h - stdout, with its errors remembered, and what a terminal must not be sent. */
+#ifndef MB_CLI_OUTPUT_H
+#define MB_CLI_OUTPUT_H
+
+#include <stddef.h>
+
+/* printf to stdout. After the first failed write the following ones do nothing. */
+__attribute__((format(printf, 1, 2))) void cli_print(const char *format, ...);
+
+/* Text that a model wrote. On a terminal, control characters other than newline and tab are left out (an
+ * escape sequence could rename the window or worse). */
+void cli_print_text(const char *text, size_t n_bytes);
+
+/* Sends what is buffered; streaming commands call it for every token. */
+void cli_flush(void);
+
+int cli_output_failed(void);         /* a write to stdout failed, e.g. because its reader has left */
+int cli_output_is_terminal(void);    /* stdout */
+int cli_messages_are_terminal(void); /* stderr */
+
+/* At the end of a command: flushes and returns `status`, or CLI_FAILED when output was lost. A reader that
+ * left (a closed pipe) is not worth a message, other losses are. */
+int cli_finish_output(int status);
+
+/* Prints mb_last_error() and returns CLI_FAILED. */
+int cli_report_failure(void);
+
+/* Prints a sentence in the same form and returns CLI_FAILED. */
+__attribute__((format(printf, 1, 2))) int cli_failure(const char *format, ...);
+
+/* Reads all of stdin. *text is zero-terminated (not counted), freed with mb_free. On failure the error is
+ * reported and NULL returned. */
+char *cli_read_input(size_t *n_bytes);
+
+/* Seconds of a clock that only goes forward. */
+double cli_now(void);
+
+#endif

@@ -1,0 +1,261 @@
+/* moebius run: one prompt, one answer. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "cli/answer.h"
+#include "cli/commands.h"
+#include "cli/conversation.h"
+#include "cli/interrupt.h"
+#include "cli/model_settings.h"
+#include "cli/output.h"
+#include "cli/sampling_settings.h"
+
+enum { DEFAULT_NEW_TOKENS = 2048 };
+
+typedef struct settings {
+    const char *prompt, *system;
+    cli_ids ids;
+    int raw, no_think, print_ids;
+    cli_model_settings model;
+    cli_sampling_settings sampling;
+} settings;
+
+static const cli_option prompt_options[] = {
+    {.letter = 'p',
+     .name = "prompt",
+     .value_name = "TEXT",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, prompt),
+     .help = "The prompt; - reads it from standard input. It becomes a user's message in the model's chat "
+             "template, when it has one."},
+    {.name = "system",
+     .value_name = "TEXT",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, system),
+     .help = "A system message in front of the prompt."},
+    {.name = "no-think",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, no_think),
+     .help = "Ask a model that can think first to answer at once."},
+    {.name = "raw",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, raw),
+     .help = "Continue the text of -p as it is, without chat template. Special tokens in it count as such."},
+    {.name = "ids",
+     .value_name = "ID[,...]",
+     .kind = CLI_IDS,
+     .offset = offsetof(settings, ids),
+     .minimum = 0,
+     .maximum = INT32_MAX,
+     .help = "The prompt as token ids, in place of -p; needs no tokenizer."},
+    {.name = "print-ids",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, print_ids),
+     .help = "Print the ids of the new tokens, separated by commas, in place of their text."},
+    {0},
+};
+
+static const cli_group groups[] = {
+    {"Prompt", prompt_options, 0},
+    {"Answer", cli_sampling_options, offsetof(settings, sampling)},
+    {"Model", cli_model_options, offsetof(settings, model)},
+};
+
+static int check(const settings *given) {
+    const cli_command *command = &cli_run_command;
+    if (given->prompt == NULL && given->ids.items == NULL)
+        return cli_usage_error(command,
+                               "the prompt is missing: give -p TEXT, -p - for standard input, or --ids");
+    if (given->prompt != NULL && given->ids.items != NULL)
+        return cli_usage_error(command, "-p and --ids are two prompts; give one of them");
+    if (given->ids.items != NULL && (given->raw || given->system != NULL || given->no_think))
+        return cli_usage_error(command, "--raw, --system and --no-think go with -p, not with --ids");
+    if (given->raw && (given->system != NULL || given->no_think))
+        return cli_usage_error(command,
+                               "--system and --no-think need the chat template that --raw leaves out");
+    return cli_check_sampling(command, &given->sampling);
+}
+
+/* The prompt as the model is to see it. *rendered is freed with mb_free_text; NULL when `text` itself is it.
+ */
+static int render_prompt(const settings *given, const mb_model *model, const char *text, size_t n_bytes,
+                         char **rendered) {
+    mb_model_info info;
+    cli_conversation conversation;
+    mb_model_get_info(model, &info);
+    if (given->raw || (!info.has_chat_template && given->model.chat_template == NULL)) {
+        if (given->system != NULL || given->no_think)
+            return cli_failure(
+                "--system and --no-think need a chat template, which this model does not have");
+        return CLI_OK;
+    }
+    int status = cli_conversation_open(&conversation);
+    if (status == CLI_OK && given->system != NULL)
+        status = cli_conversation_set_system(&conversation, given->system);
+    if (status == CLI_OK)
+        status = cli_conversation_add(&conversation, "the prompt", "user", text, n_bytes);
+    if (status == CLI_OK)
+        status = cli_conversation_render(&conversation, model, !given->no_think, rendered);
+    cli_conversation_close(&conversation);
+    return status;
+}
+
+/* Decides how long the answer may get and makes a session that holds just that. */
+static int open_session(const settings *given, mb_model *model, mb_request *request, mb_session **session) {
+    mb_model_info info;
+    mb_session_options options;
+    const cli_sampling_settings *sampling = &given->sampling;
+    mb_model_get_info(model, &info);
+    int64_t limit = info.max_positions, n_prompt = (int64_t)request->n_ids;
+    if (sampling->kv_tokens.given && sampling->kv_tokens.value < limit)
+        limit = sampling->kv_tokens.value;
+    request->max_new_tokens = sampling->max_new_tokens.value;
+    if (!sampling->max_new_tokens.given)
+        request->max_new_tokens =
+            limit - n_prompt < DEFAULT_NEW_TOKENS ? limit - n_prompt : DEFAULT_NEW_TOKENS;
+    if (request->max_new_tokens < 0 || n_prompt + request->max_new_tokens > limit)
+        return cli_failure("the prompt of %" PRId64 " tokens and the answer of up to %" PRId64
+                           " do not fit the %" PRId64 " positions that there are (%s)",
+                           n_prompt, request->max_new_tokens > 0 ? request->max_new_tokens : 0, limit,
+                           limit < info.max_positions ? "see --kv-tokens" : "the model's limit");
+    mb_session_options_init(&options);
+    options.max_sequences = 1;
+    options.max_step_tokens = options.prefill_chunk;
+    options.kv_tokens = n_prompt + request->max_new_tokens;
+    return mb_session_open(model, &options, session) == MB_OK ? CLI_OK : cli_report_failure();
+}
+
+static int print_id(void *n_printed, int32_t id) {
+    cli_print("%s%" PRId32, (*(int *)n_printed)++ > 0 ? "," : "", id);
+    cli_flush();
+    return CLI_OK;
+}
+
+/* The one line of figures. Times are what the user waited, from the start of the program. */
+static void print_figures(const settings *given, const cli_figures *figures, const mb_request *request,
+                          double started) {
+    fprintf(stderr, "%zu prompt tokens, %zu generated tokens, %.1f output tokens/s", figures->n_prompt,
+            figures->n_new, cli_output_rate(figures));
+    if (figures->n_new > 0)
+        fprintf(stderr, ", first token after %.3f s (%.3f s of it loading)", figures->first - started,
+                figures->submitted - started);
+    if (request->sampling.temperature > 0 && !given->sampling.seed.given)
+        fprintf(stderr, ", seed %" PRIu64, request->sampling.seed);
+    fprintf(stderr, "%s\n",
+            figures->state == MB_CANCELLED         ? ", interrupted"
+            : figures->state == MB_FINISHED_LENGTH ? ", stopped at the limit of -n"
+                                                   : "");
+}
+
+static int answer_prompt(const settings *given, mb_model *model, const cli_ids *ids, const char *prompt,
+                         double started) {
+    mb_session *session = NULL;
+    cli_answer answer = {0};
+    cli_figures figures;
+    mb_request request;
+    int n_printed = 0;
+    mb_request_init(model, &request);
+    cli_apply_sampling(&given->sampling, &request);
+    request.ids = ids->items;
+    request.n_ids = ids->count;
+
+    int status = open_session(given, model, &request, &session);
+    if (status == CLI_OK && !given->print_ids)
+        status = cli_answer_open(&answer, model, 0);
+    if (status != CLI_OK)
+        goto done;
+    cli_interrupt_catch(1);
+    if (given->print_ids) {
+        status = cli_generate(session, &request, print_id, &n_printed, &figures);
+        cli_print("\n");
+    } else {
+        cli_answer_begin(&answer, prompt);
+        status = cli_generate(session, &request, cli_answer_push, &answer, &figures);
+        if (cli_answer_finish(&answer) != CLI_OK)
+            status = CLI_FAILED;
+    }
+    cli_flush();
+    if (status == CLI_OK && !given->model.quiet)
+        print_figures(given, &figures, &request, started);
+    if (status == CLI_OK && figures.state == MB_CANCELLED)
+        status = CLI_INTERRUPTED;
+done:
+    cli_answer_close(&answer);
+    mb_session_close(session);
+    return status;
+}
+
+static int run(settings *given, const char *directory, double started) {
+    mb_model *model = NULL;
+    char *input = NULL, *rendered = NULL;
+    const char *text = given->prompt;
+    size_t n_bytes = text != NULL ? strlen(text) : 0;
+    cli_ids encoded = {0};
+    int status = CLI_FAILED;
+    if (text != NULL && strcmp(text, "-") == 0) {
+        text = input = cli_read_input(&n_bytes);
+        if (input == NULL)
+            goto done;
+        if (!given->raw && n_bytes > 0 && input[n_bytes - 1] == '\n')
+            n_bytes--; /* the one that echo adds */
+    }
+    status = cli_open_model(directory, &given->model, &model);
+    if (status == CLI_OK && text != NULL) {
+        status = render_prompt(given, model, text, n_bytes, &rendered);
+        if (status == CLI_OK && rendered != NULL)
+            status = cli_encode(model, rendered, strlen(rendered), 1, &encoded);
+        else if (status == CLI_OK)
+            status = cli_encode(model, text, n_bytes, 1, &encoded);
+        if (status == CLI_OK && encoded.count == 0)
+            status = cli_failure("the prompt is empty");
+    }
+    if (status == CLI_OK)
+        status = answer_prompt(given, model, text != NULL ? &encoded : &given->ids,
+                               rendered != NULL ? rendered : "", started);
+done:
+    mb_free(encoded.items);
+    mb_free_text(rendered);
+    mb_model_close(model);
+    mb_free(input);
+    return status;
+}
+
+static int run_main(int argc, char **argv) {
+    double started = cli_now();
+    settings given = {0};
+    const char *directory;
+    int status = cli_parse(&cli_run_command, argc, argv, &given, &directory);
+    if (status >= 0)
+        return status;
+    status = check(&given);
+    if (status < 0)
+        status = run(&given, directory, started);
+    cli_settings_free(&cli_run_command, &given);
+    return status;
+}
+
+const cli_command cli_run_command = {
+    .name = "run",
+    .summary = "answer one prompt",
+    .synopsis = "moebius run DIR -p TEXT [OPTIONS]\n"
+                "moebius run DIR --ids 5,17,42 --print-ids [OPTIONS]",
+    .description =
+        "Opens the checkpoint in DIR, answers the prompt, and prints the answer as it comes. DIR is a "
+        "Hugging Face checkpoint of Qwen3MoeForCausalLM as it was downloaded.\n"
+        "\n"
+        "A last line on stderr gives the tokens of the prompt, the generated tokens, the output tokens per "
+        "second (tokens after the first one, per second since the first one), and the time from the start "
+        "of the program to the first token.\n"
+        "\n"
+        "On a terminal, thinking is printed faintly and control characters in the answer are left out. "
+        "Ctrl-C ends the answer.",
+    .examples = "moebius run models/demo -p \"What is 7 + 8?\"\n"
+                "git diff | moebius run models/demo --system \"Summarise.\" -p -\n"
+                "moebius run models/demo --raw -p \"Once upon a time\" --temperature 0.8 --seed 1\n"
+                "moebius run models/demo --ids 5,17,42 -n 24 --greedy --print-ids",
+    .groups = groups,
+    .n_groups = CLI_COUNT(groups),
+    .main = run_main,
+};

@@ -1,0 +1,147 @@
+#include "cli/sampling_settings.h"
+
+#include <sys/random.h>
+#include <time.h>
+
+#define FIELD(name) offsetof(cli_sampling_settings, name)
+
+const cli_option cli_sampling_options[] = {
+    {.letter = 'n',
+     .name = "max-new-tokens",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(max_new_tokens),
+     .minimum = 0,
+     .maximum = 16777216,
+     .help = "Stop after N new tokens. Without it: 2048, or what the model's positions leave room for."},
+    {.name = "greedy",
+     .kind = CLI_FLAG,
+     .offset = FIELD(greedy),
+     .help = "Always take the most probable token; the same as --temperature 0. The following options have "
+             "the defaults of the checkpoint's generation_config.json, or choose greedily without one."},
+    {.name = "temperature",
+     .value_name = "T",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(temperature),
+     .minimum = 0,
+     .maximum = 100,
+     .help = "Divide the logits by T before drawing: below 1 is more predictable, above 1 more surprising."},
+    {.name = "top-k",
+     .value_name = "K",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(top_k),
+     .minimum = 0,
+     .maximum = 1000000,
+     .help = "Draw among the K most probable tokens; 0 switches it off."},
+    {.name = "top-p",
+     .value_name = "P",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(top_p),
+     .minimum = 0,
+     .maximum = 1,
+     .ends = CLI_OPEN_BELOW,
+     .help = "Draw among the fewest tokens that together have probability P; 1 switches it off."},
+    {.name = "min-p",
+     .value_name = "P",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(min_p),
+     .minimum = 0,
+     .maximum = 1,
+     .ends = CLI_OPEN_ABOVE,
+     .help = "Drop tokens less than P times as probable as the most probable one; 0 switches it off."},
+    {.name = "repetition-penalty",
+     .value_name = "R",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(repetition_penalty),
+     .minimum = 0,
+     .maximum = 100,
+     .ends = CLI_OPEN_BELOW,
+     .help = "Above 1, makes tokens of the prompt and the answer so far less likely; 1 switches it off."},
+    {.name = "presence-penalty",
+     .value_name = "X",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(presence_penalty),
+     .minimum = -2,
+     .maximum = 2,
+     .help = "Subtracted once from the logit of every token that is in the answer already."},
+    {.name = "frequency-penalty",
+     .value_name = "X",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(frequency_penalty),
+     .minimum = -2,
+     .maximum = 2,
+     .help = "The same, times the number of times that the token is in the answer."},
+    {.name = "logit-bias",
+     .value_name = "ID:BIAS[,...]",
+     .kind = CLI_BIASES,
+     .offset = FIELD(logit_bias),
+     .minimum = -100,
+     .maximum = 100,
+     .help = "Added to the logits of single tokens; -100 as good as forbids one."},
+    {.name = "seed",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(seed),
+     .minimum = 0,
+     .maximum = 9007199254740991,
+     .help = "The same seed, prompt and options give the same answer. Without it: a new seed every time."},
+    {.name = "ignore-eos",
+     .kind = CLI_FLAG,
+     .offset = FIELD(ignore_eos),
+     .help = "Go on after the model's end-of-text tokens."},
+    {.name = "stop-ids",
+     .value_name = "ID[,...]",
+     .kind = CLI_IDS,
+     .offset = FIELD(stop_ids),
+     .minimum = 0,
+     .maximum = INT32_MAX,
+     .help = "End the answer before any of these tokens."},
+    {.name = "kv-tokens",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(kv_tokens),
+     .minimum = 1,
+     .maximum = 1073741824,
+     .help = "Size of the KV cache in tokens: prompt and answer must fit. Without it: what is needed, as far "
+             "as the model goes."},
+    {0},
+};
+
+int cli_check_sampling(const cli_command *command, const cli_sampling_settings *settings) {
+    if (settings->greedy && settings->temperature.given && settings->temperature.value > 0)
+        return cli_usage_error(command, "--greedy and --temperature %g contradict each other",
+                               settings->temperature.value);
+    return -1;
+}
+
+static uint64_t fresh_seed(void) {
+    uint64_t seed;
+    if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != (ssize_t)sizeof seed)
+        seed = (uint64_t)time(NULL);
+    return seed >> 11; /* what --seed can say again */
+}
+
+static void apply_number(const cli_number *number, float *target) {
+    if (number->given)
+        *target = (float)number->value;
+}
+
+void cli_apply_sampling(const cli_sampling_settings *settings, mb_request *request) {
+    mb_sampling *sampling = &request->sampling;
+    apply_number(&settings->temperature, &sampling->temperature);
+    apply_number(&settings->top_p, &sampling->top_p);
+    apply_number(&settings->min_p, &sampling->min_p);
+    apply_number(&settings->repetition_penalty, &sampling->repetition_penalty);
+    apply_number(&settings->presence_penalty, &sampling->presence_penalty);
+    apply_number(&settings->frequency_penalty, &sampling->frequency_penalty);
+    if (settings->greedy)
+        sampling->temperature = 0;
+    if (settings->top_k.given)
+        sampling->top_k = (int32_t)settings->top_k.value;
+    sampling->seed = settings->seed.given ? (uint64_t)settings->seed.value : fresh_seed();
+    sampling->logit_bias = settings->logit_bias.items;
+    sampling->n_logit_bias = (int32_t)settings->logit_bias.count;
+    request->ignore_eos = settings->ignore_eos;
+    request->stop_ids = settings->stop_ids.items;
+    request->n_stop_ids = (int32_t)settings->stop_ids.count;
+}

@@ -57,7 +57,7 @@ void mb_trace(mb_device *device, int layer, const char *name, const void *data, 
     int written = 0;
     if (raw && values && device->download(device, raw, data, count * mb_dtype_bytes(dtype)) == MB_OK &&
         device->synchronize(device) == MB_OK && (file = fopen(path, "wb"))) {
-        mb_load_f32(values, raw, dtype, count);
+        mb_load_f32(dtype, raw, 0, (int64_t)count, values);
         written = write_npy(file, values, rows, cols);
     }
     if (file && fclose(file) != 0)

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/alloc.h"
 
@@ -66,6 +67,8 @@ const char *mb_json_describe(char *buffer, size_t capacity, const json_t *value)
         return buffer;
     case JSON_REAL:
         snprintf(buffer, capacity, "%.9g", json_real_value(value));
+        if (strspn(buffer, "-0123456789") == strlen(buffer)) /* 32.0 where 32 was wanted must not read "32" */
+            snprintf(buffer, capacity, "%.1f", json_real_value(value));
         return buffer;
     case JSON_STRING:
         return mb_quote(buffer, capacity, json_string_value(value));

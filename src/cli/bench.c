@@ -40,7 +40,8 @@ static const cli_option bench_options[] = {
      .minimum = 1,
      .maximum = 1024,
      .fallback = "1,8",
-     .help = "Sequences that run at the same time. Every length is timed with every batch."},
+     .help = "Sequences that run at the same time. Every length is timed with every batch; what the model "
+             "has no room for is left out."},
     {.letter = 'n',
      .name = "max-new-tokens",
      .value_name = "N",
@@ -166,8 +167,29 @@ static int write_row(FILE *file, const run_facts *facts, const char *bench, cons
     return failed ? cli_failure("--json: %s", strerror(error)) : CLI_OK;
 }
 
-static int run_case(mb_model *model, const run_facts *facts, const cli_bench_case *bench, FILE *rows) {
+static void print_head(const run_facts *facts) {
+    cli_print("%s on %s\n%s weights, %s, %s\n\n", facts->model, facts->card, facts->info.weight_dtype,
+              facts->info.dtype, facts->how);
+    cli_print("  prompt   batch       prefill, prompt       decode, output\n"
+              "  tokens                       tokens/s             tokens/s\n");
+    cli_flush();
+}
+
+/* Times one combination, or says why the model is too small for it. *n_run counts the timed ones. */
+static int run_case(mb_model *model, const run_facts *facts, const cli_bench_case *bench, FILE *rows,
+                    int *n_run) {
     cli_bench_result result;
+    if (cli_bench_positions(bench) > facts->info.max_positions) {
+        fprintf(stderr,
+                "moebius: left out: prompts of %d tokens, batch %d and -n %d take %lld positions, the model "
+                "has %d\n",
+                (int)bench->length, (int)bench->batch, (int)bench->n_new,
+                (long long)cli_bench_positions(bench), (int)facts->info.max_positions);
+        return CLI_OK;
+    }
+    if (rows != stdout && *n_run == 0)
+        print_head(facts);
+    ++*n_run;
     int status = cli_bench_run(model, bench, &result);
     if (status != CLI_OK)
         return status;
@@ -185,15 +207,8 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
 
 static int run_all(mb_model *model, const char *directory, const settings *given, FILE *rows) {
     run_facts facts;
-    int status = CLI_OK;
+    int status = CLI_OK, n_run = 0;
     collect_facts(directory, given, model, &facts);
-    if (rows != stdout) {
-        cli_print("%s on %s\n%s weights, %s, %s\n\n", facts.model, facts.card, facts.info.weight_dtype,
-                  facts.info.dtype, facts.how);
-        cli_print("  prompt   batch       prefill, prompt       decode, output\n"
-                  "  tokens                       tokens/s             tokens/s\n");
-        cli_flush();
-    }
     cli_interrupt_catch(1);
     for (size_t i = 0; i < given->lengths.count && status == CLI_OK; i++) {
         for (size_t j = 0; j < given->batches.count && status == CLI_OK; j++) {
@@ -202,11 +217,13 @@ static int run_all(mb_model *model, const char *directory, const settings *given
                                     .n_new = (int32_t)given->n_new.value,
                                     .n_repeat = (int32_t)given->n_repeat.value,
                                     .seed = (uint64_t)given->seed.value};
-            status = run_case(model, &facts, &bench, rows);
+            status = run_case(model, &facts, &bench, rows, &n_run);
             if (cli_output_failed())
                 status = CLI_FAILED;
         }
     }
+    if (status == CLI_OK && n_run == 0)
+        status = cli_failure("no length fits this model; give smaller --prompt-lengths or -n");
     return status;
 }
 

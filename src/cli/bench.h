@@ -16,6 +16,9 @@ typedef struct cli_bench_result {
     double decode_tok_s;  /* new tokens of all sequences per second, all of them running */
 } cli_bench_result;
 
+/* Positions that one sequence takes; the model must have as many. */
+int64_t cli_bench_positions(const cli_bench_case *bench);
+
 /* One warm-up and n_repeat timed runs of each; the medians. Failures are reported; Ctrl-C gives
  * CLI_INTERRUPTED. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);

@@ -133,6 +133,17 @@ static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill, do
     return status;
 }
 
+/* Sequences that are read first decode while the others are read: they need room for those tokens too. */
+static int64_t prefill_steps(const cli_bench_case *bench, int32_t prefill_chunk) {
+    return bench->batch * ((int64_t)bench->length / prefill_chunk + 1);
+}
+
+int64_t cli_bench_positions(const cli_bench_case *bench) {
+    mb_session_options options;
+    mb_session_options_init(&options);
+    return bench->length + bench->n_new + prefill_steps(bench, options.prefill_chunk) + 1;
+}
+
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result) {
     size_t batch = (size_t)bench->batch, n_repeat = (size_t)bench->n_repeat;
     mb_session_options options;
@@ -148,19 +159,10 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     if (prefill == NULL || decode == NULL || run.ids == NULL || run.sequences == NULL)
         status = cli_failure("no memory for %zu prompts of %d tokens", batch, (int)bench->length);
 
-    /* Sequences that are read first decode while the others are read: they need room for those tokens too. */
-    int64_t prefill_steps = bench->batch * ((int64_t)bench->length / options.prefill_chunk + 1);
-    int64_t decode_tokens = bench->n_new + prefill_steps + 1;
-    int64_t per_sequence = bench->length + decode_tokens;
-    if (status == CLI_OK && per_sequence > info.max_positions)
-        status = cli_failure(
-            "prompts of %d tokens in a batch of %d with -n %d take %lld positions, but the model has "
-            "%d; give smaller --prompt-lengths, --batches or -n",
-            (int)bench->length, (int)bench->batch, (int)bench->n_new, (long long)per_sequence,
-            (int)info.max_positions);
+    int64_t decode_tokens = bench->n_new + prefill_steps(bench, options.prefill_chunk) + 1;
     options.max_sequences = bench->batch;
     options.max_queued = bench->batch;
-    options.kv_tokens = (int64_t)bench->batch * ((per_sequence + 63) / 64 * 64);
+    options.kv_tokens = (int64_t)bench->batch * ((cli_bench_positions(bench) + 63) / 64 * 64);
     mb_request_init(model, &run.request);
     run.request.n_ids = (size_t)bench->length;
     run.request.ignore_eos = 1;

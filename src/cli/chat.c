@@ -102,8 +102,10 @@ static int answer_prompt(chat_state *chat, const char *prompt, const cli_ids *id
                            ids->count, chat->context);
     cli_answer_begin(&chat->answer, prompt);
     int status = cli_generate(chat->session, &request, cli_answer_push, &chat->answer, &figures);
-    if (cli_answer_finish(&chat->answer) != CLI_OK || status != CLI_OK)
-        return CLI_FAILED;
+    if ((status == CLI_OK || figures.n_new > 0) && cli_answer_finish(&chat->answer) != CLI_OK)
+        status = CLI_FAILED;
+    if (status != CLI_OK)
+        return status;
     cli_interrupt_clear();
     explain_length(chat, &figures);
     print_figures(chat, &figures);

@@ -57,7 +57,7 @@ static void print_count(const char *label, uint64_t count) {
         value /= 1000;
         unit++;
     }
-    cli_print("%-18s %.*f%s\n", label, unit > 0 ? 2 : 0, value, units[unit]);
+    cli_print("%-20s %.*f%s\n", label, unit > 0 ? 2 : 0, value, units[unit]);
 }
 
 static void print_bytes(const char *label, uint64_t n_bytes, const char *remark) {
@@ -68,54 +68,54 @@ static void print_bytes(const char *label, uint64_t n_bytes, const char *remark)
         value /= 1000;
         unit++;
     }
-    cli_print("%-18s %.*f %s%s\n", label, unit > 0 ? 2 : 0, value, units[unit], remark);
+    cli_print("%-20s %.*f %s%s\n", label, unit > 0 ? 2 : 0, value, units[unit], remark);
 }
 
 static void print_table(const char *directory, const mb_model_info *info) {
-    cli_print("%-18s %s\n", "model", directory);
-    cli_print("%-18s %s\n", "architecture", info->architecture);
-    cli_print("%-18s %" PRId32 ", of them %" PRId32 " with experts\n", "layers", info->n_layers,
+    cli_print("%-20s %s\n", "model", directory);
+    cli_print("%-20s %s\n", "architecture", info->architecture);
+    cli_print("%-20s %" PRId32 ", of them %" PRId32 " with experts\n", "layers", info->n_layers,
               info->n_moe_layers);
-    cli_print("%-18s %" PRId32 "\n", "hidden size", info->hidden);
-    cli_print("%-18s %" PRId32 " for queries, %" PRId32 " for keys and values, of %" PRId32 "\n",
+    cli_print("%-20s %" PRId32 "\n", "hidden size", info->hidden);
+    cli_print("%-20s %" PRId32 " for queries, %" PRId32 " for keys and values, of %" PRId32 "\n",
               "attention heads", info->n_heads, info->n_kv_heads, info->head_dim);
-    cli_print("%-18s %" PRId32 " of size %" PRId32 ", %" PRId32 " for each token\n", "experts",
+    cli_print("%-20s %" PRId32 " of size %" PRId32 ", %" PRId32 " for each token\n", "experts",
               info->n_experts, info->moe_intermediate, info->top_k);
     if (info->n_moe_layers < info->n_layers)
-        cli_print("%-18s %" PRId32 "\n", "dense layers' size", info->intermediate);
-    cli_print("%-18s %" PRId32 "\n", "vocabulary", info->vocab);
-    cli_print("%-18s %" PRId32 "\n", "positions", info->max_positions);
-    cli_print("%-18s", "end-of-text ids");
+        cli_print("%-20s %" PRId32 "\n", "dense layers' size", info->intermediate);
+    cli_print("%-20s %" PRId32 "\n", "vocabulary", info->vocab);
+    cli_print("%-20s %" PRId32 "\n", "positions", info->max_positions);
+    cli_print("%-20s", "end-of-text ids");
     for (int32_t i = 0; i < info->n_eos_ids; i++)
         cli_print("%s %" PRId32, i > 0 ? "," : "", info->eos_ids[i]);
     cli_print("%s\n", info->n_eos_ids > 0 ? "" : " none");
-    cli_print("%-18s %s\n", "tokenizer", info->has_tokenizer ? "yes" : "no: use token ids");
-    cli_print("%-18s %s\n\n", "chat template", info->has_chat_template ? "yes" : "no");
+    cli_print("%-20s %s\n", "tokenizer", info->has_tokenizer ? "yes" : "no: use token ids");
+    cli_print("%-20s %s\n\n", "chat template", info->has_chat_template ? "yes" : "no");
 
     print_count("parameters", info->n_parameters);
     print_count("active for a token", info->n_active_parameters);
-    cli_print("%-18s %s\n", "weights kept in", info->weight_dtype);
+    cli_print("%-20s %s\n", "weights kept in", info->weight_dtype);
     print_bytes("weights here", info->weight_bytes, "");
     for (size_t i = 0; i < CLI_COUNT(parameter_types); i++) {
         char label[32];
         snprintf(label, sizeof label, "weights in %s", parameter_types[i].name);
         print_bytes(label, info->n_parameters * parameter_types[i].bytes, "");
     }
-    cli_print("\n%-18s %s\n", "device", info->device);
-    cli_print("%-18s %s\n", "computes in", info->dtype);
+    cli_print("\n%-20s %s\n", "device", info->device);
+    cli_print("%-20s %s\n", "computes in", info->dtype);
     print_bytes("memory", info->device_memory_bytes, "");
     print_bytes("free beside weights", info->device_free_bytes, "");
     print_bytes("KV cache", info->kv_bytes_per_token, " for each token");
 
     cli_print("\nWhat fits, in tokens of KV cache over all sequences\n");
-    cli_print("%-18s %" PRIu64 "\n", "here",
+    cli_print("%-20s %" PRIu64 "\n", "here",
               tokens_beside(info->device_free_bytes, 0, info->kv_bytes_per_token));
     for (size_t i = 0; i < CLI_COUNT(cards); i++) {
         uint64_t tokens = tokens_beside(cards[i].bytes, info->weight_bytes, kv_bytes_in_bf16(info));
         if (tokens > 0)
-            cli_print("%-18s %" PRIu64 " (these weights, KV cache in bf16)\n", cards[i].name, tokens);
+            cli_print("%-20s %" PRIu64 " (these weights, KV cache in bf16)\n", cards[i].name, tokens);
         else
-            cli_print("%-18s none: the weights are larger than the card\n", cards[i].name);
+            cli_print("%-20s none: the weights are larger than the card\n", cards[i].name);
     }
 }
 

@@ -143,10 +143,11 @@ static void print_figures(const settings *given, const cli_figures *figures, con
                 figures->submitted - started);
     if (request->sampling.temperature > 0 && !given->sampling.seed.given)
         fprintf(stderr, ", seed %" PRIu64, request->sampling.seed);
-    fprintf(stderr, "%s\n",
-            figures->state == MB_CANCELLED         ? ", interrupted"
-            : figures->state == MB_FINISHED_LENGTH ? ", stopped at the limit of -n"
-                                                   : "");
+    if (figures->state == MB_CANCELLED)
+        fprintf(stderr, ", interrupted");
+    if (figures->state == MB_FINISHED_LENGTH)
+        fprintf(stderr, ", stopped at the limit of %" PRId64 " new tokens", request->max_new_tokens);
+    fputc('\n', stderr);
 }
 
 static int answer_prompt(const settings *given, mb_model *model, const cli_ids *ids, const char *prompt,
@@ -169,11 +170,12 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
     cli_interrupt_catch(1);
     if (given->print_ids) {
         status = cli_generate(session, &request, print_id, &n_printed, &figures);
-        cli_print("\n");
+        if (status == CLI_OK || n_printed > 0)
+            cli_print("\n");
     } else {
         cli_answer_begin(&answer, prompt);
         status = cli_generate(session, &request, cli_answer_push, &answer, &figures);
-        if (cli_answer_finish(&answer) != CLI_OK)
+        if ((status == CLI_OK || figures.n_new > 0) && cli_answer_finish(&answer) != CLI_OK)
             status = CLI_FAILED;
     }
     cli_flush();

@@ -1,0 +1,260 @@
+"""run --print-ids, logprobs and info on checkpoints that have no tokenizer."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import numpy
+import pytest
+
+from cli_support import BINARY, GOLDEN, ROOT, write_checkpoint
+
+
+def expectations():
+    for folder in ("plain_f32", "old_keys_bf16", "sharded_bf16", "fp8_ragged"):
+        for i, case in enumerate(json.loads((GOLDEN / folder / "expect.json").read_text())["cases"][:2]):
+            yield pytest.param(folder, case, id=f"{folder}-{i}")
+
+
+@pytest.mark.parametrize("folder, case", list(expectations()))
+def test_print_ids_is_exact_and_alone_on_stdout(moebius, folder, case):
+    ids = ",".join(map(str, case["ids"]))
+    result = moebius("run", GOLDEN / folder, "--ids", ids, "-n", 24, "--greedy", "--print-ids", "--ignore-eos", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode() == ",".join(map(str, case["greedy"][:24])) + "\n"
+
+
+def test_last_line_has_the_figures(moebius, golden_model):
+    arguments = ("run", golden_model, "--ids", "1,2,3", "-n", 7, "--greedy", "--print-ids", "--ignore-eos")
+    line = moebius(*arguments).stderr.decode()
+    assert re.fullmatch(
+        r"3 prompt tokens, 7 generated tokens, \d+\.\d output tokens/s, first token after \d\.\d{3} s "
+        r"\(\d\.\d{3} s of it loading\), stopped at the limit of 7 new tokens\n",
+        line,
+    )
+    assert moebius(*arguments, "--quiet").stderr == b""
+
+
+def test_no_progress_bar_without_a_terminal(moebius, golden_model):
+    assert b"loading weights" not in moebius("info", golden_model).stderr
+
+
+@pytest.mark.parametrize("dtype, share, tolerance", [("fp32", 1, 1e-4), ("bf16", 0.5, 0.2), ("fp16", 0.5, 0.2 / 8)])
+def test_logprobs_rows(moebius, dtype, share, tolerance):
+    """Every row is a distribution over the whole vocabulary, and close to the golden's: all rows in fp32, half of
+    them in the short types, whose rounding may send a token to another expert. fp16 has 3 bits more than bf16."""
+    expect = json.loads((GOLDEN / "plain_f32/expect.json").read_text())
+    reference = numpy.fromfile(GOLDEN / "plain_f32/logprobs.bin", "<f4").reshape(-1, expect["vocab_size"])
+    first, second = (case["ids"] for case in expect["cases"][:2])
+    result = moebius("logprobs", GOLDEN / "plain_f32", "--ids", ",".join(map(str, second)), "--json", "--dtype", dtype)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert list(document) == ["logprobs"]
+    rows = numpy.array(document["logprobs"])
+    assert rows.shape == (len(second), expect["vocab_size"])
+    assert abs(numpy.exp(rows).sum(axis=1) - 1).max() < 1e-4
+    errors = abs(rows - reference[len(first) : len(first) + len(second)]).max(axis=1)
+    assert numpy.quantile(errors, share) < tolerance
+
+
+def test_bf16_differs_from_fp32(moebius, golden_model):
+    """--dtype reaches the computation."""
+    rows = [moebius("logprobs", golden_model, "--ids", "5,6,7", "--json", "--dtype", dtype).stdout for dtype in ("fp32", "bf16")]
+    assert rows[0] != rows[1]
+
+
+def test_logprobs_have_nine_digits(moebius, golden_model):
+    text = moebius("logprobs", golden_model, "--ids", "5", "--json").stdout.decode()
+    numbers = re.findall(r"-[\d.e-]+", text)
+    digits = [len(number.lstrip("-0.").replace(".", "")) for number in numbers]
+    assert max(digits) == 9 and sum(count >= 8 for count in digits) > 0.9 * len(digits)
+
+
+def test_logprobs_table_shows_the_best_five(moebius, golden_model):
+    rows = json.loads(moebius("logprobs", golden_model, "--ids", "5,6", "--json").stdout)["logprobs"]
+    text = moebius("logprobs", golden_model, "--ids", "5,6").stdout.decode()
+    blocks = text.split("position ")[1:]
+    assert len(blocks) == 2
+    for position, (block, row) in enumerate(zip(blocks, rows)):
+        assert block.startswith(f"{position}, after token {5 + position}\n")
+        listed = [line.split() for line in block.splitlines()[2:]]
+        best = sorted(range(len(row)), key=lambda token: -row[token])[:5]
+        assert [int(token) for _, _, token in listed] == best
+        assert all(abs(float(value) - row[token]) < 1e-4 for (value, _, _), token in zip(listed, best))
+
+
+def sample(moebius, model, seed, *more):
+    result = moebius("run", model, "--ids", "1,2,3", "-n", 40, "--temperature", 1.5, "--ignore-eos", "--print-ids",
+                     *(["--seed", seed] if seed is not None else []), *more)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_seed_decides(moebius, golden_model):
+    assert sample(moebius, golden_model, 7) == sample(moebius, golden_model, 7)
+    assert sample(moebius, golden_model, 7) == sample(moebius, golden_model, 7, "--threads", 1)
+    assert sample(moebius, golden_model, 7) != sample(moebius, golden_model, 8)
+    assert sample(moebius, golden_model, None) != sample(moebius, golden_model, None)
+
+
+def test_the_seed_that_was_drawn_is_told(moebius, golden_model):
+    arguments = ("run", golden_model, "--ids", "1", "-n", 30, "--temperature", 2, "--ignore-eos", "--print-ids")
+    first = moebius(*arguments)
+    seed = re.search(rb", seed (\d+)", first.stderr).group(1).decode()
+    assert moebius(*arguments, "--seed", seed).stdout == first.stdout
+
+
+def test_logit_bias_and_stop_ids(moebius, golden_model):
+    arguments = ("run", golden_model, "--ids", "1,2,3", "-n", 6, "--greedy", "--ignore-eos", "--print-ids")
+    assert moebius(*arguments, "--logit-bias", "11:100").stdout == b"11,11,11,11,11,11\n"
+    plain = moebius(*arguments).stdout.decode().strip().split(",")
+    stopped = moebius(*arguments, "--stop-ids", plain[2])
+    assert stopped.stdout.decode().strip().split(",") == plain[: plain.index(plain[2])]
+    banned = moebius(*arguments, "--logit-bias", f"{plain[0]}:-100").stdout.decode().split(",")
+    assert banned[0] != plain[0]
+
+
+def test_penalties_change_the_answer(moebius, golden_model):
+    arguments = ("run", golden_model, "--ids", "1,2,3", "-n", 24, "--greedy", "--ignore-eos", "--print-ids")
+    plain = moebius(*arguments).stdout
+    ids = moebius(*arguments, "--logit-bias", "11:3", "--frequency-penalty", 2).stdout.decode().split(",")
+    assert moebius(*arguments, "--logit-bias", "11:100").stdout.count(b"11") == 24 > ids.count("11")
+    assert moebius(*arguments, "--repetition-penalty", 5).stdout != plain
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["run", "no/such/folder", "--ids", "1"], "no/such/folder"),
+    (["info", "README.md"], "README.md"),
+    (["run", "tests/golden/plain_f32", "--ids", "80", "--print-ids"], "80"),
+    (["run", "tests/golden/plain_f32", "--ids", "1", "-n", "256", "--print-ids"], "do not fit the 256 positions"),
+    (["run", "tests/golden/plain_f32", "--ids", "1,2,3", "--kv-tokens", "2", "--print-ids"], "--kv-tokens"),
+    (["run", "tests/golden/plain_f32", "-p", "x", "--raw"], "tokenizer"),
+    (["run", "tests/golden/plain_f32", "--ids", "1", "--logit-bias", "80:1", "--print-ids"], "logit_bias"),
+    (["chat", "tests/golden/plain_f32"], "tokenizer"),
+    (["tokenize", "tests/golden/plain_f32", "-p", "x"], "tokenizer"),
+    (["bench", "tests/golden/plain_f32", "--prompt-lengths", "300"], "no length fits"),
+    (["bench", "tests/golden/plain_f32", "--json", "no/such/folder/x"], "No such file"),
+    (["run", "tests/golden/plain_f32", "--ids", "1", "--chat-template", "qwen9", "--print-ids"], "qwen9"),
+])  # fmt: skip
+def test_failures_say_why(moebius, arguments, sentence):
+    result = moebius(*arguments)
+    error = result.stderr.decode()
+    assert result.returncode == 1
+    assert result.stdout == b""
+    assert error.splitlines()[-1].startswith("moebius: ") and sentence in error
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": '), "config.json"),
+    (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "config.json"),
+    (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "model.safetensors"),
+    (lambda folder: os.truncate(folder / "model.safetensors", 5000), "model.safetensors"),
+])  # fmt: skip
+def test_damaged_folder(moebius, tmp_path, damage, sentence):
+    folder = write_checkpoint(tmp_path / "model", 50, 64)
+    assert moebius("info", folder).returncode == 0
+    damage(folder)
+    result = moebius("info", folder)
+    assert result.returncode == 1 and result.stdout == b""
+    assert sentence in result.stderr.decode()
+
+
+def test_nan_in_weights_fails_the_answer(moebius, tmp_path):
+    folder = write_checkpoint(tmp_path / "model", 50, 64)
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-8:] = b"\x00\x00\xc0\x7f" * 2
+    at = 8 + int.from_bytes(data[:8], "little")
+    data[at : at + 4 * 64 * 50] = b"\x00\x00\xc0\x7f" * (64 * 50)
+    file.write_bytes(data)
+    result = moebius("run", folder, "--ids", "1,2", "-n", 4, "--greedy", "--print-ids")
+    assert result.returncode == 1 and "NaN" in result.stderr.decode()
+    rows = moebius("logprobs", folder, "--ids", "1,2", "--json")
+    json.loads(rows.stdout or "{}", parse_constant=pytest.fail)
+
+
+def test_info_counts_parameters(moebius, tmp_path):
+    folder = write_checkpoint(tmp_path / "model", 50, 64, hidden=32, layers=2, experts=4, intermediate=16)
+    document = json.loads(moebius("info", folder, "--json").stdout)
+    expert, attention, norms = 3 * 16 * 32, 32 * 64 + 2 * 32 * 32 + 64 * 32, 2 * 32 + 2 * 16
+    everything = 2 * 50 * 32 + 32 + 2 * (attention + norms + 4 * 32 + 4 * expert)
+    assert document["parameters"] == everything
+    assert document["active_parameters"] == everything - 2 * 2 * expert - 49 * 32
+    assert document["bytes_in"] == {"fp32": 4 * everything, "bf16": 2 * everything, "fp8": everything}
+    assert document["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+    assert document["experts"] == 4 and document["experts_per_token"] == 2 and document["max_positions"] == 64
+    assert document["kv_tokens_that_fit"]["h100_80gb"] == (80 * 10**9 - document["weight_bytes"]) // (2 * 2 * 2 * 16 * 2)
+    assert not document["has_tokenizer"]
+    text = moebius("info", folder).stdout.decode()
+    for fact in ("Qwen3MoeForCausalLM", "4 of size 16, 2 for each token", "H100 80 GB", "H200 141 GB", "fp32"):
+        assert fact in text
+
+
+def test_bench_rows(moebius, tmp_path, golden_model):
+    file = tmp_path / "rows.jsonl"
+    arguments = ("bench", golden_model, "--prompt-lengths", "16,40", "--batches", "1,3", "-n", 8, "--repeat", 2)
+    result = moebius(*arguments, "--json", file)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["bench"], row["shape"]["context"], row["shape"]["batch"]) for row in rows] == [
+        (bench, length, batch) for length in (16, 40) for batch in (1, 3) for bench in ("prefill", "decode")
+    ]
+    for row in rows:
+        assert row["who"] == "moebius" and row["tok_s"] > 0 and row["model"] == "plain_f32"
+        assert row["weights"] == "fp32" and row["kv"] == "fp32" and row["dtype"] == "fp32"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["card"] and "median of 2" in row["how"]
+    assert "prompt" in result.stdout.decode() and "output" in result.stdout.decode()
+    assert len(result.stdout.decode().splitlines()) == 5 + 4
+    moebius(*arguments, "--json", file)
+    assert len(file.read_text().splitlines()) == 16
+    only = moebius(*arguments, "--json", "-")
+    assert len([json.loads(line) for line in only.stdout.splitlines()]) == 8
+
+
+def test_bench_leaves_out_what_does_not_fit(moebius, golden_model):
+    result = moebius("bench", golden_model, "--prompt-lengths", "16,250", "--batches", 1, "-n", 8, "--repeat", 1)
+    assert result.returncode == 0 and b"left out: prompts of 250 tokens" in result.stderr
+    assert len(result.stdout.decode().splitlines()) == 5 + 1
+
+
+def test_full_disk_is_reported(moebius, golden_model):
+    for arguments in (["info", golden_model], ["run", golden_model, "--ids", "1", "-n", 3, "--print-ids"],
+                      ["run", "--help"], ["logprobs", golden_model, "--ids", "1,2,3", "--json"]):  # fmt: skip
+        with open("/dev/full", "w") as full:
+            result = moebius(*arguments, stdout=full)
+        assert result.returncode == 1
+        assert result.stderr.decode().splitlines()[-1] == "moebius: standard output: No space left on device"
+
+
+def test_reader_that_leaves_ends_the_answer_quietly(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", 50, 200000)
+    process = subprocess.Popen(
+        [BINARY, "run", folder, "--ids", "1", "-n", "100000", "--ignore-eos", "--print-ids", "-q"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdout.read(4)
+    process.stdout.close()
+    assert process.wait(60) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_ctrl_c_ends_the_ids_with_a_newline(tmp_path):
+    folder = write_checkpoint(tmp_path / "model", 50, 200000)
+    process = subprocess.Popen(
+        [BINARY, "run", folder, "--ids", "1", "-n", "100000", "--ignore-eos", "--print-ids"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    start = process.stdout.read(6)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    rest, error = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 130
+    assert re.fullmatch(rb"\d+(,\d+)*\n", start + rest)
+    assert b", interrupted" in error

@@ -1,0 +1,161 @@
+"""Help pages and mistakes on the command line."""
+
+import re
+
+import pytest
+
+COMMANDS = ["run", "chat", "info", "bench", "tokenize", "logprobs"]
+MODEL = "tests/golden/plain_f32"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_manual_page(moebius, command):
+    page = moebius(command, "--help")
+    assert page.returncode == 0 and page.stderr == b""
+    text = page.stdout.decode()
+    headings = re.findall(r"^[A-Z][A-Z ]+$", text, re.M)
+    assert headings == ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXAMPLES", "EXIT STATUS"]
+    assert f"moebius {command} - " in text
+    described = text.split("DESCRIPTION", 1)[1].split("EXAMPLES")[0]
+    assert max(map(len, described.splitlines())) <= 80
+    assert moebius("help", command).stdout == page.stdout
+    assert moebius(command, "no-such-folder", "-h").stdout == page.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_the_page_is_parsed(moebius, command):
+    """An option with a value complains about its absence, a flag about a value: neither is unknown."""
+    page = moebius(command, "--help").stdout.decode()
+    options = re.findall(r"^ {7}(?:-\w, )?(--[a-z-]+)(?: (\S+))?$", page, re.M)
+    assert len(options) >= 6
+    for option, value in options:
+        if option == "--help":
+            continue
+        result = moebius(command, MODEL, option if value else option + "=x")
+        assert result.returncode == 2, option
+        expected = f"{option} needs a value" if value else f"{option} takes no value"
+        assert expected in result.stderr.decode(), option
+
+
+def test_overview(moebius):
+    overview = moebius("--help")
+    assert overview.returncode == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", overview.stdout.decode(), re.M)
+    assert moebius("help").stdout == overview.stdout
+    alone = moebius()
+    assert alone.returncode == 2 and alone.stdout == b"" and alone.stderr == overview.stdout
+
+
+def test_version(moebius):
+    version = moebius("--version")
+    assert version.returncode == 0
+    assert re.fullmatch(rb"moebius \d+\.\d+\.\d+\n", version.stdout)
+
+
+RUN = ["run", MODEL, "--ids", "1"]
+
+# The arguments, and what the sentence must say: option, value, allowed range.
+MISTAKES = [
+    (["frobnicate"], 'no command "frobnicate"'),
+    (["help", "frobnicate"], 'no command "frobnicate"'),
+    (["--frobnicate"], 'no command "--frobnicate"'),
+    (["run"], "DIR is missing"),
+    (["info"], "DIR is missing"),
+    (["run", ""], "DIR is missing"),
+    (["run", "-p", "x"], "DIR is missing"),
+    (["run", MODEL], "the prompt is missing"),
+    (["run", MODEL, "-p", "x", "--ids", "1"], "two prompts"),
+    (["run", MODEL, "other", "-p", "x"], '"other" is one operand too many'),
+    (["run", MODEL, "--", "--greedy"], '"--greedy" is one operand too many'),
+    (RUN + ["--frobnicate"], "no option --frobnicate"),
+    (RUN + ["--frobnicate=3"], "no option --frobnicate\n"),
+    (RUN + ["--gree"], "no option --gree"),
+    (RUN + ["-x"], "no option -x"),
+    (RUN + ["--raw"], "--raw, --system and --no-think go with -p"),
+    (RUN + ["--system", "be brief"], "--raw, --system and --no-think go with -p"),
+    (["run", MODEL, "-p", "x", "--raw", "--no-think"], "need the chat template"),
+    (RUN + ["-n"], "-n needs a value: a whole number from 0 to 16777216"),
+    (RUN + ["-n", ""], '-n: "" is not understood'),
+    (RUN + ["-n", "x"], '-n: "x" is not understood; give a whole number from 0 to 16777216'),
+    (RUN + ["-n", "3x"], '-n: "3x" is not understood'),
+    (RUN + ["-n3.5"], '-n: "3.5" is not understood'),
+    (RUN + ["-n", " 3"], '-n: " 3" is not understood'),
+    (RUN + ["-n", "+3"], '-n: "+3" is not understood'),
+    (RUN + ["-n", "0x10"], '-n: "0x10" is not understood'),
+    (RUN + ["-n", "-1"], '-n: "-1" is out of range'),
+    (RUN + ["-n", "16777217"], '-n: "16777217" is out of range'),
+    (RUN + ["-n", "9223372036854775808"], "is out of range"),
+    (RUN + ["-n", "1" * 100], "is out of range"),
+    (RUN + ["--max-new-tokens=many"], '--max-new-tokens: "many" is not understood'),
+    (RUN + ["--greedy=yes"], '--greedy takes no value, but "=yes" follows it'),
+    (RUN + ["--greedy", "--temperature", "0.5"], "--greedy and --temperature 0.5 contradict each other"),
+    (RUN + ["--temperature", "hot"], '--temperature: "hot" is not understood; give a number from 0 to 100'),
+    (RUN + ["--temperature", "nan"], '--temperature: "nan" is not understood'),
+    (RUN + ["--temperature", "inf"], '--temperature: "inf" is not understood'),
+    (RUN + ["--temperature", "1e999"], '--temperature: "1e999" is out of range'),
+    (RUN + ["--temperature", "-0.1"], '--temperature: "-0.1" is out of range'),
+    (RUN + ["--temperature", "1.2.3"], '--temperature: "1.2.3" is not understood'),
+    (RUN + ["--temperature", "0x1p3"], '--temperature: "0x1p3" is not understood'),
+    (RUN + ["--top-k", "-1"], '--top-k: "-1" is out of range; give a whole number from 0 to 1000000'),
+    (RUN + ["--top-p", "0"], '--top-p: "0" is out of range; give a number above 0, at most 1'),
+    (RUN + ["--top-p", "1.01"], '--top-p: "1.01" is out of range'),
+    (RUN + ["--min-p", "1"], '--min-p: "1" is out of range; give a number from 0, below 1'),
+    (RUN + ["--repetition-penalty", "0"], '--repetition-penalty: "0" is out of range'),
+    (RUN + ["--presence-penalty", "2.5"], '--presence-penalty: "2.5" is out of range; give a number from -2 to 2'),
+    (RUN + ["--frequency-penalty", "-3"], '--frequency-penalty: "-3" is out of range'),
+    (RUN + ["--logit-bias", "5"], '--logit-bias: "5" is not understood; give ID:BIAS pairs'),
+    (RUN + ["--logit-bias", "5:1,"], '--logit-bias: "5:1," is not understood'),
+    (RUN + ["--logit-bias", "5:1,x:2"], '"5:1,x:2" is not understood'),
+    (RUN + ["--logit-bias", "5:"], '--logit-bias: "5:" is not understood'),
+    (RUN + ["--logit-bias", "5:101"], '--logit-bias: "5:101" is out of range'),
+    (RUN + ["--logit-bias", "-5:1"], '--logit-bias: "-5:1" is out of range'),
+    (RUN + ["--seed", "-1"], '--seed: "-1" is out of range'),
+    (RUN + ["--stop-ids", "1,,2"], '--stop-ids: "1,,2" is not understood'),
+    (RUN + ["--device", "tpu"], '--device: "tpu" is not understood; give one of cpu|cuda|cuda:N'),
+    (RUN + ["--device", "cuda:"], '--device: "cuda:" is not understood'),
+    (RUN + ["--device", "cuda:N"], '--device: "cuda:N" is not understood'),
+    (RUN + ["--dtype", "fp8"], '--dtype: "fp8" is not understood; give one of fp32|bf16|fp16'),
+    (RUN + ["--dtype", ""], '--dtype: "" is not understood'),
+    (RUN + ["--threads", "0"], '--threads: "0" is out of range; give a whole number from 1 to 1024'),
+    (RUN + ["--kv-tokens", "0"], '--kv-tokens: "0" is out of range'),
+    (["run", MODEL, "--ids", ""], '--ids: "" is not understood; give whole numbers from 0 to 2147483647'),
+    (["run", MODEL, "--ids", "1,2,"], '--ids: "1,2," is not understood'),
+    (["run", MODEL, "--ids", "1 2"], '--ids: "1 2" is not understood'),
+    (["run", MODEL, "--ids", "1,-2"], '--ids: "1,-2" is out of range'),
+    (["run", MODEL, "--ids", "2147483648"], '--ids: "2147483648" is out of range'),
+    (["chat", MODEL, "-p", "x"], "no option -p"),
+    (["chat", MODEL, "--greedy", "--temperature", "1"], "contradict"),
+    (["logprobs", MODEL], "give the prompt either as --ids or as -p TEXT"),
+    (["logprobs", MODEL, "--ids", "1", "-p", "x"], "give the prompt either as --ids or as -p TEXT"),
+    (["logprobs", MODEL, "--ids", "1", "--temperature", "1"], "no option --temperature"),
+    (["tokenize", MODEL, "-p", "x", "--decode", "1"], "-p and --decode exclude each other"),
+    (["tokenize", MODEL, "--decode", "one"], '--decode: "one" is not understood'),
+    (["bench", MODEL, "--batches", "0"], '--batches: "0" is out of range; give whole numbers from 1 to 1024'),
+    (["bench", MODEL, "--prompt-lengths", "1,0"], '--prompt-lengths: "1,0" is out of range'),
+    (["bench", MODEL, "--repeat", "0"], '--repeat: "0" is out of range'),
+    (["bench", MODEL, "-n", "0"], '-n: "0" is out of range; give a whole number from 1 to 65536'),
+]
+
+
+@pytest.mark.parametrize("arguments, sentence", MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_mistake(moebius, arguments, sentence):
+    result = moebius(*arguments)
+    error = result.stderr.decode()
+    assert result.returncode == 2
+    assert result.stdout == b""
+    assert sentence in error
+    assert re.search(r"\nTry 'moebius( \w+)? --help'\.\n$", error)
+
+
+def test_range_ends_are_allowed(moebius):
+    ends = ["-n", "0", "--top-p", "1", "--min-p", "0", "--presence-penalty", "-2", "--frequency-penalty=2"]
+    ends += ["--top-k", "1000000", "--temperature", "100", "--logit-bias", "5:-100,6:1e2", "--device", "cpu"]
+    result = moebius(*RUN, "--print-ids", *ends)
+    assert (result.returncode, result.stdout) == (0, b"\n"), result.stderr
+
+
+def test_the_last_mention_counts(moebius):
+    result = moebius("run", MODEL, "--ids", "1,2", "--ids", "3", "-n", "5", "-n", "2", "--greedy", "--print-ids", "--ignore-eos")
+    once = moebius("run", MODEL, "--ids=3", "-n2", "--greedy", "--print-ids", "--ignore-eos")
+    assert result.returncode == 0 and result.stdout == once.stdout and result.stdout.count(b",") == 1

@@ -8,8 +8,19 @@
 
 enum { MAX_DEPTH = 100 };
 
+/* jansson does not always say that memory ran out, and may even go on without a member: so this thread notes
+ * it. */
+static _Thread_local int out_of_memory;
+
+static void *allocate(size_t n_bytes) {
+    void *pointer = mb_malloc(n_bytes);
+    if (!pointer)
+        out_of_memory = 1;
+    return pointer;
+}
+
 static void use_our_allocator(void) {
-    json_set_alloc_funcs(mb_malloc, mb_free);
+    json_set_alloc_funcs(allocate, mb_free);
 }
 
 /* jansson recurses once per level, so the depth is bounded before it sees the text. */
@@ -42,11 +53,15 @@ mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, jso
     *root = NULL;
     MB_TRY(check_depth(path, bytes, n_bytes));
     json_error_t error;
+    out_of_memory = 0;
     *root = json_loadb(bytes, n_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    if (out_of_memory) {
+        json_decref(*root);
+        *root = NULL;
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory while parsing JSON of %zu bytes", path, n_bytes);
+    }
     if (*root)
         return MB_OK;
-    if (json_error_code(&error) == json_error_out_of_memory)
-        return mb_fail(MB_ERR_MEMORY, "%s: no memory while parsing JSON of %zu bytes", path, n_bytes);
     return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON at line %d, column %d: %s", path, error.line,
                    error.column, error.text);
 }

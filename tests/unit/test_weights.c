@@ -696,6 +696,60 @@ static void test_device_errors(void **state) {
     tiny_directory_remove(directory);
 }
 
+/* Fails the k-th allocation, and all behind it when `for_good`. */
+typedef struct failing_allocator {
+    long countdown;
+    int for_good, n_failed;
+    pthread_mutex_t lock;
+} failing_allocator;
+
+static void *allocate_or_fail(void *user, void *pointer, size_t n_bytes) {
+    failing_allocator *failing = user;
+    if (n_bytes == 0) {
+        free(pointer);
+        return NULL;
+    }
+    pthread_mutex_lock(&failing->lock);
+    long left = --failing->countdown;
+    int fails = left == 0 || (left < 0 && failing->for_good);
+    failing->n_failed += fails;
+    pthread_mutex_unlock(&failing->lock);
+    return fails ? NULL : realloc(pointer, n_bytes);
+}
+
+static void test_every_allocation_fails(void **state) {
+    (void)state;
+    tiny_checkpoint options;
+    tiny_checkpoint_init(&options);
+    options.dtype = "F8_E4M3";
+    options.n_layers = 1;
+    options.n_experts = 2;
+    options.n_shards = 2;
+    char directory[TINY_PATH];
+    tiny_directory_make(directory);
+    tiny_checkpoint_write(&options, directory);
+    mb_config config;
+    parse_config(&options, &config);
+    for (int for_good = 0; for_good < 2; for_good++) {
+        long k = 1;
+        for (int failed = 1; failed; k++) {
+            failing_allocator failing = {k, for_good, 0, PTHREAD_MUTEX_INITIALIZER};
+            fake_device fake = make_device(0);
+            mb_weights w;
+            mb_set_allocator(allocate_or_fail, &failing);
+            mb_status status = mb_weights_load(directory, &config, &fake.device, 2, NULL, NULL, &w);
+            failed = failing.n_failed > 0;
+            if (status != (failed ? MB_ERR_MEMORY : MB_OK))
+                fail_msg("allocation %ld: %s: %s", k, mb_status_name(status), mb_last_error());
+            mb_weights_free(&w);
+            mb_set_allocator(NULL, NULL);
+            assert_int_equal(fake.n_allocations, 0);
+        }
+        print_message("%ld allocations failed in turn\n", k - 2);
+    }
+    tiny_directory_remove(directory);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layouts),
@@ -708,6 +762,7 @@ int main(void) {
         cmocka_unit_test(test_scales_must_be_finite),
         cmocka_unit_test(test_nan_weights_load),
         cmocka_unit_test(test_device_errors),
+        cmocka_unit_test(test_every_allocation_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -58,7 +58,7 @@ size_t mb_arena_check(const mb_arena *arena) {
     while (end > 0) {
         uint64_t slot[2];
         memcpy(slot, arena->base + end - sizeof slot, sizeof slot);
-        if (slot[0] > end || slot[1] > slot[0])
+        if (slot[0] == 0 || slot[0] % MB_ARENA_ALIGNMENT != 0 || slot[0] > end || slot[1] > slot[0])
             return end; /* the record itself was overwritten */
         size_t piece_end = end - slot[0] + slot[1];
         for (size_t i = piece_end; i < end - sizeof slot; i++)

@@ -2,8 +2,9 @@
  * parallel.h - how many threads a CPU operator takes.
  *
  * The stream of a CPU device points to an mb_cpu_stream. Every operator opens one parallel region, and only
- * when there is enough work for it: starting and joining threads costs microseconds, which is what a whole
- * operator costs when one token of a small model is decoded. Thread counts never change results.
+ * when there is enough work for it: starting and joining threads costs microseconds, and milliseconds when
+ * other programs hold the cores, while a whole operator takes tens of microseconds when one token of a small
+ * model is decoded. Thread counts never change results.
  */
 #ifndef MB_OPS_COMMON_PARALLEL_H
 #define MB_OPS_COMMON_PARALLEL_H
@@ -18,8 +19,8 @@ typedef struct mb_cpu_stream {
     int32_t n_threads;
 } mb_cpu_stream;
 
-/* Multiply-adds (or work of about their cost) that are worth one more thread. */
-enum { MB_WORK_PER_THREAD = 1 << 17 };
+/* Multiply-adds (or work of about their cost) that are worth one more thread: about 0.2 ms. */
+enum { MB_WORK_PER_THREAD = 1 << 21 };
 
 /* stream NULL: as many threads as OpenMP takes by default. */
 static inline int mb_cpu_threads(mb_stream stream, double work) {

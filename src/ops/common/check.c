@@ -1,0 +1,191 @@
+#include "ops/common/check.h"
+
+#include "base/alloc.h"
+#include "base/status.h"
+#include "ops/common/dtype.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum { POISON = 0xff, GUARD = 0xa7, GUARD_BYTES = 64 };
+
+double mb_check_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+void mb_check_begin(mb_check *check, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(check->name, sizeof check->name, format, arguments);
+    va_end(arguments);
+    check->failed = 0;
+    check->best_seconds = 0;
+    check->random = check->seed;
+    for (const char *c = check->name; *c; c++)
+        check->random = check->random * 0x100000001b3u + (unsigned char)*c;
+    check->n_cases++;
+}
+
+void mb_check_fail(mb_check *check, const char *format, ...) {
+    va_list arguments;
+    fprintf(stderr, "FAIL %s: ", check->name);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+    if (!check->failed)
+        check->n_failed++;
+    check->failed = 1;
+}
+
+void mb_check_skip(mb_check *check, const char *name, const char *why) {
+    fprintf(check->report ? check->report : stderr, "SKIP %s: %s\n", name, why);
+    check->n_skipped++;
+}
+
+void mb_check_end(mb_check *check, double flops, double bytes) {
+    while (check->buffers) {
+        mb_check_buffer *buffer = check->buffers;
+        const unsigned char *guard = (const unsigned char *)buffer->memory + buffer->n_bytes;
+        for (int i = 0; i < GUARD_BYTES; i++)
+            if (guard[i] != GUARD) {
+                mb_check_fail(check, "byte %d behind a buffer of %zu bytes was overwritten", i,
+                              buffer->n_bytes);
+                break;
+            }
+        check->buffers = buffer->next;
+        mb_free_aligned(buffer->memory);
+        mb_free(buffer);
+    }
+    if (check->report && !check->failed)
+        fprintf(check->report, "ok   %-72s %10.2f us %8.2f GFLOP/s %8.2f GB/s\n", check->name,
+                check->best_seconds * 1e6, flops / check->best_seconds * 1e-9,
+                bytes / check->best_seconds * 1e-9);
+}
+
+/* SplitMix64 (Steele, Lea and Flood 2014) */
+uint64_t mb_check_random(mb_check *check) {
+    uint64_t z = check->random += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+double mb_check_uniform(mb_check *check, double low, double high) {
+    return low + (high - low) * ((double)(mb_check_random(check) >> 11) * 0x1p-53);
+}
+
+void *mb_check_alloc(mb_check *check, size_t n_bytes) {
+    mb_check_buffer *buffer = mb_malloc(sizeof *buffer);
+    char *memory = mb_malloc_aligned(n_bytes + GUARD_BYTES);
+    if (!buffer || !memory) {
+        fprintf(stderr, "check: out of memory in %s\n", check->name);
+        abort(); /* a test tool, never part of a served request */
+    }
+    memset(memory, POISON, n_bytes);
+    memset(memory + n_bytes, GUARD, GUARD_BYTES);
+    *buffer = (mb_check_buffer){check->buffers, n_bytes, memory};
+    check->buffers = buffer;
+    return memory;
+}
+
+void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, double high) {
+    void *array = mb_check_alloc(check, (size_t)n * mb_dtype_bytes(dtype));
+    for (int64_t i = 0; i < n; i++) {
+        float value = (float)mb_check_uniform(check, low, high);
+        mb_store_f32(dtype, array, i, 1, &value);
+    }
+    return array;
+}
+
+mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols) {
+    mb_weight weight = {.count = count, .rows = rows, .cols = cols, .dtype = dtype};
+    double range = sqrt(3.0 / (double)cols);
+    if (dtype != MB_F8_E4M3) {
+        weight.data = mb_check_values(check, dtype, count * rows * cols, -range, range);
+        return weight;
+    }
+    weight.scale_rows = rows % 128 == 0 ? 128 : 32;
+    int64_t n_scales = count * ((rows + weight.scale_rows - 1) / weight.scale_rows) * ((cols + 127) / 128);
+    weight.scale = mb_check_values(check, MB_F32, n_scales, range / 448, range / 224);
+    weight.data = mb_check_values(check, dtype, count * rows * cols, -448, 448);
+    return weight;
+}
+
+/* sign, exponent and mantissa taken apart; the highest exponent is special where the type has infinities. */
+static double decode(uint32_t bits, int exponent_bits, int mantissa_bits, int has_infinity) {
+    uint32_t mantissa = bits & ((1u << mantissa_bits) - 1);
+    int exponent = (int)(bits >> mantissa_bits & ((1u << exponent_bits) - 1));
+    int bias = (1 << (exponent_bits - 1)) - 1, highest = (1 << exponent_bits) - 1;
+    double value;
+    if (exponent == highest && has_infinity)
+        value = mantissa ? NAN : INFINITY;
+    else if (exponent == highest && mantissa == (1u << mantissa_bits) - 1)
+        value = NAN;
+    else if (exponent == 0)
+        value = ldexp(mantissa, 1 - bias - mantissa_bits);
+    else
+        value = ldexp(1 + ldexp(mantissa, -mantissa_bits), exponent - bias);
+    return bits >> (exponent_bits + mantissa_bits) & 1 ? -value : value;
+}
+
+double mb_check_value(mb_dtype dtype, const void *array, int64_t i) {
+    switch (dtype) {
+    case MB_F32:
+        return (double)((const float *)array)[i];
+    case MB_BF16:
+        return decode(((const uint16_t *)array)[i], 8, 7, 1);
+    case MB_F16:
+        return decode(((const uint16_t *)array)[i], 5, 10, 1);
+    case MB_F8_E4M3:
+        return decode(((const uint8_t *)array)[i], 4, 3, 0);
+    }
+    return NAN;
+}
+
+double mb_check_weight_value(const mb_weight *weight, int64_t matrix, int64_t row, int64_t col) {
+    double value =
+        mb_check_value(weight->dtype, weight->data, (matrix * weight->rows + row) * weight->cols + col);
+    if (!weight->scale)
+        return value;
+    int64_t rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows,
+            cols = (weight->cols + 127) / 128;
+    return value * (double)weight->scale[(matrix * rows + row / weight->scale_rows) * cols + col / 128];
+}
+
+double mb_check_round(mb_dtype dtype, double value) {
+    int mantissa_bits = dtype == MB_BF16 ? 8 : 11, lowest = dtype == MB_BF16 ? -125 : -13, exponent;
+    if (dtype == MB_F32 || value == 0)
+        return value;
+    frexp(value, &exponent); /* |value| in [0.5, 1) * 2^exponent */
+    int step = (exponent < lowest ? lowest : exponent) - mantissa_bits;
+    return ldexp(nearbyint(ldexp(value, -step)), step);
+}
+
+void mb_check_compare(mb_check *check, const char *what, mb_dtype dtype, const void *got,
+                      const double *expected, int64_t n) {
+    double max_error = dtype == MB_F32 ? 5e-6 : dtype == MB_F16 ? 0x1p-10 : 0x1p-7;
+    double max_diff = dtype == MB_F32 ? 1e-11 : dtype == MB_F16 ? 1e-6 : 1e-5;
+    double error = 0, largest = 0, xx = 0, xy = 0, yy = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double x = mb_check_value(dtype, got, i), y = expected[i];
+        if (isnan(x) || isinf(x)) {
+            mb_check_fail(check, "%s[%lld] is %f, expected %g", what, (long long)i, x, y);
+            return;
+        }
+        error = fmax(error, fabs(x - y));
+        largest = fmax(largest, fabs(y));
+        xx += x * x;
+        xy += x * y;
+        yy += y * y;
+    }
+    double diff = xx + yy > 0 ? 1 - 2 * xy / (xx + yy) : 0;
+    double scale = fmax(largest, 1e-3); /* below, what matters to a model is the absolute error */
+    if (error > max_error * scale || (diff > max_diff && error > max_error * 1e-3))
+        mb_check_fail(check, "%s: largest error %.3g of %.3g (bar %.3g), calc_diff %.3g (bar %.3g)", what,
+                      error, largest, max_error * scale, diff, max_diff);
+}

@@ -1,0 +1,96 @@
+/*
+ * check.h - one call site per operator case that checks the operator and times it, so that tests and
+ * benchmarks cannot drift apart (the idea of dav1d's checkasm).
+ *
+ * A case makes random inputs, calls one entry of the op table under test, and compares with a computation in
+ * fp64 that is written for the case alone and shares no code with the operators. Outputs are poisoned before
+ * the call, and the bytes behind every buffer must be untouched after it. Not thread-safe.
+ */
+#ifndef MB_OPS_COMMON_CHECK_H
+#define MB_OPS_COMMON_CHECK_H
+
+#include "ops/op_table.h"
+
+#include <stdio.h>
+
+typedef struct mb_check_buffer {
+    struct mb_check_buffer *next;
+    size_t n_bytes;
+    void *memory;
+} mb_check_buffer;
+
+typedef struct mb_check {
+    const mb_ops *ops; /* under test */
+    mb_stream stream;
+    uint64_t seed;
+    double min_seconds; /* each call is repeated for this long and timed; 0: called once */
+    FILE *report;       /* one line per case; NULL: failures only, on stderr */
+    int32_t n_cases, n_skipped, n_failed;
+    /* of the present case */
+    char name[160];
+    int32_t failed;
+    double best_seconds;
+    uint64_t random;
+    mb_check_buffer *buffers;
+} mb_check;
+
+/* Starts a case. Its random numbers follow from check->seed and its name alone. */
+__attribute__((format(printf, 2, 3))) void mb_check_begin(mb_check *check, const char *format, ...);
+/* Ends it: looks behind every buffer, frees them, and reports; flops and bytes are what the operator must
+ * do at least, for the rates in the report. */
+void mb_check_end(mb_check *check, double flops, double bytes);
+
+/* A case that cannot run says why. */
+void mb_check_skip(mb_check *check, const char *name, const char *why);
+__attribute__((format(printf, 2, 3))) void mb_check_fail(mb_check *check, const char *format, ...);
+
+uint64_t mb_check_random(mb_check *check);
+double mb_check_uniform(mb_check *check, double low, double high);
+
+/* Memory until the end of the case, poisoned: reads as NaN in every floating-point type. */
+void *mb_check_alloc(mb_check *check, size_t n_bytes);
+/* n random values in [low, high), rounded to dtype. */
+void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, double high);
+/* Random weights of about 1 / sqrt(cols); fp8 ones have block scales. */
+mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols);
+
+/* Element i of an array, and of a weight with its scale, decoded without the operators' code. */
+double mb_check_value(mb_dtype dtype, const void *array, int64_t i);
+double mb_check_weight_value(const mb_weight *weight, int64_t matrix, int64_t row, int64_t col);
+
+/* The nearest value of bf16 or fp16; fp32 is left unrounded. For contracts that round on the way. */
+double mb_check_round(mb_dtype dtype, double value);
+
+/* Fails the case unless the output agrees. The bars follow from dtype: largest error relative to the largest
+ * expected value, and DeepGEMM's calc_diff, 1 - 2xy / (x^2 + y^2). */
+void mb_check_compare(mb_check *check, const char *what, mb_dtype dtype, const void *got,
+                      const double *expected, int64_t n);
+
+double mb_check_seconds(void);
+
+/* Calls the operator, once or for min_seconds. */
+#define MB_CHECK_CALL(check, expression)                                                          \
+    do {                                                                                          \
+        double check_start_ = mb_check_seconds(), check_now_ = check_start_;                      \
+        do {                                                                                      \
+            double check_before_ = check_now_;                                                    \
+            if ((expression) != MB_OK) {                                                          \
+                mb_check_fail(check, "the call failed: %s", mb_last_error());                     \
+                break;                                                                            \
+            }                                                                                     \
+            check_now_ = mb_check_seconds();                                                      \
+            if ((check)->best_seconds == 0 || check_now_ - check_before_ < (check)->best_seconds) \
+                (check)->best_seconds = check_now_ - check_before_;                               \
+        } while (check_now_ - check_start_ < (check)->min_seconds);                               \
+    } while (0)
+
+/* The cases of each operator: in X_cases.c, linked into tests and benchmarks only. */
+void mb_embed_cases(mb_check *check);
+void mb_norm_cases(mb_check *check);
+void mb_gemm_cases(mb_check *check);
+void mb_rope_cases(mb_check *check);
+void mb_attention_cases(mb_check *check);
+void mb_moe_cases(mb_check *check);
+void mb_sample_cases(mb_check *check);
+
+#endif

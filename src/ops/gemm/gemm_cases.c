@@ -1,0 +1,68 @@
+#include "ops/common/check.h"
+
+typedef struct shape {
+    int64_t n_tokens, n, k;
+} shape;
+
+static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dtype, mb_dtype weight_dtype,
+                       int with_extras) {
+    mb_check_begin(check, "gemm x=%s w=%s out=%s T=%lld N=%lld K=%lld%s", mb_dtype_name(dtype),
+                   mb_dtype_name(weight_dtype), mb_dtype_name(out_dtype), (long long)s.n_tokens,
+                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "");
+    int64_t n_out = s.n_tokens * s.n;
+    double *expected = mb_check_alloc(check, (size_t)n_out * sizeof *expected);
+    mb_gemm_args args = {
+        .x = mb_check_values(check, dtype, s.n_tokens * s.k, -1, 1),
+        .weight = mb_check_weight(check, weight_dtype, 1, s.n, s.k),
+        .bias = with_extras ? mb_check_values(check, MB_BF16, s.n, -1, 1) : NULL,
+        .residual = with_extras ? mb_check_values(check, out_dtype, n_out, -1, 1) : NULL,
+        .n_tokens = s.n_tokens,
+        .dtype = dtype,
+        .out_dtype = out_dtype,
+        .bias_dtype = MB_BF16,
+    };
+    /* the residual may be the output itself */
+    args.out = with_extras ? (void *)(uintptr_t)args.residual
+                           : mb_check_alloc(check, (size_t)n_out * mb_dtype_bytes(out_dtype));
+    for (int64_t t = 0; t < s.n_tokens; t++)
+        for (int64_t n = 0; n < s.n; n++) {
+            double sum = with_extras ? mb_check_value(MB_BF16, args.bias, n) +
+                                           mb_check_value(out_dtype, args.residual, t * s.n + n)
+                                     : 0;
+            for (int64_t k = 0; k < s.k; k++)
+                sum +=
+                    mb_check_value(dtype, args.x, t * s.k + k) * mb_check_weight_value(&args.weight, 0, n, k);
+            expected[t * s.n + n] = sum;
+        }
+    size_t workspace_bytes = check->ops->gemm_workspace(&args);
+    void *workspace = mb_check_alloc(check, workspace_bytes);
+    if (with_extras) { /* a second call would add the residual again */
+        double min_seconds = check->min_seconds;
+        check->min_seconds = 0;
+        MB_CHECK_CALL(check, check->ops->gemm(&args, workspace, workspace_bytes, check->stream));
+        check->min_seconds = min_seconds;
+    } else
+        MB_CHECK_CALL(check, check->ops->gemm(&args, workspace, workspace_bytes, check->stream));
+    mb_check_compare(check, "out", out_dtype, args.out, expected, n_out);
+    mb_check_end(check, 2.0 * (double)s.n_tokens * (double)s.n * (double)s.k,
+                 (double)(s.n * s.k) * (double)mb_dtype_bytes(weight_dtype) +
+                     (double)(s.n_tokens * s.k) * (double)mb_dtype_bytes(dtype) +
+                     (double)n_out * (double)mb_dtype_bytes(out_dtype));
+}
+
+void mb_gemm_cases(mb_check *check) {
+    static const mb_dtype activations[] = {MB_F32, MB_BF16, MB_F16};
+    static const mb_dtype weights[] = {MB_F32, MB_BF16, MB_F16, MB_F8_E4M3};
+    /* the last ones: an odd K beyond one chunk, the demo model's, and a fifth of Qwen3-30B-A3B's qkv */
+    static const shape shapes[] = {{0, 16, 16},   {1, 1, 1},     {2, 3, 17},    {5, 130, 100},
+                                   {33, 66, 65},  {37, 31, 513}, {3, 37, 1111}, {1, 512, 256},
+                                   {7, 256, 384}, {2, 256, 2048}};
+    for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
+        for (int w = 0; w < 4; w++)
+            for (int a = 0; a < 3; a++)
+                for (int extras = 0; extras < 2; extras++) {
+                    check_case(check, shapes[s], activations[a], activations[a], weights[w], extras);
+                    if (activations[a] != MB_F32)
+                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras);
+                }
+}

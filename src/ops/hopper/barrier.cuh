@@ -1,0 +1,79 @@
+/* barrier.cuh - mbarriers in shared memory, named barriers of some warps, and the fence to the async proxy.
+ */
+#ifndef MB_OPS_HOPPER_BARRIER_CUH
+#define MB_OPS_HOPPER_BARRIER_CUH
+
+#include <stdint.h>
+
+/* Addresses of shared memory are 32 bits wide in PTX. */
+static __device__ __forceinline__ uint32_t mb_shared_address(const void *pointer) {
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
+static __device__ __forceinline__ void mb_mbarrier_init(uint64_t *barrier, uint32_t n_arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(mb_shared_address(barrier)),
+                 "r"(n_arrivals));
+}
+
+/* Makes initialised mbarriers visible to the copy engine and to the cluster. */
+static __device__ __forceinline__ void mb_mbarrier_init_fence(void) {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+static __device__ __forceinline__ void mb_mbarrier_arrive(uint64_t *barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mb_shared_address(barrier)) : "memory");
+}
+
+/* The same barrier of the CTA of that rank in the cluster. */
+static __device__ __forceinline__ void mb_mbarrier_arrive_cluster(uint64_t *barrier, uint32_t cta_rank) {
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+                 "}" ::"r"(mb_shared_address(barrier)),
+                 "r"(cta_rank)
+                 : "memory");
+}
+
+/* One arrival, and that many bytes still to come from the copy engine. */
+static __device__ __forceinline__ void mb_mbarrier_arrive_expect(uint64_t *barrier, uint32_t n_bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mb_shared_address(barrier)),
+                 "r"(n_bytes)
+                 : "memory");
+}
+
+/* Returns when the phase of that parity is complete. A fresh barrier passes a wait for parity 1. */
+static __device__ __forceinline__ void mb_mbarrier_wait(uint64_t *barrier, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(mb_shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* The same, where CTAs of the cluster arrive too. */
+static __device__ __forceinline__ void mb_mbarrier_wait_cluster(uint64_t *barrier, uint32_t parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}" ::"r"(mb_shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* Barrier number `id` (1 .. 15; 0 is __syncthreads) among n_threads threads. */
+static __device__ __forceinline__ void mb_named_barrier_sync(uint32_t id, uint32_t n_threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
+}
+
+/* Shared memory that this thread wrote is now seen by wgmma and the copy engine. */
+static __device__ __forceinline__ void mb_fence_async_shared(void) {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+#endif

@@ -1,0 +1,42 @@
+/* launch.cuh - what a kernel says about its own registers and about the kernels before and after it. */
+#ifndef MB_OPS_HOPPER_LAUNCH_CUH
+#define MB_OPS_HOPPER_LAUNCH_CUH
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+/* All warps of a warpgroup together: give registers back, or take them. */
+template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_decrease(void) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n_registers));
+}
+template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_increase(void) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n_registers));
+}
+
+/* The kernels before this one in the stream have finished and their writes are visible. */
+static __device__ __forceinline__ void mb_grid_wait(void) {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/* The next kernel of the stream may start as soon as all CTAs have said so (it then waits in its own
+ * mb_grid_wait until this one has finished). */
+static __device__ __forceinline__ void mb_grid_launch_dependents(void) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* Host side: a launch that may start before the kernel in front of it has finished. The kernel must call
+ * mb_grid_wait before it reads or writes anything that others touch. */
+static inline void mb_launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute, dim3 grid,
+                                    unsigned n_threads, size_t shared_bytes, void *stream) {
+    attribute->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute->val.programmaticStreamSerializationAllowed = 1;
+    *config = cudaLaunchConfig_t();
+    config->gridDim = grid;
+    config->blockDim = dim3(n_threads);
+    config->dynamicSmemBytes = shared_bytes;
+    config->stream = (cudaStream_t)stream;
+    config->attrs = attribute;
+    config->numAttrs = 1;
+}
+
+#endif

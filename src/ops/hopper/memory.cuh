@@ -1,0 +1,31 @@
+/* memory.cuh - loads and stores with an order, and shared-memory matrix stores. */
+#ifndef MB_OPS_HOPPER_MEMORY_CUH
+#define MB_OPS_HOPPER_MEMORY_CUH
+
+#include "ops/hopper/barrier.cuh"
+
+/* What the writer did before its release is visible after this load has seen the value. */
+static __device__ __forceinline__ int32_t mb_load_acquire(const int32_t *from) {
+    int32_t value;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
+static __device__ __forceinline__ void mb_add_release(int32_t *to, int32_t value) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+
+/* 8x8 matrices of 16-bit elements in accumulator layout, stored transposed: lane i (of matrix i / 8) names
+ * the 16 bytes that column i % 8 goes to. */
+static __device__ __forceinline__ void mb_store_matrix_transposed_x1(uint32_t to_shared, uint32_t a) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(to_shared), "r"(a)
+                 : "memory");
+}
+static __device__ __forceinline__ void mb_store_matrix_transposed_x2(uint32_t to_shared, uint32_t a,
+                                                                     uint32_t b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to_shared), "r"(a),
+                 "r"(b)
+                 : "memory");
+}
+
+#endif

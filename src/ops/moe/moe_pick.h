@@ -1,0 +1,31 @@
+/* moe_pick.h - which tile (a row of moe_tiles.def) runs a shape. Plain host C, from the shape alone. */
+#ifndef MB_OPS_MOE_PICK_H
+#define MB_OPS_MOE_PICK_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mb_moe_tile {
+    const char *name;
+    int32_t weight_rows, max_tokens, n_stages;
+} mb_moe_tile;
+
+enum {
+#define X(name, weight_rows, max_tokens, n_stages) MB_MOE_TILE_##name,
+#include "ops/moe/moe_tiles.def"
+#undef X
+    MB_MOE_N_TILES
+};
+
+extern const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES];
+
+/* An index into mb_moe_tiles. */
+int mb_moe_pick(int64_t n_tokens, int32_t top_k, int32_t n_local_experts);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

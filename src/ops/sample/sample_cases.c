@@ -1,0 +1,167 @@
+#include "ops/common/check.h"
+#include "ops/sample/philox.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+typedef struct token {
+    double logit;
+    int32_t id;
+} token;
+
+static int compare_tokens(const void *a, const void *b) {
+    const token *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit > y->logit ? -1 : 1;
+    return x->id - y->id;
+}
+
+static int compare_ids(const void *a, const void *b) {
+    return ((const token *)a)->id - ((const token *)b)->id;
+}
+
+/* How many of the sorted tokens top_k, top_p and min_p keep, one filter after the other, each on the
+ * renormalised probabilities of what the one before left. */
+static int32_t count_kept(const mb_sample_row *row, const token *sorted, int32_t n) {
+    double total = 0, cumulative = 0, best = exp(sorted[0].logit / (double)row->temperature);
+    if (row->top_k > 0 && row->top_k < n)
+        n = row->top_k;
+    for (int32_t i = 0; i < n; i++)
+        total += exp(sorted[i].logit / (double)row->temperature);
+    if (row->top_p < 1)
+        for (int32_t i = 0; i < n; i++) {
+            cumulative += exp(sorted[i].logit / (double)row->temperature) / total;
+            if (cumulative >= (double)row->top_p)
+                n = i + 1;
+        }
+    while (n > 1 && exp(sorted[n - 1].logit / (double)row->temperature) < (double)row->min_p * best)
+        n--;
+    return n;
+}
+
+static int32_t expect_id(const mb_sample_row *row, const float *logits, int32_t vocab, token *tokens) {
+    for (int32_t i = 0; i < vocab; i++)
+        tokens[i] = (token){(double)logits[i], i};
+    for (int32_t i = 0; i < row->n_seen; i++) {
+        double *logit = &tokens[row->seen_ids[i]].logit, penalty = (double)row->repetition_penalty;
+        *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
+        if (row->seen_counts[i] > 0)
+            *logit -= (double)row->presence_penalty + (double)row->frequency_penalty * row->seen_counts[i];
+    }
+    for (int32_t i = 0; i < row->n_bias; i++)
+        tokens[row->bias_ids[i]].logit += (double)row->biases[i];
+    qsort(tokens, (size_t)vocab, sizeof *tokens, compare_tokens);
+    if (row->temperature == 0)
+        return tokens[0].id;
+    int32_t n = count_kept(row, tokens, vocab), i = 0;
+    qsort(tokens, (size_t)n, sizeof *tokens, compare_ids);
+    double total = 0, cumulative = 0;
+    for (i = 0; i < n; i++)
+        total += exp(tokens[i].logit / (double)row->temperature);
+    double target = mb_philox_uniform(row->seed, row->position) * total;
+    for (i = 0; i < n - 1; i++) {
+        cumulative += exp(tokens[i].logit / (double)row->temperature);
+        if (cumulative > target)
+            break;
+    }
+    return tokens[i].id;
+}
+
+static void expect_log_softmax(const float *logits, int32_t vocab, double *out) {
+    double total = 0;
+    for (int32_t i = 0; i < vocab; i++)
+        total += exp((double)logits[i]);
+    for (int32_t i = 0; i < vocab; i++)
+        out[i] = (double)logits[i] - log(total);
+}
+
+/* Every row asks for something else: all the filters in many combinations, with and without penalties. */
+static mb_sample_row random_row(mb_check *check, int32_t vocab, int32_t index) {
+    static const float temperatures[] = {0, 1, 0.6f, 2}, top_ps[] = {1, 0.95f, 0.3f, 0}, min_ps[] = {0, 0.1f};
+    static const int32_t top_ks[] = {0, 1, 20, 1 << 20};
+    mb_sample_row row = {
+        .temperature = temperatures[index % 4],
+        .top_k = top_ks[index / 4 % 4],
+        .top_p = top_ps[index / 16 % 4],
+        .min_p = min_ps[index / 64 % 2],
+        .repetition_penalty = index % 3 == 0 ? 1.3f : 1,
+        .presence_penalty = index % 3 == 1 ? 0.7f : 0,
+        .frequency_penalty = index % 5 == 2 ? -0.4f : 0,
+        .seed = mb_check_random(check),
+        .position = mb_check_random(check) >> (index % 60),
+    };
+    int32_t n = vocab < 9 ? vocab : 9, stride = vocab / n;
+    int32_t *ids = mb_check_alloc(check, (size_t)n * sizeof *ids);
+    int32_t *counts = mb_check_alloc(check, (size_t)n * sizeof *counts);
+    for (int32_t i = 0; i < n; i++) {
+        ids[i] = i * stride;
+        counts[i] = (int32_t)(mb_check_random(check) % 4);
+    }
+    row.seen_ids = row.bias_ids = ids;
+    row.seen_counts = counts;
+    row.n_seen = n;
+    row.n_bias = index % 7 == 3 ? n : 0;
+    row.biases = mb_check_values(check, MB_F32, n, -5, 5);
+    return row;
+}
+
+static void check_sample(mb_check *check, int32_t n_rows, int32_t vocab, double spread) {
+    mb_check_begin(check, "sample rows=%d V=%d spread=%g", n_rows, vocab, spread);
+    size_t n = (size_t)n_rows;
+    mb_sample_row *rows = mb_check_alloc(check, n * sizeof *rows);
+    token *tokens = mb_check_alloc(check, (size_t)vocab * sizeof *tokens);
+    double *all = mb_check_alloc(check, (size_t)vocab * sizeof *all);
+    double *expected = mb_check_alloc(check, n * sizeof *expected);
+    mb_sample_args args = {
+        .logits = mb_check_values(check, MB_F32, (int64_t)n_rows * vocab, -spread, spread),
+        .rows = rows,
+        .ids = mb_check_alloc(check, n * sizeof(int32_t)),
+        .logprobs = mb_check_alloc(check, n * sizeof(float)),
+        .n_rows = n_rows,
+        .vocab = vocab,
+    };
+    for (int32_t r = 0; r < n_rows; r++)
+        rows[r] = random_row(check, vocab, r);
+    size_t workspace_bytes = check->ops->sample_workspace(&args);
+    void *workspace = mb_check_alloc(check, workspace_bytes);
+    MB_CHECK_CALL(check, check->ops->sample(&args, workspace, workspace_bytes, check->stream));
+    for (int32_t r = 0; r < n_rows; r++) {
+        const float *logits = args.logits + (int64_t)r * vocab;
+        int32_t id = expect_id(&rows[r], logits, vocab, tokens);
+        expect_log_softmax(logits, vocab, all);
+        expected[r] = all[id];
+        if (args.ids[r] != id)
+            mb_check_fail(check, "ids[%d] is %d, expected %d", r, args.ids[r], id);
+    }
+    mb_check_compare(check, "logprobs", MB_F32, args.logprobs, expected, n_rows);
+    mb_check_end(check, 0, (double)n_rows * vocab * sizeof(float));
+}
+
+static void check_log_softmax(mb_check *check, int32_t n_rows, int32_t vocab, int in_place) {
+    mb_check_begin(check, "log_softmax rows=%d V=%d%s", n_rows, vocab, in_place ? " in place" : "");
+    int64_t n = (int64_t)n_rows * vocab;
+    float *logits = mb_check_values(check, MB_F32, n, -20, 20);
+    double *expected = mb_check_alloc(check, (size_t)n * sizeof *expected);
+    mb_log_softmax_args args = {
+        .logits = logits,
+        .out = in_place ? logits : mb_check_alloc(check, (size_t)n * sizeof *logits),
+        .n_rows = n_rows,
+        .vocab = vocab,
+    };
+    for (int32_t r = 0; r < n_rows; r++)
+        expect_log_softmax(logits + (int64_t)r * vocab, vocab, expected + (int64_t)r * vocab);
+    /* in place, doing it again changes nothing but roundings */
+    MB_CHECK_CALL(check, check->ops->log_softmax(&args, check->stream));
+    mb_check_compare(check, "out", MB_F32, args.out, expected, n);
+    mb_check_end(check, 0, 2.0 * (double)n * sizeof(float));
+}
+
+void mb_sample_cases(mb_check *check) {
+    static const int32_t shapes[][2] = {{0, 100}, {1, 1}, {128, 7}, {256, 503}, {64, 4096}, {7, 151936}};
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        check_sample(check, shapes[i][0], shapes[i][1], 1);
+        check_sample(check, shapes[i][0], shapes[i][1], 12);
+        check_log_softmax(check, shapes[i][0], shapes[i][1], 0);
+        check_log_softmax(check, shapes[i][0], shapes[i][1], 1);
+    }
+}

@@ -1,4 +1,4 @@
-/* Weights: every element arrives at its place in the merged layout, and broken checkpoints are refused. */
+/* Weights: every element arrives at its place in the merged layout. */
 #include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -13,76 +13,8 @@
 #include <cmocka.h>
 
 #include "model/weights.h"
+#include "support/fake_device.h"
 #include "support/tiny_checkpoint.h"
-
-/* ---- A device of memory only -------------------------------------------------------------------------- */
-
-/* Uploads happen when the device is synchronized, as late as a GPU's may: a buffer that is reused too early
- * shows. Fresh memory is poisoned. */
-typedef struct fake_device {
-    mb_device device;
-    struct {
-        void *to;
-        const void *from;
-        size_t n_bytes;
-    } pending[64];
-    int n_pending, n_allocations;
-    int uploads_before_failure; /* -1: never fails */
-    pthread_t owner;            /* the only thread that may call */
-} fake_device;
-
-static fake_device *self(mb_device *device) {
-    fake_device *fake = (fake_device *)(void *)device;
-    assert_true(pthread_equal(fake->owner, pthread_self()));
-    return fake;
-}
-
-static mb_status fake_allocate(mb_device *device, size_t n_bytes, void **pointer) {
-    self(device)->n_allocations++;
-    *pointer = aligned_alloc(256, (n_bytes + 255) / 256 * 256);
-    assert_non_null(*pointer);
-    memset(*pointer, 0xAB, n_bytes);
-    return MB_OK;
-}
-
-static void fake_free(mb_device *device, void *pointer) {
-    self(device)->n_allocations--;
-    free(pointer);
-}
-
-static mb_status fake_upload(mb_device *device, void *to, const void *from, size_t n_bytes) {
-    fake_device *fake = self(device);
-    if (fake->uploads_before_failure == 0)
-        return MB_ERR_DEVICE;
-    if (fake->uploads_before_failure > 0)
-        fake->uploads_before_failure--;
-    assert_true(fake->n_pending < 64);
-    fake->pending[fake->n_pending].to = to;
-    fake->pending[fake->n_pending].from = from;
-    fake->pending[fake->n_pending++].n_bytes = n_bytes;
-    return MB_OK;
-}
-
-static mb_status fake_synchronize(mb_device *device) {
-    fake_device *fake = self(device);
-    for (int i = 0; i < fake->n_pending; i++)
-        memcpy(fake->pending[i].to, fake->pending[i].from, fake->pending[i].n_bytes);
-    fake->n_pending = 0;
-    return MB_OK;
-}
-
-static fake_device make_device(int host_memory) {
-    return (fake_device){.device = {.name = "fake",
-                                    .host_memory = host_memory,
-                                    .allocate = fake_allocate,
-                                    .free = fake_free,
-                                    .allocate_pinned = fake_allocate,
-                                    .free_pinned = fake_free,
-                                    .upload = fake_upload,
-                                    .synchronize = fake_synchronize},
-                         .uploads_before_failure = -1,
-                         .owner = pthread_self()};
-}
 
 /* ---- Helpers ------------------------------------------------------------------------------------------ */
 
@@ -205,7 +137,7 @@ static void check_layer(const tiny_checkpoint *o, const tiny_tensors *tensors, i
 /* Loads onto a fake device and compares everything. */
 static void check_load(const tiny_checkpoint *o, const tiny_tensors *tensors, const char *directory,
                        int host_memory, int n_threads) {
-    fake_device fake = make_device(host_memory);
+    fake_device fake = fake_device_make(host_memory);
     progress_log log = {.owner = pthread_self()};
     mb_config config;
     mb_weights w;
@@ -312,7 +244,7 @@ static void test_counts(void **state) {
     char directory[TINY_PATH];
     tiny_directory_make(directory);
     tiny_checkpoint_write(&options, directory);
-    fake_device fake = make_device(1);
+    fake_device fake = fake_device_make(1);
     mb_config config;
     mb_weights w;
     parse_config(&options, &config);
@@ -345,7 +277,7 @@ static void test_mixed_dtypes(void **state) {
     tiny_directory_make(directory);
     tiny_checkpoint_write_tensors(&options, &tensors, directory);
     check_load(&options, &tensors, directory, 0, 2);
-    fake_device fake = make_device(1);
+    fake_device fake = fake_device_make(1);
     mb_config config;
     mb_weights w;
     parse_config(&options, &config);
@@ -372,7 +304,7 @@ static void test_accepted_extras(void **state) {
     tiny_checkpoint_write_tensors(&options, &tensors, directory);
     snprintf(path, sizeof path, "%s/model.safetensors.index.json", directory);
     assert_int_equal(unlink(path), 0);
-    fake_device fake = make_device(1);
+    fake_device fake = fake_device_make(1);
     mb_config config;
     mb_weights w;
     parse_config(&options, &config);
@@ -381,282 +313,6 @@ static void test_accepted_extras(void **state) {
     mb_weights_free(&w);
     tiny_tensors_free(&tensors);
     tiny_directory_remove(directory);
-}
-
-/* ---- What does not ------------------------------------------------------------------------------------ */
-
-typedef struct broken_case {
-    const char *remove; /* tensor to leave out, or NULL */
-    const char *add;    /* tensor to add: name, or NULL */
-    const char *add_dtype;
-    int64_t shape[3];  /* of the added one; zeros behind the rank */
-    const char *dtype; /* of the checkpoint */
-    const char *hide;  /* member of config.json to rename, or NULL */
-    mb_status status;
-    const char *sentence;
-} broken_case;
-
-#define L0 "model.layers.0."
-#define E1 L0 "mlp.experts.1."
-
-static const broken_case broken_cases[] = {
-    {"model.norm.weight", NULL, NULL, {0}, "F32", NULL, MB_ERR_CONFIG, "\"model.norm.weight\" is missing"},
-    {"lm_head.weight", NULL, NULL, {0}, "F32", NULL, MB_ERR_CONFIG, "\"lm_head.weight\" is missing"},
-    {"model.embed_tokens.weight",
-     NULL,
-     NULL,
-     {0},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "embed_tokens.weight\" is missing"},
-    {L0 "self_attn.k_proj.weight", NULL, NULL, {0}, "F32", NULL, MB_ERR_CONFIG, "k_proj.weight\" is missing"},
-    {L0 "self_attn.q_norm.weight", NULL, NULL, {0}, "F32", NULL, MB_ERR_CONFIG, "q_norm.weight\" is missing"},
-    {L0 "mlp.gate.weight", NULL, NULL, {0}, "F32", NULL, MB_ERR_CONFIG, "mlp.gate.weight\" is missing"},
-    {E1 "up_proj.weight",
-     NULL,
-     NULL,
-     {0},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "experts.1.up_proj.weight\" is missing"},
-    {NULL,
-     "mtp.layers.0.weight",
-     "F32",
-     {4},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "\"mtp.layers.0.weight\" is not part"},
-    {NULL,
-     "model.layers.2.input_layernorm.weight",
-     "F32",
-     {32},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "\"model.layers.2.input_layernorm.weight\" is not part"},
-    {NULL,
-     L0 "mlp.experts.4.up_proj.weight",
-     "F32",
-     {24, 32},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "experts.4.up_proj.weight\" is not part"},
-    {NULL, L0 "self_attn.q_proj.bias", "F32", {64}, "F32", NULL, MB_ERR_CONFIG, "q_proj.bias\" is not part"},
-    {NULL, L0 "self_attn.q_proj.weight_scale_inv", "F32", {1, 1}, "BF16", NULL, MB_ERR_CONFIG, "is not part"},
-    {NULL, "we\x01ird", "F32", {1}, "F32", NULL, MB_ERR_FORMAT, "control character"},
-    {"model.norm.weight",
-     "model.norm.weight",
-     "F32",
-     {33},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [33], but config.json makes it [32]"},
-    {"model.norm.weight",
-     "model.norm.weight",
-     "F32",
-     {1, 32},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [1, 32]"},
-    {"model.norm.weight",
-     "model.norm.weight",
-     "I32",
-     {32},
-     "F32",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "is I32; weights may be"},
-    {"model.norm.weight",
-     "model.norm.weight",
-     "F64",
-     {32},
-     "F32",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "is F64; weights may be"},
-    {"model.norm.weight",
-     "model.norm.weight",
-     "F8_E5M2",
-     {32},
-     "F32",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "is F8_E5M2"},
-    {"model.norm.weight",
-     "model.norm.weight",
-     "F8_E4M3",
-     {32},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "only linear layers may be"},
-    {"model.embed_tokens.weight",
-     "model.embed_tokens.weight",
-     "F8_E4M3",
-     {64, 32},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "only linear layers may be"},
-    {"model.embed_tokens.weight",
-     "model.embed_tokens.weight",
-     "F32",
-     {32, 64},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [32, 64], but config.json makes it [64, 32]"},
-    {L0 "self_attn.v_proj.weight",
-     L0 "self_attn.v_proj.weight",
-     "BF16",
-     {32, 32},
-     "F32",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "v_proj.weight\" is BF16 but \"model.layers.0.self_attn.q_proj.weight\" is F32"},
-    {E1 "gate_proj.weight",
-     E1 "gate_proj.weight",
-     "F16",
-     {24, 32},
-     "BF16",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "experts.1.gate_proj.weight\" is F16 but"},
-    {E1 "down_proj.weight",
-     E1 "down_proj.weight",
-     "F32",
-     {32, 25},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [32, 25], but config.json makes it [32, 24]"},
-    {NULL,
-     L0 "mlp.experts.gate_up_proj",
-     "F32",
-     {4, 48, 31},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [4, 48, 31]"},
-    {NULL,
-     L0 "mlp.experts.gate_up_proj",
-     "F32",
-     {4, 48, 32},
-     "F32",
-     NULL,
-     MB_ERR_CONFIG,
-     "experts.down_proj\" is missing"},
-    {NULL,
-     L0 "mlp.experts.gate_up_proj",
-     "F8_E4M3",
-     {4, 48, 32},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "not merged experts"},
-    {E1 "up_proj.weight_scale_inv",
-     NULL,
-     NULL,
-     {0},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_CONFIG,
-     "experts.1.up_proj.weight_scale_inv\" is missing"},
-    {E1 "up_proj.weight_scale_inv",
-     E1 "up_proj.weight_scale_inv",
-     "F32",
-     {2, 1},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [2, 1], but config.json makes it [1, 1]"},
-    {E1 "up_proj.weight_scale_inv",
-     E1 "up_proj.weight_scale_inv",
-     "F32",
-     {1},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_CONFIG,
-     "has the shape [1], but"},
-    {E1 "up_proj.weight_scale_inv",
-     E1 "up_proj.weight_scale_inv",
-     "F16",
-     {1, 1},
-     "F8_E4M3",
-     NULL,
-     MB_ERR_UNSUPPORTED,
-     "is F16; block scales may be F32 or BF16"},
-    {NULL,
-     NULL,
-     NULL,
-     {0},
-     "F8_E4M3",
-     "quantization_config",
-     MB_ERR_CONFIG,
-     "is F8_E4M3, but config.json has no \"quantization_config\""},
-};
-
-static void check_broken(const tiny_checkpoint *options, const tiny_tensors *tensors, const mb_config *config,
-                         mb_status wanted, const char *sentence) {
-    char directory[TINY_PATH];
-    tiny_directory_make(directory);
-    tiny_checkpoint_write_tensors(options, tensors, directory);
-    fake_device fake = make_device(0);
-    mb_weights w;
-    mb_status status = mb_weights_load(directory, config, &fake.device, 2, NULL, NULL, &w);
-    if (status != wanted || !strstr(mb_last_error(), sentence) || !strstr(mb_last_error(), directory))
-        fail_msg("gave   %s: %s\n  wanted %s: ...%s...", mb_status_name(status), mb_last_error(),
-                 mb_status_name(wanted), sentence);
-    assert_int_equal(fake.n_allocations, 0);
-    assert_null(w.layers);
-    tiny_directory_remove(directory);
-}
-
-static void test_broken_checkpoints(void **state) {
-    (void)state;
-    for (size_t i = 0; i < sizeof broken_cases / sizeof *broken_cases; i++) {
-        const broken_case *c = &broken_cases[i];
-        tiny_checkpoint options;
-        tiny_checkpoint_init(&options);
-        options.dtype = c->dtype;
-        tiny_tensors tensors;
-        tiny_checkpoint_tensors(&options, &tensors);
-        if (c->remove)
-            tiny_tensors_remove(&tensors, c->remove);
-        int rank = c->shape[2] ? 3 : c->shape[1] ? 2 : 1;
-        if (c->add)
-            tiny_tensors_add(&tensors, c->add, c->add_dtype, rank, c->shape);
-        mb_config config;
-        parse_config(&options, &config);
-        if (c->hide)
-            config.fp8_blocks = 0;
-        check_broken(&options, &tensors, &config, c->status, c->sentence);
-        tiny_tensors_free(&tensors);
-    }
-    print_message("%zu broken checkpoints\n", sizeof broken_cases / sizeof *broken_cases);
-}
-
-static void test_scales_must_be_finite(void **state) {
-    (void)state;
-    static const uint32_t bad[] = {0x7FC00000, 0x7F800000, 0xFF800000};
-    for (int i = 0; i < 3; i++) {
-        tiny_checkpoint options;
-        tiny_checkpoint_init(&options);
-        options.dtype = "F8_E4M3";
-        tiny_tensors tensors;
-        tiny_checkpoint_tensors(&options, &tensors);
-        memcpy(tiny_tensors_find(&tensors, E1 "up_proj.weight_scale_inv")->data, &bad[i], sizeof bad[i]);
-        mb_config config;
-        parse_config(&options, &config);
-        check_broken(&options, &tensors, &config, MB_ERR_FORMAT, "holds a scale that is not a finite number");
-        tiny_tensors_free(&tensors);
-    }
 }
 
 /* NaN weights are legal in the format: they are loaded as they are. */
@@ -676,93 +332,12 @@ static void test_nan_weights_load(void **state) {
     tiny_directory_remove(directory);
 }
 
-/* An upload that fails stops everything, whichever one it is. */
-static void test_device_errors(void **state) {
-    (void)state;
-    tiny_checkpoint options;
-    tiny_checkpoint_init(&options);
-    char directory[TINY_PATH];
-    tiny_directory_make(directory);
-    tiny_checkpoint_write(&options, directory);
-    mb_config config;
-    parse_config(&options, &config);
-    for (int k = 0; k < 40; k += 13) {
-        fake_device fake = make_device(0);
-        fake.uploads_before_failure = k;
-        mb_weights w;
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, 3, NULL, NULL, &w), MB_ERR_DEVICE);
-        assert_int_equal(fake.n_allocations, 0);
-    }
-    tiny_directory_remove(directory);
-}
-
-/* Fails the k-th allocation, and all behind it when `for_good`. */
-typedef struct failing_allocator {
-    long countdown;
-    int for_good, n_failed;
-    pthread_mutex_t lock;
-} failing_allocator;
-
-static void *allocate_or_fail(void *user, void *pointer, size_t n_bytes) {
-    failing_allocator *failing = user;
-    if (n_bytes == 0) {
-        free(pointer);
-        return NULL;
-    }
-    pthread_mutex_lock(&failing->lock);
-    long left = --failing->countdown;
-    int fails = left == 0 || (left < 0 && failing->for_good);
-    failing->n_failed += fails;
-    pthread_mutex_unlock(&failing->lock);
-    return fails ? NULL : realloc(pointer, n_bytes);
-}
-
-static void test_every_allocation_fails(void **state) {
-    (void)state;
-    tiny_checkpoint options;
-    tiny_checkpoint_init(&options);
-    options.dtype = "F8_E4M3";
-    options.n_layers = 1;
-    options.n_experts = 2;
-    options.n_shards = 2;
-    char directory[TINY_PATH];
-    tiny_directory_make(directory);
-    tiny_checkpoint_write(&options, directory);
-    mb_config config;
-    parse_config(&options, &config);
-    for (int for_good = 0; for_good < 2; for_good++) {
-        long k = 1;
-        for (int failed = 1; failed; k++) {
-            failing_allocator failing = {k, for_good, 0, PTHREAD_MUTEX_INITIALIZER};
-            fake_device fake = make_device(0);
-            mb_weights w;
-            mb_set_allocator(allocate_or_fail, &failing);
-            mb_status status = mb_weights_load(directory, &config, &fake.device, 2, NULL, NULL, &w);
-            failed = failing.n_failed > 0;
-            if (status != (failed ? MB_ERR_MEMORY : MB_OK))
-                fail_msg("allocation %ld: %s: %s", k, mb_status_name(status), mb_last_error());
-            mb_weights_free(&w);
-            mb_set_allocator(NULL, NULL);
-            assert_int_equal(fake.n_allocations, 0);
-        }
-        print_message("%ld allocations failed in turn\n", k - 2);
-    }
-    tiny_directory_remove(directory);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_fp8_scales),
-        cmocka_unit_test(test_large_tensor),
-        cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_mixed_dtypes),
-        cmocka_unit_test(test_accepted_extras),
-        cmocka_unit_test(test_broken_checkpoints),
-        cmocka_unit_test(test_scales_must_be_finite),
+        cmocka_unit_test(test_layouts),          cmocka_unit_test(test_fp8_scales),
+        cmocka_unit_test(test_large_tensor),     cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_mixed_dtypes),     cmocka_unit_test(test_accepted_extras),
         cmocka_unit_test(test_nan_weights_load),
-        cmocka_unit_test(test_device_errors),
-        cmocka_unit_test(test_every_allocation_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,63 @@
+#include "support/fake_device.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static fake_device *self(mb_device *device) {
+    fake_device *fake = (fake_device *)(void *)device;
+    assert_true(pthread_equal(fake->owner, pthread_self()));
+    return fake;
+}
+
+static mb_status fake_allocate(mb_device *device, size_t n_bytes, void **pointer) {
+    self(device)->n_allocations++;
+    *pointer = aligned_alloc(256, (n_bytes + 255) / 256 * 256);
+    assert_non_null(*pointer);
+    memset(*pointer, 0xAB, n_bytes);
+    return MB_OK;
+}
+
+static void fake_free(mb_device *device, void *pointer) {
+    self(device)->n_allocations--;
+    free(pointer);
+}
+
+static mb_status fake_upload(mb_device *device, void *to, const void *from, size_t n_bytes) {
+    fake_device *fake = self(device);
+    if (fake->uploads_before_failure == 0)
+        return MB_ERR_DEVICE;
+    if (fake->uploads_before_failure > 0)
+        fake->uploads_before_failure--;
+    assert_true(fake->n_pending < 64);
+    fake->pending[fake->n_pending].to = to;
+    fake->pending[fake->n_pending].from = from;
+    fake->pending[fake->n_pending++].n_bytes = n_bytes;
+    return MB_OK;
+}
+
+static mb_status fake_synchronize(mb_device *device) {
+    fake_device *fake = self(device);
+    for (int i = 0; i < fake->n_pending; i++)
+        memcpy(fake->pending[i].to, fake->pending[i].from, fake->pending[i].n_bytes);
+    fake->n_pending = 0;
+    return MB_OK;
+}
+
+fake_device fake_device_make(int host_memory) {
+    return (fake_device){.device = {.name = "fake",
+                                    .host_memory = host_memory,
+                                    .allocate = fake_allocate,
+                                    .free = fake_free,
+                                    .allocate_pinned = fake_allocate,
+                                    .free_pinned = fake_free,
+                                    .upload = fake_upload,
+                                    .synchronize = fake_synchronize},
+                         .uploads_before_failure = -1,
+                         .owner = pthread_self()};
+}

@@ -36,7 +36,7 @@ void *mb_arena_push(mb_arena *arena, size_t count, size_t item_bytes) {
     arena->used += n_bytes;
     if (!arena->base)
         return NULL;
-    if (RED_ZONE && arena->host) {
+    if (RED_ZONE > 0 && arena->host) {
         char *zone = arena->base + start + count * item_bytes;
         memset(zone, RED_BYTE, (size_t)(arena->base + arena->used - zone));
         /* The piece's length, at the very end of its slot, lets the checker walk from the back. */
@@ -52,7 +52,7 @@ void mb_arena_pop_to(mb_arena *arena, size_t used) {
 }
 
 size_t mb_arena_check(const mb_arena *arena) {
-    if (!RED_ZONE || !arena->host || !arena->base)
+    if (RED_ZONE == 0 || !arena->host || !arena->base)
         return 0;
     size_t end = arena->used;
     while (end > 0) {

@@ -1,0 +1,378 @@
+/* What lies at the edges of the operators' contracts: NaN and infinities, ties, refused arguments, the plan.
+ */
+#include "base/alloc.h"
+#include "device/device.h"
+#include "ops/common/check.h"
+#include "ops/sample/philox.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+/* Known answers published with Random123 (kat_vectors, philox4x32 with 10 rounds). */
+static void test_philox(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t counter[4], key[2], expected[4];
+    } known[] = {
+        {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+        {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff},
+         {0xffffffff, 0xffffffff},
+         {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+        {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+         {0xa4093822, 0x299f31d0},
+         {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        mb_philox_block counter;
+        memcpy(counter.words, known[i].counter, sizeof counter.words);
+        mb_philox_block block = mb_philox(counter, known[i].key[0], known[i].key[1]);
+        assert_memory_equal(block.words, known[i].expected, sizeof block.words);
+    }
+    double sum = 0;
+    for (uint64_t position = 0; position < 100000; position++) {
+        double u = mb_philox_uniform(42, position);
+        assert_true(u >= 0 && u < 1);
+        sum += u;
+    }
+    assert_true(fabs(sum / 100000 - 0.5) < 0.004); /* four standard deviations */
+}
+
+static void test_route_not_finite(void **state) {
+    (void)state;
+    enum { E = 4, K = 3, N = 5 };
+    const float logits[N][E] = {{1, NAN, 3, 2},
+                                {NAN, NAN, NAN, NAN},
+                                {-INFINITY, -INFINITY, -INFINITY, -INFINITY},
+                                {0, INFINITY, 0, 0},
+                                {5, 5, 5, 5}};
+    static const int32_t expected[N][K] = {{2, 3, 0}, {0, 1, 2}, {0, 1, 2}, {1, 0, 2}, {0, 1, 2}};
+    for (int variant = 0; variant < 4; variant++) {
+        float weights[N][K];
+        int32_t ids[N][K], nan_flag = 0;
+        mb_moe_route_args args = {.logits = logits,
+                                  .weights = &weights[0][0],
+                                  .ids = &ids[0][0],
+                                  .nan_flag = &nan_flag,
+                                  .n_tokens = N,
+                                  .n_experts = E,
+                                  .top_k = K,
+                                  .order = variant & 1 ? MB_ROUTE_TOPK_SOFTMAX : MB_ROUTE_SOFTMAX_TOPK,
+                                  .renormalize = variant >> 1};
+        assert_int_equal(mb_moe_route_ref(&args, NULL), MB_OK);
+        assert_memory_equal(ids, expected, sizeof ids);
+        assert_int_equal(nan_flag, 1);
+        for (int i = 0; i < N * K; i++)
+            assert_true(isfinite(weights[i / K][i % K]));
+        assert_true(weights[3][0] == 1 && weights[3][1] == 0);
+        nan_flag = 0;
+        args.logits = logits[2]; /* without NaN the flag is left alone */
+        args.n_tokens = 3;
+        assert_int_equal(mb_moe_route_ref(&args, NULL), MB_OK);
+        assert_int_equal(nan_flag, 0);
+        args.logits = logits;
+        args.nan_flag = NULL;
+        assert_int_equal(mb_moe_route_ref(&args, NULL), MB_OK);
+    }
+}
+
+static void check_plan(mb_check *check, int64_t n_tokens, int32_t top_k, int32_t n_experts, int32_t first,
+                       int32_t n_local) {
+    mb_check_begin(check, "plan T=%d K=%d E=%d %d+%d", (int)n_tokens, top_k, n_experts, first, n_local);
+    size_t n = (size_t)(n_tokens * top_k);
+    int32_t *ids = mb_check_alloc(check, n * sizeof *ids);
+    int32_t *expected_token = mb_check_alloc(check, n * sizeof *expected_token);
+    for (size_t i = 0; i < n; i++)
+        ids[i] = (int32_t)(mb_check_random(check) % (uint64_t)n_experts);
+    mb_moe_plan_args args = {.ids = ids,
+                             .offsets = mb_check_alloc(check, ((size_t)n_local + 1) * sizeof(int32_t)),
+                             .row_token = mb_check_alloc(check, n * sizeof(int32_t)),
+                             .token_row = mb_check_alloc(check, n * sizeof(int32_t)),
+                             .n_tokens = n_tokens,
+                             .top_k = top_k,
+                             .n_experts = n_experts,
+                             .first_expert = first,
+                             .n_local_experts = n_local};
+    size_t workspace_bytes = mb_moe_plan_ref_workspace(&args);
+    void *workspace = mb_check_alloc(check, workspace_bytes);
+    assert_int_equal(mb_moe_plan_ref(&args, workspace, workspace_bytes, NULL), MB_OK);
+    int32_t row = 0;
+    for (size_t i = 0; i < n; i++) /* dropped unless found below */
+        expected_token[i] = -1;
+    for (int32_t e = 0; e < n_local; e++) {
+        assert_int_equal(args.offsets[e], row);
+        for (size_t i = 0; i < n; i++)
+            if (ids[i] == first + e) {
+                assert_int_equal(args.row_token[row], (int32_t)i / top_k);
+                expected_token[i] = row++;
+            }
+    }
+    assert_int_equal(args.offsets[n_local], row);
+    if (n > 0)
+        assert_memory_equal(args.token_row, expected_token, n * sizeof *expected_token);
+    assert_int_equal(mb_moe_plan_ref(&args, workspace, workspace_bytes - 1, NULL), MB_ERR_ARGUMENT);
+    mb_check_end(check, 0, 0);
+}
+
+static void test_plan(void **state) {
+    (void)state;
+    mb_check check = {.seed = 21};
+    check_plan(&check, 0, 2, 8, 0, 8);
+    check_plan(&check, 1, 1, 1, 0, 1);
+    check_plan(&check, 100, 4, 16, 0, 16);
+    check_plan(&check, 100, 4, 16, 12, 3);
+    check_plan(&check, 3, 8, 4000, 0, 4000);
+    check_plan(&check, 2, 1, 65536, 65000, 536);
+    assert_int_equal(check.n_failed, 0);
+}
+
+static int32_t sample_one(const float *logits, int32_t vocab, const mb_sample_row *row, float *logprob) {
+    _Alignas(64) char workspace[4096];
+    int32_t id = -7;
+    mb_sample_args args = {logits, row, &id, logprob, 1, vocab};
+    assert_true(mb_sample_ref_workspace(&args) <= sizeof workspace);
+    assert_int_equal(mb_sample_ref(&args, workspace, sizeof workspace, NULL), MB_OK);
+    return id;
+}
+
+static void test_sample_edges(void **state) {
+    (void)state;
+    float logprob;
+    mb_sample_row greedy = {.repetition_penalty = 1, .top_p = 1};
+    mb_sample_row warm = {.temperature = 1, .repetition_penalty = 1, .top_p = 1};
+    const float nan[] = {1, NAN, 3}, infinite[] = {1, INFINITY, 3}, nothing[] = {-INFINITY, -INFINITY};
+    const float ties[] = {1, 4, 4, 4}, one_left[] = {-INFINITY, 2, -INFINITY};
+    for (int i = 0; i < 2; i++) {
+        const mb_sample_row *row = i ? &warm : &greedy;
+        assert_int_equal(sample_one(nan, 3, row, &logprob), -1);
+        assert_int_equal(sample_one(infinite, 3, row, &logprob), -1);
+        assert_int_equal(sample_one(nothing, 2, row, &logprob), -1);
+        assert_true(logprob == -INFINITY);
+        assert_int_equal(sample_one(one_left, 3, row, &logprob), 1);
+        assert_true(logprob == 0);
+    }
+    assert_int_equal(sample_one(ties, 4, &greedy, &logprob), 1);
+    mb_sample_row first_of_ties[] = {warm, warm, warm}; /* each filter alone leaves the first of equal ones */
+    first_of_ties[0].top_k = 1;
+    first_of_ties[1].top_p = 0.2f;
+    first_of_ties[2].top_p = 0;
+    for (int i = 0; i < 3; i++)
+        for (uint64_t seed = 0; seed < 50; seed++) {
+            first_of_ties[i].seed = seed;
+            assert_int_equal(sample_one(ties, 4, &first_of_ties[i], &logprob), 1);
+        }
+    warm.min_p = 5; /* more than any can have: the best ones stay */
+    for (warm.seed = 0; warm.seed < 50; warm.seed++)
+        assert_true(sample_one(ties, 4, &warm, &logprob) > 0);
+    /* Ids outside of the vocabulary are passed over; a bias of -infinity forbids a token. */
+    const int32_t bias_ids[] = {-1, 4, 1}, counts[] = {1, 1, 0};
+    const float biases[] = {50, 50, -INFINITY};
+    greedy.bias_ids = greedy.seen_ids = bias_ids;
+    greedy.biases = biases;
+    greedy.seen_counts = counts;
+    greedy.n_bias = greedy.n_seen = 3;
+    assert_int_equal(sample_one(ties, 4, &greedy, &logprob), 2);
+}
+
+/* Drawn as often as the probabilities say: a chi-squared test. */
+static void test_sample_distribution(void **state) {
+    (void)state;
+    enum { V = 6, N = 60000 };
+    const float logits[V] = {0, 1, 2, 0.5f, -1, 1.5f};
+    double probabilities[V], total = 0, chi_squared = 0, counts[V] = {0};
+    float logprob;
+    for (int i = 0; i < V; i++)
+        total += probabilities[i] = exp((double)logits[i]);
+    mb_sample_row row = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 5};
+    for (row.position = 0; row.position < N; row.position++) {
+        int32_t id = sample_one(logits, V, &row, &logprob);
+        counts[id]++;
+        assert_true(fabs((double)logprob - log(probabilities[id] / total)) < 1e-6);
+    }
+    for (int i = 0; i < V; i++)
+        chi_squared += pow(counts[i] - N * probabilities[i] / total, 2) / (N * probabilities[i] / total);
+    assert_true(chi_squared < 20.5); /* 5 degrees of freedom, one in a thousand */
+}
+
+#define ASSERT_REFUSED(call, word)                      \
+    do {                                                \
+        assert_int_equal(call, MB_ERR_ARGUMENT);        \
+        assert_non_null(strstr(mb_last_error(), word)); \
+    } while (0)
+
+static void test_refused_gemm(void **state) {
+    (void)state;
+    float x[64] = {0}, w[64] = {0}, out[64], scale[1] = {1};
+    _Alignas(64) char workspace[4096];
+    const mb_gemm_args good = {.x = x, .weight = {w, NULL, 1, 4, 8, 0, MB_F32}, .out = out, .n_tokens = 2};
+    mb_gemm_args bad = good;
+    assert_int_equal(mb_gemm_ref(&good, workspace, sizeof workspace, NULL), MB_OK);
+    size_t needed = mb_gemm_ref_workspace(&good);
+    assert_true(needed > 0); /* 8 columns are not a whole vector */
+    ASSERT_REFUSED(mb_gemm_ref(&good, workspace, needed - 1, NULL), "workspace");
+    bad.n_tokens = -1;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "n_tokens");
+    bad = good, bad.weight.cols = 0;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "weight");
+    bad = good, bad.weight.count = 2;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "weight has shape [2, 4, 8]");
+    bad = good, bad.weight.dtype = (mb_dtype)17;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "weight.dtype");
+    bad = good, bad.weight.data = NULL;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "weight.data");
+    bad = good, bad.weight.scale = scale, bad.weight.scale_rows = 48;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "scale_rows");
+    bad = good, bad.dtype = MB_F8_E4M3;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "dtype");
+    bad = good, bad.out_dtype = (mb_dtype)-1;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "out_dtype");
+    bad = good, bad.x = NULL;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "NULL");
+}
+
+static void test_refused_moe(void **state) {
+    (void)state;
+    float x[32] = {0}, w[256] = {0}, out[32], weights[4] = {0};
+    int32_t ids[4] = {0, 1, 1, 0};
+    _Alignas(64) char workspace[8192];
+    const mb_moe_forward_args good = {.x = x,
+                                      .weights = weights,
+                                      .ids = ids,
+                                      .w13 = {w, NULL, 2, 8, 8, 0, MB_F32},
+                                      .w2 = {w, NULL, 2, 8, 4, 0, MB_F32},
+                                      .out = out,
+                                      .n_tokens = 2,
+                                      .hidden = 8,
+                                      .intermediate = 4,
+                                      .top_k = 2,
+                                      .n_experts = 2,
+                                      .n_local_experts = 2};
+    mb_moe_forward_args bad = good;
+    size_t needed = mb_moe_forward_ref_workspace(&good);
+    assert_true(needed <= sizeof workspace);
+    assert_int_equal(mb_moe_forward_ref(&good, workspace, needed, NULL), MB_OK);
+    ASSERT_REFUSED(mb_moe_forward_ref(&good, workspace, needed - 1, NULL), "workspace");
+    ASSERT_REFUSED(mb_moe_forward_ref(&good, NULL, needed, NULL), "workspace");
+    bad.top_k = 0;
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "top_k");
+    bad = good, bad.first_expert = 1;
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "local experts");
+    bad = good, bad.activation = MB_ACT_RELU; /* then w13 should have 4 rows */
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "w13");
+    bad = good, bad.activation = (mb_activation)99;
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "activation");
+    bad = good, bad.w2.rows = 9;
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "w2");
+    bad = good, bad.out = x;
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "out is x");
+    bad = good, bad.n_tokens = (int64_t)1 << 31;
+    ASSERT_REFUSED(mb_moe_forward_ref(&bad, workspace, needed, NULL), "n_tokens");
+
+    mb_moe_route_args route = {.logits = x, .weights = weights, .ids = ids, .n_tokens = 1, .n_experts = 4};
+    ASSERT_REFUSED(mb_moe_route_ref(&route, NULL), "top_k");
+    route.top_k = 5;
+    ASSERT_REFUSED(mb_moe_route_ref(&route, NULL), "top_k");
+    route.top_k = 2, route.n_experts = 1025;
+    ASSERT_REFUSED(mb_moe_route_ref(&route, NULL), "n_experts");
+    route.n_experts = 4, route.logits_dtype = MB_F16;
+    ASSERT_REFUSED(mb_moe_route_ref(&route, NULL), "logits_dtype");
+}
+
+static void test_refused_others(void **state) {
+    (void)state;
+    float x[64] = {0}, out[64], inv_freq[4] = {0};
+    int32_t ids[2] = {0, 4}, q_start[3] = {0, 1, 2}, kv_len[2] = {1, 1}, table[2] = {0, 0};
+    mb_embed_args embed = {.ids = ids, .table = {x, NULL, 1, 4, 8, 0, MB_F32}, .out = out, .n_tokens = 2};
+    ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "ids[1] is 4");
+    ids[1] = -1;
+    ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "ids[1] is -1");
+
+    mb_rms_norm_args norm = {
+        .x = x, .rows = ids, .weight = {x, NULL, 1, 1, 8, 0, MB_F32}, .out = x, .n_rows = 1, .hidden = 8};
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out is x");
+    norm.rows = NULL, norm.hidden = 9;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "weight");
+
+    mb_qk_norm_rope_store_args rope = {.qkv = x,
+                                       .positions = ids,
+                                       .slots = ids,
+                                       .inv_freq = inv_freq,
+                                       .q = out,
+                                       .k_cache = out,
+                                       .v_cache = out,
+                                       .n_tokens = 1,
+                                       .n_heads = 1,
+                                       .n_kv_heads = 1,
+                                       .head_dim = 7};
+    ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "head_dim");
+    rope.head_dim = 514;
+    ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "head_dim");
+    rope.head_dim = 8, rope.cache_dtype = MB_F8_E4M3;
+    ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "cache_dtype");
+
+    mb_attention_args attention = {.q = x,
+                                   .k_cache = x,
+                                   .v_cache = x,
+                                   .q_start = q_start,
+                                   .kv_len = kv_len,
+                                   .block_table = table,
+                                   .out = out,
+                                   .n_tokens = 2,
+                                   .n_sequences = 2,
+                                   .max_blocks = 1,
+                                   .n_heads = 3,
+                                   .n_kv_heads = 2,
+                                   .head_dim = 8};
+    ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "n_heads");
+    attention.n_kv_heads = 3, kv_len[1] = 65;
+    ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "kv_len[1] is 65");
+    kv_len[1] = 0;
+    ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "kv_len[1] is 0");
+    kv_len[1] = 1, q_start[2] = 3;
+    ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "q_start");
+
+    mb_log_softmax_args log_softmax = {.logits = x, .out = out, .n_rows = 1};
+    ASSERT_REFUSED(mb_log_softmax_ref(&log_softmax, NULL), "vocab");
+    mb_sample_args sample = {.logits = x, .n_rows = 1, .vocab = 3};
+    ASSERT_REFUSED(mb_sample_ref(&sample, NULL, 0, NULL), "NULL");
+    mb_gated_activation_args act = {.x = x, .out = out, .n_rows = 1, .intermediate = -3};
+    ASSERT_REFUSED(mb_gated_activation_ref(&act, NULL), "intermediate");
+}
+
+/* A tool that cannot fail checks nothing: wrong results, NaN and overruns must be seen. */
+static void test_check_can_fail(void **state) {
+    (void)state;
+    mb_check check = {.seed = 1};
+    const double expected[] = {1, 2, 3};
+    float right[] = {1, 2, 3}, off[] = {1, 2, 3.0001f}, lost[] = {1, NAN, 3};
+    mb_check_begin(&check, "meant to fail (1 of 3)");
+    mb_check_compare(&check, "right", MB_F32, right, expected, 3);
+    assert_int_equal(check.n_failed, 0);
+    mb_check_compare(&check, "off", MB_F32, off, expected, 3);
+    assert_int_equal(check.n_failed, 1);
+    mb_check_end(&check, 0, 0);
+    mb_check_begin(&check, "meant to fail (2 of 3)");
+    mb_check_compare(&check, "lost", MB_F32, lost, expected, 3);
+    assert_int_equal(check.n_failed, 2);
+    mb_check_end(&check, 0, 0);
+    mb_check_begin(&check, "meant to fail (3 of 3)");
+    char *buffer = mb_check_alloc(&check, 10);
+    buffer[10] = 0;
+    mb_check_end(&check, 0, 0);
+    assert_int_equal(check.n_failed, 3);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_philox),         cmocka_unit_test(test_route_not_finite),
+        cmocka_unit_test(test_plan),           cmocka_unit_test(test_sample_edges),
+        cmocka_unit_test(test_refused_gemm),   cmocka_unit_test(test_sample_distribution),
+        cmocka_unit_test(test_refused_moe),    cmocka_unit_test(test_refused_others),
+        cmocka_unit_test(test_check_can_fail),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -152,6 +152,7 @@ template <int max_tokens, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     constexpr int n_passes = (max_tokens + GATHER_ROWS - 1) / GATHER_ROWS;
+    constexpr int batch = n_passes < 6 ? n_passes : 6;
     const int thread = threadIdx.x % WARPGROUP - 32;
     const int chunk = thread % 8, my_row = thread / 8; /* of a pass: 16 bytes of one row */
     cursor stage = {0, 1}, ring = {0, 0};
@@ -169,26 +170,28 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                     ;
             __syncwarp();
         }
-        int32_t rows[n_passes];
-#pragma unroll
-        for (int i = 0; i < n_passes; i++) {
-            int32_t r = my_row + i * GATHER_ROWS;
-            rows[i] = work.first_row + r;
-            if (from_x && r < work.n_rows)
-                rows[i] = p->row_token[rows[i]];
-        }
+        const int32_t *row_token = p->row_token + work.first_row;
         for (int32_t k = 0; k < k_size; k += K_STEP) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
             const uint32_t to = mb_shared_address(s->tokens[stage.at]);
             const int32_t column = k + chunk * 8;
             const uint32_t n_bytes = column < k_size ? 16 : 0; /* past the end of K: zeros */
             const __nv_bfloat16 *from = source + (n_bytes ? column : 0);
+            /* A few rows' indices at a time: all of them would not fit into this warp's registers. */
+            for (int32_t r0 = my_row; r0 < work.n_rows; r0 += batch * GATHER_ROWS) {
+                int32_t rows[batch];
 #pragma unroll
-            for (int i = 0; i < n_passes; i++) {
-                int32_t r = my_row + i * GATHER_ROWS;
-                if (r < work.n_rows)
-                    mb_cp_async_16(to + r * ROW_BYTES + ((chunk ^ (r % 8)) * 16),
-                                   from + (int64_t)rows[i] * k_size, n_bytes);
+                for (int i = 0; i < batch; i++) {
+                    int32_t r = r0 + i * GATHER_ROWS;
+                    rows[i] = from_x && r < work.n_rows ? row_token[r] : work.first_row + r;
+                }
+#pragma unroll
+                for (int i = 0; i < batch; i++) {
+                    int32_t r = r0 + i * GATHER_ROWS;
+                    if (r < work.n_rows)
+                        mb_cp_async_16(to + r * ROW_BYTES + ((chunk ^ (r % 8)) * 16),
+                                       from + (int64_t)rows[i] * k_size, n_bytes);
+                }
             }
             mb_cp_async_arrive(&s->full[stage.at]);
             advance<n_stages>(&stage);

@@ -107,3 +107,47 @@ mb_session *session_with(mb_model *model, int32_t max_sequences, int32_t max_ste
         fail_msg("mb_session_open: %s", mb_last_error());
     return session;
 }
+
+void generation_init_random(generation *g, const mb_model *model, uint64_t seed, int32_t vocab,
+                            int32_t avoided, size_t n_ids, int64_t max_new) {
+    int32_t *ids = must_allocate(NULL, n_ids * sizeof *ids);
+    for (size_t i = 0; i < n_ids; i++)
+        do
+            ids[i] = (int32_t)(tiny_random(&seed) % (uint64_t)vocab);
+        while (ids[i] == avoided);
+    generation_init(g, model, ids, n_ids, max_new);
+    free(ids);
+}
+
+mb_model *tiny_model_open(const tiny_checkpoint *options, const tiny_tensors *tensors) {
+    char directory[TINY_PATH];
+    tiny_directory_make(directory);
+    if (tensors)
+        tiny_checkpoint_write_tensors(options, tensors, directory);
+    else
+        tiny_checkpoint_write(options, directory);
+    mb_model *model;
+    mb_status status = mb_model_open(directory, &(mb_model_options){.device = "cpu", .n_threads = 1}, &model);
+    tiny_directory_remove(directory);
+    if (status != MB_OK)
+        fail_msg("mb_model_open: %s", mb_last_error());
+    return model;
+}
+
+mb_session_stats session_stats(mb_session *session) {
+    mb_session_stats stats;
+    mb_session_get_stats(session, &stats);
+    return stats;
+}
+
+void assert_session_idle(mb_session *session) {
+    mb_session_stats stats = session_stats(session);
+    assert_int_equal(stats.kv_blocks_free, stats.kv_blocks_total);
+    assert_int_equal(stats.n_waiting, 0);
+    assert_int_equal(stats.n_running, 0);
+}
+
+void session_step(mb_session *session) {
+    if (mb_step(session, NULL) != MB_OK)
+        fail_msg("mb_step: %s", mb_last_error());
+}

@@ -5,6 +5,7 @@
 #define TESTS_SUPPORT_GENERATION_H
 
 #include "moebius/moebius.h"
+#include "support/tiny_checkpoint.h"
 
 /* One request and its results. Set `request` (after generation_init) and submit it. */
 typedef struct generation {
@@ -33,6 +34,18 @@ void generations_run(generation *generations, size_t n, mb_session *session);
 void generation_run_alone(generation *g, mb_session *session);
 
 int generation_same_tokens(const generation *a, const generation *b); /* ids and log-probabilities, bitwise */
+
+/* A prompt of random ids below `vocab`, none of them `avoided`; the same for the same seed. */
+void generation_init_random(generation *g, const mb_model *model, uint64_t seed, int32_t vocab,
+                            int32_t avoided, size_t n_ids, int64_t max_new);
+
+/* Writes the checkpoint, opens it on one thread of the CPU and removes the files. tensors NULL: random ones.
+ */
+mb_model *tiny_model_open(const tiny_checkpoint *options, const tiny_tensors *tensors);
+
+mb_session_stats session_stats(mb_session *session);
+void assert_session_idle(mb_session *session); /* nothing waits or runs, all KV blocks are free */
+void session_step(mb_session *session);        /* which must succeed */
 
 /* A session with these limits; 0: the default. */
 mb_session *session_with(mb_model *model, int32_t max_sequences, int32_t max_step_tokens,

@@ -22,13 +22,17 @@ static inline int64_t mb_pad_lanes(int64_t n) {
     return (n + MB_LANES - 1) / MB_LANES * MB_LANES;
 }
 
+/* Lane i + 8 is added to lane i, then 4 to 0, 2 to 0, 1 to 0. */
 static inline float mb_sum_lanes(const mb_f32x16 *sums) {
-    float lanes[MB_LANES];
-    memcpy(lanes, sums, sizeof lanes);
-    for (int width = MB_LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++)
-            lanes[i] += lanes[i + width];
-    return lanes[0];
+    typedef float f32x8 __attribute__((vector_size(32)));
+    typedef float f32x4 __attribute__((vector_size(16)));
+    f32x8 eights[2];
+    f32x4 fours[2];
+    memcpy(eights, sums, sizeof eights);
+    eights[0] += eights[1];
+    memcpy(fours, eights, sizeof fours);
+    fours[0] += fours[1];
+    return (fours[0][0] + fours[0][2]) + (fours[0][1] + fours[0][3]);
 }
 
 /* e^x within 2 units in the last place; 0 below -86.6 (no subnormal results), infinity above 88.7, NaN for

@@ -13,12 +13,13 @@
 /*
  * Schedule: the plan sorts the choices by expert and cuts each expert's rows into tiles of MB_TILE_ROWS. In
  * one parallel region then, with a barrier between the steps: x widened to fp32; (tile, strip of columns)
- * items of w13; the activation by rows; (tile, strip) items of w2; the weighted sums by tokens.
+ * items of w13, gate and up of the same columns together, and their activation; (tile, strip) items of w2;
+ * the weighted sums by tokens.
  *
  * Rounding to dtype: gate/up, the activated product and each expert's output, as in HF; the sum over k runs
  * in fp32, k = 0 first, and is rounded once together with residual and shared.
  */
-enum { STRIP = 16 };
+enum { STRIP = MB_LANES };
 
 typedef struct row_tile {
     int32_t expert, first_row, n_rows;
@@ -30,7 +31,6 @@ typedef struct buffers {
     size_t plan_workspace_bytes;
     row_tile *tiles;
     float *x;         /* [T, pad(H)], zero-padded */
-    float *gate_up;   /* [R, 2I or I] */
     float *activated; /* [R, pad(I)], zero-padded */
     float *down;      /* [R, H] */
 } buffers;
@@ -95,7 +95,6 @@ static buffers cut_workspace(const mb_moe_forward_args *args, mb_arena *arena) {
     b.plan.token_row = mb_arena_push(arena, n_rows, sizeof(int32_t));
     b.tiles = mb_arena_push(arena, (size_t)max_tiles(args), sizeof(row_tile));
     b.x = mb_arena_push(arena, n_tokens, padded_x);
-    b.gate_up = mb_arena_push(arena, n_rows, (size_t)w13_rows(args) * sizeof(float));
     b.activated = mb_arena_push(arena, n_rows, padded_activated);
     b.down = mb_arena_push(arena, n_rows, (size_t)args->hidden * sizeof(float));
     return b;
@@ -126,38 +125,64 @@ static void widen_token(const mb_moe_forward_args *args, const buffers *b, int64
     memset(b->x + t * stride + h, 0, (size_t)(stride - h) * sizeof *b->x);
 }
 
-/* A strip of columns of one tile: out[row] = round(weight rows[row] + bias). `row_index` says where a sorted
- * row's input is; NULL: at the same row. */
+typedef struct strip {
+    float values[MB_TILE_ROWS][STRIP];
+} strip;
+
+/* values[r][c] = round(x[r] . weight row first_col + c, + bias), c < n_cols. */
 static void multiply_strip(const mb_weight *weight, const void *bias, mb_dtype dtype, const row_tile *tile,
-                           int64_t first_col, const float *x, const int32_t *row_index, float *out) {
-    int64_t n_all_cols = weight->rows, stride = mb_pad_lanes(weight->cols);
-    const float *rows[MB_TILE_ROWS];
-    float dots[MB_TILE_ROWS][MB_TILE_COLS], biases[MB_TILE_COLS] = {0};
-    for (int32_t r = 0; r < tile->n_rows; r++) {
-        int64_t row = tile->first_row + r;
-        rows[r] = x + (row_index ? row_index[row] : row) * stride;
+                           const float *const *x, int64_t first_col, int32_t n_cols, strip *out) {
+    float dots[MB_TILE_ROWS][MB_TILE_COLS], biases[STRIP] = {0};
+    if (bias)
+        mb_load_f32(dtype, bias, tile->expert * weight->rows + first_col, n_cols, biases);
+    for (int32_t c = 0; c < n_cols; c += MB_TILE_COLS) {
+        int32_t n = n_cols - c < MB_TILE_COLS ? n_cols - c : MB_TILE_COLS;
+        mb_tile_matmul(x, tile->n_rows, weight, tile->expert, first_col + c, n, dots);
+        for (int32_t r = 0; r < tile->n_rows; r++)
+            for (int32_t i = 0; i < n; i++)
+                out->values[r][c + i] = dots[r][i] + biases[c + i];
     }
-    for (int64_t col = first_col; col < first_col + STRIP && col < n_all_cols; col += MB_TILE_COLS) {
-        int32_t n_cols = n_all_cols - col < MB_TILE_COLS ? (int32_t)(n_all_cols - col) : MB_TILE_COLS;
-        mb_tile_matmul(rows, tile->n_rows, weight, tile->expert, col, n_cols, dots);
-        if (bias)
-            mb_load_f32(dtype, bias, tile->expert * n_all_cols + col, n_cols, biases);
-        for (int32_t r = 0; r < tile->n_rows; r++) {
-            for (int32_t c = 0; c < n_cols; c++)
-                dots[r][c] += biases[c];
-            mb_round_f32(dtype, n_cols, dots[r]);
-            memcpy(out + (tile->first_row + r) * n_all_cols + col, dots[r], (size_t)n_cols * sizeof *out);
-        }
+    for (int32_t r = 0; r < tile->n_rows; r++)
+        mb_round_f32(dtype, n_cols, out->values[r]);
+}
+
+static int32_t strip_width(int64_t n_all_cols, int64_t first_col) {
+    return n_all_cols - first_col < STRIP ? (int32_t)(n_all_cols - first_col) : STRIP;
+}
+
+/* Columns of the activated product; the last strip fills up the padding with zeros. */
+static void activate_strip(const mb_moe_forward_args *args, const buffers *b, const row_tile *tile,
+                           int64_t first_col) {
+    int64_t width = args->intermediate, in_stride = mb_pad_lanes(args->hidden), stride = mb_pad_lanes(width);
+    int32_t n_cols = strip_width(width, first_col);
+    const float *x[MB_TILE_ROWS];
+    strip gate, up;
+    for (int32_t r = 0; r < tile->n_rows; r++)
+        x[r] = b->x + b->plan.row_token[tile->first_row + r] * in_stride;
+    multiply_strip(&args->w13, args->bias13, args->dtype, tile, x, first_col, n_cols, &gate);
+    if (mb_activation_is_gated(args->activation))
+        multiply_strip(&args->w13, args->bias13, args->dtype, tile, x, width + first_col, n_cols, &up);
+    for (int32_t r = 0; r < tile->n_rows; r++) {
+        float *out = b->activated + (tile->first_row + r) * stride + first_col;
+        mb_activation_row(args->activation, n_cols, gate.values[r], up.values[r], out);
+        mb_round_f32(args->dtype, n_cols, out);
+        memset(out + n_cols, 0, (size_t)(STRIP - n_cols) * sizeof *out);
     }
 }
 
-static void activate_row(const mb_moe_forward_args *args, const buffers *b, int64_t row) {
-    int64_t n = args->intermediate, stride = mb_pad_lanes(n);
-    const float *gate = b->gate_up + row * w13_rows(args);
-    float *out = b->activated + row * stride;
-    mb_activation_row(args->activation, n, gate, gate + n, out);
-    mb_round_f32(args->dtype, n, out);
-    memset(out + n, 0, (size_t)(stride - n) * sizeof *out);
+/* Columns of the experts' outputs. */
+static void down_strip(const mb_moe_forward_args *args, const buffers *b, const row_tile *tile,
+                       int64_t first_col) {
+    int64_t in_stride = mb_pad_lanes(args->intermediate), stride = args->hidden;
+    int32_t n_cols = strip_width(stride, first_col);
+    const float *x[MB_TILE_ROWS];
+    strip out;
+    for (int32_t r = 0; r < tile->n_rows; r++)
+        x[r] = b->activated + (tile->first_row + r) * in_stride;
+    multiply_strip(&args->w2, args->bias2, args->dtype, tile, x, first_col, n_cols, &out);
+    for (int32_t r = 0; r < tile->n_rows; r++)
+        memcpy(b->down + (tile->first_row + r) * stride + first_col, out.values[r],
+               (size_t)n_cols * sizeof(float));
 }
 
 /* out[t] = sum over k, in order, of weights * down + residual + shared, in pieces of the row. */
@@ -203,8 +228,8 @@ mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, s
     MB_TRY(mb_moe_plan_ref(&b.plan, b.plan_workspace, b.plan_workspace_bytes, stream));
 
     int64_t n_tiles = cut_tiles(args, &b), n_rows = b.plan.offsets[args->n_local_experts];
-    int64_t n_strips13 = (args->w13.rows + STRIP - 1) / STRIP,
-            n_strips2 = (args->w2.rows + STRIP - 1) / STRIP;
+    int64_t n_strips13 = (args->intermediate + STRIP - 1) / STRIP,
+            n_strips2 = (args->hidden + STRIP - 1) / STRIP;
     int n_threads = mb_cpu_threads(stream, (double)n_rows * (double)args->hidden *
                                                (double)(args->w13.rows + args->intermediate));
     (void)n_threads;
@@ -215,15 +240,10 @@ mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, s
             widen_token(args, &b, t);
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < n_tiles * n_strips13; item++)
-            multiply_strip(&args->w13, args->bias13, args->dtype, &b.tiles[item / n_strips13],
-                           item % n_strips13 * STRIP, b.x, b.plan.row_token, b.gate_up);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < n_rows; row++)
-            activate_row(args, &b, row);
+            activate_strip(args, &b, &b.tiles[item / n_strips13], item % n_strips13 * STRIP);
 #pragma omp for schedule(dynamic)
         for (int64_t item = 0; item < n_tiles * n_strips2; item++)
-            multiply_strip(&args->w2, args->bias2, args->dtype, &b.tiles[item / n_strips2],
-                           item % n_strips2 * STRIP, b.activated, NULL, b.down);
+            down_strip(args, &b, &b.tiles[item / n_strips2], item % n_strips2 * STRIP);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < args->n_tokens; t++)
             reduce_token(args, &b, t);

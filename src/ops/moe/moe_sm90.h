@@ -65,6 +65,17 @@ size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int t
 mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
                                    size_t workspace_bytes, mb_stream stream);
 
+/* The kernels of one forward, in order, so that a benchmark can stop after any of them. */
+typedef struct mb_moe_steps {
+    mb_moe_plan_args plan;
+    void *plan_workspace;
+    size_t plan_workspace_bytes;
+    mb_moe_experts_args experts;
+    mb_moe_reduce_args reduce;
+    size_t workspace_bytes; /* that all of this takes */
+} mb_moe_steps;
+void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int tile, void *workspace, mb_moe_steps *steps);
+
 #ifdef __cplusplus
 }
 #endif

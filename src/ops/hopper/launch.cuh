@@ -5,6 +5,10 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+extern "C" {
+#include "base/status.h"
+}
+
 /* All warps of a warpgroup together: give registers back, or take them. */
 template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_decrease(void) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n_registers));

@@ -1,22 +1,22 @@
 /*
  * experts_sm90.cu - both grouped GEMMs of the experts and the activation between them, one persistent launch.
  *
- * Work items: for every token tile of the plan each piece (weight_rows rows) of w13, then for every token tile each
- * piece of w2. CTAs take items from a counter, so they stay busy whatever the experts' sizes are, and the weights of
- * w2 begin to stream while the last pieces of w13 are still multiplied. An item of w2 waits until all pieces of its
- * token tile's intermediate are written (`ready`); those items came earlier in the queue, so the wait ends.
+ * Work items: for every token tile of the plan each piece (weight_rows rows) of w13, then for every token
+ * tile each piece of w2. CTAs take items from a counter, so they stay busy whatever the experts' sizes are,
+ * and the weights of w2 begin to stream while the last pieces of w13 are still multiplied. An item of w2
+ * waits until all pieces of its token tile's intermediate are written (`ready`); those items came earlier in
+ * the queue, so the wait ends.
  *
- * The product is computed transposed (swap-AB): rows of the weights are wgmma's M, tokens are its N, so a tile of few
- * tokens costs few tokens' work. Three roles:
+ * The product is computed transposed (swap-AB): rows of the weights are wgmma's M, tokens are its N, so a
+ * tile of few tokens costs few tokens' work. Three roles:
  *
  *   warp 0 of the last warpgroup   takes items, writes them to a ring for the others, streams weights (TMA)
  *   warps 1 - 3                    gather token rows by index (cp.async), swizzled as TMA would
  *   the other warpgroups           multiply 64 weight rows each, activation, store
  *
- * Gate and up rows lie interleaved in shared memory, eight and eight (a five-dimensional tensor map does that), so
- * that one thread's accumulators hold the gate and the up of the same output.
+ * Gate and up rows lie interleaved in shared memory, eight and eight (a five-dimensional tensor map does
+ * that), so that one thread's accumulators hold the gate and the up of the same output.
  */
-#include "base/status.h"
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/memory.cuh"
@@ -58,12 +58,14 @@ typedef struct experts_params {
     mb_activation activation;
 } experts_params;
 
-/* ---- shared memory ------------------------------------------------------------------------------------------- */
+/* ---- shared memory
+ * ------------------------------------------------------------------------------------------- */
 
 template <int weight_rows, int max_tokens, int n_stages> struct shared_map {
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];
     unsigned char tokens[n_stages][max_tokens * ROW_BYTES];
-    unsigned char staging[weight_rows / 64][(max_tokens < STAGING_TOKENS ? max_tokens : STAGING_TOKENS) * ROW_BYTES];
+    unsigned char staging[weight_rows / 64]
+                         [(max_tokens < STAGING_TOKENS ? max_tokens : STAGING_TOKENS) * ROW_BYTES];
     uint64_t full[n_stages], empty[n_stages];
     uint64_t ring_full[RING], ring_empty[RING];
     item ring[RING];
@@ -92,7 +94,8 @@ template <class shared> static __device__ __forceinline__ item next_item(shared 
     return work;
 }
 
-/* ---- weights: one thread takes items and streams the matrices ----------------------------------------------- */
+/* ---- weights: one thread takes items and streams the matrices
+ * ----------------------------------------------- */
 
 static __device__ __forceinline__ item decode(const experts_params *p, int32_t index, int32_t n_token_tiles) {
     item work = {NO_MORE, 0, 0, 0, 0, 0};
@@ -146,7 +149,8 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     mb_grid_launch_dependents();
 }
 
-/* ---- tokens: three warps gather rows ------------------------------------------------------------------------- */
+/* ---- tokens: three warps gather rows
+ * ------------------------------------------------------------------------- */
 
 template <int max_tokens, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
@@ -199,7 +203,8 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
     }
 }
 
-/* ---- consumers: multiply, activate, store -------------------------------------------------------------------- */
+/* ---- consumers: multiply, activate, store
+ * -------------------------------------------------------------------- */
 
 static __device__ __forceinline__ float gelu_tanh(float v) {
     float inner = 0.7978845608028654f * (v + 0.044715f * v * v * v);
@@ -226,8 +231,8 @@ static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return *(uint32_t *)&pair;
 }
 
-/* sum = 64 weight rows times n tokens over all of K. The last step's stage is given back before the last wgmma of the
- * next is done, so that the tensor cores never run dry. */
+/* sum = 64 weight rows times n tokens over all of K. The last step's stage is given back before the last
+ * wgmma of the next is done, so that the tensor cores never run dry. */
 template <int n, class shared>
 static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_size, cursor *stage,
                                                 float (&sum)[n / 2]) {
@@ -237,7 +242,8 @@ static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_
     for (int32_t k = 0; k < k_size; k += K_STEP) {
         mb_mbarrier_wait(&s->full[stage->at], stage->parity);
         mb_fence_async_shared(); /* cp.async wrote the tokens by ordinary stores */
-        const uint64_t a = mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]) + group * 64 * ROW_BYTES);
+        const uint64_t a =
+            mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]) + group * 64 * ROW_BYTES);
         const uint64_t b = mb_wgmma_descriptor(mb_shared_address(s->tokens[stage->at]));
         mb_wgmma_pin(sum);
         mb_wgmma_fence();
@@ -260,8 +266,8 @@ static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_
         mb_mbarrier_arrive(&s->empty[previous]);
 }
 
-/* Rows of the tile become bf16 columns of `out`: through shared memory, since a thread's accumulators are of one
- * output and many tokens, and stores want many outputs of one token. */
+/* Rows of the tile become bf16 columns of `out`: through shared memory, since a thread's accumulators are of
+ * one output and many tokens, and stores want many outputs of one token. */
 template <int n, class shared>
 static __device__ __forceinline__ void store(const experts_params *p, shared *s, int group, const item *work,
                                              float (&sum)[n / 2]) {
@@ -335,8 +341,8 @@ static __device__ __forceinline__ void store(const experts_params *p, shared *s,
 }
 
 template <int n, class shared>
-static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int group, const item *work,
-                                               cursor *stage) {
+static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int group,
+                                               const item *work, cursor *stage) {
     float sum[n / 2];
 #pragma unroll
     for (int i = 0; i < n / 2; i++)
@@ -345,7 +351,8 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
     store<n>(p, s, group, work, sum);
 }
 
-/* ---- the kernel ---------------------------------------------------------------------------------------------- */
+/* ---- the kernel
+ * ---------------------------------------------------------------------------------------------- */
 
 template <int weight_rows, int max_tokens, int n_stages>
 static __global__ void __launch_bounds__(weight_rows / 64 * WARPGROUP + WARPGROUP, 1)
@@ -414,12 +421,13 @@ static __global__ void __launch_bounds__(weight_rows / 64 * WARPGROUP + WARPGROU
     }
 }
 
-/* ---- host ---------------------------------------------------------------------------------------------------- */
+/* ---- host
+ * ---------------------------------------------------------------------------------------------------- */
 
-typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                                    const cuuint64_t *, const cuuint32_t *, const cuuint32_t *,
-                                    CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion,
-                                    CUtensorMapFloatOOBfill);
+typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                    const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
 /* The driver's encoder, without linking the driver. */
 static encode_function tensor_map_encoder(void) {
@@ -427,35 +435,38 @@ static encode_function tensor_map_encoder(void) {
     if (!encoder) {
         void *function = NULL;
         cudaDriverEntryPointQueryResult found;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found) ==
-                cudaSuccess &&
+        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                             &found) == cudaSuccess &&
             found == cudaDriverEntryPointSuccess)
             encoder = (encode_function)function;
     }
     return encoder;
 }
 
-/* Boxes of weight_rows rows by 64 columns of [count, rows, cols]. Dimensions: column, row in a group of eight, gate or
- * up, group, expert; so rows of gate and up come in turns of eight. */
+/* Boxes of weight_rows rows by 64 columns of [count, rows, cols]. Dimensions: column, row in a group of
+ * eight, gate or up, group, expert; so rows of gate and up come in turns of eight. */
 static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int gated, int weight_rows) {
     encode_function encode = tensor_map_encoder();
     if (!encode)
-        return mb_fail(MB_ERR_DEVICE, "moe_experts: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
+        return mb_fail(MB_ERR_DEVICE,
+                       "moe_experts: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
     const cuuint64_t row_bytes = (cuuint64_t)weight->cols * 2;
     const cuuint64_t rows = (cuuint64_t)weight->rows, halves = gated ? 2 : 1;
-    const cuuint64_t sizes[5] = {(cuuint64_t)weight->cols, 8, halves, rows / 8 / halves, (cuuint64_t)weight->count};
+    const cuuint64_t sizes[5] = {(cuuint64_t)weight->cols, 8, halves, rows / 8 / halves,
+                                 (cuuint64_t)weight->count};
     const cuuint64_t strides[4] = {row_bytes, rows / halves * row_bytes, 8 * row_bytes, rows * row_bytes};
     const cuuint32_t box[5] = {K_STEP, 8, (cuuint32_t)halves, (cuuint32_t)(weight_rows / 8 / halves), 1};
     const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5, (void *)weight->data, sizes, strides, box,
-                             element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5, (void *)weight->data, sizes, strides,
+                             box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
-        return mb_fail(MB_ERR_ARGUMENT,
-                       "moe_experts: no tensor map for weights [%lld, %lld, %lld] at %p (driver error %d); they must "
-                       "be 16-byte aligned, rows and columns multiples of 8",
-                       (long long)weight->count, (long long)weight->rows, (long long)weight->cols, weight->data,
-                       (int)result);
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "moe_experts: no tensor map for weights [%lld, %lld, %lld] at %p (driver error %d); they must "
+            "be 16-byte aligned, rows and columns multiples of 8",
+            (long long)weight->count, (long long)weight->rows, (long long)weight->cols, weight->data,
+            (int)result);
     return MB_OK;
 }
 
@@ -463,21 +474,23 @@ template <int weight_rows, int max_tokens, int n_stages>
 static cudaError_t launch(const experts_params *params, int n_ctas, mb_stream stream) {
     typedef shared_map<weight_rows, max_tokens, n_stages> shared;
     static_assert(sizeof(shared) <= 227 * 1024, "the tile does not fit into shared memory");
-    cudaError_t error = cudaFuncSetAttribute(experts<weight_rows, max_tokens, n_stages>,
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
+    cudaError_t error =
+        cudaFuncSetAttribute(experts<weight_rows, max_tokens, n_stages>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     if (error != cudaSuccess)
         return error;
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attribute;
-    mb_launch_config(&config, &attribute, dim3(n_ctas), weight_rows / 64 * WARPGROUP + WARPGROUP, sizeof(shared),
-                     stream);
+    mb_launch_config(&config, &attribute, dim3(n_ctas), weight_rows / 64 * WARPGROUP + WARPGROUP,
+                     sizeof(shared), stream);
     return cudaLaunchKernelEx(&config, experts<weight_rows, max_tokens, n_stages>, *params);
 }
 
 extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream) {
     const mb_moe_forward_args *f = args->forward;
     if (args->tile < 0 || args->tile >= MB_MOE_N_TILES)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_experts: tile %d is not in 0 .. %d", args->tile, MB_MOE_N_TILES - 1);
+        return mb_fail(MB_ERR_ARGUMENT, "moe_experts: tile %d is not in 0 .. %d", args->tile,
+                       MB_MOE_N_TILES - 1);
     const mb_moe_tile *tile = &mb_moe_tiles[args->tile];
     experts_params params = {};
     params.gated = mb_activation_is_gated(f->activation);
@@ -503,9 +516,9 @@ extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_str
         error = cudaDeviceGetAttribute(&n_ctas, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess) {
         switch (args->tile) {
-#define X(name, weight_rows, max_tokens, n_stages)                                                                 \
-    case MB_MOE_TILE_##name:                                                                                       \
-        error = launch<weight_rows, max_tokens, n_stages>(&params, n_ctas, stream);                                \
+#define X(name, weight_rows, max_tokens, n_stages)                                  \
+    case MB_MOE_TILE_##name:                                                        \
+        error = launch<weight_rows, max_tokens, n_stages>(&params, n_ctas, stream); \
         break;
 #include "ops/moe/moe_tiles.def"
 #undef X

@@ -1,8 +1,8 @@
 /*
- * forward_sm90.cu - the whole MoE layer: plan, experts, reduce, each launched so that it starts while the one in front
- * of it ends.
+ * forward_sm90.cu - the whole MoE layer: plan, experts, reduce, each launched so that it starts while the one
+ * in front of it ends.
  */
-#include "base/status.h"
+#include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_pick.h"
 #include "ops/moe/moe_sm90.h"
 
@@ -35,7 +35,8 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
     steps->plan_workspace = take(base, &used, steps->plan_workspace_bytes);
 
     mb_moe_schedule *schedule = &steps->experts.schedule;
-    const size_t most_experts = n_rows < (size_t)args->n_local_experts ? n_rows : (size_t)args->n_local_experts;
+    const size_t most_experts =
+        n_rows < (size_t)args->n_local_experts ? n_rows : (size_t)args->n_local_experts;
     const size_t max_tiles = most_experts + n_rows / (size_t)t->max_tokens;
     schedule->max_tiles = (int32_t)max_tiles;
     schedule->tile_tokens = t->max_tokens;
@@ -72,15 +73,16 @@ extern "C" size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *
 
 static mb_status check(const mb_moe_forward_args *args) {
     if (args->dtype != MB_BF16 || args->w13.dtype != MB_BF16 || args->w2.dtype != MB_BF16)
-        return mb_fail(MB_ERR_UNSUPPORTED, "moe_forward: activations and weights must be bf16 on sm90 so far");
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "moe_forward: activations and weights must be bf16 on sm90 so far");
     const int64_t halves = mb_activation_is_gated(args->activation) ? 2 : 1;
     if (args->n_tokens < 0 || args->top_k < 1 || args->top_k > 32 || args->n_local_experts < 1 ||
         args->hidden < 16 || args->hidden % 8 != 0 || args->intermediate < 16 || args->intermediate % 8 != 0)
-        return mb_fail(MB_ERR_ARGUMENT,
-                       "moe_forward: n_tokens %lld, top_k %d, local experts %d, hidden %d, intermediate %d; hidden "
-                       "and intermediate must be multiples of 8, top_k 1 .. 32",
-                       (long long)args->n_tokens, args->top_k, args->n_local_experts, args->hidden,
-                       args->intermediate);
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "moe_forward: n_tokens %lld, top_k %d, local experts %d, hidden %d, intermediate %d; hidden "
+            "and intermediate must be multiples of 8, top_k 1 .. 32",
+            (long long)args->n_tokens, args->top_k, args->n_local_experts, args->hidden, args->intermediate);
     if (args->w13.count != args->n_local_experts || args->w13.rows != halves * args->intermediate ||
         args->w13.cols != args->hidden)
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: w13 is [%lld, %lld, %lld], not [%d, %lld, %d]",
@@ -91,8 +93,8 @@ static mb_status check(const mb_moe_forward_args *args) {
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: w2 is [%lld, %lld, %lld], not [%d, %d, %d]",
                        (long long)args->w2.count, (long long)args->w2.rows, (long long)args->w2.cols,
                        args->n_local_experts, args->hidden, args->intermediate);
-    if (args->n_tokens > 0 && (!args->x || !args->weights || !args->ids || !args->w13.data || !args->w2.data ||
-                               !args->out || args->x == args->out))
+    if (args->n_tokens > 0 && (!args->x || !args->weights || !args->ids || !args->w13.data ||
+                               !args->w2.data || !args->out || args->x == args->out))
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x, weights, ids, w13, w2 or out is NULL, or out is x");
     return MB_OK;
 }
@@ -109,18 +111,20 @@ extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, i
     if (!workspace || workspace_bytes < steps.workspace_bytes)
         return mb_fail(MB_ERR_CAPACITY, "moe_forward: workspace of %zu bytes, %zu are needed",
                        workspace ? workspace_bytes : 0, steps.workspace_bytes);
-    MB_TRY(mb_moe_plan_sm90(&steps.plan, &steps.experts.schedule, steps.plan_workspace, steps.plan_workspace_bytes,
-                            stream));
+    MB_TRY(mb_moe_plan_sm90(&steps.plan, &steps.experts.schedule, steps.plan_workspace,
+                            steps.plan_workspace_bytes, stream));
     MB_TRY(mb_moe_experts_sm90(&steps.experts, stream));
     return mb_moe_reduce_sm90(&steps.reduce, stream);
 }
 
 extern "C" size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args) {
-    return mb_moe_forward_sm90_tile_workspace(args, mb_moe_pick(args->n_tokens, args->top_k, args->n_local_experts));
+    return mb_moe_forward_sm90_tile_workspace(
+        args, mb_moe_pick(args->n_tokens, args->top_k, args->n_local_experts));
 }
 
-extern "C" mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
-                                         mb_stream stream) {
-    int tile = mb_moe_pick(args->n_tokens, args->top_k, args->n_local_experts < 1 ? 1 : args->n_local_experts);
+extern "C" mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace,
+                                         size_t workspace_bytes, mb_stream stream) {
+    int tile =
+        mb_moe_pick(args->n_tokens, args->top_k, args->n_local_experts < 1 ? 1 : args->n_local_experts);
     return mb_moe_forward_sm90_tile(args, tile, workspace, workspace_bytes, stream);
 }

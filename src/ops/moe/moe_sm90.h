@@ -1,6 +1,6 @@
 /*
- * moe_sm90.h - the MoE operators' Hopper launchers, and what they hand to each other. HOPPER.md tells how the kernels
- * work. The public parameters are in moebius/ops.h.
+ * moe_sm90.h - the MoE operators' Hopper launchers, and what they hand to each other. HOPPER.md tells how the
+ * kernels work. The public parameters are in moebius/ops.h.
  */
 #ifndef MB_OPS_MOE_SM90_H
 #define MB_OPS_MOE_SM90_H
@@ -23,7 +23,8 @@ typedef struct mb_moe_schedule {
     int32_t *next_item;       /* [1] set to 0: the work queue of the experts' kernel */
     int32_t *ready;           /* [max_tiles] set to 0: finished pieces of each tile's intermediate */
     int32_t max_tiles;
-    int32_t tile_tokens, tile_step; /* at most that many rows a tile; tiles of one expert cut at multiples of step */
+    int32_t tile_tokens,
+        tile_step; /* at most that many rows a tile; tiles of one expert cut at multiples of step */
 } mb_moe_schedule;
 
 mb_status mb_moe_route_sm90(const mb_moe_route_args *args, mb_stream stream);
@@ -33,18 +34,20 @@ size_t mb_moe_plan_sm90_workspace(const mb_moe_plan_args *args);
 mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, const mb_moe_schedule *schedule, void *workspace,
                            size_t workspace_bytes, mb_stream stream);
 
-/* Both grouped GEMMs with the activation between them, in one launch: y = w2(act(w13(x))) for every sorted row. */
+/* Both grouped GEMMs with the activation between them, in one launch: y = w2(act(w13(x))) for every sorted
+ * row. */
 typedef struct mb_moe_experts_args {
     const mb_moe_forward_args *forward;
     const int32_t *row_token; /* [R] */
     mb_moe_schedule schedule;
-    void *h; /* [R, I] workspace */
-    void *y; /* [R, H] out */
+    void *h;  /* [R, I] workspace */
+    void *y;  /* [R, H] out */
     int tile; /* row of moe_tiles.def */
 } mb_moe_experts_args;
 mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream);
 
-/* out[t] = residual[t] + shared[t] + sum over k of weights[t, k] * y[token_row[t, k]], in that order, fp32 inside. */
+/* out[t] = residual[t] + shared[t] + sum over k of weights[t, k] * y[token_row[t, k]], in that order, fp32
+ * inside. */
 typedef struct mb_moe_reduce_args {
     const void *y;            /* [R, H] */
     const float *weights;     /* [T, K] */
@@ -74,7 +77,8 @@ typedef struct mb_moe_steps {
     mb_moe_reduce_args reduce;
     size_t workspace_bytes; /* that all of this takes */
 } mb_moe_steps;
-void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int tile, void *workspace, mb_moe_steps *steps);
+void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int tile, void *workspace,
+                               mb_moe_steps *steps);
 
 #ifdef __cplusplus
 }

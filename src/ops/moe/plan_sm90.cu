@@ -1,12 +1,13 @@
 /*
- * plan_sm90.cu - the stable counting sort of the T*K choices by expert, and the experts' kernel's list of tiles.
+ * plan_sm90.cu - the stable counting sort of the T*K choices by expert, and the experts' kernel's list of
+ * tiles.
  *
- * The choices are cut into one contiguous part per CTA, and that into one per warp. `place` counts each warp's choices
- * per expert, turns the counts into first rows (experts outside, then CTAs, then warps), and walks its choices again to
- * give each its row: a choice's place among the 32 of its step comes from match_any, so no order ever depends on
- * timing. With several CTAs `count` runs before and leaves each CTA's counts; with one CTA it is not needed.
+ * The choices are cut into one contiguous part per CTA, and that into one per warp. `place` counts each
+ * warp's choices per expert, turns the counts into first rows (experts outside, then CTAs, then warps), and
+ * walks its choices again to give each its row: a choice's place among the 32 of its step comes from
+ * match_any, so no order ever depends on timing. With several CTAs `count` runs before and leaves each CTA's
+ * counts; with one CTA it is not needed.
  */
-#include "base/status.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 
@@ -76,8 +77,8 @@ static __device__ int32_t exclusive_scan(int32_t value, int32_t *warp_sums) {
 }
 
 /* Cuts an expert's rows into tiles of nearly equal size. */
-static __device__ void write_tiles(const mb_moe_schedule *schedule, int32_t expert, int32_t first_row, int32_t n_rows,
-                                   int32_t n_tiles, int32_t first_tile) {
+static __device__ void write_tiles(const mb_moe_schedule *schedule, int32_t expert, int32_t first_row,
+                                   int32_t n_rows, int32_t n_tiles, int32_t first_tile) {
     if (n_tiles == 0)
         return;
     int32_t step = schedule->tile_step;
@@ -92,7 +93,8 @@ static __device__ void write_tiles(const mb_moe_schedule *schedule, int32_t expe
 }
 
 static __global__ void __launch_bounds__(MAX_THREADS) place(const __grid_constant__ plan_params params) {
-    extern __shared__ int32_t first_rows[]; /* [n_warps, n_local_experts]: counts, then the next row of each */
+    extern __shared__ int32_t
+        first_rows[]; /* [n_warps, n_local_experts]: counts, then the next row of each */
     __shared__ int32_t warp_sums[MAX_WARPS];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
     const int32_t n_experts = params.plan.n_local_experts;
@@ -215,7 +217,8 @@ extern "C" mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, const mb_moe
         params.schedule = *schedule;
     params.counts = (int32_t *)workspace;
     params.n_choices = (int32_t)n_choices;
-    params.choices_per_warp = (int32_t)((n_choices + 32 * n_ctas * n_warps - 1) / (32 * n_ctas * n_warps) * 32);
+    params.choices_per_warp =
+        (int32_t)((n_choices + 32 * n_ctas * n_warps - 1) / (32 * n_ctas * n_warps) * 32);
 
     const size_t shared_bytes = sizeof(int32_t) * (size_t)n_warps * (size_t)n_experts;
     cudaLaunchConfig_t config;

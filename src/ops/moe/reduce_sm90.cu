@@ -1,10 +1,9 @@
 /*
  * reduce_sm90.cu - each token's K expert rows, weighted and summed in the order of k; 16 bytes a thread.
  *
- * A thread starts the loads of eight rows before it adds the first, so that their latencies overlap. K rows are read
- * and one is written: 2 H (K + 1) bytes a token.
+ * A thread starts the loads of eight rows before it adds the first, so that their latencies overlap. K rows
+ * are read and one is written: 2 H (K + 1) bytes a token.
  */
-#include "base/status.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 
@@ -60,7 +59,8 @@ static __global__ void __launch_bounds__(THREADS) reduce(mb_moe_reduce_args args
         for (int i = 0; i < ROWS_IN_FLIGHT; i++)
             add_scaled(sum, rows[i], weights[i]);
     }
-    uint4 packed = make_uint4(pack(sum[0], sum[1]), pack(sum[2], sum[3]), pack(sum[4], sum[5]), pack(sum[6], sum[7]));
+    uint4 packed =
+        make_uint4(pack(sum[0], sum[1]), pack(sum[2], sum[3]), pack(sum[4], sum[5]), pack(sum[6], sum[7]));
     *(uint4 *)((__nv_bfloat16 *)args.out + at) = packed;
 }
 

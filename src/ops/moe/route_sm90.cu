@@ -1,11 +1,11 @@
 /*
  * route_sm90.cu - softmax and top-k of the router's logits, one warp a token.
  *
- * Lane l holds the logits of experts l, l + 32, ... as keys: unsigned integers in the order of the floats, so that
- * redux finds a maximum in one instruction. K rounds: the largest key of the warp, the lowest expert that has it, and
- * that one is struck out. Only the K chosen (and, without renormalisation, the sum over all) need an exponential.
+ * Lane l holds the logits of experts l, l + 32, ... as keys: unsigned integers in the order of the floats, so
+ * that redux finds a maximum in one instruction. K rounds: the largest key of the warp, the lowest expert
+ * that has it, and that one is struck out. Only the K chosen (and, without renormalisation, the sum over all)
+ * need an exponential.
  */
-#include "base/status.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 
@@ -62,8 +62,9 @@ static __global__ void __launch_bounds__(WARPS_PER_CTA * 32) route(mb_moe_route_
         keys[i] = KEY_TAKEN;
         if (expert < args.n_experts) {
             int64_t at = token * args.n_experts + expert;
-            float logit = args.logits_dtype == MB_F32 ? ((const float *)args.logits)[at]
-                                                      : __bfloat162float(((const __nv_bfloat16 *)args.logits)[at]);
+            float logit = args.logits_dtype == MB_F32
+                              ? ((const float *)args.logits)[at]
+                              : __bfloat162float(((const __nv_bfloat16 *)args.logits)[at]);
             keys[i] = key_of(logit, &saw_nan);
         }
     }
@@ -83,7 +84,7 @@ static __global__ void __launch_bounds__(WARPS_PER_CTA * 32) route(mb_moe_route_
                 all += relative_exp(logit_of(keys[i]), maximum);
     }
 
-    int32_t my_id = 0;    /* lane k keeps the k-th choice */
+    int32_t my_id = 0; /* lane k keeps the k-th choice */
     float my_weight = 0;
     float maximum = 0;
     for (int k = 0; k < args.top_k; k++) {

@@ -53,15 +53,19 @@ static generation random_generation(uint64_t seed, size_t n_ids, int64_t max_new
 
 /* ---- Sampling ----------------------------------------------------------------------------------------- */
 
+/* Every kind of request beside every other: with and without penalties, bias and log-probabilities. */
 static void sample_wildly(generation *g, uint64_t seed) {
-    static const mb_logit_bias bias[] = {{3, 1.5f}, {9, -INFINITY}};
+    static const mb_logit_bias biases[3][2] = {
+        {{3, 1.5f}, {9, -INFINITY}}, {{30, 2.5f}, {7, -1}}, {{41, -INFINITY}, {5, 3}}};
     mb_sampling *s = &g->request.sampling;
     *s = (mb_sampling){.temperature = 1.3f, .top_k = 40, .top_p = 0.98f, .min_p = 0.001f, .seed = seed};
     s->repetition_penalty = seed % 2 ? 1.2f : 1;
     s->presence_penalty = seed % 3 ? 0.5f : 0;
     s->frequency_penalty = seed % 5 ? 0.3f : 0;
-    s->logit_bias = seed % 4 ? bias : NULL;
+    s->logit_bias = seed % 4 ? biases[seed % 3] : NULL;
     s->n_logit_bias = seed % 4 ? 2 : 0;
+    if (seed % 3 != 1)
+        generation_keep_logprobs(g, seed % 3 == 2);
 }
 
 static void test_same_seed_same_text_whatever_the_batch(void **state) {
@@ -84,6 +88,10 @@ static void test_same_seed_same_text_whatever_the_batch(void **state) {
         generation_run_alone(&alone, session);
         assert_int_equal(alone.n_tokens, 40);
         assert_true(generation_same_tokens(&alone, &batched[i]));
+        assert_false(batched[i].out_of_order);
+        assert_int_equal(batched[i].n_rows, alone.n_rows);
+        if (alone.n_rows > 0)
+            assert_memory_equal(batched[i].rows, alone.rows, (size_t)alone.n_rows * VOCAB * sizeof(float));
         if (i >= 4)
             n_different += !generation_same_tokens(&batched[i], &batched[i % 4]);
         generation_free(&alone);

@@ -48,6 +48,20 @@ static void load_panel(const mb_weight *weight, int64_t matrix, int64_t first_co
     }
 }
 
+/* The same chunk of the next four weight rows. With few rows of x the weights come straight from memory, and
+ * chunks are too short for the CPU to see the stream by itself. */
+static void prefetch_next(const mb_weight *weight, int64_t matrix, int64_t first_col, int64_t k0, int64_t n) {
+    enum { CACHE_LINE = 64 };
+    int64_t item_bytes = (int64_t)mb_dtype_bytes(weight->dtype);
+    for (int64_t row = first_col + MB_TILE_COLS; row < first_col + 2 * MB_TILE_COLS && row < weight->rows;
+         row++) {
+        const char *start =
+            (const char *)weight->data + ((matrix * weight->rows + row) * weight->cols + k0) * item_bytes;
+        for (int64_t i = 0; i < n * item_bytes; i += CACHE_LINE)
+            __builtin_prefetch(start + i);
+    }
+}
+
 void mb_tile_matmul(const float *const *x, int32_t n_rows, const mb_weight *weight, int64_t matrix,
                     int64_t first_col, int32_t n_cols, float dots[MB_TILE_ROWS][MB_TILE_COLS]) {
     _Alignas(64) panel w;
@@ -55,6 +69,8 @@ void mb_tile_matmul(const float *const *x, int32_t n_rows, const mb_weight *weig
     memset(sums, 0, (size_t)n_rows * sizeof sums[0]);
     for (int64_t k0 = 0; k0 < weight->cols; k0 += CHUNK) {
         int64_t n = weight->cols - k0 < CHUNK ? weight->cols - k0 : CHUNK;
+        if (n_rows <= ROW_GROUP)
+            prefetch_next(weight, matrix, first_col, k0, n);
         load_panel(weight, matrix, first_col, n_cols, k0, n, &w);
         int32_t r = 0;
         for (; r + ROW_GROUP <= n_rows; r += ROW_GROUP)

@@ -171,7 +171,8 @@ int main(void) {
         closedir(goldens);
     if (n < LEAST_GOLDENS) {
         fprintf(stderr,
-                "tests/golden holds %zu goldens, expected at least 8; run from the repository's root\n", n);
+                "tests/golden holds %zu goldens, expected at least %d; run from the repository's root\n", n,
+                (int)LEAST_GOLDENS);
         return 1;
     }
     return _cmocka_run_group_tests("goldens", tests, n, NULL, NULL);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a CUDA 13.0 compiler from PyPI's wheels for machines whose distribution has none: tools/cuda-wheels.sh DIR.
-# DIR/nvcc is the compiler to give to CMake, DIR/cuobjdump its disassembler.
+# Give CMake the true path of DIR/nvcc: the compiler finds its parts beside itself.
 set -euo pipefail
 directory=$1
 python3 -m venv --clear "$directory"
@@ -10,5 +10,4 @@ root=$(realpath "$directory"/lib/python3*/site-packages/nvidia/cu13)
 ln -sfn lib "$root/lib64"
 (cd "$root/lib" && for library in *.so.*; do [ -e "$library" ] && ln -sfn "$library" "${library%%.so.*}.so"; done)
 ln -sfn "$root/bin/nvcc" "$directory/nvcc"
-ln -sfn "$root/bin/cuobjdump" "$directory/cuobjdump"
 "$directory/nvcc" --version | tail -n 1

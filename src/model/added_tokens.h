@@ -1,0 +1,44 @@
+/*
+ * added_tokens.h - tokens that are cut out of the text as they are before anything else happens to it: the
+ * leftmost match first, the longest of those that start together.
+ */
+#ifndef MB_MODEL_ADDED_TOKENS_H
+#define MB_MODEL_ADDED_TOKENS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+enum { MB_ADDED_TOKEN_MAX_BYTES = 512 }; /* bounds the work at each byte of the text */
+
+typedef struct mb_added_token {
+    char *match; /* what is looked for in the text; the content, or its NFC */
+    size_t n_match;
+    char *content;
+    size_t n_content;
+    int32_t id;
+    uint8_t is_special, is_normalized; /* is_normalized: looked for in the normalised text, not the raw one */
+} mb_added_token;
+
+/* Those looked for in the raw text, or those in the normalised. */
+typedef struct mb_added_matcher {
+    const mb_added_token **sorted; /* by their bytes */
+    size_t n_tokens;
+    uint32_t
+        bucket[257]; /* the tokens whose first byte is b are sorted[bucket[b]] to sorted[bucket[b + 1] - 1] */
+} mb_added_matcher;
+
+/* Takes those of tokens[n_tokens] whose is_normalized is as given; they must stay where they are. */
+mb_status mb_added_matcher_init(mb_added_matcher *matcher, const mb_added_token *tokens, size_t n_tokens,
+                                int is_normalized);
+void mb_added_matcher_free(mb_added_matcher *matcher);
+
+/* Two tokens that are looked for as the same text, or NULL. */
+const mb_added_token *mb_added_matcher_duplicate(const mb_added_matcher *matcher);
+
+/* The first match at or behind `from`; NULL when there is none. It is at text[*start]. */
+const mb_added_token *mb_added_matcher_find(const mb_added_matcher *matcher, const char *text, size_t n_bytes,
+                                            size_t from, size_t *start);
+
+#endif

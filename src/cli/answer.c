@@ -23,8 +23,9 @@ static const char *next_tag(const cli_answer *answer) {
 }
 
 static void set_thinking(cli_answer *answer, int thinking) {
+    int changes = answer->thinking != thinking;
     answer->thinking = thinking;
-    if (answer->dim)
+    if (answer->dim && changes)
         cli_print("%s", thinking ? FAINT : NORMAL);
 }
 
@@ -96,8 +97,7 @@ int cli_answer_finish(cli_answer *answer) {
     int status = take_text(answer, text, n_bytes);
     cli_print_text(next_tag(answer), answer->n_held);
     answer->n_held = 0;
-    if (answer->thinking)
-        set_thinking(answer, 0);
+    set_thinking(answer, 0);
     cli_print("\n");
     cli_flush();
     return status;

@@ -62,7 +62,7 @@ static void print_figures(const chat_state *chat, const cli_figures *figures) {
     if (chat->given->model.quiet || !cli_messages_are_terminal())
         return;
     fprintf(stderr,
-            "\033[2m%zu prompt tokens, %zu generated tokens, %.1f output tokens/s, first token after %.3f "
+            "\033[2m%zu prompt tokens, %zu generated tokens, %.1f output tokens/s, first token %.3f "
             "s%s\033[0m\n",
             figures->n_prompt, figures->n_new, cli_output_rate(figures),
             figures->n_new > 0 ? figures->first - figures->submitted : 0.0,

@@ -1,7 +1,6 @@
 /*
- * On a terminal the editing is libedit's (builds define MOEBIUS_LIBEDIT; without it the terminal's own
- * editing remains). The characters are read by a function of ours: libedit's own goes on after the first
- * Ctrl-C.
+ * On a terminal the editing is libedit's. The characters are read by a function of ours: libedit's own goes
+ * on after the first Ctrl-C.
  */
 #include "cli/line_editor.h"
 
@@ -13,9 +12,7 @@
 #include <unistd.h>
 #include <wchar.h>
 
-#ifdef MOEBIUS_LIBEDIT
 #include <histedit.h>
-#endif
 
 #include "base/alloc.h"
 #include "cli/interrupt.h"
@@ -25,13 +22,9 @@ struct cli_line_editor {
     int on_terminal;
     char *line; /* getline's, or the copy of libedit's */
     size_t capacity;
-#ifdef MOEBIUS_LIBEDIT
     EditLine *edit;
     History *history;
-#endif
 };
-
-#ifdef MOEBIUS_LIBEDIT
 
 static char *show_prompt(EditLine *edit) {
     cli_line_editor *editor;
@@ -110,18 +103,11 @@ static void close_terminal(cli_line_editor *editor) {
     mb_free(editor->line);
 }
 
-#endif
-
 static cli_line read_plain(cli_line_editor *editor, const char **line) {
-    if (editor->on_terminal) {
-        printf("%s", editor->prompt);
-        fflush(stdout);
-    }
     ssize_t length = getline(&editor->line, &editor->capacity, stdin);
     if (cli_interrupted()) {
         cli_interrupt_clear();
         clearerr(stdin);
-        printf("\n");
         return CLI_LINE_INTERRUPTED;
     }
     if (length < 0)
@@ -137,33 +123,25 @@ cli_line_editor *cli_line_editor_open(const char *prompt) {
         return NULL;
     editor->prompt = prompt;
     editor->on_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-#ifdef MOEBIUS_LIBEDIT
     if (editor->on_terminal && open_terminal(editor) != 0) {
         cli_line_editor_close(editor);
         return NULL;
     }
-#endif
     return editor;
 }
 
 void cli_line_editor_close(cli_line_editor *editor) {
     if (editor == NULL)
         return;
-#ifdef MOEBIUS_LIBEDIT
     if (editor->on_terminal)
         close_terminal(editor);
     else
-        free(editor->line);
-#else
-    free(editor->line);
-#endif
+        free(editor->line); /* getline's */
     mb_free(editor);
 }
 
 cli_line cli_line_editor_read(cli_line_editor *editor, const char **line) {
-#ifdef MOEBIUS_LIBEDIT
     if (editor->on_terminal)
         return read_terminal(editor, line);
-#endif
     return read_plain(editor, line);
 }

@@ -136,10 +136,11 @@ static int print_id(void *n_printed, int32_t id) {
 /* The one line of figures. Times are what the user waited, from the start of the program. */
 static void print_figures(const settings *given, const cli_figures *figures, const mb_request *request,
                           double started) {
-    fprintf(stderr, "%zu prompt tokens, %zu generated tokens, %.1f output tokens/s", figures->n_prompt,
-            figures->n_new, cli_output_rate(figures));
+    int faint = cli_messages_are_terminal();
+    fprintf(stderr, "%s%zu prompt tokens, %zu generated tokens, %.1f output tokens/s", faint ? "\033[2m" : "",
+            figures->n_prompt, figures->n_new, cli_output_rate(figures));
     if (figures->n_new > 0)
-        fprintf(stderr, ", first token after %.3f s (%.3f s of it loading)", figures->first - started,
+        fprintf(stderr, ", first token %.3f s (loading %.3f s)", figures->first - started,
                 figures->submitted - started);
     if (request->sampling.temperature > 0 && !given->sampling.seed.given)
         fprintf(stderr, ", seed %" PRIu64, request->sampling.seed);
@@ -147,7 +148,7 @@ static void print_figures(const settings *given, const cli_figures *figures, con
         fprintf(stderr, ", interrupted");
     if (figures->state == MB_FINISHED_LENGTH)
         fprintf(stderr, ", stopped at the limit of %" PRId64 " new tokens", request->max_new_tokens);
-    fputc('\n', stderr);
+    fprintf(stderr, "%s\n", faint ? "\033[0m" : "");
 }
 
 static int answer_prompt(const settings *given, mb_model *model, const cli_ids *ids, const char *prompt,

@@ -66,6 +66,14 @@ class Terminal:
     def send(self, text):
         os.write(self.master, text.encode())
 
+    def type(self, text):
+        """Sends what a line editor is to see: it prints its prompt just before it takes the terminal over."""
+        end = time.monotonic() + 60
+        while termios.tcgetattr(self.master)[3] & termios.ICANON:
+            assert time.monotonic() < end, f"no line editor: {self.output!r}"
+            time.sleep(0.002)
+        self.send(text)
+
     def _ended(self):
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)

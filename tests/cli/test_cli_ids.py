@@ -31,8 +31,8 @@ def test_last_line_has_the_figures(moebius, golden_model):
     arguments = ("run", golden_model, "--ids", "1,2,3", "-n", 7, "--greedy", "--print-ids", "--ignore-eos")
     line = moebius(*arguments).stderr.decode()
     assert re.fullmatch(
-        r"3 prompt tokens, 7 generated tokens, \d+\.\d output tokens/s, first token after \d\.\d{3} s "
-        r"\(\d\.\d{3} s of it loading\), stopped at the limit of 7 new tokens\n",
+        r"3 prompt tokens, 7 generated tokens, \d+\.\d output tokens/s, first token \d\.\d{3} s "
+        r"\(loading \d\.\d{3} s\), stopped at the limit of 7 new tokens\n",
         line,
     )
     assert moebius(*arguments, "--quiet").stderr == b""

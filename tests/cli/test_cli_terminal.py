@@ -22,7 +22,7 @@ def test_ctrl_c_ends_run(terminal, endless_model):
     run.expect(r"\S.{60}")
     run.send("\x03")
     assert run.wait() == 130
-    assert re.search(r"\r\n\d+ prompt tokens, \d+ generated tokens, .*interrupted\r\n$", run.output)
+    assert re.search(r"\r\n\033\[2m\d+ prompt tokens, \d+ generated tokens, .*, interrupted\033\[0m\r\n$", run.output)
 
 
 def test_chat_conversation(terminal, endless_model):
@@ -31,7 +31,7 @@ def test_chat_conversation(terminal, endless_model):
     figures = r"(\d+) prompt tokens, 8 generated tokens"
     counts, at = [], chat.expect("> ")
     for line in ("one two three", "one two three", "/reset", "one two three"):
-        chat.send(line + "\r")
+        chat.type(line + "\r")
         if line.startswith("/"):
             at = chat.expect("A new conversation", at)
         else:
@@ -40,7 +40,7 @@ def test_chat_conversation(terminal, endless_model):
             at = end
         at = chat.expect("> ", at)
     assert counts[1] > counts[0] == counts[2]
-    chat.send("\x04")
+    chat.type("\x04")
     assert chat.wait() == 0
 
 
@@ -58,9 +58,9 @@ def test_chat_commands(terminal, endless_model):
         ("", "> "),
     ]:
         at = chat.expect("> ", at)
-        chat.send(command + "\r")
+        chat.type(command + "\r")
         at = chat.expect(answer, at)
-    chat.send("/exit\r")
+    chat.type("/exit\r")
     assert chat.wait() == 0
 
 
@@ -68,7 +68,7 @@ def test_system_message_and_thinking_change_the_prompt(terminal, endless_model):
     chat = terminal("chat", endless_model, "-n", 1, *BABBLE)
     counts, at = [], chat.expect("> ")
     for line in ("hello", "/reset", "/nothink", "hello", "/reset", "/system Be brief.", "hello"):
-        chat.send(line + "\r")
+        chat.type(line + "\r")
         if line == "hello":
             end = chat.expect(r"\d+ prompt tokens", at)
             counts.append(int(re.search(r"(\d+) prompt tokens", chat.output[at:end]).group(1)))
@@ -81,14 +81,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, endless_model):
     chat = terminal("chat", endless_model, "-n", 100000, *BABBLE)
     at = chat.expect("> ")
     for _ in range(2):
-        chat.send("Tell a story\r")
+        chat.type("Tell a story\r")
         at = chat.expect(r"\S.{60}", chat.expect("story\r\n", at))
         chat.send("\x03")
         at = chat.expect("interrupted", at)
         at = chat.expect("> ", at)
-    chat.send("/help\r")
+    chat.type("/help\r")
     at = chat.expect("Ctrl-C +stops an answer", at)
-    chat.send("\x04")
+    chat.type("\x04")
     assert chat.wait() == 0
 
 
@@ -96,36 +96,36 @@ def test_ctrl_c_at_the_prompt_drops_the_line(terminal, endless_model):
     chat = terminal("chat", endless_model, "-n", 3, *BABBLE)
     at = chat.expect("> ")
     for _ in range(3):
-        chat.send("half a que")
+        chat.type("half a que")
         at = chat.expect("que", at)
-        chat.send("\x03")
+        chat.type("\x03")
         at = chat.expect("> ", at)
-    chat.send("/think\r")
+    chat.type("/think\r")
     chat.expect("Thinking is on", at)
-    chat.send("\x04")
+    chat.type("\x04")
     assert chat.wait() == 0
 
 
 def test_lines_can_be_edited_and_recalled(terminal, endless_model):
     chat = terminal("chat", endless_model, "-n", 3, *BABBLE)
     at = chat.expect("> ")
-    chat.send("/nothinkx\x7f\r")  # backspace
+    chat.type("/nothinkx\x7f\r")  # backspace
     at = chat.expect("Thinking is off", at)
     at = chat.expect("> ", at)
-    chat.send("/think\r")
+    chat.type("/think\r")
     at = chat.expect("Thinking is on", at)
     at = chat.expect("> ", at)
-    chat.send("\x1b[A\x1b[A\r")  # up, up: the line before the last
+    chat.type("\x1b[A\x1b[A\r")  # up, up: the line before the last
     at = chat.expect("Thinking is off", at)
     at = chat.expect("> ", at)
-    chat.send("\x1b[A\x01x\x05y\x01\x04\x05\x7f\r")  # both ends changed and changed back
+    chat.type("\x1b[A\x01x\x05y\x01\x04\x05\x7f\r")  # both ends changed and changed back
     chat.expect("Thinking is off", at)
 
 
 def test_umlauts_can_be_typed(terminal, endless_model):
     chat = terminal("chat", endless_model, "-n", 1, *BABBLE)
     at = chat.expect("> ")
-    chat.send("schön ☕ 日本\r")
+    chat.type("schön ☕ 日本\r")
     at = chat.expect("1 generated", at)
     assert "schön ☕ 日本" in chat.output
     assert "UTF-8" not in chat.output
@@ -134,15 +134,15 @@ def test_umlauts_can_be_typed(terminal, endless_model):
 def test_full_context_is_explained(terminal, endless_model):
     chat = terminal("chat", endless_model, "--kv-tokens", 128, *BABBLE)
     at = chat.expect("> ")
-    chat.send("Tell a story\r")
+    chat.type("Tell a story\r")
     at = chat.expect(r"the context is full\. /reset starts a new conversation", at)
     at = chat.expect("> ", at)
-    chat.send("Go on\r")
+    chat.type("Go on\r")
     at = chat.expect(r"no longer fits the context of 128; /reset starts a new one", at)
     at = chat.expect("> ", at)
-    chat.send("/reset\r")
+    chat.type("/reset\r")
     at = chat.expect("> ", at)
-    chat.send("Tell a story\r")
+    chat.type("Tell a story\r")
     chat.expect("the context is full", at)
 
 
@@ -154,9 +154,11 @@ def test_thinking_is_dimmed_on_a_terminal_only(terminal, moebius, endless_model)
     assert "\033[2m<think><think>\033[0m\r\n" in run.output
     assert moebius(*arguments).stdout == b"<think><think>\n"
     close = token_id("</think>")
-    run = terminal("run", endless_model, "-p", "x", "-n", 6, *BABBLE, "--top-k", 2, "--logit-bias", f"{think}:100,{close}:100")
+    run = terminal("run", endless_model, "-p", "x", "-n", 20, *BABBLE, "--temperature", 20, "--top-k", 2,
+                   "--logit-bias", f"{think}:100,{close}:100")  # fmt: skip
     assert run.wait() == 0
     assert re.search(r"\033\[2m<think>(<think>)*</think>\033\[0m", run.output)
+    assert run.output.count("\033[2m") == run.output.count("\033[0m")
 
 
 @pytest.mark.parametrize("byte, token", [(b"\x1b", "\u011b"), (b"\x07", "\u0107"), (b"\x7f", "\u0121")])
@@ -166,4 +168,4 @@ def test_control_characters_do_not_reach_a_terminal(terminal, moebius, endless_m
     assert moebius(*arguments).stdout == 5 * byte + b"\n"
     run = terminal(*arguments)
     assert run.wait() == 0
-    assert byte not in run.bytes and b"5 generated tokens" in run.bytes
+    assert run.bytes.startswith(b"\r\n\033[2m1 prompt tokens, 5 generated tokens")

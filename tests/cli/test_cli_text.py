@@ -82,7 +82,7 @@ def test_demo_answers_at_once(moebius):
     result = moebius("run", DEMO, "-p", "What is 7 + 8?")
     assert result.returncode == 0, result.stderr
     assert "15" in result.stdout.decode()
-    assert float(re.search(r"first token after ([\d.]+) s", result.stderr.decode()).group(1)) < 1
+    assert float(re.search(r"first token ([\d.]+) s", result.stderr.decode()).group(1)) < 1
     assert "limit" not in result.stderr.decode()
 
 

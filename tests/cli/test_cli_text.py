@@ -79,7 +79,7 @@ def test_failures_say_why(moebius, arguments, sentence):
 
 def test_demo_answers_at_once(moebius):
     """The answer is right, ends by itself, and its first token comes within a second."""
-    result = moebius("run", DEMO, "-p", "What is 7 + 8?")
+    result = moebius("run", DEMO, "-p", "What is 7 + 8?", "--greedy")
     assert result.returncode == 0, result.stderr
     assert "15" in result.stdout.decode()
     assert float(re.search(r"first token ([\d.]+) s", result.stderr.decode()).group(1)) < 1

@@ -89,34 +89,35 @@ void mb_bpe_work_free(mb_bpe_work *work) {
 }
 
 /* Pushes the pair of the symbol at `place` and its right neighbour, if there is a merge for it. */
-static void push_pair(const mb_bpe *bpe, const symbol *symbols, int32_t place, uint64_t *heap,
-                      size_t *n_heap) {
+static mb_status push_pair(const mb_bpe *bpe, mb_bpe_work *work, int32_t place) {
+    const symbol *symbols = work->symbols;
     int32_t next = place < 0 ? -1 : symbols[place].next;
     if (next < 0)
-        return;
+        return MB_OK;
     const mb_merge *merge = find_merge(bpe, symbols[place].id, symbols[next].id);
     if (merge->left < 0)
-        return;
-    push(heap, n_heap, (uint64_t)(uint32_t)merge->rank << 32 | (uint32_t)place);
+        return MB_OK;
+    if (mb_grow((void **)&work->heap, &work->heap_capacity, work->n_heap + 1, sizeof *work->heap) != 0)
+        return mb_fail(MB_ERR_MEMORY, "no memory for %zu candidates of merging", work->n_heap);
+    push(work->heap, &work->n_heap, (uint64_t)(uint32_t)merge->rank << 32 | (uint32_t)place);
+    return MB_OK;
 }
 
 mb_status mb_bpe_merge(const mb_bpe *bpe, const char *piece, size_t n_bytes, mb_bpe_work *work, int32_t *ids,
                        size_t *n_ids) {
-    if (mb_grow((void **)&work->symbols, &work->symbols_capacity, n_bytes, sizeof(symbol)) != 0 ||
-        mb_grow((void **)&work->heap, &work->heap_capacity, 2 * n_bytes, sizeof(uint64_t)) != 0)
+    if (mb_grow((void **)&work->symbols, &work->symbols_capacity, n_bytes, sizeof(symbol)) != 0)
         return mb_fail(MB_ERR_MEMORY, "no memory to merge a piece of %zu bytes", n_bytes);
     symbol *symbols = work->symbols;
-    uint64_t *heap = work->heap;
-    size_t n_heap = 0;
+    work->n_heap = 0;
 
     for (size_t i = 0; i < n_bytes; i++)
         symbols[i] = (symbol){bpe->byte_ids[(unsigned char)piece[i]], (int32_t)i - 1, (int32_t)i + 1};
     symbols[n_bytes - 1].next = -1;
     for (size_t i = 0; i + 1 < n_bytes; i++)
-        push_pair(bpe, symbols, (int32_t)i, heap, &n_heap);
+        MB_TRY(push_pair(bpe, work, (int32_t)i));
 
-    while (n_heap > 0) {
-        uint64_t best = pop(heap, &n_heap);
+    while (work->n_heap > 0) {
+        uint64_t best = pop(work->heap, &work->n_heap);
         int32_t place = (int32_t)(best & UINT32_MAX);
         symbol *left = &symbols[place];
         if (left->id < 0 || left->next < 0)
@@ -130,8 +131,8 @@ mb_status mb_bpe_merge(const mb_bpe *bpe, const char *piece, size_t n_bytes, mb_
         right->id = -1;
         if (left->next >= 0)
             symbols[left->next].previous = place;
-        push_pair(bpe, symbols, left->previous, heap, &n_heap);
-        push_pair(bpe, symbols, place, heap, &n_heap);
+        MB_TRY(push_pair(bpe, work, left->previous));
+        MB_TRY(push_pair(bpe, work, place));
     }
 
     *n_ids = 0;

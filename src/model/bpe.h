@@ -32,7 +32,7 @@ int mb_bpe_add(mb_bpe *bpe, mb_merge merge);
 typedef struct mb_bpe_work {
     struct mb_bpe_symbol *symbols;
     uint64_t *heap;
-    size_t symbols_capacity, heap_capacity;
+    size_t symbols_capacity, heap_capacity, n_heap;
 } mb_bpe_work;
 
 void mb_bpe_work_free(mb_bpe_work *work);

@@ -1,0 +1,175 @@
+/*
+ * text_tool.c - the tokenizer and the chat templates for the Python tests: requests on stdin, one JSON line
+ * each on stdout. A request is a line of words, then as many bytes as it says: open VOCAB N tokenizer.json of
+ * N bytes          {} encode SPECIAL N        text                               {"ids": [...]} decode SKIP
+ * CHUNK N     ids, separated by spaces           {"text": "..."}; CHUNK: one by one, or all at once recognise
+ * IS_JINJA N    tokenizer_config.json or template  {"template": n} render NAME PROMPT THINK N_TOOLS N  tools,
+ * then messages (N counts both; N_TOOLS -1: none)   {"text": "..."} dump N                  JSON {"text":
+ * "..."} A failure answers {"status": "MB_ERR_...", "error": "..."}.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "model/chat_template.h"
+#include "model/json.h"
+#include "model/tokenizer.h"
+
+static mb_tokenizer *tokenizer;
+
+static void reply(json_t *answer) {
+    char *line = json_dumps(answer, JSON_COMPACT | JSON_ENSURE_ASCII);
+    puts(line ? line : "{}");
+    free(line);
+    json_decref(answer);
+}
+
+static void reply_failure(mb_status status) {
+    reply(json_pack("{s:s, s:s}", "status", mb_status_name(status), "error", mb_last_error()));
+}
+
+static void reply_text(const char *text, size_t n_bytes) {
+    reply(json_pack("{s:s%}", "text", text, n_bytes));
+}
+
+static void encode(const char *words, const char *text, size_t n_bytes) {
+    int32_t *ids;
+    size_t n_ids;
+    mb_status status = mb_tokenizer_encode(tokenizer, text, n_bytes, atoi(words), &ids, &n_ids);
+    if (status != MB_OK) {
+        reply_failure(status);
+        return;
+    }
+    json_t *list = json_array();
+    for (size_t i = 0; i < n_ids; i++)
+        json_array_append_new(list, json_integer(ids[i]));
+    mb_free(ids);
+    reply(json_pack("{s:o}", "ids", list));
+}
+
+static void decode(const char *words, char *text, size_t n_bytes) {
+    int skip_special, one_by_one, is_special;
+    if (sscanf(words, "%d %d", &skip_special, &one_by_one) != 2)
+        exit(2);
+    char *bytes = NULL, *out = NULL;
+    size_t capacity = 0, n = 0, out_capacity = 0, n_out = 0;
+    mb_utf8_stream stream = {.n_held = 0};
+    for (char *id = strtok(text, " "); id; id = strtok(NULL, " ")) {
+        const char *token;
+        size_t n_token;
+        mb_status status = mb_tokenizer_bytes(tokenizer, atoi(id), &token, &n_token, &is_special);
+        if (status != MB_OK) {
+            reply_failure(status);
+            mb_free(bytes);
+            mb_free(out);
+            return;
+        }
+        if (is_special && skip_special)
+            continue;
+        mb_grow((void **)&bytes, &capacity, n + n_token + 1, 1);
+        memcpy(bytes + n, token, n_token);
+        n += n_token;
+        mb_grow((void **)&out, &out_capacity, n_out + 3 * (n_token + 4) + 12, 1);
+        if (one_by_one)
+            n_out += mb_utf8_stream_push(&stream, token, n_token, out + n_out);
+    }
+    mb_grow((void **)&out, &out_capacity, n_out + 3 * (n + 4) + 12, 1);
+    if (!one_by_one)
+        n_out = mb_utf8_stream_push(&stream, bytes, n, out);
+    n_out += mb_utf8_stream_finish(&stream, out + n_out);
+    reply_text(out, n_out);
+    mb_free(bytes);
+    mb_free(out);
+    (void)n_bytes;
+}
+
+static void render(const char *words, char *text, size_t n_bytes) {
+    char name[32];
+    long n_tools;
+    mb_chat_options options = {0};
+    mb_chat_template which;
+    char *rendered;
+    if (sscanf(words, "%31s %d %d %ld", name, &options.add_generation_prompt, &options.enable_thinking,
+               &n_tools) != 4)
+        exit(2);
+    char *tools = n_tools >= 0 ? strndup(text, (size_t)n_tools) : NULL;
+    options.tools_json = tools;
+    mb_status status = mb_chat_template_by_name(name, &which);
+    if (status == MB_OK)
+        status = mb_chat_template_render(which, text + (n_tools > 0 ? n_tools : 0), &options, &rendered);
+    free(tools);
+    if (status != MB_OK) {
+        reply_failure(status);
+        return;
+    }
+    reply_text(rendered, strlen(rendered));
+    mb_free(rendered);
+    (void)n_bytes;
+}
+
+static void open_tokenizer(const char *words, const char *json, size_t n_bytes) {
+    mb_tokenizer_close(tokenizer);
+    mb_status status = mb_tokenizer_open("tokenizer.json", json, n_bytes, atoi(words), &tokenizer);
+    if (status != MB_OK)
+        reply_failure(status);
+    else
+        reply(json_object());
+}
+
+static void recognise(const char *words, const char *text, size_t n_bytes) {
+    mb_chat_template which;
+    mb_status status = mb_chat_template_find("template", text, n_bytes, atoi(words), &which);
+    if (status != MB_OK)
+        reply_failure(status);
+    else
+        reply(json_pack("{s:i}", "template", (int)which));
+}
+
+static void dump(const char *json, size_t n_bytes) {
+    json_t *value;
+    char *text;
+    mb_status status = mb_json_parse("value", json, n_bytes, &value);
+    if (status == MB_OK) {
+        status = mb_json_dump_python(value, &text);
+        json_decref(value);
+    }
+    if (status != MB_OK) {
+        reply_failure(status);
+        return;
+    }
+    reply_text(text, strlen(text));
+    mb_free(text);
+}
+
+int main(void) {
+    char line[256];
+    while (fgets(line, sizeof line, stdin)) {
+        char *last = strrchr(line, ' ');
+        if (!last)
+            return 2;
+        size_t n_bytes = strtoull(last, NULL, 10);
+        char *bytes = malloc(n_bytes + 1);
+        if (!bytes || fread(bytes, 1, n_bytes, stdin) != n_bytes)
+            return 2;
+        bytes[n_bytes] = '\0';
+        if (strncmp(line, "open ", 5) == 0)
+            open_tokenizer(line + 5, bytes, n_bytes);
+        else if (strncmp(line, "encode ", 7) == 0)
+            encode(line + 7, bytes, n_bytes);
+        else if (strncmp(line, "decode ", 7) == 0)
+            decode(line + 7, bytes, n_bytes);
+        else if (strncmp(line, "recognise ", 10) == 0)
+            recognise(line + 10, bytes, n_bytes);
+        else if (strncmp(line, "render ", 7) == 0)
+            render(line + 7, bytes, n_bytes);
+        else if (strncmp(line, "dump ", 5) == 0)
+            dump(bytes, n_bytes);
+        else
+            return 2;
+        fflush(stdout);
+        free(bytes);
+    }
+    mb_tokenizer_close(tokenizer);
+    return 0;
+}

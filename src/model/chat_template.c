@@ -1,7 +1,6 @@
 /* chat_template.c - which template a checkpoint carries: templates recognised by text, or chosen by name. */
 #include "model/chat_template.h"
 
-#include <ctype.h>
 #include <string.h>
 
 #define XXH_INLINE_ALL
@@ -70,7 +69,7 @@ static void hash_normal_form(XXH3_state_t *state, const char *jinja, size_t n_by
             for (i += 2; i < n_bytes && !(jinja[i] == '}' && jinja[i - 1] == '#');)
                 i++;
             continue;
-        } else if (isspace((unsigned char)c)) {
+        } else if (c == ' ' || (c >= '\t' && c <= '\r')) {
             continue;
         } else if (c == '\'' || c == '"') {
             quote = c;

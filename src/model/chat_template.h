@@ -3,6 +3,10 @@
  *
  * No Jinja is interpreted: a template's text is recognised, and rendered by C code that was checked against
  * jinja2. A template that is not recognised is refused.
+ *
+ * What the templates would drop without a word is refused, too: roles other than system, user, assistant and
+ * tool, and contents that are not strings (null or absent is nothing said, as with an assistant that only
+ * calls tools).
  */
 #ifndef MB_MODEL_CHAT_TEMPLATE_H
 #define MB_MODEL_CHAT_TEMPLATE_H

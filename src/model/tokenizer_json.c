@@ -3,7 +3,8 @@
  *
  * Ids: those of the model's vocabulary and of the added tokens that lie among them have no gaps and no
  * doubles. Above the vocabulary, added tokens keep the ids that the file gives them, and gaps are legal:
- * embeddings are often larger than the vocabulary (151,936 rows for Qwen3's 151,669 tokens).
+ * embeddings are often larger than the vocabulary (151,936 rows for Qwen3's 151,669 tokens). (The
+ * reference would number them anew behind a gap, away from the embeddings that they were trained with.)
  */
 #include <stdlib.h>
 #include <string.h>

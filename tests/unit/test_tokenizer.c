@@ -1,6 +1,7 @@
 /* The tokenizer through its own header: known ids, every way of failing, time that grows with the text. The
  * comparison with the reference over thousands of texts is in test_tokenizer_hf.py. */
 #include <malloc.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -161,6 +162,44 @@ static void test_not_utf8(void **state) {
     }
 }
 
+/* ---- Threads ------------------------------------------------------------------------------------------ */
+
+typedef struct worker {
+    const mb_tokenizer *tokenizer;
+    int32_t *ids;
+    size_t n_ids;
+    mb_status status;
+} worker;
+
+static void *encode_again_and_again(void *user) {
+    static const char text[] =
+        "Many threads, one tokenizer: <|im_end|>\n\n  e\xCC\x81 \xEA\xB0\x80\xE1\x86\xA8 it's 42";
+    worker *w = user;
+    for (int i = 0; i < 200 && w->status == MB_OK; i++) {
+        mb_free(w->ids);
+        w->status = mb_tokenizer_encode(w->tokenizer, text, strlen(text), 1, &w->ids, &w->n_ids);
+    }
+    return NULL;
+}
+
+static void test_many_threads(void **state) {
+    enum { N = 4 };
+    pthread_t threads[N];
+    worker workers[N];
+    for (int i = 0; i < N; i++) {
+        workers[i] = (worker){.tokenizer = *state};
+        assert_int_equal(pthread_create(&threads[i], NULL, encode_again_and_again, &workers[i]), 0);
+    }
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(workers[i].status, MB_OK);
+        assert_int_equal(workers[i].n_ids, workers[0].n_ids);
+        assert_memory_equal(workers[i].ids, workers[0].ids, workers[0].n_ids * sizeof *workers[0].ids);
+    }
+    for (int i = 0; i < N; i++)
+        mb_free(workers[i].ids);
+}
+
 /* ---- Time --------------------------------------------------------------------------------------------- */
 
 static double cpu_seconds(void) {
@@ -299,6 +338,7 @@ int main(void) {
         cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_unknown_ids),
         cmocka_unit_test(test_not_utf8),
+        cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_time_grows_with_the_text),
         cmocka_unit_test(test_every_allocation_may_fail),
     };

@@ -218,7 +218,7 @@ def genuine():
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moebius-tests" / "trl"
     if not list(cache.glob("*.whl")):
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
-                   "--disable-pip-version-check", "-d", str(cache), "trl"]
+                   "--disable-pip-version-check", "--retries", "1", "-d", str(cache), "trl"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if result.returncode != 0:
             pytest.skip(f"THE GENUINE CHAT TEMPLATES WERE NOT TESTED: no trl from PyPI ({result.stderr.strip()[-200:]})")

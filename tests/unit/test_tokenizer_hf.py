@@ -278,7 +278,7 @@ def fetch_qwen_ranks(cache):
     for package in ("dashscope", "qwen-agent"):
         wheels = cache / package
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:",
-                   "--disable-pip-version-check", "-d", str(wheels), package]
+                   "--disable-pip-version-check", "--retries", "1", "-d", str(wheels), package]
         result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         why = result.stderr.strip()[-200:]
         for wheel in wheels.glob("*.whl"):

@@ -24,12 +24,13 @@ static __device__ __forceinline__ void mb_mbarrier_arrive(uint64_t *barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mb_shared_address(barrier)) : "memory");
 }
 
-/* The same barrier of the CTA of that rank in the cluster. */
+/* The same barrier of the CTA of that rank in the cluster. (Not .release.cluster, which costs a fence of the
+ * whole GPU and is not needed to say that shared memory has been read.) */
 static __device__ __forceinline__ void mb_mbarrier_arrive_cluster(uint64_t *barrier, uint32_t cta_rank) {
     asm volatile("{\n"
                  ".reg .b32 remote;\n"
                  "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
                  "}" ::"r"(mb_shared_address(barrier)),
                  "r"(cta_rank)
                  : "memory");
@@ -48,18 +49,6 @@ static __device__ __forceinline__ void mb_mbarrier_wait(uint64_t *barrier, uint3
                  ".reg .pred done;\n"
                  "again:\n"
                  "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}" ::"r"(mb_shared_address(barrier)),
-                 "r"(parity)
-                 : "memory");
-}
-
-/* The same, where CTAs of the cluster arrive too. */
-static __device__ __forceinline__ void mb_mbarrier_wait_cluster(uint64_t *barrier, uint32_t parity) {
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again;\n"
                  "}" ::"r"(mb_shared_address(barrier)),
                  "r"(parity)

@@ -17,6 +17,17 @@ template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n_registers));
 }
 
+static __device__ __forceinline__ uint32_t mb_cluster_rank(void) {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of all CTAs of the cluster. */
+static __device__ __forceinline__ void mb_cluster_sync(void) {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
 /* The kernels before this one in the stream have finished and their writes are visible. */
 static __device__ __forceinline__ void mb_grid_wait(void) {
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -29,18 +40,26 @@ static __device__ __forceinline__ void mb_grid_launch_dependents(void) {
 }
 
 /* Host side: a launch that may start before the kernel in front of it has finished. The kernel must call
- * mb_grid_wait before it reads or writes anything that others touch. */
-static inline void mb_launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attribute, dim3 grid,
+ * mb_grid_wait before it reads or writes anything that others touch. attributes: room for two. */
+static inline void mb_launch_config(cudaLaunchConfig_t *config, cudaLaunchAttribute *attributes, dim3 grid,
                                     unsigned n_threads, size_t shared_bytes, void *stream) {
-    attribute->id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute->val.programmaticStreamSerializationAllowed = 1;
+    attributes->id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes->val.programmaticStreamSerializationAllowed = 1;
     *config = cudaLaunchConfig_t();
     config->gridDim = grid;
     config->blockDim = dim3(n_threads);
     config->dynamicSmemBytes = shared_bytes;
     config->stream = (cudaStream_t)stream;
-    config->attrs = attribute;
+    config->attrs = attributes;
     config->numAttrs = 1;
+}
+
+/* Puts CTAs with consecutive numbers into clusters; call after mb_launch_config. */
+static inline void mb_launch_clusters(cudaLaunchConfig_t *config, unsigned n_ctas) {
+    cudaLaunchAttribute *attribute = &config->attrs[config->numAttrs++];
+    attribute->id = cudaLaunchAttributeClusterDimension;
+    attribute->val.clusterDim.x = n_ctas;
+    attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
 }
 
 #endif

@@ -15,6 +15,15 @@ static __device__ __forceinline__ void mb_add_release(int32_t *to, int32_t value
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
+static __device__ __forceinline__ uint4 mb_load_shared_16(uint32_t from_shared) {
+    uint4 value;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "r"(from_shared)
+                 : "memory");
+    return value;
+}
+
 /* 8x8 matrices of 16-bit elements in accumulator layout, stored transposed: lane i (of matrix i / 8) names
  * the 16 bytes that column i % 8 goes to. */
 static __device__ __forceinline__ void mb_store_matrix_transposed_x1(uint32_t to_shared, uint32_t a) {

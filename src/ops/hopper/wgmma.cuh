@@ -38,149 +38,103 @@ static __device__ __forceinline__ uint64_t mb_wgmma_descriptor(uint32_t shared_a
     return (uint64_t)((shared_address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-/* sum = A B^T (+ sum when `accumulate`), one step of 16 along K, bf16. */
+/* sum += A B^T, one step of 16 along K, bf16. */
 template <int n>
-static __device__ __forceinline__ void mb_wgmma_bf16(float (&sum)[n / 2], uint64_t a, uint64_t b,
-                                                     int accumulate);
+static __device__ __forceinline__ void mb_wgmma_bf16(float (&sum)[n / 2], uint64_t a, uint64_t b);
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<8>(float (&sum)[4], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %6, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<8>(float (&sum)[4], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3}, "
-                 "%4, %5, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%4, %5, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<16>(float (&sum)[8], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %10, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<16>(float (&sum)[8], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7}, "
-                 "%8, %9, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%8, %9, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<24>(float (&sum)[12], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %14, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<24>(float (&sum)[12], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-                 "%12, %13, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%12, %13, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<32>(float (&sum)[16], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %18, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<32>(float (&sum)[16], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-                 "%16, %17, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%16, %17, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<40>(float (&sum)[20], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %22, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<40>(float (&sum)[20], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19}, "
-                 "%20, %21, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%20, %21, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
                    "+f"(sum[18]), "+f"(sum[19])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<48>(float (&sum)[24], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %26, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<48>(float (&sum)[24], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23}, "
-                 "%24, %25, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%24, %25, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
                    "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<56>(float (&sum)[28], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %30, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n56k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<56>(float (&sum)[28], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n56k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27}, "
-                 "%28, %29, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%28, %29, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
                    "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]),
                    "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<64>(float (&sum)[32], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<64>(float (&sum)[32], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "%32, %33, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%32, %33, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
                    "+f"(sum[18]), "+f"(sum[19]), "+f"(sum[20]), "+f"(sum[21]), "+f"(sum[22]), "+f"(sum[23]),
                    "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]),
                    "+f"(sum[30]), "+f"(sum[31])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<80>(float (&sum)[40], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %42, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<80>(float (&sum)[40], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39}, "
-                 "%40, %41, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%40, %41, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
@@ -188,20 +142,15 @@ __device__ __forceinline__ void mb_wgmma_bf16<80>(float (&sum)[40], uint64_t a, 
                    "+f"(sum[24]), "+f"(sum[25]), "+f"(sum[26]), "+f"(sum[27]), "+f"(sum[28]), "+f"(sum[29]),
                    "+f"(sum[30]), "+f"(sum[31]), "+f"(sum[32]), "+f"(sum[33]), "+f"(sum[34]), "+f"(sum[35]),
                    "+f"(sum[36]), "+f"(sum[37]), "+f"(sum[38]), "+f"(sum[39])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<96>(float (&sum)[48], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %50, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<96>(float (&sum)[48], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
-                 "%48, %49, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%48, %49, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
@@ -210,21 +159,16 @@ __device__ __forceinline__ void mb_wgmma_bf16<96>(float (&sum)[48], uint64_t a, 
                    "+f"(sum[30]), "+f"(sum[31]), "+f"(sum[32]), "+f"(sum[33]), "+f"(sum[34]), "+f"(sum[35]),
                    "+f"(sum[36]), "+f"(sum[37]), "+f"(sum[38]), "+f"(sum[39]), "+f"(sum[40]), "+f"(sum[41]),
                    "+f"(sum[42]), "+f"(sum[43]), "+f"(sum[44]), "+f"(sum[45]), "+f"(sum[46]), "+f"(sum[47])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<112>(float (&sum)[56], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %58, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<112>(float (&sum)[56], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n112k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                  "%48, %49, %50, %51, %52, %53, %54, %55}, "
-                 "%56, %57, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%56, %57, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
@@ -235,21 +179,16 @@ __device__ __forceinline__ void mb_wgmma_bf16<112>(float (&sum)[56], uint64_t a,
                    "+f"(sum[42]), "+f"(sum[43]), "+f"(sum[44]), "+f"(sum[45]), "+f"(sum[46]), "+f"(sum[47]),
                    "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]),
                    "+f"(sum[54]), "+f"(sum[55])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<128>(float (&sum)[64], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %66, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<128>(float (&sum)[64], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-                 "%64, %65, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%64, %65, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
@@ -261,22 +200,17 @@ __device__ __forceinline__ void mb_wgmma_bf16<128>(float (&sum)[64], uint64_t a,
                    "+f"(sum[48]), "+f"(sum[49]), "+f"(sum[50]), "+f"(sum[51]), "+f"(sum[52]), "+f"(sum[53]),
                    "+f"(sum[54]), "+f"(sum[55]), "+f"(sum[56]), "+f"(sum[57]), "+f"(sum[58]), "+f"(sum[59]),
                    "+f"(sum[60]), "+f"(sum[61]), "+f"(sum[62]), "+f"(sum[63])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<160>(float (&sum)[80], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %82, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<160>(float (&sum)[80], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n160k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
                  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79}, "
-                 "%80, %81, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%80, %81, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
@@ -291,23 +225,18 @@ __device__ __forceinline__ void mb_wgmma_bf16<160>(float (&sum)[80], uint64_t a,
                    "+f"(sum[66]), "+f"(sum[67]), "+f"(sum[68]), "+f"(sum[69]), "+f"(sum[70]), "+f"(sum[71]),
                    "+f"(sum[72]), "+f"(sum[73]), "+f"(sum[74]), "+f"(sum[75]), "+f"(sum[76]), "+f"(sum[77]),
                    "+f"(sum[78]), "+f"(sum[79])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<192>(float (&sum)[96], uint64_t a, uint64_t b, int accumulate) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "setp.ne.b32 p, %98, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
+template <> __device__ __forceinline__ void mb_wgmma_bf16<192>(float (&sum)[96], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
                  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
                  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
                  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
                  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
                  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
-                 "%96, %97, p, 1, 1, 0, 0;\n"
-                 "}"
+                 "%96, %97, 1, 1, 1, 0, 0;"
                  : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]),
                    "+f"(sum[6]), "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]),
                    "+f"(sum[12]), "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]),
@@ -324,16 +253,11 @@ __device__ __forceinline__ void mb_wgmma_bf16<192>(float (&sum)[96], uint64_t a,
                    "+f"(sum[78]), "+f"(sum[79]), "+f"(sum[80]), "+f"(sum[81]), "+f"(sum[82]), "+f"(sum[83]),
                    "+f"(sum[84]), "+f"(sum[85]), "+f"(sum[86]), "+f"(sum[87]), "+f"(sum[88]), "+f"(sum[89]),
                    "+f"(sum[90]), "+f"(sum[91]), "+f"(sum[92]), "+f"(sum[93]), "+f"(sum[94]), "+f"(sum[95])
-                 : "l"(a), "l"(b), "r"(accumulate));
+                 : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<224>(float (&sum)[112], uint64_t a, uint64_t b,
-                                                   int accumulate) {
+template <> __device__ __forceinline__ void mb_wgmma_bf16<224>(float (&sum)[112], uint64_t a, uint64_t b) {
     asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.b32 p, %114, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n224k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -342,8 +266,7 @@ __device__ __forceinline__ void mb_wgmma_bf16<224>(float (&sum)[112], uint64_t a
         "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111}, "
-        "%112, %113, p, 1, 1, 0, 0;\n"
-        "}"
+        "%112, %113, 1, 1, 1, 0, 0;"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]), "+f"(sum[6]),
           "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]), "+f"(sum[12]),
           "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]), "+f"(sum[18]),
@@ -363,16 +286,11 @@ __device__ __forceinline__ void mb_wgmma_bf16<224>(float (&sum)[112], uint64_t a
           "+f"(sum[97]), "+f"(sum[98]), "+f"(sum[99]), "+f"(sum[100]), "+f"(sum[101]), "+f"(sum[102]),
           "+f"(sum[103]), "+f"(sum[104]), "+f"(sum[105]), "+f"(sum[106]), "+f"(sum[107]), "+f"(sum[108]),
           "+f"(sum[109]), "+f"(sum[110]), "+f"(sum[111])
-        : "l"(a), "l"(b), "r"(accumulate));
+        : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void mb_wgmma_bf16<256>(float (&sum)[128], uint64_t a, uint64_t b,
-                                                   int accumulate) {
+template <> __device__ __forceinline__ void mb_wgmma_bf16<256>(float (&sum)[128], uint64_t a, uint64_t b) {
     asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "setp.ne.b32 p, %130, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
         "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -382,8 +300,7 @@ __device__ __forceinline__ void mb_wgmma_bf16<256>(float (&sum)[128], uint64_t a
         "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
         "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
         "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-        "%128, %129, p, 1, 1, 0, 0;\n"
-        "}"
+        "%128, %129, 1, 1, 1, 0, 0;"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]), "+f"(sum[4]), "+f"(sum[5]), "+f"(sum[6]),
           "+f"(sum[7]), "+f"(sum[8]), "+f"(sum[9]), "+f"(sum[10]), "+f"(sum[11]), "+f"(sum[12]),
           "+f"(sum[13]), "+f"(sum[14]), "+f"(sum[15]), "+f"(sum[16]), "+f"(sum[17]), "+f"(sum[18]),
@@ -406,7 +323,7 @@ __device__ __forceinline__ void mb_wgmma_bf16<256>(float (&sum)[128], uint64_t a
           "+f"(sum[115]), "+f"(sum[116]), "+f"(sum[117]), "+f"(sum[118]), "+f"(sum[119]), "+f"(sum[120]),
           "+f"(sum[121]), "+f"(sum[122]), "+f"(sum[123]), "+f"(sum[124]), "+f"(sum[125]), "+f"(sum[126]),
           "+f"(sum[127])
-        : "l"(a), "l"(b), "r"(accumulate));
+        : "l"(a), "l"(b));
 }
 
 #endif

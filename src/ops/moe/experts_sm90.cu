@@ -19,6 +19,7 @@
  */
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
+#include "ops/hopper/math.cuh"
 #include "ops/hopper/memory.cuh"
 #include "ops/hopper/tma.cuh"
 #include "ops/hopper/wgmma.cuh"
@@ -35,8 +36,11 @@ enum {
     GATHER_THREADS = 32 * GATHER_WARPS,
     GATHER_ROWS = GATHER_THREADS / 8, /* rows that one pass of the gather warps covers, 8 lanes a row */
     RING = 4,                         /* items handed out ahead */
+    TOKEN_STEP_OF_PAIR = 16,          /* a pair of CTAs cuts a tile's tokens at multiples of it */
     STAGING_TOKENS = 64,              /* tokens that an epilogue stores at a time */
 };
+
+static const int64_t READ_ONCE_BYTES = 200 << 20;
 
 enum gemm { GEMM_W13, GEMM_W2, NO_MORE };
 
@@ -44,6 +48,13 @@ enum gemm { GEMM_W13, GEMM_W2, NO_MORE };
 typedef struct item {
     int32_t gemm, expert, token_tile, piece, first_row, n_rows;
 } item;
+
+/* Every activation is v (constant + slope v) / (1 + 2^-(v (linear + cubic v^2))): one sequence of
+ * instructions, no branches. (With a switch in this place the epilogue took 17 us a tile, all of it fetching
+ * instructions.) */
+typedef struct activation_shape {
+    float linear, cubic, constant, slope;
+} activation_shape;
 
 typedef struct experts_params {
     CUtensorMap w13, w2;
@@ -55,17 +66,17 @@ typedef struct experts_params {
     int32_t hidden, intermediate;
     int32_t pieces13, pieces2; /* of one expert's matrices */
     int32_t gated;
-    mb_activation activation;
+    int32_t read_once; /* the weights should not stay in L2 */
+    activation_shape activation;
 } experts_params;
 
 /* ---- shared memory
  * ------------------------------------------------------------------------------------------- */
 
-template <int weight_rows, int max_tokens, int n_stages> struct shared_map {
+template <int weight_rows, int n_groups, int cta_tokens, int n_stages> struct shared_map {
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];
-    unsigned char tokens[n_stages][max_tokens * ROW_BYTES];
-    unsigned char staging[weight_rows / 64]
-                         [(max_tokens < STAGING_TOKENS ? max_tokens : STAGING_TOKENS) * ROW_BYTES];
+    unsigned char tokens[n_stages][cta_tokens * ROW_BYTES];
+    unsigned char staging[n_groups][(cta_tokens < STAGING_TOKENS ? cta_tokens : STAGING_TOKENS) * ROW_BYTES];
     uint64_t full[n_stages], empty[n_stages];
     uint64_t ring_full[RING], ring_empty[RING];
     item ring[RING];
@@ -118,15 +129,26 @@ static __device__ __forceinline__ item decode(const experts_params *p, int32_t i
     return work;
 }
 
-template <int weight_rows, class shared>
+template <int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void stream_weights(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    constexpr int my_rows =
+        weight_rows / n_ctas; /* the CTAs of a cluster load a part each, for all of them */
+    const int32_t rank = n_ctas > 1 ? mb_cluster_rank() : 0;
+    const uint64_t policy = p->read_once ? mb_l2_policy_evict_first() : mb_l2_policy_evict_normal();
     cursor stage = {0, 1}, ring = {0, 1};
     const int32_t n_token_tiles = *p->schedule.n_tiles;
-    int32_t index = blockIdx.x;
+    int32_t index = blockIdx.x / n_ctas;
     for (;;) {
-        const item work = decode(p, index, n_token_tiles);
-        if (work.gemm != NO_MORE)
+        item work = decode(p, index, n_token_tiles);
+        if (n_ctas > 1) {
+            index += gridDim.x / n_ctas;
+            const int32_t half =
+                ((work.n_rows + 1) / 2 + TOKEN_STEP_OF_PAIR - 1) / TOKEN_STEP_OF_PAIR * TOKEN_STEP_OF_PAIR;
+            const int32_t begin = min(work.n_rows, rank * half);
+            work.n_rows = min(work.n_rows - begin, half);
+            work.first_row += begin;
+        } else if (work.gemm != NO_MORE)
             index = gridDim.x + atomicAdd(p->schedule.next_item, 1);
         mb_mbarrier_wait(&s->ring_empty[ring.at], ring.parity);
         s->ring[ring.at] = work;
@@ -138,11 +160,17 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
         const CUtensorMap *map = work.gemm == GEMM_W13 ? &p->w13 : &p->w2;
         const int32_t k_size = work.gemm == GEMM_W13 ? p->hidden : p->intermediate;
         const int32_t rows_per_group = work.gemm == GEMM_W13 && p->gated ? 16 : 8;
-        const int32_t row_group = work.piece * (weight_rows / rows_per_group);
+        const int32_t row_group = (work.piece * weight_rows + rank * my_rows) / rows_per_group;
+        unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
         for (int32_t k = 0; k < k_size; k += K_STEP) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
             mb_mbarrier_arrive_expect(&s->full[stage.at], weight_rows * ROW_BYTES);
-            mb_tma_load_5d(s->weights[stage.at], map, &s->full[stage.at], k, 0, 0, row_group, work.expert);
+            if constexpr (n_ctas > 1)
+                mb_tma_load_5d_multicast(to + stage.at * weight_rows * ROW_BYTES, map, &s->full[stage.at],
+                                         (1 << n_ctas) - 1, k, 0, 0, row_group, work.expert);
+            else
+                mb_tma_load_5d(to + stage.at * weight_rows * ROW_BYTES, map, &s->full[stage.at], policy, k, 0,
+                               0, row_group, work.expert);
             advance<n_stages>(&stage);
         }
     }
@@ -152,11 +180,12 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
 /* ---- tokens: three warps gather rows
  * ------------------------------------------------------------------------- */
 
-template <int max_tokens, class shared>
+template <int n_ctas, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    constexpr int n_passes = (max_tokens + GATHER_ROWS - 1) / GATHER_ROWS;
-    constexpr int batch = n_passes < 6 ? n_passes : 6;
+    constexpr int cta_tokens = sizeof(s->tokens[0]) / ROW_BYTES;
+    constexpr int n_groups = sizeof(s->staging) / sizeof(s->staging[0]);
+    constexpr int n_passes = (cta_tokens + GATHER_ROWS - 1) / GATHER_ROWS;
     const int thread = threadIdx.x % WARPGROUP - 32;
     const int chunk = thread % 8, my_row = thread / 8; /* of a pass: 16 bytes of one row */
     cursor stage = {0, 1}, ring = {0, 0};
@@ -166,36 +195,34 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
             break;
         const int from_x = work.gemm == GEMM_W13;
         const int32_t k_size = from_x ? p->hidden : p->intermediate;
-        const __nv_bfloat16 *source = from_x ? p->x : p->h;
         if (!from_x) {
-            const int32_t n_pieces = p->pieces13 * (int)(sizeof(s->staging) / sizeof(s->staging[0]));
             if (threadIdx.x % 32 == 0)
-                while (mb_load_acquire(&p->schedule.ready[work.token_tile]) != n_pieces)
+                while (mb_load_acquire(&p->schedule.ready[work.token_tile]) !=
+                       p->pieces13 * n_groups * n_ctas)
                     ;
             __syncwarp();
         }
-        const int32_t *row_token = p->row_token + work.first_row;
+        const __nv_bfloat16 *rows[n_passes];
+#pragma unroll
+        for (int i = 0; i < n_passes; i++) {
+            const int32_t r = my_row + i * GATHER_ROWS;
+            int32_t row = work.first_row + r;
+            if (from_x && r < work.n_rows)
+                row = p->row_token[row];
+            rows[i] = (from_x ? p->x : p->h) + (int64_t)row * k_size;
+        }
+#pragma unroll 1
         for (int32_t k = 0; k < k_size; k += K_STEP) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
             const uint32_t to = mb_shared_address(s->tokens[stage.at]);
             const int32_t column = k + chunk * 8;
             const uint32_t n_bytes = column < k_size ? 16 : 0; /* past the end of K: zeros */
-            const __nv_bfloat16 *from = source + (n_bytes ? column : 0);
-            /* A few rows' indices at a time: all of them would not fit into this warp's registers. */
-            for (int32_t r0 = my_row; r0 < work.n_rows; r0 += batch * GATHER_ROWS) {
-                int32_t rows[batch];
+            const int32_t from = n_bytes ? column : 0;
 #pragma unroll
-                for (int i = 0; i < batch; i++) {
-                    int32_t r = r0 + i * GATHER_ROWS;
-                    rows[i] = from_x && r < work.n_rows ? row_token[r] : work.first_row + r;
-                }
-#pragma unroll
-                for (int i = 0; i < batch; i++) {
-                    int32_t r = r0 + i * GATHER_ROWS;
-                    if (r < work.n_rows)
-                        mb_cp_async_16(to + r * ROW_BYTES + ((chunk ^ (r % 8)) * 16),
-                                       from + (int64_t)rows[i] * k_size, n_bytes);
-                }
+            for (int i = 0; i < n_passes; i++) {
+                const int32_t r = my_row + i * GATHER_ROWS;
+                if (r < work.n_rows)
+                    mb_cp_async_16(to + r * ROW_BYTES + ((chunk ^ (r % 8)) * 16), rows[i] + from, n_bytes);
             }
             mb_cp_async_arrive(&s->full[stage.at]);
             advance<n_stages>(&stage);
@@ -206,24 +233,9 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
 /* ---- consumers: multiply, activate, store
  * -------------------------------------------------------------------- */
 
-static __device__ __forceinline__ float gelu_tanh(float v) {
-    float inner = 0.7978845608028654f * (v + 0.044715f * v * v * v);
-    return v / (1.0f + __expf(-2.0f * inner));
-}
-
-static __device__ __forceinline__ float activate(mb_activation activation, float v) {
-    switch (activation) {
-    case MB_ACT_SWIGLU:
-    case MB_ACT_SILU:
-        return __fdividef(v, 1.0f + __expf(-v));
-    case MB_ACT_GEGLU:
-    case MB_ACT_GELU:
-        return gelu_tanh(v);
-    case MB_ACT_RELU2:
-        return v > 0 ? v * v : 0.0f;
-    default:
-        return v > 0 ? v : 0.0f;
-    }
+static __device__ __forceinline__ float activate(const activation_shape *shape, float v) {
+    const float exponent = v * (shape->linear + shape->cubic * (v * v));
+    return v * (shape->constant + shape->slope * v) * mb_reciprocal(1.0f + mb_exp2(-exponent));
 }
 
 static __device__ __forceinline__ uint32_t pack(float low, float high) {
@@ -231,142 +243,200 @@ static __device__ __forceinline__ uint32_t pack(float low, float high) {
     return *(uint32_t *)&pair;
 }
 
-/* sum = 64 weight rows times n tokens over all of K. The last step's stage is given back before the last
- * wgmma of the next is done, so that the tensor cores never run dry. */
-template <int n, class shared>
+/* Says to all CTAs of the cluster that this warp has read the stage. */
+template <int n_ctas> static __device__ __forceinline__ void release(uint64_t *empty) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (n_ctas > 1) {
+        if (lane < n_ctas)
+            mb_mbarrier_arrive_cluster(empty, lane);
+    } else if (lane == 0)
+        mb_mbarrier_arrive(empty);
+}
+
+/* sum[m] += block m of 64 of this warpgroup's weight rows, times n tokens, over all of K. A stage is given
+ * back only when the next one's wgmma are under way, so that the tensor cores never run dry. */
+template <int n, int n_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_size, cursor *stage,
-                                                float (&sum)[n / 2]) {
+                                                float (&sum)[n_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    const int is_first_lane = threadIdx.x % 32 == 0;
     uint32_t previous = 0;
+#pragma unroll 1
     for (int32_t k = 0; k < k_size; k += K_STEP) {
         mb_mbarrier_wait(&s->full[stage->at], stage->parity);
         mb_fence_async_shared(); /* cp.async wrote the tokens by ordinary stores */
         const uint64_t a =
-            mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]) + group * 64 * ROW_BYTES);
+            mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]) + group * n_blocks * 64 * ROW_BYTES);
         const uint64_t b = mb_wgmma_descriptor(mb_shared_address(s->tokens[stage->at]));
-        mb_wgmma_pin(sum);
+#pragma unroll
+        for (int m = 0; m < n_blocks; m++)
+            mb_wgmma_pin(sum[m]);
         mb_wgmma_fence();
 #pragma unroll
         for (int i = 0; i < K_STEP / 16; i++)
-            mb_wgmma_bf16<n>(sum, a + 2 * i, b + 2 * i, k > 0 || i > 0);
+#pragma unroll
+            for (int m = 0; m < n_blocks; m++)
+                mb_wgmma_bf16<n>(sum[m], a + m * (64 * ROW_BYTES / 16) + 2 * i, b + 2 * i);
         mb_wgmma_commit();
-        mb_wgmma_pin(sum);
+#pragma unroll
+        for (int m = 0; m < n_blocks; m++)
+            mb_wgmma_pin(sum[m]);
         if (k > 0) {
             mb_wgmma_wait<1>();
-            if (is_first_lane)
-                mb_mbarrier_arrive(&s->empty[previous]);
+            release<n_ctas>(&s->empty[previous]);
         }
         previous = stage->at;
         advance<n_stages>(stage);
     }
     mb_wgmma_wait<0>();
-    mb_wgmma_pin(sum);
-    if (is_first_lane)
-        mb_mbarrier_arrive(&s->empty[previous]);
+#pragma unroll
+    for (int m = 0; m < n_blocks; m++)
+        mb_wgmma_pin(sum[m]);
+    release<n_ctas>(&s->empty[previous]);
 }
 
-/* Rows of the tile become bf16 columns of `out`: through shared memory, since a thread's accumulators are of
- * one output and many tokens, and stores want many outputs of one token. */
-template <int n, class shared>
-static __device__ __forceinline__ void store(const experts_params *p, shared *s, int group, const item *work,
-                                             float (&sum)[n / 2]) {
-    constexpr int staged = n < STAGING_TOKENS ? n : STAGING_TOKENS;
-    const int warp = threadIdx.x % WARPGROUP / 32, lane = threadIdx.x % 32;
-    const int n_groups = sizeof(s->staging) / sizeof(s->staging[0]);
-    const int is_first = work->gemm == GEMM_W13;
-    const int gated = is_first && p->gated;
-    const int outputs = gated ? 32 : 64; /* of this warpgroup */
-    const int32_t width = is_first ? p->intermediate : p->hidden;
-    const int32_t first_output = (work->piece * n_groups + group) * outputs;
-    __nv_bfloat16 *out = is_first ? p->h : p->y;
-    const uint32_t staging = mb_shared_address(s->staging[group]);
-
-    /* My accumulators' biases: rows lane / 4 and + 8 of this warp's 16. */
+/* Accumulators start as the bias of their output: rows lane / 4 and + 8 of this warp's 16. */
+template <int n>
+static __device__ __forceinline__ void set_to_bias(const __nv_bfloat16 *bias, int32_t low, int32_t high,
+                                                   int inside, float (&sum)[n / 2]) {
     float bias_low = 0, bias_high = 0;
-    const __nv_bfloat16 *bias = is_first ? p->bias13 : p->bias2;
-    if (bias) {
-        int32_t low = first_output + warp * (gated ? 8 : 16) + lane / 4;
-        int32_t high = gated ? low + width : low + 8;
-        bias += (int64_t)work->expert * (gated ? 2 * width : width);
-        if (low < width)
-            bias_low = __bfloat162float(bias[low]);
-        if (gated ? low < width : high < width)
-            bias_high = __bfloat162float(bias[high]);
+    if (bias && inside) {
+        bias_low = __bfloat162float(bias[low]);
+        bias_high = __bfloat162float(bias[high]);
     }
-
 #pragma unroll
-    for (int token0 = 0; token0 < n; token0 += staged) {
-#pragma unroll
-        for (int j = token0 / 8; j < (token0 + staged) / 8; j++) {
-            if (j * 8 >= n)
-                continue;
-            const int token = j * 8 - token0 + lane % 8;
-            const uint32_t to = staging + token * ROW_BYTES;
-            float low0 = sum[4 * j] + bias_low, low1 = sum[4 * j + 1] + bias_low;
-            float high0 = sum[4 * j + 2] + bias_high, high1 = sum[4 * j + 3] + bias_high;
-            if (gated) {
-                low0 = activate(p->activation, low0) * high0;
-                low1 = activate(p->activation, low1) * high1;
-                mb_store_matrix_transposed_x1(to + ((warp ^ (token % 8)) * 16), pack(low0, low1));
-            } else {
-                if (is_first) {
-                    low0 = activate(p->activation, low0);
-                    low1 = activate(p->activation, low1);
-                    high0 = activate(p->activation, high0);
-                    high1 = activate(p->activation, high1);
-                }
-                int chunk = warp * 2 + lane / 8 % 2;
-                mb_store_matrix_transposed_x2(to + ((chunk ^ (token % 8)) * 16), pack(low0, low1),
-                                              pack(high0, high1));
-            }
-        }
-        mb_named_barrier_sync(1 + group, WARPGROUP);
-        const int chunks = outputs / 8;
-        for (int i = threadIdx.x % WARPGROUP; i < staged * chunks; i += WARPGROUP) {
-            const int token = i / chunks, chunk = i % chunks;
-            const int32_t output = first_output + chunk * 8;
-            if (token0 + token < work->n_rows && output < width) {
-                uint4 value;
-                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                             : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                             : "r"(staging + token * ROW_BYTES + ((chunk ^ (token % 8)) * 16)));
-                *(uint4 *)(out + (int64_t)(work->first_row + token0 + token) * width + output) = value;
-            }
-        }
-        mb_named_barrier_sync(1 + group, WARPGROUP);
+    for (int j = 0; j < n / 8; j++) {
+        sum[4 * j] = sum[4 * j + 1] = bias_low;
+        sum[4 * j + 2] = sum[4 * j + 3] = bias_high;
     }
-    if (is_first && threadIdx.x % WARPGROUP == 0)
-        mb_add_release(&p->schedule.ready[work->token_tile], 1);
 }
 
-template <int n, class shared>
+/* Gate and up of a block become 32 outputs: 16-byte chunks 4 m .. 4 m + 3 of staged rows, one row a token.
+ * Through shared memory, since a thread's accumulators are of one output and many tokens, and stores want
+ * many outputs of one token. */
+template <int n_staged>
+static __device__ __forceinline__ void stage_gated(uint32_t staging, int m,
+                                                   const activation_shape *activation, const float *sum) {
+    const int warp = threadIdx.x % WARPGROUP / 32, token = threadIdx.x % 8;
+    const uint32_t to = staging + token * ROW_BYTES + (((4 * m + warp) ^ token) * 16);
+#pragma unroll
+    for (int j = 0; j < n_staged / 8; j++)
+        mb_store_matrix_transposed_x1(to + j * 8 * ROW_BYTES,
+                                      pack(activate(activation, sum[4 * j]) * sum[4 * j + 2],
+                                           activate(activation, sum[4 * j + 1]) * sum[4 * j + 3]));
+}
+
+/* A block's 64 outputs, activated or as they are: whole staged rows. */
+template <int n_staged, int activated>
+static __device__ __forceinline__ void stage_plain(uint32_t staging, const activation_shape *activation,
+                                                   const float *sum) {
+    const int warp = threadIdx.x % WARPGROUP / 32, token = threadIdx.x % 8, high = threadIdx.x / 8 % 2;
+    const uint32_t to = staging + token * ROW_BYTES + (((2 * warp + high) ^ token) * 16);
+#pragma unroll
+    for (int j = 0; j < n_staged / 8; j++) {
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] = activated ? activate(activation, sum[4 * j + i]) : sum[4 * j + i];
+        mb_store_matrix_transposed_x2(to + j * 8 * ROW_BYTES, pack(v[0], v[1]), pack(v[2], v[3]));
+    }
+}
+
+/* Staged rows to global memory, 16 bytes a thread. */
+static __device__ __forceinline__ void copy_out(uint32_t staging, int log2_chunks, int n_tokens,
+                                                int32_t n_outputs, int32_t width, __nv_bfloat16 *out) {
+#pragma unroll 1
+    for (int i = threadIdx.x % WARPGROUP; i < n_tokens << log2_chunks; i += WARPGROUP) {
+        const int token = i >> log2_chunks, chunk = i & ((1 << log2_chunks) - 1);
+        if (chunk * 8 < n_outputs)
+            *(uint4 *)(out + (int64_t)token * width + chunk * 8) =
+                mb_load_shared_16(staging + token * ROW_BYTES + ((chunk ^ (token % 8)) * 16));
+    }
+}
+
+/* One item of a consumer warpgroup. */
+template <int n, int n_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int group,
                                                const item *work, cursor *stage) {
-    float sum[n / 2];
+    constexpr int n_groups = sizeof(s->staging) / sizeof(s->staging[0]);
+    constexpr int n_staged = n < STAGING_TOKENS ? n : STAGING_TOKENS;
+    const int thread = threadIdx.x % WARPGROUP, warp = thread / 32, lane = thread % 32;
+    const int is_first = work->gemm == GEMM_W13;
+    const int gated = is_first && p->gated;
+    const int32_t block_outputs = gated ? 32 : 64;
+    const int32_t width = is_first ? p->intermediate : p->hidden;
+    const int32_t first_output = (work->piece * n_groups + group) * n_blocks * block_outputs;
+
+    float sum[n_blocks][n / 2];
+    const __nv_bfloat16 *bias = is_first ? p->bias13 : p->bias2;
+    if (bias)
+        bias += (int64_t)work->expert * (gated ? 2 * width : width);
 #pragma unroll
-    for (int i = 0; i < n / 2; i++)
-        sum[i] = 0;
-    multiply<n>(s, group, work->gemm == GEMM_W13 ? p->hidden : p->intermediate, stage, sum);
-    store<n>(p, s, group, work, sum);
+    for (int m = 0; m < n_blocks; m++) {
+        const int32_t low = first_output + m * block_outputs + warp * (gated ? 8 : 16) + lane / 4;
+        set_to_bias<n>(bias, low, gated ? low + width : low + 8, low < width, sum[m]);
+    }
+
+    multiply<n, n_blocks, n_ctas>(s, group, is_first ? p->hidden : p->intermediate, stage, sum);
+
+    const uint32_t staging = mb_shared_address(s->staging[group]);
+    __nv_bfloat16 *out = (is_first ? p->h : p->y) + (int64_t)work->first_row * width + first_output;
+    const int32_t n_outputs = width - first_output;
+#pragma unroll
+    for (int token0 = 0; token0 < n; token0 += STAGING_TOKENS) {
+        constexpr int n_last = n % n_staged ? n % n_staged : n_staged;
+        const int n_tokens = min(n_staged, work->n_rows - token0);
+        __nv_bfloat16 *to = out + (int64_t)token0 * width;
+        if (gated) {
+#pragma unroll
+            for (int m = 0; m < n_blocks; m++)
+                if (token0 + n_staged <= n)
+                    stage_gated<n_staged>(staging, m, &p->activation, &sum[m][token0 / 2]);
+                else
+                    stage_gated<n_last>(staging, m, &p->activation, &sum[m][token0 / 2]);
+            mb_named_barrier_sync(1 + group, WARPGROUP);
+            copy_out(staging, n_blocks == 1 ? 2 : 3, n_tokens, n_outputs, width, to);
+            mb_named_barrier_sync(1 + group, WARPGROUP);
+        } else {
+#pragma unroll
+            for (int m = 0; m < n_blocks; m++) {
+                constexpr int whole = n_staged, rest = n % n_staged;
+                const float *values = &sum[m][token0 / 2];
+                if (is_first && token0 + whole <= n)
+                    stage_plain<whole, 1>(staging, &p->activation, values);
+                else if (is_first)
+                    stage_plain<rest, 1>(staging, &p->activation, values);
+                else if (token0 + whole <= n)
+                    stage_plain<whole, 0>(staging, &p->activation, values);
+                else
+                    stage_plain<rest, 0>(staging, &p->activation, values);
+                mb_named_barrier_sync(1 + group, WARPGROUP);
+                copy_out(staging, 3, n_tokens, n_outputs - m * 64, width, to + m * 64);
+                mb_named_barrier_sync(1 + group, WARPGROUP);
+            }
+        }
+    }
+    if (is_first && thread == 0)
+        mb_add_release(&p->schedule.ready[work->token_tile], 1);
 }
 
 /* ---- the kernel
  * ---------------------------------------------------------------------------------------------- */
 
-template <int weight_rows, int max_tokens, int n_stages>
-static __global__ void __launch_bounds__(weight_rows / 64 * WARPGROUP + WARPGROUP, 1)
+template <int weight_rows, int n_groups, int cta_tokens, int n_stages, int n_ctas>
+static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
-    typedef shared_map<weight_rows, max_tokens, n_stages> shared;
-    constexpr int n_groups = weight_rows / 64;
-    constexpr int step = max_tokens / 8 < 8 ? 8 : max_tokens / 8;
+    typedef shared_map<weight_rows, n_groups, cta_tokens, n_stages> shared;
+    constexpr int n_blocks = weight_rows / n_groups / 64;
+    constexpr int step = cta_tokens / 8 < 8 ? 8 : cta_tokens / 8;
+    constexpr int n_sums =
+        n_blocks * cta_tokens / 2; /* accumulators of a thread: more than 64 need more registers */
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     shared *s = (shared *)shared_bytes;
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < n_stages; i++) {
             mb_mbarrier_init(&s->full[i], 1 + GATHER_THREADS);
-            mb_mbarrier_init(&s->empty[i], 4 * n_groups);
+            mb_mbarrier_init(&s->empty[i], 4 * n_groups * n_ctas);
         }
         for (int i = 0; i < RING; i++) {
             mb_mbarrier_init(&s->ring_full[i], 1);
@@ -376,53 +446,78 @@ static __global__ void __launch_bounds__(weight_rows / 64 * WARPGROUP + WARPGROU
         mb_tma_prefetch_map(&p.w13);
         mb_tma_prefetch_map(&p.w2);
     }
-    __syncthreads();
+    if constexpr (n_ctas > 1)
+        mb_cluster_sync();
+    else
+        __syncthreads();
     mb_grid_wait();
 
     const int group = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
     if (group == n_groups) {
-        if constexpr (max_tokens == 256)
-            mb_setmaxnreg_decrease<72>();
+        if constexpr (n_sums > 64)
+            mb_setmaxnreg_decrease<80>();
         const int warp = __shfl_sync(0xffffffff, threadIdx.x % WARPGROUP / 32, 0);
         if (warp > 0)
-            gather_tokens<max_tokens>(&p, s);
+            gather_tokens<n_ctas>(&p, s);
         else if (threadIdx.x % 32 == 0)
-            stream_weights<weight_rows>(&p, s);
+            stream_weights<weight_rows, n_ctas>(&p, s);
     } else {
-        if constexpr (max_tokens == 256)
-            mb_setmaxnreg_increase<216>();
+        if constexpr (n_sums > 64)
+            mb_setmaxnreg_increase<208>();
         cursor stage = {0, 0}, ring = {0, 0};
         for (;;) {
             const item work = next_item(s, &ring);
             if (work.gemm == NO_MORE)
                 break;
-            const int n_steps = (work.n_rows + step - 1) / step;
-            if (n_steps <= 1)
-                consume<step>(&p, s, group, &work, &stage);
-            else if (n_steps == 2)
-                consume<2 * step>(&p, s, group, &work, &stage);
-            if constexpr (max_tokens / step > 2) {
-                if (n_steps == 3)
-                    consume<3 * step>(&p, s, group, &work, &stage);
-                else if (n_steps == 4)
-                    consume<4 * step>(&p, s, group, &work, &stage);
+#define CONSUME(i)                                                        \
+    if constexpr ((i)*step <= cta_tokens)                                 \
+        consume<(i)*step, n_blocks, n_ctas>(&p, s, group, &work, &stage); \
+    break
+            switch ((work.n_rows + step - 1) / step) {
+            case 0:
+            case 1:
+                CONSUME(1);
+            case 2:
+                CONSUME(2);
+            case 3:
+                CONSUME(3);
+            case 4:
+                CONSUME(4);
+            case 5:
+                CONSUME(5);
+            case 6:
+                CONSUME(6);
+            case 7:
+                CONSUME(7);
+            case 8:
+                CONSUME(8);
             }
-            if constexpr (max_tokens / step > 4) {
-                if (n_steps == 5)
-                    consume<5 * step>(&p, s, group, &work, &stage);
-                else if (n_steps == 6)
-                    consume<6 * step>(&p, s, group, &work, &stage);
-                else if (n_steps == 7)
-                    consume<7 * step>(&p, s, group, &work, &stage);
-                else if (n_steps == 8)
-                    consume<8 * step>(&p, s, group, &work, &stage);
-            }
+#undef CONSUME
         }
     }
+    if constexpr (n_ctas > 1)
+        mb_cluster_sync(); /* neither leaves while the other may still write to it */
 }
 
 /* ---- host
  * ---------------------------------------------------------------------------------------------------- */
+
+static activation_shape shape_of(mb_activation activation) {
+    const float log2_e = 1.4426950408889634f, huge = 1e30f;
+    switch (activation) {
+    case MB_ACT_SWIGLU:
+    case MB_ACT_SILU:
+        return {log2_e, 0, 1, 0};
+    case MB_ACT_GEGLU: /* 2 sqrt(2 / pi) (v + 0.044715 v^3) */
+    case MB_ACT_GELU:
+        return {1.5957691216057308f * log2_e, 0.07135481282636983f * log2_e, 1, 0};
+    case MB_ACT_REGLU: /* a sigmoid as steep as floats allow */
+    case MB_ACT_RELU:
+        return {huge, 0, 1, 0};
+    default: /* MB_ACT_RELU2 */
+        return {huge, 0, 0, 1};
+    }
+}
 
 typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
                                     const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
@@ -443,9 +538,9 @@ static encode_function tensor_map_encoder(void) {
     return encoder;
 }
 
-/* Boxes of weight_rows rows by 64 columns of [count, rows, cols]. Dimensions: column, row in a group of
+/* Boxes of box_rows rows by 64 columns of [count, rows, cols]. Dimensions: column, row in a group of
  * eight, gate or up, group, expert; so rows of gate and up come in turns of eight. */
-static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int gated, int weight_rows) {
+static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int gated, int box_rows) {
     encode_function encode = tensor_map_encoder();
     if (!encode)
         return mb_fail(MB_ERR_DEVICE,
@@ -455,7 +550,7 @@ static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int ga
     const cuuint64_t sizes[5] = {(cuuint64_t)weight->cols, 8, halves, rows / 8 / halves,
                                  (cuuint64_t)weight->count};
     const cuuint64_t strides[4] = {row_bytes, rows / halves * row_bytes, 8 * row_bytes, rows * row_bytes};
-    const cuuint32_t box[5] = {K_STEP, 8, (cuuint32_t)halves, (cuuint32_t)(weight_rows / 8 / halves), 1};
+    const cuuint32_t box[5] = {K_STEP, 8, (cuuint32_t)halves, (cuuint32_t)(box_rows / 8 / halves), 1};
     const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
     CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 5, (void *)weight->data, sizes, strides,
                              box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -470,20 +565,22 @@ static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int ga
     return MB_OK;
 }
 
-template <int weight_rows, int max_tokens, int n_stages>
-static cudaError_t launch(const experts_params *params, int n_ctas, mb_stream stream) {
-    typedef shared_map<weight_rows, max_tokens, n_stages> shared;
+template <int weight_rows, int n_groups, int cta_tokens, int n_stages, int n_ctas>
+static cudaError_t launch(const experts_params *params, int n_processors, mb_stream stream) {
+    typedef shared_map<weight_rows, n_groups, cta_tokens, n_stages> shared;
     static_assert(sizeof(shared) <= 227 * 1024, "the tile does not fit into shared memory");
+    auto kernel = experts<weight_rows, n_groups, cta_tokens, n_stages, n_ctas>;
     cudaError_t error =
-        cudaFuncSetAttribute(experts<weight_rows, max_tokens, n_stages>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     if (error != cudaSuccess)
         return error;
     cudaLaunchConfig_t config;
-    cudaLaunchAttribute attribute;
-    mb_launch_config(&config, &attribute, dim3(n_ctas), weight_rows / 64 * WARPGROUP + WARPGROUP,
+    cudaLaunchAttribute attributes[2];
+    mb_launch_config(&config, attributes, dim3(n_processors / n_ctas * n_ctas), (n_groups + 1) * WARPGROUP,
                      sizeof(shared), stream);
-    return cudaLaunchKernelEx(&config, experts<weight_rows, max_tokens, n_stages>, *params);
+    if (n_ctas > 1)
+        mb_launch_clusters(&config, n_ctas);
+    return cudaLaunchKernelEx(&config, kernel, *params);
 }
 
 extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream) {
@@ -493,9 +590,6 @@ extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_str
                        MB_MOE_N_TILES - 1);
     const mb_moe_tile *tile = &mb_moe_tiles[args->tile];
     experts_params params = {};
-    params.gated = mb_activation_is_gated(f->activation);
-    MB_TRY(encode_weight(&params.w13, &f->w13, params.gated, tile->weight_rows));
-    MB_TRY(encode_weight(&params.w2, &f->w2, 0, tile->weight_rows));
     params.x = (const __nv_bfloat16 *)f->x;
     params.h = (__nv_bfloat16 *)args->h;
     params.y = (__nv_bfloat16 *)args->y;
@@ -505,20 +599,28 @@ extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_str
     params.schedule = args->schedule;
     params.hidden = f->hidden;
     params.intermediate = f->intermediate;
+    params.gated = mb_activation_is_gated(f->activation);
     const int32_t outputs13 = params.gated ? tile->weight_rows / 2 : tile->weight_rows;
     params.pieces13 = (f->intermediate + outputs13 - 1) / outputs13;
     params.pieces2 = (f->hidden + tile->weight_rows - 1) / tile->weight_rows;
-    params.activation = f->activation;
+    params.activation = shape_of(f->activation);
+    /* So few bytes that L2 would keep all of them, at the cost of what is there (found by measurement). */
+    const int64_t n_rows = f->n_tokens * f->top_k;
+    const int64_t n_hit = n_rows < f->n_local_experts ? n_rows : f->n_local_experts;
+    params.read_once =
+        2 * n_hit * (f->w13.rows * f->hidden + (int64_t)f->hidden * f->intermediate) <= READ_ONCE_BYTES;
+    MB_TRY(encode_weight(&params.w13, &f->w13, params.gated, tile->box_rows));
+    MB_TRY(encode_weight(&params.w2, &f->w2, 0, tile->box_rows));
 
-    int device = 0, n_ctas = 0;
+    int device = 0, n_processors = 0;
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&n_ctas, cudaDevAttrMultiProcessorCount, device);
+        error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
     if (error == cudaSuccess) {
         switch (args->tile) {
-#define X(name, weight_rows, max_tokens, n_stages)                                  \
-    case MB_MOE_TILE_##name:                                                        \
-        error = launch<weight_rows, max_tokens, n_stages>(&params, n_ctas, stream); \
+#define X(name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas)                                        \
+    case MB_MOE_TILE_##name:                                                                                \
+        error = launch<weight_rows, n_groups, cta_tokens, n_stages, n_ctas>(&params, n_processors, stream); \
         break;
 #include "ops/moe/moe_tiles.def"
 #undef X

@@ -40,7 +40,7 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
     const size_t max_tiles = most_experts + n_rows / (size_t)t->max_tokens;
     schedule->max_tiles = (int32_t)max_tiles;
     schedule->tile_tokens = t->max_tokens;
-    schedule->tile_step = t->max_tokens / 8 < 8 ? 8 : t->max_tokens / 8;
+    schedule->tile_step = t->token_step;
     schedule->tiles = (mb_moe_token_tile *)take(base, &used, sizeof(mb_moe_token_tile) * max_tiles);
     schedule->ready = (int32_t *)take(base, &used, sizeof(int32_t) * max_tiles);
     schedule->n_tiles = (int32_t *)take(base, &used, sizeof(int32_t));

@@ -1,7 +1,9 @@
 #include "ops/moe/moe_pick.h"
 
 const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES] = {
-#define X(name, weight_rows, max_tokens, n_stages) {#name, weight_rows, max_tokens, n_stages},
+#define X(name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas)        \
+    {#name, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), \
+     (cta_tokens) < 64 ? 8 * (n_ctas) : (cta_tokens) / 8 * (n_ctas)},
 #include "ops/moe/moe_tiles.def"
 #undef X
 };
@@ -20,5 +22,5 @@ int mb_moe_pick(int64_t n_tokens, int32_t top_k, int32_t n_local_experts) {
         return MB_MOE_TILE_w128_t64;
     if (rows_per_expert <= 96)
         return MB_MOE_TILE_w128_t128;
-    return MB_MOE_TILE_w128_t256;
+    return MB_MOE_TILE_w256_t256;
 }

@@ -10,11 +10,13 @@ extern "C" {
 
 typedef struct mb_moe_tile {
     const char *name;
-    int32_t weight_rows, max_tokens, n_stages;
+    int32_t weight_rows, max_tokens; /* of the whole cluster */
+    int32_t box_rows;                /* weight rows that one CTA loads at a time */
+    int32_t token_step;              /* tokens are padded to a multiple of it */
 } mb_moe_tile;
 
 enum {
-#define X(name, weight_rows, max_tokens, n_stages) MB_MOE_TILE_##name,
+#define X(name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas) MB_MOE_TILE_##name,
 #include "ops/moe/moe_tiles.def"
 #undef X
     MB_MOE_N_TILES

@@ -222,17 +222,17 @@ extern "C" mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, const mb_moe
 
     const size_t shared_bytes = sizeof(int32_t) * (size_t)n_warps * (size_t)n_experts;
     cudaLaunchConfig_t config;
-    cudaLaunchAttribute attribute;
+    cudaLaunchAttribute attributes[2];
     cudaError_t error = cudaSuccess;
     if (n_ctas > 1) {
-        mb_launch_config(&config, &attribute, dim3(n_ctas), MAX_THREADS, 0, stream);
+        mb_launch_config(&config, attributes, dim3(n_ctas), MAX_THREADS, 0, stream);
         error = cudaLaunchKernelEx(&config, count, params);
     }
     if (error == cudaSuccess)
         error = cudaFuncSetAttribute(place, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                      (int)(sizeof(int32_t) * MAX_WARPS * MAX_EXPERTS));
     if (error == cudaSuccess) {
-        mb_launch_config(&config, &attribute, dim3(n_ctas), n_threads, shared_bytes, stream);
+        mb_launch_config(&config, attributes, dim3(n_ctas), n_threads, shared_bytes, stream);
         error = cudaLaunchKernelEx(&config, place, params);
     }
     if (error != cudaSuccess)

@@ -75,8 +75,8 @@ extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_strea
     const int32_t columns_per_cta = THREADS * COLUMNS_PER_THREAD;
     dim3 grid((unsigned)args->n_tokens, (unsigned)((args->hidden + columns_per_cta - 1) / columns_per_cta));
     cudaLaunchConfig_t config;
-    cudaLaunchAttribute attribute;
-    mb_launch_config(&config, &attribute, grid, THREADS, 0, stream);
+    cudaLaunchAttribute attributes[2];
+    mb_launch_config(&config, attributes, grid, THREADS, 0, stream);
     cudaError_t error = cudaLaunchKernelEx(&config, reduce, *args);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_reduce: launch failed: %s", cudaGetErrorString(error));

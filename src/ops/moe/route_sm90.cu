@@ -136,8 +136,8 @@ extern "C" mb_status mb_moe_route_sm90(const mb_moe_route_args *args, mb_stream 
     if (n_ctas > INT32_MAX)
         return mb_fail(MB_ERR_ARGUMENT, "moe_route: n_tokens %lld is too large", (long long)args->n_tokens);
     cudaLaunchConfig_t config;
-    cudaLaunchAttribute attribute;
-    mb_launch_config(&config, &attribute, dim3((unsigned)n_ctas), WARPS_PER_CTA * 32, 0, stream);
+    cudaLaunchAttribute attributes[2];
+    mb_launch_config(&config, attributes, dim3((unsigned)n_ctas), WARPS_PER_CTA * 32, 0, stream);
     cudaError_t error;
     if (args->n_experts <= 128)
         error = cudaLaunchKernelEx(&config, route<4>, *args);

@@ -16,9 +16,17 @@ static void on_interrupt(int signal_number) {
 }
 
 void cli_interrupt_catch(int second_ends) {
-    struct sigaction action = {.sa_handler = on_interrupt}; /* without SA_RESTART: a read returns EINTR */
+    /* SA_RESTART: stdio loses what it holds when a write to stdout is interrupted. */
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
     sigemptyset(&action.sa_mask);
     second_interrupt_ends = second_ends;
+    sigaction(SIGINT, &action, NULL);
+}
+
+void cli_interrupt_ends_reads(int ends) {
+    struct sigaction action;
+    sigaction(SIGINT, NULL, &action);
+    action.sa_flags = ends ? action.sa_flags & ~SA_RESTART : action.sa_flags | SA_RESTART;
     sigaction(SIGINT, &action, NULL);
 }
 

@@ -6,6 +6,9 @@
  * program, for when a long step does not look. */
 void cli_interrupt_catch(int second_ends);
 
+/* Whether Ctrl-C makes a read() that waits return EINTR (at a prompt) or go on waiting. */
+void cli_interrupt_ends_reads(int ends);
+
 int cli_interrupted(void);
 void cli_interrupt_clear(void);
 

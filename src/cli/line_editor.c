@@ -141,7 +141,8 @@ void cli_line_editor_close(cli_line_editor *editor) {
 }
 
 cli_line cli_line_editor_read(cli_line_editor *editor, const char **line) {
-    if (editor->on_terminal)
-        return read_terminal(editor, line);
-    return read_plain(editor, line);
+    cli_interrupt_ends_reads(1);
+    cli_line result = editor->on_terminal ? read_terminal(editor, line) : read_plain(editor, line);
+    cli_interrupt_ends_reads(0);
+    return result;
 }

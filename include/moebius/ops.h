@@ -29,7 +29,7 @@ MB_API size_t mb_dtype_bytes(mb_dtype dtype);
 MB_API const char *mb_dtype_name(mb_dtype dtype);
 
 /* A cudaStream_t on the GPU. On the CPU, where a call has finished when it returns, NULL or what the CPU
- * device gives as its stream: how many threads to take (NULL: OpenMP's default). */
+ * device gives as its stream: its threads (NULL: the calling thread alone). */
 typedef void *mb_stream;
 
 /*

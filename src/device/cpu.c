@@ -1,26 +1,20 @@
 /*
  * cpu.c - the CPU as a device: its memory is host memory, copies are memcpy, operators are the references.
  *
- * Its stream points to an mb_cpu_stream in the device, so every operator called on it takes the device's
- * number of threads; nothing is changed in the process.
+ * Its stream is a pool of threads that lives as long as the device; nothing is changed in the process.
  */
 #define _GNU_SOURCE /* sched_getaffinity */
 
 #include "base/alloc.h"
 #include "base/status.h"
+#include "base/threads.h"
 #include "device/device.h"
-#include "ops/common/parallel.h"
 
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-
-typedef struct cpu_device {
-    mb_device base;
-    mb_cpu_stream stream;
-} cpu_device;
 
 static const mb_ops cpu_ops = {
     .name = "cpu",
@@ -127,6 +121,7 @@ static mb_status cpu_memory(mb_device *device, uint64_t *total_bytes, uint64_t *
 }
 
 static void cpu_close(mb_device *device) {
+    mb_pool_close(device->stream);
     mb_free(device);
 }
 
@@ -155,14 +150,17 @@ mb_status mb_device_open_cpu(int n_threads, mb_device **device) {
     *device = NULL;
     if (n_threads < 0 || n_threads > MAX_THREADS)
         return mb_fail(MB_ERR_ARGUMENT, "cpu: n_threads is %d, not in 0 .. %d", n_threads, MAX_THREADS);
-    cpu_device *cpu = mb_malloc(sizeof *cpu);
-    if (!cpu)
+    mb_pool *pool;
+    MB_TRY(mb_pool_open(n_threads > 0 ? n_threads : usable_cores(), &pool));
+    mb_device *cpu = mb_malloc(sizeof *cpu);
+    if (!cpu) {
+        mb_pool_close(pool);
         return mb_fail(MB_ERR_MEMORY, "cpu: %zu bytes could not be allocated", sizeof *cpu);
-    cpu->stream.n_threads = n_threads > 0 ? n_threads : usable_cores();
-    cpu->base = (mb_device){
+    }
+    *cpu = (mb_device){
         .name = "cpu",
         .ops = &cpu_ops,
-        .stream = &cpu->stream,
+        .stream = pool,
         .host_memory = 1,
         .allocate = cpu_allocate,
         .free = cpu_free,
@@ -174,6 +172,6 @@ mb_status mb_device_open_cpu(int n_threads, mb_device **device) {
         .memory = cpu_memory,
         .close = cpu_close,
     };
-    *device = &cpu->base;
+    *device = cpu;
     return MB_OK;
 }

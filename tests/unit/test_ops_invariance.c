@@ -1,7 +1,6 @@
 /* A row's result is the same bits whatever its neighbours, the chunks and the number of threads are. */
 #include "device/device.h"
 #include "ops/common/check.h"
-#include "ops/common/parallel.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,11 +11,12 @@
 
 enum { T = 37, MAX_BYTES = 1 << 24 };
 
-static mb_cpu_stream one_thread = {1}, two_threads = {2};
 static const mb_dtype activations[] = {MB_F32, MB_BF16, MB_F16};
 static const mb_dtype weights[] = {MB_F32, MB_BF16, MB_F16, MB_F8_E4M3};
 
+static mb_device *devices[2];
 static const mb_ops *ops; /* the CPU's table */
+static mb_stream one_thread, two_threads;
 
 static void gemm(mb_gemm_args *args, void *out, mb_stream stream) {
     static _Alignas(64) char workspace[MAX_BYTES];
@@ -37,20 +37,20 @@ static void check_gemm(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype, i
                          .out_dtype = dtype,
                          .bias_dtype = MB_F32};
     char *all = mb_check_alloc(check, T * row_out), *other = mb_check_alloc(check, T * row_out);
-    gemm(&args, all, &one_thread);
-    gemm(&args, other, &two_threads);
+    gemm(&args, all, one_thread);
+    gemm(&args, other, two_threads);
     assert_memory_equal(all, other, T * row_out);
     gemm(&args, other, NULL);
     assert_memory_equal(all, other, T * row_out);
     for (int t = 0; t < T; t++) {
         args.x = x + (size_t)t * row_in;
         args.n_tokens = 1;
-        gemm(&args, other, t % 2 ? &one_thread : &two_threads);
+        gemm(&args, other, t % 2 ? one_thread : two_threads);
         assert_memory_equal(all + (size_t)t * row_out, other, row_out);
     }
     args.x = x + 5 * row_in; /* a piece from the middle */
     args.n_tokens = 30;
-    gemm(&args, other, &two_threads);
+    gemm(&args, other, two_threads);
     assert_memory_equal(all + 5 * row_out, other, 30 * row_out);
     mb_check_end(check, 0, 0);
 }
@@ -96,9 +96,9 @@ static void check_moe(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype) {
                                 .n_local_experts = E,
                                 .dtype = dtype};
     char *all = mb_check_alloc(check, T * row), *other = mb_check_alloc(check, T * row);
-    moe(&args, all, &one_thread);
+    moe(&args, all, one_thread);
     for (int repeat = 0; repeat < 5; repeat++) { /* items go to threads in any order */
-        moe(&args, other, &two_threads);
+        moe(&args, other, two_threads);
         assert_memory_equal(all, other, T * row);
     }
     for (int t = 0; t < T; t++) {
@@ -106,7 +106,7 @@ static void check_moe(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype) {
         args.ids = ids + t * K;
         args.weights = choice_weights + t * K;
         args.n_tokens = 1;
-        moe(&args, other, &two_threads);
+        moe(&args, other, two_threads);
         assert_memory_equal(all + (size_t)t * row, other, row);
     }
     mb_check_end(check, 0, 0);
@@ -148,9 +148,9 @@ static void check_attention(mb_check *check, mb_dtype dtype, int32_t n_heads, in
                               .scale = 0.2f,
                               .dtype = dtype,
                               .cache_dtype = dtype};
-    assert_int_equal(ops->attention(&args, NULL, 0, &one_thread), MB_OK);
+    assert_int_equal(ops->attention(&args, NULL, 0, one_thread), MB_OK);
     args.out = other;
-    assert_int_equal(ops->attention(&args, NULL, 0, &two_threads), MB_OK);
+    assert_int_equal(ops->attention(&args, NULL, 0, two_threads), MB_OK);
     assert_memory_equal(all, other, N * row);
     static const int32_t chunk_sizes[] = {1, 7, 64, 100};
     for (int c = 0; c < 4; c++)
@@ -164,7 +164,7 @@ static void check_attention(mb_check *check, mb_dtype dtype, int32_t n_heads, in
             args.n_sequences = 1 + c % 2;
             args.max_q_len = n;
             args.max_kv_len = start + n;
-            assert_int_equal(ops->attention(&args, NULL, 0, &two_threads), MB_OK);
+            assert_int_equal(ops->attention(&args, NULL, 0, two_threads), MB_OK);
             assert_memory_equal(all + (size_t)start * row, other, (size_t)n * row);
         }
     mb_check_end(check, 0, 0);
@@ -193,35 +193,35 @@ static void test_rows(void **state) {
     mb_rms_norm_args norm = {.x = x, .weight = mb_check_weight(&check, MB_BF16, 1, 1, H), .hidden = H};
     norm.n_rows = N_ROWS;
     norm.out = all;
-    assert_int_equal(ops->rms_norm(&norm, &two_threads), MB_OK);
+    assert_int_equal(ops->rms_norm(&norm, two_threads), MB_OK);
     for (int r = 0; r < N_ROWS; r++) {
         norm.x = x + r * H;
         norm.n_rows = 1;
         norm.out = other;
-        assert_int_equal(ops->rms_norm(&norm, &one_thread), MB_OK);
+        assert_int_equal(ops->rms_norm(&norm, one_thread), MB_OK);
         assert_memory_equal(all + r * H, other, H * sizeof *all);
     }
 
     mb_gated_activation_args act = {.x = x, .out = all, .n_rows = N_ROWS, .intermediate = H / 2};
-    assert_int_equal(ops->gated_activation(&act, &two_threads), MB_OK);
+    assert_int_equal(ops->gated_activation(&act, two_threads), MB_OK);
     for (int r = 0; r < N_ROWS; r++) {
         act.x = x + r * H;
         act.n_rows = 1;
         act.out = other;
-        assert_int_equal(ops->gated_activation(&act, &one_thread), MB_OK);
+        assert_int_equal(ops->gated_activation(&act, one_thread), MB_OK);
         assert_memory_equal(all + r * (H / 2), other, H / 2 * sizeof *all);
     }
 
     int32_t *ids = mb_check_alloc(&check, (size_t)N_ROWS * K * sizeof *ids), one_ids[K];
     mb_moe_route_args route = {
         .logits = x, .weights = all, .ids = ids, .n_tokens = N_ROWS, .n_experts = E, .top_k = K};
-    assert_int_equal(ops->moe_route(&route, &two_threads), MB_OK);
+    assert_int_equal(ops->moe_route(&route, two_threads), MB_OK);
     for (int r = 0; r < N_ROWS; r++) {
         route.logits = x + r * E;
         route.n_tokens = 1;
         route.weights = other;
         route.ids = one_ids;
-        assert_int_equal(ops->moe_route(&route, &one_thread), MB_OK);
+        assert_int_equal(ops->moe_route(&route, one_thread), MB_OK);
         assert_memory_equal(ids + r * K, one_ids, sizeof one_ids);
         assert_memory_equal(all + r * K, other, K * sizeof *all);
     }
@@ -249,10 +249,10 @@ static void test_sample(void **state) {
                                   .position = (uint64_t)r / 2};
     mb_sample_args args = {logits, rows, ids, logprobs, N_ROWS, VOCAB};
     assert_true(ops->sample_workspace(&args) <= sizeof workspace);
-    assert_int_equal(ops->sample(&args, workspace, sizeof workspace, &two_threads), MB_OK);
+    assert_int_equal(ops->sample(&args, workspace, sizeof workspace, two_threads), MB_OK);
     for (int r = 0; r < N_ROWS; r++) {
         mb_sample_args one = {logits + r * VOCAB, rows + r, &id, &logprob, 1, VOCAB};
-        assert_int_equal(ops->sample(&one, workspace, sizeof workspace, &one_thread), MB_OK);
+        assert_int_equal(ops->sample(&one, workspace, sizeof workspace, one_thread), MB_OK);
         assert_int_equal(id, ids[r]);
         assert_memory_equal(&logprob, logprobs + r, sizeof logprob);
     }
@@ -260,13 +260,21 @@ static void test_sample(void **state) {
     assert_int_equal(check.n_failed, 0);
 }
 
-static int find_ops(void **state) {
+static int open_devices(void **state) {
     (void)state;
-    mb_device *device;
-    if (mb_device_open("cpu", 1, &device) != MB_OK)
-        return -1;
-    ops = device->ops;
-    mb_device_close(device);
+    for (int i = 0; i < 2; i++)
+        if (mb_device_open("cpu", 1 + i, &devices[i]) != MB_OK)
+            return -1;
+    ops = devices[0]->ops;
+    one_thread = devices[0]->stream;
+    two_threads = devices[1]->stream;
+    return 0;
+}
+
+static int close_devices(void **state) {
+    (void)state;
+    mb_device_close(devices[0]);
+    mb_device_close(devices[1]);
     return 0;
 }
 
@@ -275,5 +283,5 @@ int main(void) {
         cmocka_unit_test(test_gemm), cmocka_unit_test(test_moe),    cmocka_unit_test(test_attention),
         cmocka_unit_test(test_rows), cmocka_unit_test(test_sample),
     };
-    return cmocka_run_group_tests(tests, find_ops, NULL);
+    return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -119,6 +119,14 @@ static void attend(const mb_attention_args *args, int64_t t, int32_t kv_head, in
     }
 }
 
+static void attend_item(const void *context, int64_t item) {
+    const mb_attention_args *args = context;
+    int32_t heads_per_kv = args->n_heads / args->n_kv_heads, kv_head = (int32_t)(item % args->n_kv_heads);
+    for (int32_t h = 0; h < heads_per_kv; h += HEAD_GROUP)
+        attend(args, item / args->n_kv_heads, kv_head, kv_head * heads_per_kv + h,
+               heads_per_kv - h < HEAD_GROUP ? heads_per_kv - h : HEAD_GROUP);
+}
+
 size_t mb_attention_ref_workspace(const mb_attention_args *args) {
     (void)args;
     return 0;
@@ -162,17 +170,7 @@ mb_status mb_attention_ref(const mb_attention_args *args, void *workspace, size_
     (void)workspace;
     (void)workspace_bytes;
     MB_TRY(check(args));
-    int32_t heads_per_kv = args->n_heads / args->n_kv_heads;
-    int n_threads = mb_cpu_threads(stream, 2.0 * (double)args->n_tokens * args->n_heads * args->head_dim *
-                                               args->max_kv_len);
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(dynamic)
-    for (int64_t item = 0; item < args->n_tokens * args->n_kv_heads; item++) {
-        int64_t t = item / args->n_kv_heads;
-        int32_t kv_head = (int32_t)(item % args->n_kv_heads);
-        for (int32_t h = 0; h < heads_per_kv; h += HEAD_GROUP)
-            attend(args, t, kv_head, kv_head * heads_per_kv + h,
-                   heads_per_kv - h < HEAD_GROUP ? heads_per_kv - h : HEAD_GROUP);
-    }
+    double work = 2.0 * (double)args->n_tokens * args->n_heads * args->head_dim * args->max_kv_len;
+    mb_parallel_for(stream, work, args->n_tokens * args->n_kv_heads, attend_item, args);
     return MB_OK;
 }

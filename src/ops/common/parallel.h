@@ -1,37 +1,23 @@
 /*
- * parallel.h - how many threads a CPU operator takes.
+ * parallel.h - how a CPU operator shares its work among threads.
  *
- * The stream of a CPU device points to an mb_cpu_stream. Every operator opens one parallel region, and only
- * when there is enough work for it: starting and joining threads costs microseconds, and milliseconds when
- * other programs hold the cores, while a whole operator takes tens of microseconds when one token of a small
- * model is decoded. Thread counts never change results.
+ * The stream of a CPU device is its thread pool. Operators cut their work into items whose results do not
+ * depend on each other, so neither the number of threads nor the order changes a bit of them.
  */
 #ifndef MB_OPS_COMMON_PARALLEL_H
 #define MB_OPS_COMMON_PARALLEL_H
 
+#include "base/threads.h"
 #include "moebius/ops.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+/* Multiply-adds (or work of about their cost) that are worth one more thread: some 10 microseconds. */
+enum { MB_WORK_PER_THREAD = 1 << 17 };
 
-typedef struct mb_cpu_stream {
-    int32_t n_threads;
-} mb_cpu_stream;
-
-/* Multiply-adds (or work of about their cost) that are worth one more thread: about 0.2 ms. */
-enum { MB_WORK_PER_THREAD = 1 << 21 };
-
-/* stream NULL: as many threads as OpenMP takes by default. */
-static inline int mb_cpu_threads(mb_stream stream, double work) {
-    double wanted = 1 + work / MB_WORK_PER_THREAD;
-#ifdef _OPENMP
-    int most = stream ? ((const mb_cpu_stream *)stream)->n_threads : omp_get_max_threads();
-#else
-    int most = 1;
-    (void)stream;
-#endif
-    return wanted < most ? (int)wanted : most;
+/* fn(context, item) for every item; `work` is that of all of them. stream NULL: on the calling thread. */
+static inline void mb_parallel_for(mb_stream stream, double work, int64_t n_items, mb_pool_fn fn,
+                                   const void *context) {
+    double worth = 1 + work / MB_WORK_PER_THREAD;
+    mb_pool_run(stream, worth < INT32_MAX ? (int)worth : INT32_MAX, n_items, fn, context);
 }
 
 #endif

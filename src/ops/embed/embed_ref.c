@@ -9,7 +9,8 @@
 /* A row passes through fp32 in pieces of this length when table and output differ in dtype. */
 enum { PIECE = 256 };
 
-static void copy_row(const mb_embed_args *args, int64_t t) {
+static void copy_row(const void *context, int64_t t) {
+    const mb_embed_args *args = context;
     const mb_weight *table = &args->table;
     float piece[PIECE];
     for (int64_t i = 0; i < table->cols; i += PIECE) {
@@ -35,10 +36,6 @@ mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream) {
                    "embed: ids[%" PRId64 "] is %d, outside of the table's %" PRId64 " rows", t, args->ids[t],
                    table->rows);
 
-    int n_threads = mb_cpu_threads(stream, (double)args->n_tokens * (double)table->cols);
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(static)
-    for (int64_t t = 0; t < args->n_tokens; t++)
-        copy_row(args, t);
+    mb_parallel_for(stream, (double)args->n_tokens * (double)table->cols, args->n_tokens, copy_row, args);
     return MB_OK;
 }

@@ -17,6 +17,10 @@ static int needs_copy(const mb_gemm_args *args) {
     return args->dtype != MB_F32 || args->weight.cols % MB_LANES != 0;
 }
 
+static int64_t n_row_tiles(const mb_gemm_args *args) {
+    return (args->n_tokens + MB_TILE_ROWS - 1) / MB_TILE_ROWS;
+}
+
 static float *cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
     if (args->n_tokens <= 0 || args->weight.cols <= 0 || !needs_copy(args))
         return NULL;
@@ -68,14 +72,32 @@ static void store_tile(const mb_gemm_args *args, int64_t first_row, int32_t n_ro
     }
 }
 
-static void multiply_strip(const mb_gemm_args *args, const float *x, int64_t first_row, int64_t first_col) {
+typedef struct multiplication {
+    const mb_gemm_args *args;
+    float *copy;    /* of x, NULL when it is multiplied where it is */
+    const float *x; /* [T, pad(K)] */
+} multiplication;
+
+static void copy_row(const void *context, int64_t t) {
+    const multiplication *m = context;
+    int64_t k = m->args->weight.cols, stride = mb_pad_lanes(k);
+    mb_load_f32(m->args->dtype, m->args->x, t * k, k, m->copy + t * stride);
+    memset(m->copy + t * stride + k, 0, (size_t)(stride - k) * sizeof *m->copy);
+}
+
+/* Item: the row tiles of the first strip, then those of the next. */
+static void multiply_strip(const void *context, int64_t item) {
+    const multiplication *m = context;
+    const mb_gemm_args *args = m->args;
+    int64_t n_tiles = n_row_tiles(args), first_row = item % n_tiles * MB_TILE_ROWS,
+            first_col = item / n_tiles * STRIP;
     int64_t n_all_rows = args->n_tokens, n_all_cols = args->weight.rows,
             stride = mb_pad_lanes(args->weight.cols);
     const float *rows[MB_TILE_ROWS];
     float dots[MB_TILE_ROWS][MB_TILE_COLS];
     int32_t n_rows = 0;
     for (; n_rows < MB_TILE_ROWS && first_row + n_rows < n_all_rows; n_rows++)
-        rows[n_rows] = x + (first_row + n_rows) * stride;
+        rows[n_rows] = m->x + (first_row + n_rows) * stride;
     for (int64_t col = first_col; col < first_col + STRIP && col < n_all_cols; col += MB_TILE_COLS) {
         int32_t n_cols = n_all_cols - col < MB_TILE_COLS ? (int32_t)(n_all_cols - col) : MB_TILE_COLS;
         mb_tile_matmul(rows, n_rows, &args->weight, 0, col, n_cols, dots);
@@ -92,26 +114,12 @@ mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspac
     float *copy = cut_workspace(args, &arena);
     MB_REQUIRE(!needs_copy(args) || copy, "gemm: workspace has %zu bytes, needs %zu", workspace_bytes,
                mb_gemm_ref_workspace(args));
-    const float *x = copy ? copy : args->x;
-
-    int64_t k = args->weight.cols, stride = mb_pad_lanes(k);
-    int64_t n_row_tiles = (args->n_tokens + MB_TILE_ROWS - 1) / MB_TILE_ROWS;
+    multiplication m = {args, copy, copy ? copy : args->x};
+    double x_values = (double)args->n_tokens * (double)args->weight.cols;
     int64_t n_strips = (args->weight.rows + STRIP - 1) / STRIP;
-    int n_threads = mb_cpu_threads(stream, (double)args->n_tokens * (double)args->weight.rows *
-                                               (double)args->weight.cols);
-    (void)n_threads;
-#pragma omp parallel num_threads(n_threads)
-    {
-        if (copy) {
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < args->n_tokens; t++) {
-                mb_load_f32(args->dtype, args->x, t * k, k, copy + t * stride);
-                memset(copy + t * stride + k, 0, (size_t)(stride - k) * sizeof *copy);
-            }
-        }
-#pragma omp for schedule(static)
-        for (int64_t item = 0; item < n_row_tiles * n_strips; item++)
-            multiply_strip(args, x, item % n_row_tiles * MB_TILE_ROWS, item / n_row_tiles * STRIP);
-    }
+    if (copy)
+        mb_parallel_for(stream, x_values, args->n_tokens, copy_row, &m);
+    mb_parallel_for(stream, x_values * (double)args->weight.rows, n_row_tiles(args) * n_strips,
+                    multiply_strip, &m);
     return MB_OK;
 }

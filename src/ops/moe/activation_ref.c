@@ -61,7 +61,8 @@ void mb_activation_row(mb_activation activation, int64_t n, const float *gate, c
 
 enum { PIECE = 256 };
 
-static void activate_row(const mb_gated_activation_args *args, int64_t row) {
+static void activate_row(const void *context, int64_t row) {
+    const mb_gated_activation_args *args = context;
     int64_t width = args->intermediate, gated = mb_activation_is_gated(args->activation);
     int64_t start = row * width * (1 + gated);
     float gate[PIECE], up[PIECE], out[PIECE];
@@ -86,10 +87,7 @@ mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_strea
         return MB_OK;
     MB_REQUIRE(args->x && args->out, "gated_activation: x or out is NULL");
 
-    int n_threads = mb_cpu_threads(stream, 16.0 * (double)args->n_rows * args->intermediate);
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(static)
-    for (int64_t row = 0; row < args->n_rows; row++)
-        activate_row(args, row);
+    mb_parallel_for(stream, 16.0 * (double)args->n_rows * args->intermediate, args->n_rows, activate_row,
+                    args);
     return MB_OK;
 }

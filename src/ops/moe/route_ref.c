@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 
 enum { MAX_EXPERTS = 1024, MAX_TOP_K = 32 };
 
@@ -39,13 +40,21 @@ static float relative_exp(float logit, float maximum) {
     return logit == maximum ? 1.0f : mb_exp(logit - maximum);
 }
 
-static int route_token(const mb_moe_route_args *args, int64_t t) {
+typedef struct routing {
+    const mb_moe_route_args *args;
+    atomic_int *had_nan;
+} routing;
+
+static void route_token(const void *context, int64_t t) {
+    const routing *r = context;
+    const mb_moe_route_args *args = r->args;
     int32_t n_experts = args->n_experts, top_k = args->top_k;
     int32_t *ids = args->ids + t * top_k;
     float *weights = args->weights + t * top_k;
     float logits[MAX_EXPERTS];
     mb_load_f32(args->logits_dtype, args->logits, t * n_experts, n_experts, logits);
-    int had_nan = silence_nan(n_experts, logits);
+    if (silence_nan(n_experts, logits))
+        atomic_store(r->had_nan, 1);
     choose(logits, n_experts, top_k, ids);
 
     float maximum = logits[ids[0]];
@@ -60,7 +69,6 @@ static int route_token(const mb_moe_route_args *args, int64_t t) {
             all += (double)relative_exp(logits[e], maximum);
     for (int32_t k = 0; k < top_k; k++)
         weights[k] = (float)((double)weights[k] / (over_chosen ? chosen : all));
-    return had_nan;
 }
 
 mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream) {
@@ -77,12 +85,9 @@ mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream) {
         return MB_OK;
     MB_REQUIRE(args->logits && args->weights && args->ids, "moe_route: logits, weights or ids is NULL");
 
-    int had_nan = 0;
-    int n_threads = mb_cpu_threads(stream, 16.0 * (double)args->n_tokens * args->n_experts);
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(static) reduction(| : had_nan)
-    for (int64_t t = 0; t < args->n_tokens; t++)
-        had_nan |= route_token(args, t);
+    atomic_int had_nan = 0;
+    routing r = {args, &had_nan};
+    mb_parallel_for(stream, 16.0 * (double)args->n_tokens * args->n_experts, args->n_tokens, route_token, &r);
     if (had_nan && args->nan_flag)
         *args->nan_flag = 1;
     return MB_OK;

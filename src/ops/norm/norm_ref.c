@@ -28,7 +28,8 @@ static float inverse_rms(const mb_rms_norm_args *args, int64_t source) {
     return (float)(1.0 / sqrt(sum / args->hidden + (double)args->eps));
 }
 
-static void norm_row(const mb_rms_norm_args *args, int64_t row) {
+static void norm_row(const void *context, int64_t row) {
+    const mb_rms_norm_args *args = context;
     int64_t source = args->rows ? args->rows[row] : row;
     float scale = inverse_rms(args, source);
     float piece[PIECE], weight[PIECE];
@@ -56,10 +57,6 @@ mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream) {
     MB_REQUIRE(args->x && args->out, "rms_norm: x or out is NULL");
     MB_REQUIRE(!args->rows || args->out != args->x, "rms_norm: out is x although rows are gathered");
 
-    int n_threads = mb_cpu_threads(stream, 4.0 * (double)args->n_rows * args->hidden);
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(static)
-    for (int64_t row = 0; row < args->n_rows; row++)
-        norm_row(args, row);
+    mb_parallel_for(stream, 4.0 * (double)args->n_rows * args->hidden, args->n_rows, norm_row, args);
     return MB_OK;
 }

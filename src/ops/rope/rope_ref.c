@@ -35,7 +35,8 @@ static int64_t cache_index(const mb_qk_norm_rope_store_args *args, int32_t slot,
     return ((block * args->n_kv_heads + head) * MB_KV_BLOCK + offset) * args->head_dim;
 }
 
-static void process_token(const mb_qk_norm_rope_store_args *args, int64_t t) {
+static void process_token(const void *context, int64_t t) {
+    const mb_qk_norm_rope_store_args *args = context;
     int32_t n_q = args->n_heads, n_kv = args->n_kv_heads, d = args->head_dim, slot = args->slots[t];
     float head[MAX_HEAD_DIM], cosines[MAX_HEAD_DIM / 2], sines[MAX_HEAD_DIM / 2];
     for (int32_t i = 0; i < d / 2; i++) {
@@ -85,11 +86,7 @@ mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_s
                "qk_norm_rope_store: one of qkv, positions, slots, inv_freq, q, k_cache, v_cache is NULL");
 
     /* Each angle costs about as much as 64 multiply-adds. */
-    int n_threads = mb_cpu_threads(stream, (double)args->n_tokens * args->head_dim *
-                                               (32 + 4.0 * (args->n_heads + 2.0 * args->n_kv_heads)));
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(static)
-    for (int64_t t = 0; t < args->n_tokens; t++)
-        process_token(args, t);
+    double work_per_token = args->head_dim * (32 + 4.0 * (args->n_heads + 2.0 * args->n_kv_heads));
+    mb_parallel_for(stream, (double)args->n_tokens * work_per_token, args->n_tokens, process_token, args);
     return MB_OK;
 }

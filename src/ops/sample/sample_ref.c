@@ -135,10 +135,17 @@ static int32_t draw(const mb_sample_row *row, int32_t vocab, float *z, candidate
     return last;
 }
 
-static void sample_row(const mb_sample_args *args, int64_t r, row_buffers buffers) {
+typedef struct sampling {
+    const mb_sample_args *args;
+    row_buffers buffers; /* of row 0; the others' follow */
+} sampling;
+
+static void sample_row(const void *context, int64_t r) {
+    const sampling *s = context;
+    const mb_sample_args *args = s->args;
     const mb_sample_row *row = &args->rows[r];
     const float *logits = args->logits + r * args->vocab;
-    float *z = buffers.z;
+    float *z = s->buffers.z + r * args->vocab;
     memcpy(z, logits, (size_t)args->vocab * sizeof *z);
     adjust_logits(row, args->vocab, z);
     int32_t id = find_best(z, args->vocab);
@@ -146,7 +153,7 @@ static void sample_row(const mb_sample_args *args, int64_t r, row_buffers buffer
         float maximum = z[id];
         for (int32_t i = 0; i < args->vocab; i++)
             z[i] = (z[i] - maximum) / row->temperature;
-        id = draw(row, args->vocab, z, buffers.candidates);
+        id = draw(row, args->vocab, z, s->buffers.candidates + r * args->vocab);
     }
     args->ids[r] = id;
     args->logprobs[r] =
@@ -181,14 +188,7 @@ mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t work
                workspace_bytes, needed);
     mb_arena arena;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);
-    row_buffers all = cut_workspace(args, &arena);
-
-    int n_threads = mb_cpu_threads(stream, 32.0 * (double)args->n_rows * args->vocab);
-    (void)n_threads;
-#pragma omp parallel for num_threads(n_threads) schedule(dynamic)
-    for (int64_t r = 0; r < args->n_rows; r++) {
-        row_buffers own = {all.z + r * args->vocab, all.candidates + r * args->vocab};
-        sample_row(args, r, own);
-    }
+    sampling s = {args, cut_workspace(args, &arena)};
+    mb_parallel_for(stream, 32.0 * (double)args->n_rows * args->vocab, args->n_rows, sample_row, &s);
     return MB_OK;
 }

@@ -10,27 +10,27 @@ static __device__ __forceinline__ void mb_tma_prefetch_map(const CUtensorMap *ma
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
-/* For data that is read once: it makes room again before anything else does. */
-static __device__ __forceinline__ uint64_t mb_l2_policy_evict_first(void) {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
-static __device__ __forceinline__ uint64_t mb_l2_policy_evict_normal(void) {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
-}
-
 /* One box of a five-dimensional tensor into shared memory; its bytes are counted on `full`. */
 static __device__ __forceinline__ void mb_tma_load_5d(void *to, const CUtensorMap *map, uint64_t *full,
-                                                      uint64_t policy, int x0, int x1, int x2, int x3,
-                                                      int x4) {
+                                                      int x0, int x1, int x2, int x3, int x4) {
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5, %6, %7}], [%2];" ::"r"(mb_shared_address(to)),
+                 "l"(map), "r"(mb_shared_address(full)), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+                 : "memory");
+}
+
+/* The same for data that nobody will read again: in L2 it makes room before anything else does. */
+static __device__ __forceinline__ void mb_tma_load_5d_evict_first(void *to, const CUtensorMap *map,
+                                                                  uint64_t *full, int x0, int x1, int x2,
+                                                                  int x3, int x4) {
     asm volatile(
+        "{\n"
+        ".reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
         "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
-        "[%0], [%1, {%4, %5, %6, %7, %8}], [%2], %3;" ::"r"(mb_shared_address(to)),
-        "l"(map), "r"(mb_shared_address(full)), "l"(policy), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+        "[%0], [%1, {%3, %4, %5, %6, %7}], [%2], policy;\n"
+        "}" ::"r"(mb_shared_address(to)),
+        "l"(map), "r"(mb_shared_address(full)), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
         : "memory");
 }
 

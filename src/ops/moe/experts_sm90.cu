@@ -36,10 +36,12 @@ enum {
     GATHER_THREADS = 32 * GATHER_WARPS,
     GATHER_ROWS = GATHER_THREADS / 8, /* rows that one pass of the gather warps covers, 8 lanes a row */
     RING = 4,                         /* items handed out ahead */
-    TOKEN_STEP_OF_PAIR = 16,          /* a pair of CTAs cuts a tile's tokens at multiples of it */
+    TOKEN_STEP_OF_PAIR = 8,           /* a pair of CTAs cuts a tile's tokens at multiples of it */
     STAGING_TOKENS = 64,              /* tokens that an epilogue stores at a time */
 };
 
+/* Where all weights are fewer bytes than this they are loaded to leave L2 first: 6 us less at T = 1, none
+ * from T = 4 on. */
 static const int64_t READ_ONCE_BYTES = 200 << 20;
 
 enum gemm { GEMM_W13, GEMM_W2, NO_MORE };
@@ -66,7 +68,7 @@ typedef struct experts_params {
     int32_t hidden, intermediate;
     int32_t pieces13, pieces2; /* of one expert's matrices */
     int32_t gated;
-    int32_t read_once; /* the weights should not stay in L2 */
+    int32_t read_once; /* the weights should not push anything out of L2 */
     activation_shape activation;
 } experts_params;
 
@@ -129,50 +131,72 @@ static __device__ __forceinline__ item decode(const experts_params *p, int32_t i
     return work;
 }
 
+/* A step of an item's weights, as the tensor map's coordinates: this CTA's part of the piece's rows. */
+typedef struct weight_box {
+    const CUtensorMap *map;
+    int32_t k_size, row_group, expert;
+} weight_box;
+
+static __device__ __forceinline__ weight_box box_of(const experts_params *p, const item *work,
+                                                    int32_t first_row) {
+    const int is_first = work->gemm == GEMM_W13;
+    weight_box box;
+    box.map = is_first ? &p->w13 : &p->w2;
+    box.k_size = work->gemm == NO_MORE ? 0 : is_first ? p->hidden : p->intermediate;
+    box.row_group = first_row / (is_first && p->gated ? 16 : 8);
+    box.expert = work->expert;
+    return box;
+}
+
 template <int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void stream_weights(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     constexpr int my_rows =
         weight_rows / n_ctas; /* the CTAs of a cluster load a part each, for all of them */
+    constexpr int stage_bytes = weight_rows * ROW_BYTES;
     const int32_t rank = n_ctas > 1 ? mb_cluster_rank() : 0;
-    const uint64_t policy = p->read_once ? mb_l2_policy_evict_first() : mb_l2_policy_evict_normal();
+    unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
     cursor stage = {0, 1}, ring = {0, 1};
     const int32_t n_token_tiles = *p->schedule.n_tiles;
     int32_t index = blockIdx.x / n_ctas;
+    item work = decode(p, index, n_token_tiles);
     for (;;) {
-        item work = decode(p, index, n_token_tiles);
+        item mine = work;
         if (n_ctas > 1) {
-            index += gridDim.x / n_ctas;
             const int32_t half =
                 ((work.n_rows + 1) / 2 + TOKEN_STEP_OF_PAIR - 1) / TOKEN_STEP_OF_PAIR * TOKEN_STEP_OF_PAIR;
             const int32_t begin = min(work.n_rows, rank * half);
-            work.n_rows = min(work.n_rows - begin, half);
-            work.first_row += begin;
-        } else if (work.gemm != NO_MORE)
-            index = gridDim.x + atomicAdd(p->schedule.next_item, 1);
+            mine.n_rows = min(work.n_rows - begin, half);
+            mine.first_row += begin;
+        }
         mb_mbarrier_wait(&s->ring_empty[ring.at], ring.parity);
-        s->ring[ring.at] = work;
+        s->ring[ring.at] = mine;
         mb_mbarrier_arrive(&s->ring_full[ring.at]);
         advance<RING>(&ring);
         if (work.gemm == NO_MORE)
             break;
 
-        const CUtensorMap *map = work.gemm == GEMM_W13 ? &p->w13 : &p->w2;
-        const int32_t k_size = work.gemm == GEMM_W13 ? p->hidden : p->intermediate;
-        const int32_t rows_per_group = work.gemm == GEMM_W13 && p->gated ? 16 : 8;
-        const int32_t row_group = (work.piece * weight_rows + rank * my_rows) / rows_per_group;
-        unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
-        for (int32_t k = 0; k < k_size; k += K_STEP) {
+        if (n_ctas > 1)
+            index += gridDim.x / n_ctas;
+        else
+            index = gridDim.x + atomicAdd(p->schedule.next_item, 1);
+        const item next = decode(p, index, n_token_tiles);
+        const weight_box box = box_of(p, &work, work.piece * weight_rows + rank * my_rows);
+        for (int32_t k = 0; k < box.k_size; k += K_STEP) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
-            mb_mbarrier_arrive_expect(&s->full[stage.at], weight_rows * ROW_BYTES);
+            mb_mbarrier_arrive_expect(&s->full[stage.at], stage_bytes);
             if constexpr (n_ctas > 1)
-                mb_tma_load_5d_multicast(to + stage.at * weight_rows * ROW_BYTES, map, &s->full[stage.at],
-                                         (1 << n_ctas) - 1, k, 0, 0, row_group, work.expert);
+                mb_tma_load_5d_multicast(to + stage.at * stage_bytes, box.map, &s->full[stage.at],
+                                         (1 << n_ctas) - 1, k, 0, 0, box.row_group, box.expert);
+            else if (p->read_once)
+                mb_tma_load_5d_evict_first(to + stage.at * stage_bytes, box.map, &s->full[stage.at], k, 0, 0,
+                                           box.row_group, box.expert);
             else
-                mb_tma_load_5d(to + stage.at * weight_rows * ROW_BYTES, map, &s->full[stage.at], policy, k, 0,
-                               0, row_group, work.expert);
+                mb_tma_load_5d(to + stage.at * stage_bytes, box.map, &s->full[stage.at], k, 0, 0,
+                               box.row_group, box.expert);
             advance<n_stages>(&stage);
         }
+        work = next;
     }
     mb_grid_launch_dependents();
 }
@@ -419,6 +443,16 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
         mb_add_release(&p->schedule.ready[work->token_tile], 1);
 }
 
+/* The item at the smallest number of tokens that wgmma has and that is enough. */
+template <int n, int cta_tokens, int n_blocks, int n_ctas, class shared>
+static __device__ __forceinline__ void consume_rounded(const experts_params *p, shared *s, int group,
+                                                       const item *work, cursor *stage) {
+    if (work->n_rows <= n)
+        consume<n, n_blocks, n_ctas>(p, s, group, work, stage);
+    else if constexpr (n < cta_tokens)
+        consume_rounded<n + 8, cta_tokens, n_blocks, n_ctas>(p, s, group, work, stage);
+}
+
 /* ---- the kernel
  * ---------------------------------------------------------------------------------------------- */
 
@@ -427,7 +461,6 @@ static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
     typedef shared_map<weight_rows, n_groups, cta_tokens, n_stages> shared;
     constexpr int n_blocks = weight_rows / n_groups / 64;
-    constexpr int step = cta_tokens / 8 < 8 ? 8 : cta_tokens / 8;
     constexpr int n_sums =
         n_blocks * cta_tokens / 2; /* accumulators of a thread: more than 64 need more registers */
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
@@ -469,30 +502,7 @@ static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
             const item work = next_item(s, &ring);
             if (work.gemm == NO_MORE)
                 break;
-#define CONSUME(i)                                                        \
-    if constexpr ((i)*step <= cta_tokens)                                 \
-        consume<(i)*step, n_blocks, n_ctas>(&p, s, group, &work, &stage); \
-    break
-            switch ((work.n_rows + step - 1) / step) {
-            case 0:
-            case 1:
-                CONSUME(1);
-            case 2:
-                CONSUME(2);
-            case 3:
-                CONSUME(3);
-            case 4:
-                CONSUME(4);
-            case 5:
-                CONSUME(5);
-            case 6:
-                CONSUME(6);
-            case 7:
-                CONSUME(7);
-            case 8:
-                CONSUME(8);
-            }
-#undef CONSUME
+            consume_rounded<8, cta_tokens, n_blocks, n_ctas>(&p, s, group, &work, &stage);
         }
     }
     if constexpr (n_ctas > 1)
@@ -604,11 +614,9 @@ extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_str
     params.pieces13 = (f->intermediate + outputs13 - 1) / outputs13;
     params.pieces2 = (f->hidden + tile->weight_rows - 1) / tile->weight_rows;
     params.activation = shape_of(f->activation);
-    /* So few bytes that L2 would keep all of them, at the cost of what is there (found by measurement). */
     const int64_t n_rows = f->n_tokens * f->top_k;
     const int64_t n_hit = n_rows < f->n_local_experts ? n_rows : f->n_local_experts;
-    params.read_once =
-        2 * n_hit * (f->w13.rows * f->hidden + (int64_t)f->hidden * f->intermediate) <= READ_ONCE_BYTES;
+    params.read_once = 2 * n_hit * (f->w13.rows + f->intermediate) * f->hidden <= READ_ONCE_BYTES;
     MB_TRY(encode_weight(&params.w13, &f->w13, params.gated, tile->box_rows));
     MB_TRY(encode_weight(&params.w2, &f->w2, 0, tile->box_rows));
 

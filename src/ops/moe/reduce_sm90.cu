@@ -28,8 +28,10 @@ static __device__ __forceinline__ uint32_t pack(float low, float high) {
 static __global__ void __launch_bounds__(THREADS) reduce(mb_moe_reduce_args args) {
     mb_grid_launch_dependents();
     mb_grid_wait();
-    const int64_t token = blockIdx.x;
-    const int32_t column = (blockIdx.y * THREADS + threadIdx.x) * COLUMNS_PER_THREAD;
+    const int32_t ctas_per_token =
+        (args.hidden + THREADS * COLUMNS_PER_THREAD - 1) / (THREADS * COLUMNS_PER_THREAD);
+    const int64_t token = blockIdx.x / ctas_per_token;
+    const int32_t column = (blockIdx.x % ctas_per_token * THREADS + threadIdx.x) * COLUMNS_PER_THREAD;
     if (column >= args.hidden)
         return;
     const __nv_bfloat16 *y = (const __nv_bfloat16 *)args.y + column;
@@ -73,10 +75,12 @@ extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_strea
     if (args->n_tokens == 0)
         return MB_OK;
     const int32_t columns_per_cta = THREADS * COLUMNS_PER_THREAD;
-    dim3 grid((unsigned)args->n_tokens, (unsigned)((args->hidden + columns_per_cta - 1) / columns_per_cta));
+    const int64_t n_ctas = args->n_tokens * ((args->hidden + columns_per_cta - 1) / columns_per_cta);
+    if (n_ctas > INT32_MAX)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: n_tokens %lld is too large", (long long)args->n_tokens);
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
-    mb_launch_config(&config, attributes, grid, THREADS, 0, stream);
+    mb_launch_config(&config, attributes, dim3((unsigned)n_ctas), THREADS, 0, stream);
     cudaError_t error = cudaLaunchKernelEx(&config, reduce, *args);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_reduce: launch failed: %s", cudaGetErrorString(error));

@@ -17,7 +17,8 @@
  *     }
  *     mb_release(session, id);  mb_session_close(session);  mb_model_close(model);
  *
- * examples/ has it whole. Every function that can fail returns mb_status; mb_last_error() tells more.
+ * examples/ has it whole. Every function that can fail returns mb_status; mb_last_error() tells more. A NULL
+ * that is not said to be allowed gives MB_ERR_ARGUMENT, where a status can say so.
  * "Caller owns" pointers are copied before the call returns unless the comment says otherwise.
  */
 #ifndef MOEBIUS_MOEBIUS_H
@@ -89,6 +90,7 @@ typedef struct mb_model_info {
     uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives */
     int32_t eos_ids[8], n_eos_ids;                   /* generation stops at these */
     int has_tokenizer, has_chat_template;
+    int has_unknown_chat_template; /* there is one, but it is not recognised: mb_chat_render refuses */
 } mb_model_info;
 
 /* Strings live as long as the model. */

@@ -63,3 +63,7 @@ mb_status mb_fail_context(mb_status status, const char *format, ...) {
     last_error[n] = '\0';
     return status;
 }
+
+mb_status mb_need(const void *argument, const char *what) {
+    return argument ? MB_OK : mb_fail(MB_ERR_ARGUMENT, "%s is NULL", what);
+}

@@ -12,6 +12,9 @@ __attribute__((format(printf, 2, 3))) mb_status mb_fail(mb_status status, const 
 /* Puts "context: " before the sentence of the failure just recorded, for callers that know more. */
 __attribute__((format(printf, 2, 3))) mb_status mb_fail_context(mb_status status, const char *format, ...);
 
+/* MB_ERR_ARGUMENT when an argument of a public call is NULL; what: "mb_submit: request". */
+mb_status mb_need(const void *argument, const char *what);
+
 /* Returns from the calling function when `expression` fails. */
 #define MB_TRY(expression)                       \
     do {                                         \

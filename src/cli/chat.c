@@ -244,9 +244,10 @@ static int open_chat(chat_state *chat, const char *directory) {
     mb_model_get_info(chat->model, &info);
     if (!info.has_tokenizer)
         return cli_failure("%s has no tokenizer.json, which a chat needs", directory);
-    if (!info.has_chat_template && given->model.chat_template == NULL)
-        return cli_failure("%s has no chat template; name one with --chat-template, or use moebius run --raw",
-                           directory);
+    if (!info.has_chat_template)
+        return cli_failure("%s has %s; name one with --chat-template, or use moebius run --raw", directory,
+                           info.has_unknown_chat_template ? "a chat template that is not known"
+                                                          : "no chat template");
     mb_session_options_init(&options);
     options.max_sequences = 1;
     options.max_step_tokens = options.prefill_chunk;

@@ -90,7 +90,10 @@ static void print_table(const char *directory, const mb_model_info *info) {
         cli_print("%s %" PRId32, i > 0 ? "," : "", info->eos_ids[i]);
     cli_print("%s\n", info->n_eos_ids > 0 ? "" : " none");
     cli_print("%-20s %s\n", "tokenizer", info->has_tokenizer ? "yes" : "no: use token ids");
-    cli_print("%-20s %s\n\n", "chat template", info->has_chat_template ? "yes" : "no");
+    cli_print("%-20s %s\n\n", "chat template",
+              info->has_chat_template           ? "yes"
+              : info->has_unknown_chat_template ? "not known: name one with --chat-template"
+                                                : "no");
 
     print_count("parameters", info->n_parameters);
     print_count("active for a token", info->n_active_parameters);

@@ -85,7 +85,7 @@ static int render_prompt(const settings *given, const mb_model *model, const cha
     mb_model_info info;
     cli_conversation conversation;
     mb_model_get_info(model, &info);
-    if (given->raw || (!info.has_chat_template && given->model.chat_template == NULL)) {
+    if (given->raw || (!info.has_chat_template && !info.has_unknown_chat_template)) {
         if (given->system != NULL || given->no_think)
             return cli_failure(
                 "--system and --no-think need a chat template, which this model does not have");

@@ -185,6 +185,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .n_eos_ids = model->generation.n_eos_ids,
         .has_tokenizer = model->tokenizer != NULL,
         .has_chat_template = model->chat_template != MB_CHAT_NONE && model->chat_template != MB_CHAT_UNKNOWN,
+        .has_unknown_chat_template = model->chat_template == MB_CHAT_UNKNOWN,
     };
     for (int i = 0; i < config->n_layers; i++)
         info->n_moe_layers += config->is_moe[i];

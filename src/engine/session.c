@@ -195,6 +195,9 @@ void mb_request_init(const mb_model *model, mb_request *request) {
 
 mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id) {
     mb_sequence *sequence;
+    MB_TRY(mb_need(session, "mb_submit: session"));
+    MB_TRY(mb_need(request, "mb_submit: request"));
+    MB_TRY(mb_need(id, "mb_submit: id"));
     *id = 0;
     MB_TRY(mb_sequence_create(session->model, request, &sequence));
     pthread_mutex_lock(&session->lock);
@@ -212,7 +215,12 @@ mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id
 
 mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t capacity, size_t *n_tokens,
                   mb_state *state) {
+    MB_TRY(mb_need(session, "mb_read: session"));
+    MB_TRY(mb_need(n_tokens, "mb_read: n_tokens"));
+    MB_TRY(mb_need(state, "mb_read: state"));
     *n_tokens = 0;
+    if (capacity > 0)
+        MB_TRY(mb_need(tokens, "mb_read: tokens"));
     pthread_mutex_lock(&session->lock);
     mb_sequence *sequence = *find(session, id);
     if (sequence) {
@@ -235,6 +243,7 @@ static void cancel(mb_session *session, mb_sequence *sequence) {
 }
 
 mb_status mb_cancel(mb_session *session, uint64_t id) {
+    MB_TRY(mb_need(session, "mb_cancel: session"));
     pthread_mutex_lock(&session->lock);
     mb_sequence *sequence = *find(session, id);
     if (sequence)
@@ -244,6 +253,7 @@ mb_status mb_cancel(mb_session *session, uint64_t id) {
 }
 
 mb_status mb_release(mb_session *session, uint64_t id) {
+    MB_TRY(mb_need(session, "mb_release: session"));
     pthread_mutex_lock(&session->lock);
     mb_sequence **place = find(session, id), *sequence = *place;
     int destroy = 0;
@@ -328,6 +338,7 @@ static void commit(mb_session *session, mb_status status) {
 }
 
 mb_status mb_step(mb_session *session, int *n_unfinished) {
+    MB_TRY(mb_need(session, "mb_step: session"));
     pthread_mutex_lock(&session->lock);
     if (session->stepping) {
         pthread_mutex_unlock(&session->lock);

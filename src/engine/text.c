@@ -12,7 +12,13 @@ static mb_status need_tokenizer(const mb_model *model) {
 
 mb_status mb_tokenize(const mb_model *model, const char *text, size_t n_bytes, int parse_special,
                       int32_t *ids, size_t capacity, size_t *n_ids) {
+    MB_TRY(mb_need(model, "mb_tokenize: model"));
+    MB_TRY(mb_need(n_ids, "mb_tokenize: n_ids"));
     *n_ids = 0;
+    if (n_bytes > 0)
+        MB_TRY(mb_need(text, "mb_tokenize: text"));
+    if (capacity > 0)
+        MB_TRY(mb_need(ids, "mb_tokenize: ids"));
     MB_TRY(need_tokenizer(model));
     int32_t *encoded;
     size_t n;
@@ -28,6 +34,9 @@ mb_status mb_tokenize(const mb_model *model, const char *text, size_t n_bytes, i
 
 mb_status mb_token_bytes(const mb_model *model, int32_t id, const char **bytes, size_t *n_bytes,
                          int *is_special) {
+    MB_TRY(mb_need(model, "mb_token_bytes: model"));
+    MB_TRY(mb_need(bytes, "mb_token_bytes: bytes"));
+    MB_TRY(mb_need(n_bytes, "mb_token_bytes: n_bytes"));
     MB_TRY(need_tokenizer(model));
     int special;
     return mb_tokenizer_bytes(model->tokenizer, id, bytes, n_bytes, is_special ? is_special : &special);
@@ -49,7 +58,9 @@ static size_t room_for(size_t n_bytes) {
 }
 
 mb_status mb_decoder_open(const mb_model *model, int skip_special, mb_decoder **decoder) {
+    MB_TRY(mb_need(decoder, "mb_decoder_open: decoder"));
     *decoder = NULL;
+    MB_TRY(mb_need(model, "mb_decoder_open: model"));
     MB_TRY(need_tokenizer(model));
     mb_decoder *opened = mb_calloc(1, sizeof *opened);
     if (!opened)
@@ -72,6 +83,9 @@ void mb_decoder_close(mb_decoder *decoder) {
 }
 
 mb_status mb_decoder_push(mb_decoder *decoder, int32_t id, const char **text, size_t *n_bytes) {
+    MB_TRY(mb_need(decoder, "mb_decoder_push: decoder"));
+    MB_TRY(mb_need(text, "mb_decoder_push: text"));
+    MB_TRY(mb_need(n_bytes, "mb_decoder_push: n_bytes"));
     *text = "";
     *n_bytes = 0;
     const char *bytes;
@@ -89,6 +103,9 @@ mb_status mb_decoder_push(mb_decoder *decoder, int32_t id, const char **text, si
 }
 
 mb_status mb_decoder_finish(mb_decoder *decoder, const char **text, size_t *n_bytes) {
+    MB_TRY(mb_need(decoder, "mb_decoder_finish: decoder"));
+    MB_TRY(mb_need(text, "mb_decoder_finish: text"));
+    MB_TRY(mb_need(n_bytes, "mb_decoder_finish: n_bytes"));
     *n_bytes = mb_utf8_stream_finish(&decoder->stream, decoder->text);
     decoder->text[*n_bytes] = '\0';
     *text = decoder->text;
@@ -105,6 +122,9 @@ mb_status mb_chat_render(const mb_model *model, const char *messages_json, const
                          char **text) {
     mb_chat_options defaults;
     mb_chat_options_init(&defaults);
+    MB_TRY(mb_need(text, "mb_chat_render: text"));
     *text = NULL;
+    MB_TRY(mb_need(model, "mb_chat_render: model"));
+    MB_TRY(mb_need(messages_json, "mb_chat_render: messages_json"));
     return mb_chat_template_render(model->chat_template, messages_json, options ? options : &defaults, text);
 }

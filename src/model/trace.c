@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "ops/common/dtype.h"
 
-static atomic_int step_number;
+static atomic_int step_number, failure_reported;
 
 int mb_trace_enabled(void) {
     const char *directory = getenv("MOEBIUS_TRACE");
@@ -62,8 +62,8 @@ void mb_trace(mb_device *device, int layer, const char *name, const void *data, 
     }
     if (file && fclose(file) != 0)
         written = 0;
-    if (!written)
-        mb_log(MB_LOG_WARN, "trace: %s could not be written", path);
+    if (!written && !atomic_exchange(&failure_reported, 1)) /* once: the next would say the same */
+        mb_log(MB_LOG_WARN, "trace: %s could not be written; is MOEBIUS_TRACE a directory?", path);
     mb_free(raw);
     mb_free(values);
 }

@@ -66,6 +66,24 @@ def test_bf16_differs_from_fp32(moebius, golden_model):
     assert rows[0] != rows[1]
 
 
+def test_trace_writes_every_output(moebius, golden_model, tmp_path):
+    arguments = ("run", golden_model, "--ids", "5,6,7", "-n", 2, "--greedy", "--print-ids", "-q", "--ignore-eos")
+    traced = moebius(*arguments, env={**os.environ, "MOEBIUS_TRACE": str(tmp_path)})
+    assert traced.returncode == 0 and traced.stderr == b"" and traced.stdout == moebius(*arguments).stdout
+    first, second = sorted(tmp_path.glob("*-logits.npy"))
+    ids = [int(id) for id in traced.stdout.split(b",")]
+    assert [int(numpy.load(path)[-1].argmax()) for path in (first, second)] == ids
+    layers = [len(list(tmp_path.glob(f"??????-{layer:02}-*.npy"))) for layer in range(2)]
+    assert layers == [18, 18]  # nine outputs in each of two steps
+
+
+def test_trace_that_cannot_be_written_warns_once(moebius, golden_model, tmp_path):
+    arguments = ("run", golden_model, "--ids", "5,6,7", "-n", 2, "--print-ids", "-q")
+    result = moebius(*arguments, env={**os.environ, "MOEBIUS_TRACE": str(tmp_path / "missing")})
+    assert result.returncode == 0
+    assert len(result.stderr.splitlines()) == 1 and b"MOEBIUS_TRACE" in result.stderr
+
+
 def test_logprobs_have_nine_digits(moebius, golden_model):
     text = moebius("logprobs", golden_model, "--ids", "5", "--json").stdout.decode()
     numbers = re.findall(r"-[\d.e-]+", text)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -75,6 +76,26 @@ def test_failures_say_why(moebius, arguments, sentence):
     result = moebius(*arguments)
     assert result.returncode == 1 and result.stdout == b""
     assert result.stderr.decode().startswith("moebius: ") and sentence in result.stderr.decode()
+
+
+def test_unknown_chat_template_is_refused(moebius, tmp_path):
+    """A prompt must never reach a chat model without the frame that it was trained with, unasked."""
+    directory = shutil.copytree(DEMO, tmp_path / "model")
+    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for arguments in (["run", directory, "-p", "Hi", "-n", 1], ["chat", directory]):
+        result = moebius(*arguments, input="Hi\n")
+        assert result.returncode == 1 and result.stdout == b""
+        assert "a chat template that is not known" in result.stderr.decode() and "--chat-template" in result.stderr.decode()
+        named = moebius(*arguments, "--chat-template", "qwen3", "--greedy", input="Hi\n")
+        assert named.returncode == 0 and named.stdout != b""
+    assert moebius("run", directory, "-p", "Hi", "-n", 1, "--raw").returncode == 0
+    assert "not known" in moebius("info", directory).stdout.decode()
+
+
+def test_zero_bytes_in_a_prompt(moebius):
+    result = moebius("run", DEMO, "-p", "-", input=b"What is\0 7?")
+    assert result.returncode == 1
+    assert result.stderr == b"moebius: the prompt has a zero byte at offset 7; is it text?\n"
 
 
 def test_demo_answers_at_once(moebius):

@@ -231,6 +231,34 @@ static void test_bad_requests_are_named(void **state) {
     mb_session_close(session);
 }
 
+static void test_null_arguments_are_refused(void **state) {
+    (void)state;
+    mb_session *session = session_with(model, 0, 0, 0, 256);
+    generation g = random_generation(9, 4, 2);
+    mb_token token;
+    size_t n;
+    mb_state ignored;
+    uint64_t id;
+    assert_int_equal(mb_submit(NULL, &g.request, &id), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_submit(session, NULL, &id), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "mb_submit: request is NULL");
+    assert_int_equal(mb_submit(session, &g.request, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(session_stats(session).n_waiting, 0);
+    generation_submit(&g, session);
+    assert_int_equal(mb_step(NULL, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_step(session, NULL), MB_OK);
+    assert_int_equal(mb_read(NULL, g.id, &token, 1, &n, &ignored), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_read(session, g.id, NULL, 1, &n, &ignored), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_read(session, g.id, &token, 1, NULL, &ignored), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_read(session, g.id, &token, 1, &n, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_cancel(NULL, g.id), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_release(NULL, g.id), MB_ERR_ARGUMENT);
+    generations_run(&g, 1, session); /* nothing of it was lost */
+    assert_int_equal(g.n_tokens, 2);
+    generation_free(&g);
+    mb_session_close(session);
+}
+
 static void test_full_queue_is_refused(void **state) {
     (void)state;
     mb_session_options options;
@@ -374,15 +402,11 @@ static void test_cancel_and_release_in_flight(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states_follow_the_life),
-        cmocka_unit_test(test_stop_tokens_end_the_answer),
-        cmocka_unit_test(test_eos_of_the_model_stops),
-        cmocka_unit_test(test_scoring_a_prompt_only),
-        cmocka_unit_test(test_bad_requests_are_named),
-        cmocka_unit_test(test_full_queue_is_refused),
-        cmocka_unit_test(test_bad_session_options_are_named),
-        cmocka_unit_test(test_cancel_in_every_state),
-        cmocka_unit_test(test_cancel_and_release_in_flight),
+        cmocka_unit_test(test_states_follow_the_life), cmocka_unit_test(test_stop_tokens_end_the_answer),
+        cmocka_unit_test(test_eos_of_the_model_stops), cmocka_unit_test(test_scoring_a_prompt_only),
+        cmocka_unit_test(test_bad_requests_are_named), cmocka_unit_test(test_null_arguments_are_refused),
+        cmocka_unit_test(test_full_queue_is_refused),  cmocka_unit_test(test_bad_session_options_are_named),
+        cmocka_unit_test(test_cancel_in_every_state),  cmocka_unit_test(test_cancel_and_release_in_flight),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

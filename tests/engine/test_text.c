@@ -139,12 +139,39 @@ static void test_chat_prompt(void **state) {
     mb_free_text(NULL);
 }
 
+static void test_null_arguments_are_refused(void **state) {
+    (void)state;
+    int32_t ids[MAX_IDS];
+    size_t n;
+    const char *bytes;
+    char *text;
+    mb_decoder *decoder;
+    assert_int_equal(mb_tokenize(NULL, "a", 1, 0, ids, MAX_IDS, &n), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_tokenize(model, NULL, 1, 0, ids, MAX_IDS, &n), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_tokenize(model, "a", 1, 0, NULL, MAX_IDS, &n), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_tokenize(model, "a", 1, 0, ids, MAX_IDS, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_tokenize(model, NULL, 0, 0, NULL, 0, &n), MB_OK);
+    assert_int_equal(mb_token_bytes(NULL, 1, &bytes, &n, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_token_bytes(model, 1, NULL, &n, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_token_bytes(model, 1, &bytes, NULL, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_decoder_open(NULL, 0, &decoder), MB_ERR_ARGUMENT);
+    assert_null(decoder);
+    assert_int_equal(mb_decoder_open(model, 0, NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_decoder_push(NULL, 1, &bytes, &n), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_decoder_finish(NULL, &bytes, &n), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_chat_render(NULL, "[]", NULL, &text), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_chat_render(model, NULL, NULL, &text), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "mb_chat_render: messages_json is NULL");
+    assert_int_equal(mb_chat_render(model, "[]", NULL, NULL), MB_ERR_ARGUMENT);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_small_buffers_are_left_alone),
         cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_streaming_decoder),
         cmocka_unit_test(test_chat_prompt),
+        cmocka_unit_test(test_null_arguments_are_refused),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

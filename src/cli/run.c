@@ -115,11 +115,15 @@ static int open_session(const settings *given, mb_model *model, mb_request *requ
     if (!sampling->max_new_tokens.given)
         request->max_new_tokens =
             limit - n_prompt < DEFAULT_NEW_TOKENS ? limit - n_prompt : DEFAULT_NEW_TOKENS;
-    if (request->max_new_tokens < 0 || n_prompt + request->max_new_tokens > limit)
+    const char *which = limit < info.max_positions ? "see --kv-tokens" : "the model's limit";
+    if (!sampling->max_new_tokens.given && request->max_new_tokens < 1)
+        return cli_failure("the prompt of %" PRId64 " tokens leaves no room for an answer in the %" PRId64
+                           " positions that there are (%s)",
+                           n_prompt, limit, which);
+    if (n_prompt + request->max_new_tokens > limit)
         return cli_failure("the prompt of %" PRId64 " tokens and the answer of up to %" PRId64
                            " do not fit the %" PRId64 " positions that there are (%s)",
-                           n_prompt, request->max_new_tokens > 0 ? request->max_new_tokens : 0, limit,
-                           limit < info.max_positions ? "see --kv-tokens" : "the model's limit");
+                           n_prompt, request->max_new_tokens, limit, which);
     mb_session_options_init(&options);
     options.max_sequences = 1;
     options.max_step_tokens = options.prefill_chunk;

@@ -92,6 +92,15 @@ def test_unknown_chat_template_is_refused(moebius, tmp_path):
     assert "not known" in moebius("info", directory).stdout.decode()
 
 
+def test_prompt_that_leaves_no_room_for_an_answer(moebius, golden_model):
+    positions = json.loads((golden_model / "config.json").read_text())["max_position_embeddings"]
+    ids = ",".join(["5"] * positions)
+    result = moebius("run", golden_model, "--ids", ids, "--print-ids")
+    assert result.returncode == 1 and result.stdout == b""
+    assert "leaves no room" in result.stderr.decode()
+    assert moebius("run", golden_model, "--ids", ids, "--print-ids", "-n", 0).stdout == b"\n"  # asked for
+
+
 def test_zero_bytes_in_a_prompt(moebius):
     result = moebius("run", DEMO, "-p", "-", input=b"What is\0 7?")
     assert result.returncode == 1

@@ -365,15 +365,22 @@ static __device__ __forceinline__ void stage_plain(uint32_t staging, const activ
     }
 }
 
-/* Staged rows to global memory, 16 bytes a thread. */
+/* Staged rows to global memory, 16 bytes a thread. Large tiles' rows are read again only after much else has
+ * gone through L2: they are stored to leave it first. */
+template <int n_ctas>
 static __device__ __forceinline__ void copy_out(uint32_t staging, int log2_chunks, int n_tokens,
                                                 int32_t n_outputs, int32_t width, __nv_bfloat16 *out) {
 #pragma unroll 1
     for (int i = threadIdx.x % WARPGROUP; i < n_tokens << log2_chunks; i += WARPGROUP) {
         const int token = i >> log2_chunks, chunk = i & ((1 << log2_chunks) - 1);
-        if (chunk * 8 < n_outputs)
-            *(uint4 *)(out + (int64_t)token * width + chunk * 8) =
-                mb_load_shared_16(staging + token * ROW_BYTES + ((chunk ^ (token % 8)) * 16));
+        if (chunk * 8 >= n_outputs)
+            continue;
+        const uint4 value = mb_load_shared_16(staging + token * ROW_BYTES + ((chunk ^ (token % 8)) * 16));
+        uint4 *to = (uint4 *)(out + (int64_t)token * width + chunk * 8);
+        if constexpr (n_ctas > 1)
+            __stcs(to, value);
+        else
+            *to = value;
     }
 }
 
@@ -418,7 +425,7 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
                 else
                     stage_gated<n_last>(staging, m, &p->activation, &sum[m][token0 / 2]);
             mb_named_barrier_sync(1 + group, WARPGROUP);
-            copy_out(staging, n_blocks == 1 ? 2 : 3, n_tokens, n_outputs, width, to);
+            copy_out<n_ctas>(staging, n_blocks == 1 ? 2 : 3, n_tokens, n_outputs, width, to);
             mb_named_barrier_sync(1 + group, WARPGROUP);
         } else {
 #pragma unroll
@@ -434,7 +441,7 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
                 else
                     stage_plain<rest, 0>(staging, &p->activation, values);
                 mb_named_barrier_sync(1 + group, WARPGROUP);
-                copy_out(staging, 3, n_tokens, n_outputs - m * 64, width, to + m * 64);
+                copy_out<n_ctas>(staging, 3, n_tokens, n_outputs - m * 64, width, to + m * 64);
                 mb_named_barrier_sync(1 + group, WARPGROUP);
             }
         }

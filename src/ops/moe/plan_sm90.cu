@@ -16,7 +16,7 @@ enum {
     MAX_WARPS = MAX_THREADS / 32,
     MAX_EXPERTS = 1024, /* one thread each in the scan */
     MAX_CTAS = 128,
-    ONE_CTA_CHOICES = 8192, /* up to here one CTA is quicker than two launches */
+    ONE_CTA_CHOICES = 1024, /* up to here one CTA is quicker than two launches */
 };
 
 static const uint32_t EVERY_LANE = 0xffffffff;
@@ -182,7 +182,7 @@ static int32_t n_plan_ctas(const mb_moe_plan_args *args) {
     int64_t n_choices = args->n_tokens * args->top_k;
     if (n_choices <= ONE_CTA_CHOICES)
         return 1;
-    int64_t n_ctas = (n_choices + 2 * MAX_THREADS - 1) / (2 * MAX_THREADS);
+    int64_t n_ctas = (n_choices + MAX_THREADS - 1) / MAX_THREADS;
     return n_ctas < MAX_CTAS ? (int32_t)n_ctas : MAX_CTAS;
 }
 

@@ -4,6 +4,10 @@
 
 #include "moebius/status.h"
 
+#ifdef __cplusplus /* kernels' launchers record failures too */
+extern "C" {
+#endif
+
 /* Records this thread's error sentence and returns `status`, so that callers write
  *     return mb_fail(MB_ERR_FORMAT, "%s: header is %zu bytes, more than the file", path, n);
  * The sentence says what, where and what to do; no trailing newline. Never allocates. */
@@ -22,5 +26,9 @@ mb_status mb_need(const void *argument, const char *what);
         if (mb_try_status_ != MB_OK)             \
             return mb_try_status_;               \
     } while (0)
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

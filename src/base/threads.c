@@ -24,6 +24,7 @@
 enum {
     RANGES_PER_THREAD = 8, /* evens out items of unequal cost, and threads that start late */
     MAX_THREADS = 1024,
+    STACK_BYTES = 1 << 20,
     N_SPINS = 1000, /* pauses of 15 to 50 ns before a thread sleeps */
     CACHE_LINE = 64,
 };
@@ -158,15 +159,21 @@ void mb_pool_run(mb_pool *pool, int n_threads, int64_t n_items, mb_pool_fn fn, c
 
 /* ---- Opening and closing ------------------------------------------------------------------------------ */
 
-/* Signals stay with the program's own threads. */
+/* Signals stay with the program's own threads. A stack of the usual 8 MiB for each of many threads would use
+ * up a limited address space; operators need some 20 KiB. */
 static void start_workers(mb_pool *pool, int n_wanted) {
     sigset_t all, former;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0)
+        return;
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &former);
     while (pool->n_workers < n_wanted &&
-           pthread_create(&pool->workers[pool->n_workers], NULL, work, pool) == 0)
+           pthread_create(&pool->workers[pool->n_workers], &attributes, work, pool) == 0)
         pool->n_workers++;
     pthread_sigmask(SIG_SETMASK, &former, NULL);
+    pthread_attr_destroy(&attributes);
     if (pool->n_workers < n_wanted)
         mb_log(MB_LOG_WARN, "threads: the system gives %d threads, not %d; going on with these",
                pool->n_workers + 1, n_wanted + 1);

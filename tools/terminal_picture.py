@@ -26,7 +26,7 @@ COMMANDS = [
     'moebius run models/demo -p "Tell me a short story." --no-think --seed 3',
 ]
 
-COLUMNS = 100
+COLUMNS = 108
 CELL_WIDTH, LINE_HEIGHT, FONT_SIZE = 8.4, 20, 14
 PADDING, TITLE_HEIGHT = 18, 34
 BACKGROUND, BORDER, TITLE_BAR = "#16181d", "#2c313a", "#20242c"

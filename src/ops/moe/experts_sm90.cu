@@ -96,13 +96,11 @@ template <int n> static __device__ __forceinline__ void advance(cursor *c) {
     }
 }
 
-/* Reads the next item of the ring; every lane of the warp calls it. */
+/* Reads the next item of the ring. Every lane says itself that it has read: quicker than one for its warp. */
 template <class shared> static __device__ __forceinline__ item next_item(shared *s, cursor *ring) {
     mb_mbarrier_wait(&s->ring_full[ring->at], ring->parity);
     item work = s->ring[ring->at];
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        mb_mbarrier_arrive(&s->ring_empty[ring->at]);
+    mb_mbarrier_arrive(&s->ring_empty[ring->at]);
     advance<RING>(ring);
     return work;
 }
@@ -318,15 +316,13 @@ static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_
     release<n_ctas>(&s->empty[previous]);
 }
 
-/* Accumulators start as the bias of their output: rows lane / 4 and + 8 of this warp's 16. */
+/* Accumulators start as the bias of their output: rows lane / 4 and + 8 of this warp's 16, where the matrix
+ * has them: its last piece may end at any multiple of 8. */
 template <int n>
-static __device__ __forceinline__ void set_to_bias(const __nv_bfloat16 *bias, int32_t low, int32_t high,
-                                                   int inside, float (&sum)[n / 2]) {
-    float bias_low = 0, bias_high = 0;
-    if (bias && inside) {
-        bias_low = __bfloat162float(bias[low]);
-        bias_high = __bfloat162float(bias[high]);
-    }
+static __device__ __forceinline__ void set_to_bias(const __nv_bfloat16 *bias, int low_inside, int32_t low,
+                                                   int high_inside, int32_t high, float (&sum)[n / 2]) {
+    const float bias_low = bias && low_inside ? __bfloat162float(bias[low]) : 0;
+    const float bias_high = bias && high_inside ? __bfloat162float(bias[high]) : 0;
 #pragma unroll
     for (int j = 0; j < n / 8; j++) {
         sum[4 * j] = sum[4 * j + 1] = bias_low;
@@ -404,7 +400,8 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
 #pragma unroll
     for (int m = 0; m < n_blocks; m++) {
         const int32_t low = first_output + m * block_outputs + warp * (gated ? 8 : 16) + lane / 4;
-        set_to_bias<n>(bias, low, gated ? low + width : low + 8, low < width, sum[m]);
+        const int32_t high = gated ? low + width : low + 8;
+        set_to_bias<n>(bias, low < width, low, high < (gated ? 2 * width : width), high, sum[m]);
     }
 
     multiply<n, n_blocks, n_ctas>(s, group, is_first ? p->hidden : p->intermediate, stage, sum);
@@ -480,7 +477,7 @@ static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
         }
         for (int i = 0; i < RING; i++) {
             mb_mbarrier_init(&s->ring_full[i], 1);
-            mb_mbarrier_init(&s->ring_empty[i], GATHER_WARPS + 4 * n_groups);
+            mb_mbarrier_init(&s->ring_empty[i], GATHER_THREADS + n_groups * WARPGROUP);
         }
         mb_mbarrier_init_fence();
         mb_tma_prefetch_map(&p.w13);

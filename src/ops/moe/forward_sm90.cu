@@ -93,6 +93,16 @@ static mb_status check(const mb_moe_forward_args *args) {
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: w2 is [%lld, %lld, %lld], not [%d, %d, %d]",
                        (long long)args->w2.count, (long long)args->w2.rows, (long long)args->w2.cols,
                        args->n_local_experts, args->hidden, args->intermediate);
+    if (args->first_expert < 0 || args->first_expert > args->n_experts - args->n_local_experts)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: experts %d and %d more are not all in 0 .. %d",
+                       args->first_expert, args->n_local_experts - 1, args->n_experts - 1);
+    if ((int)args->activation < MB_ACT_SWIGLU || args->activation > MB_ACT_RELU2)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: activation %d is unknown", (int)args->activation);
+    if (((uintptr_t)args->x | (uintptr_t)args->residual | (uintptr_t)args->shared | (uintptr_t)args->out |
+         (uintptr_t)args->w13.data | (uintptr_t)args->w2.data) %
+        16)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "moe_forward: x, w13, w2, residual, shared and out must be 16-byte aligned");
     if (args->n_tokens > 0 && (!args->x || !args->weights || !args->ids || !args->w13.data ||
                                !args->w2.data || !args->out || args->x == args->out))
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x, weights, ids, w13, w2 or out is NULL, or out is x");

@@ -127,6 +127,8 @@ extern "C" mb_status mb_moe_route_sm90(const mb_moe_route_args *args, mb_stream 
                        (long long)args->n_tokens, args->n_experts, args->top_k);
     if (args->logits_dtype != MB_F32 && args->logits_dtype != MB_BF16)
         return mb_fail(MB_ERR_ARGUMENT, "moe_route: logits_dtype must be fp32 or bf16");
+    if (args->order != MB_ROUTE_SOFTMAX_TOPK && args->order != MB_ROUTE_TOPK_SOFTMAX)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_route: order %d is unknown", (int)args->order);
     if (args->n_tokens == 0)
         return MB_OK;
     if (!args->logits || !args->weights || !args->ids)

@@ -2,12 +2,10 @@
 #ifndef MB_OPS_HOPPER_LAUNCH_CUH
 #define MB_OPS_HOPPER_LAUNCH_CUH
 
+#include "base/status.h"
+
 #include <cuda_runtime.h>
 #include <stdint.h>
-
-extern "C" {
-#include "base/status.h"
-}
 
 /* All warps of a warpgroup together: give registers back, or take them. */
 template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_decrease(void) {

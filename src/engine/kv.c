@@ -21,17 +21,13 @@ void mb_kv_init(mb_kv *kv, mb_arena *arena, int32_t n_blocks, int32_t max_tables
     kv->n_free_tables = max_tables;
 }
 
-static int64_t blocks_for(int64_t n_tokens) {
-    return n_tokens / MB_KV_BLOCK_TOKENS + (n_tokens % MB_KV_BLOCK_TOKENS != 0);
-}
-
 int mb_kv_can_ever_fit(const mb_kv *kv, int64_t n_tokens) {
-    int64_t n = blocks_for(n_tokens);
+    int64_t n = mb_kv_blocks_for(n_tokens);
     return n <= kv->n_blocks && n <= kv->max_blocks;
 }
 
 int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens) {
-    int64_t n = blocks_for(n_tokens);
+    int64_t n = mb_kv_blocks_for(n_tokens);
     if (n < 1 || n > kv->max_blocks || n > kv->n_free - kv->n_promised || kv->n_free_tables == 0)
         return -1;
     int32_t table = kv->free_tables[--kv->n_free_tables];
@@ -42,7 +38,7 @@ int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens) {
 
 int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens) {
     mb_kv_table *owner = &kv->tables[table];
-    int64_t n = blocks_for(n_tokens);
+    int64_t n = mb_kv_blocks_for(n_tokens);
     if (n > owner->n_reserved)
         return -1;
     int32_t *blocks = kv->blocks + (size_t)table * (size_t)kv->max_blocks;

@@ -15,6 +15,11 @@
 
 enum { MB_KV_BLOCK_TOKENS = 64 };
 
+/* Blocks that n_tokens >= 0 positions take. */
+static inline int64_t mb_kv_blocks_for(int64_t n_tokens) {
+    return n_tokens / MB_KV_BLOCK_TOKENS + (n_tokens % MB_KV_BLOCK_TOKENS != 0);
+}
+
 typedef struct mb_kv_table {
     int32_t n_blocks;   /* owned: the front of the table's row in `blocks` */
     int32_t n_reserved; /* may be owned at most; 0: the table is not in use */

@@ -72,10 +72,6 @@ static int32_t smaller(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-static int32_t blocks_for(int64_t n_tokens) {
-    return (int32_t)((n_tokens + MB_KV_BLOCK_TOKENS - 1) / MB_KV_BLOCK_TOKENS);
-}
-
 static void cut(mb_session *session, mb_arena *arena, int32_t max_sequences, int32_t max_queued) {
     size_t n_buckets = 16;
     while (n_buckets < 2 * ((size_t)max_sequences + (size_t)max_queued))
@@ -100,8 +96,8 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         .max_sequences = max_sequences,
         .max_step_tokens = options->max_step_tokens,
         .max_logits = smaller(max_sequences + PROMPT_LOGITS, options->max_step_tokens),
-        .max_blocks = blocks_for(model->config.max_positions),
-        .n_kv_blocks = blocks_for(kv_tokens),
+        .max_blocks = (int32_t)mb_kv_blocks_for(model->config.max_positions),
+        .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),
     };
     MB_TRY(mb_runner_open(&session->runner, model, &runner_limits));
 

@@ -180,10 +180,6 @@ void mb_runner_close(mb_runner *runner) {
 
 /* ---- Filling ------------------------------------------------------------------------------------------ */
 
-static int32_t blocks_of(int64_t n_tokens) {
-    return (int32_t)((n_tokens + MB_KV_BLOCK - 1) / MB_KV_BLOCK);
-}
-
 static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
     mb_step_counts n = {.n_sequences = n_planned};
     for (int32_t i = 0; i < n_planned; i++) {
@@ -199,8 +195,9 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
             n.n_bias += (size_t)sequence->sampling.n_logit_bias;
             n.n_seen += (size_t)sequence->seen.n;
         }
-        if (n.max_blocks < blocks_of(kv_len))
-            n.max_blocks = blocks_of(kv_len);
+        int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len);
+        if (n.max_blocks < n_blocks)
+            n.max_blocks = n_blocks;
         if (n.max_q_len < item->n_tokens)
             n.max_q_len = item->n_tokens;
         if (n.max_kv_len < kv_len)
@@ -288,7 +285,7 @@ static void fill_tokens(mb_runner *runner, const mb_kv *kv, const mb_planned *it
         in->slots[at->token + i] = mb_kv_slot(kv, job->table, position);
     }
     int64_t kv_len = job->n_cached + item->n_tokens;
-    int32_t n_blocks = blocks_of(kv_len), max_blocks = runner->counts.max_blocks;
+    int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len), max_blocks = runner->counts.max_blocks;
     int32_t *table = in->block_table + (size_t)i_planned * (size_t)max_blocks;
     memcpy(table, mb_kv_blocks(kv, job->table), (size_t)n_blocks * sizeof *table);
     memset(table + n_blocks, 0, (size_t)(max_blocks - n_blocks) * sizeof *table);

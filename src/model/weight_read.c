@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "ops/common/dtype.h"
 
 enum { PIECE_BYTES = 8 << 20, MAX_THREADS = 16, MAX_BUFFERS = 2 * MAX_THREADS, FP8_BLOCK = 128 };
 
@@ -66,20 +67,6 @@ static int next_piece(weight_reader *r, piece *p) {
     return 0;
 }
 
-static float stored_float(const char *bytes, size_t i, mb_dtype dtype) {
-    uint32_t bits = 0;
-    if (dtype == MB_BF16) {
-        uint16_t half;
-        memcpy(&half, bytes + i * sizeof half, sizeof half);
-        bits = (uint32_t)half << 16;
-    } else {
-        memcpy(&bits, bytes + i * sizeof bits, sizeof bits);
-    }
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 /* Rows of a merged scale: row j is the checkpoint's row j * scale_rows / 128, in fp32. */
 static mb_status read_scale(const weight_reader *r, const piece *p, float *to) {
     const mb_weight_part *part = p->part;
@@ -94,8 +81,8 @@ static mb_status read_scale(const weight_reader *r, const piece *p, float *to) {
                                           (size_t)(last - first + 1) * row_bytes);
     for (uint64_t j = p->start; status == MB_OK && j < p->end; j++) {
         const char *from = rows + (j / repeat - first) * row_bytes;
+        mb_load_f32(tensor->dtype, from, 0, (int64_t)cols, to);
         for (uint64_t c = 0; c < cols; c++, to++) {
-            *to = stored_float(from, c, tensor->dtype);
             if (!isfinite(*to))
                 status = mb_fail(
                     MB_ERR_FORMAT,

@@ -37,7 +37,9 @@ typedef void *mb_stream;
  * Block scales (MB_F8_E4M3; the layout of DeepSeek-V3 and Qwen3 FP8 checkpoints' weight_scale_inv):
  * value(e, r, c) = fp8(e, r, c) * scale[e][r / scale_rows][c / 128], scale being
  * [count, ceil(rows / scale_rows), ceil(cols / 128)] fp32. scale_rows is 128, or a divisor of 128 when
- * matrices whose heights are not multiples of 128 were merged. scale NULL: no scales.
+ * matrices whose heights are not multiples of 128 were merged.
+ * Per-tensor scales (MB_F8_E4M3): scale_rows is 0 and scale is [count]: value = fp8 * scale[e].
+ * scale NULL: no scales.
  */
 typedef struct mb_weight {
     const void *data;
@@ -55,6 +57,7 @@ typedef enum mb_activation {
     MB_ACT_GELU,
     MB_ACT_RELU,
     MB_ACT_RELU2, /* relu(x)^2 */
+    MB_ACT_NONE,  /* x; in mb_grouped_gemm only */
 } mb_activation;
 
 /* 1 when w13 holds gate rows [0, I) and up rows [I, 2I); 0 when it holds I rows only. */
@@ -64,6 +67,41 @@ typedef enum mb_route_order {
     MB_ROUTE_SOFTMAX_TOPK, /* softmax over E, choose K, optionally divide by their sum (Qwen3) */
     MB_ROUTE_TOPK_SOFTMAX, /* choose K, softmax over the K logits */
 } mb_route_order;
+
+/* How MB_F32 times MB_F32 is computed on a GPU. (The CPU computes in fp32 always.) */
+typedef enum mb_f32_math {
+    MB_F32_TF32,  /* tensor cores: factors rounded to 10 bits of mantissa, sums in fp32 */
+    MB_F32_EXACT, /* fp32 multiply-adds */
+} mb_f32_math;
+
+/*
+ * The MoE operators. Each takes a struct of shapes and pointers. The pointers say where it runs: on the GPU
+ * that holds the first of them, on `stream`, without waiting for it; or on the CPU, where it has finished
+ * when it returns. No call allocates, and all can be captured in a CUDA graph. T = 0 is legal and does
+ * nothing. Same inputs give the same bits.
+ *
+ * `workspace` is memory of the same place, of at least the bytes that the operator's _workspace function
+ * gives for the same arguments (which looks at their data pointers only to learn whether they are the GPU's;
+ * SIZE_MAX: the arguments are wrong, mb_last_error() says how), 256-byte aligned, contents undefined.
+ *
+ * Errors: MB_ERR_ARGUMENT for a shape, dtype, alignment or pointer that is wrong, MB_ERR_UNSUPPORTED for what
+ * this device cannot do, MB_ERR_CAPACITY for a workspace that is too small, MB_ERR_DEVICE for CUDA's own.
+ * On the GPU pointers must be 16-byte aligned and the columns of matrices multiples of 16 bytes.
+ */
+
+/* Router logits: logits = x weight^T. weight in fp32 takes part with at least 22 bits of mantissa. */
+typedef struct mb_moe_router_gemm_args {
+    const void *x;      /* [T, H] dtype */
+    const void *weight; /* [E, H] weight_dtype */
+    const void *bias;   /* [E] fp32, or NULL */
+    float *logits;      /* [T, E] out */
+    int64_t n_tokens;
+    int32_t hidden, n_experts;    /* E <= 1024 */
+    mb_dtype dtype, weight_dtype; /* MB_F32, MB_BF16 or MB_F16 each */
+} mb_moe_router_gemm_args;
+MB_API size_t mb_moe_router_gemm_workspace(const mb_moe_router_gemm_args *args);
+MB_API mb_status mb_moe_router_gemm(const mb_moe_router_gemm_args *args, void *workspace,
+                                    size_t workspace_bytes, mb_stream stream);
 
 /* Router: for each token the K experts of largest probability, largest first, ties to the lower expert id. */
 typedef struct mb_moe_route_args {
@@ -77,9 +115,15 @@ typedef struct mb_moe_route_args {
     mb_route_order order;
     int32_t renormalize; /* divide the K weights by their sum (norm_topk_prob) */
 } mb_moe_route_args;
+MB_API mb_status mb_moe_route(const mb_moe_route_args *args, mb_stream stream);
+
+/* Rows [first_row, first_row + n_rows) of the sorted order, all of one local expert. 16 bytes. */
+typedef struct mb_moe_token_tile {
+    int32_t expert, first_row, n_rows, reserved;
+} mb_moe_token_tile;
 
 /* Stable counting sort of the T*K choices by expert. Experts outside of [first_expert, first_expert +
- * n_local_experts) are dropped (another rank holds them). */
+ * n_local_experts) are dropped (another rank holds them). Up to 65536 local experts. */
 typedef struct mb_moe_plan_args {
     const int32_t *ids; /* [T, K] in [0, E) */
     int32_t *offsets;   /* [n_local_experts + 1] out: rows of local expert e are [offsets[e], offsets[e+1]) */
@@ -87,10 +131,71 @@ typedef struct mb_moe_plan_args {
     int32_t *token_row; /* [T, K] out: sorted row of each choice, -1 when dropped */
     int64_t n_tokens;
     int32_t top_k, n_experts, first_expert, n_local_experts;
+    /* The rows cut into tiles for a GEMM, experts in order, or NULL: at most tile_rows rows each, an expert's
+     * tiles of nearly equal size, all but its last a multiple of tile_step (a divisor of tile_rows). */
+    mb_moe_token_tile *tiles; /* [mb_moe_max_tiles(...)] out */
+    int32_t *n_tiles;         /* [1] out */
+    int32_t tile_rows, tile_step;
 } mb_moe_plan_args;
+/* How many tiles R rows of n_local_experts experts can take at most. */
+MB_API int64_t mb_moe_max_tiles(int64_t n_rows, int32_t n_local_experts, int32_t tile_rows);
+MB_API size_t mb_moe_plan_workspace(const mb_moe_plan_args *args);
+MB_API mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
+                             mb_stream stream);
 
-/* The experts of one MoE layer: out[t] = residual[t] + shared[t] + sum_k weights[t,k] *
- * w2[e](act(w13[e](x[t]))), e = ids[t,k]. */
+/*
+ * Rows of a, grouped by expert, times their expert's matrix: for sorted row r of group e
+ *     v      = a[row_index[r]] b[e]^T + bias[e]         (summed in fp32)
+ *     out[r] = row_weight[r] * act(v), gated: act(v[0 .. N/2)) * v[N/2 .. N)
+ * and, with an fp8 out, quantised with one scale per row and 128 columns (amax / 448; 1 when all are 0).
+ * One group and offsets NULL: a dense linear layer.
+ *
+ * dtypes: b's is a's. MB_F8_E4M3: b has per-tensor scales and a_scale is [1], or b has block scales and
+ * a_scale is [rows of a, ceil(K / 128)]; sums are then promoted to fp32 every 128 of K.
+ */
+typedef struct mb_grouped_gemm_args {
+    const void *a;            /* [any, K] dtype; with row_index NULL: [R, K] */
+    const float *a_scale;     /* MB_F8_E4M3 only, else NULL */
+    const int32_t *row_index; /* [R] rows of a, or NULL: a's rows in order */
+    const int32_t *offsets;   /* [E + 1]: group e's rows are [offsets[e], offsets[e+1]); on the device */
+    mb_weight b;              /* [E, N, K] */
+    const void *bias;         /* [E, N] fp32, or NULL */
+    const float *row_weight;  /* [R], or NULL */
+    void *out;                /* [R, N, gated N / 2] out_dtype */
+    float *out_scale;         /* [R, ceil(columns of out / 128)] out; with an fp8 out only */
+    int64_t n_rows;           /* R: at least offsets[E]; rows behind that are not written */
+    /* out: MB_F32 or as a; of a 16-bit a also MB_F8_E4M3; of an fp8 a MB_BF16, MB_F16, MB_F32, MB_F8_E4M3 */
+    mb_dtype dtype, out_dtype, bias_dtype;
+    mb_activation activation;
+    mb_f32_math f32_math;
+} mb_grouped_gemm_args;
+MB_API size_t mb_grouped_gemm_workspace(const mb_grouped_gemm_args *args);
+MB_API mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
+                                 mb_stream stream);
+
+/* out[t] = residual[t] + shared[t] + sum over k, in order, of weights[t, k] * y[token_row[t, k]]; summed in
+ * fp32, rounded once. */
+typedef struct mb_moe_reduce_args {
+    const void *y;            /* [R, H] dtype */
+    const float *weights;     /* [T, K] */
+    const int32_t *token_row; /* [T, K], -1: no such row */
+    const void *residual;     /* [T, H] out_dtype, or NULL; may be out */
+    const void *shared;       /* [T, H] out_dtype, or NULL */
+    void *out;                /* [T, H] out_dtype */
+    int64_t n_tokens;
+    int32_t hidden, top_k;
+    mb_dtype dtype, out_dtype; /* MB_F32, MB_BF16 or MB_F16; out's is y's or MB_F32 */
+} mb_moe_reduce_args;
+MB_API mb_status mb_moe_reduce(const mb_moe_reduce_args *args, mb_stream stream);
+
+/*
+ * The experts of one MoE layer: out[t] = residual[t] + shared[t] + sum_k weights[t,k] *
+ * w2[e](act(w13[e](x[t]))), e = ids[t,k].
+ *
+ * fp8 weights: activations are bf16 or fp16. On the GPU x and the activated product (rounded to dtype) are
+ * quantised to fp8 too: with block scales per row and 128 columns (amax / 448; 1 when all are 0), with
+ * per-tensor scales by x_scale and h_scale (value / scale, saturated). The CPU leaves them in dtype.
+ */
 typedef struct mb_moe_forward_args {
     const void *x;        /* [T, H] dtype */
     const float *weights; /* [T, K] */
@@ -105,9 +210,17 @@ typedef struct mb_moe_forward_args {
     int64_t n_tokens;
     int32_t hidden, intermediate, top_k;
     int32_t n_experts, first_expert, n_local_experts;
-    mb_dtype dtype; /* activations: MB_F32, MB_BF16 or MB_F16 */
+    mb_dtype dtype; /* activations: MB_F32, MB_BF16 or MB_F16; weights the same or MB_F8_E4M3 */
     mb_activation activation;
+    mb_f32_math f32_math;
+    const float *x_scale, *h_scale; /* [1] each, fp8 weights with per-tensor scales only */
+    /* NULL: weights and ids are given. Else the router runs first and writes them: its ids and weights are
+     * ours, and so are its n_tokens, n_experts and top_k. */
+    const mb_moe_route_args *route;
 } mb_moe_forward_args;
+MB_API size_t mb_moe_forward_workspace(const mb_moe_forward_args *args);
+MB_API mb_status mb_moe_forward(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
+                                mb_stream stream);
 
 #ifdef __cplusplus
 }

@@ -11,28 +11,44 @@
 extern "C" {
 #endif
 
-/* Rows [first_row, first_row + n_rows) of the sorted order, all of one local expert. 16 bytes. */
-typedef struct mb_moe_token_tile {
-    int32_t expert, first_row, n_rows, reserved;
-} mb_moe_token_tile;
-
-/* What the plan leaves for the experts' kernel; device pointers. */
-typedef struct mb_moe_schedule {
-    mb_moe_token_tile *tiles; /* [max_tiles] out */
-    int32_t *n_tiles;         /* [1] out */
-    int32_t *next_item;       /* [1] set to 0: the work queue of the experts' kernel */
-    int32_t *ready;           /* [max_tiles] set to 0: finished pieces of each tile's intermediate */
-    int32_t max_tiles;
-    int32_t tile_tokens,
-        tile_step; /* at most that many rows a tile; tiles of one expert cut at multiples of step */
-} mb_moe_schedule;
-
 mb_status mb_moe_route_sm90(const mb_moe_route_args *args, mb_stream stream);
 
 size_t mb_moe_plan_sm90_workspace(const mb_moe_plan_args *args);
-/* schedule may be NULL. */
-mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, const mb_moe_schedule *schedule, void *workspace,
-                           size_t workspace_bytes, mb_stream stream);
+mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
+                           mb_stream stream);
+
+/* Rows of x to fp8. Block scales: scale[t, b] = amax of columns 128 b .. / 448, or 1 when that is 0;
+ * out = x / scale. Per tensor: out = x / scale[0], saturated. */
+typedef struct mb_moe_quantize_args {
+    const void *x; /* [T, H] dtype (MB_BF16, MB_F16) */
+    void *out;     /* [T, H] fp8 */
+    float *scale;  /* [T, ceil(H / 128)] out; per tensor [1], read */
+    int64_t n_tokens;
+    int32_t hidden;
+    int32_t per_tensor;
+    mb_dtype dtype;
+} mb_moe_quantize_args;
+
+/* All that comes before the experts, in as few launches as the size allows (one for a few tokens): the
+ * router, the plan, x to fp8, and counters that the experts' kernel wants to be 0. */
+typedef struct mb_moe_front_args {
+    const mb_moe_route_args *route; /* NULL: ids are there already */
+    mb_moe_plan_args plan;
+    mb_moe_quantize_args quantize; /* x NULL: none */
+    int32_t *counters;             /* [n_counters] set to 0 */
+    int32_t n_counters;
+} mb_moe_front_args;
+size_t mb_moe_front_sm90_workspace(const mb_moe_front_args *args);
+mb_status mb_moe_front_sm90(const mb_moe_front_args *args, void *workspace, size_t workspace_bytes,
+                            mb_stream stream);
+
+size_t mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_args *args);
+mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args, void *workspace,
+                                  size_t workspace_bytes, mb_stream stream);
+
+size_t mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *args);
+mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
+                               mb_stream stream);
 
 /* Both grouped GEMMs with the activation between them, in one launch: y = w2(act(w13(x))) for every sorted
  * row. */
@@ -46,17 +62,6 @@ typedef struct mb_moe_experts_args {
 } mb_moe_experts_args;
 mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream);
 
-/* out[t] = residual[t] + shared[t] + sum over k of weights[t, k] * y[token_row[t, k]], in that order, fp32
- * inside. */
-typedef struct mb_moe_reduce_args {
-    const void *y;            /* [R, H] */
-    const float *weights;     /* [T, K] */
-    const int32_t *token_row; /* [T, K], -1: no such row */
-    const void *residual, *shared;
-    void *out;
-    int64_t n_tokens;
-    int32_t hidden, top_k;
-} mb_moe_reduce_args;
 mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream);
 
 size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args);

@@ -42,6 +42,17 @@ size_t mb_moe_front_sm90_workspace(const mb_moe_front_args *args);
 mb_status mb_moe_front_sm90(const mb_moe_front_args *args, void *workspace, size_t workspace_bytes,
                             mb_stream stream);
 
+/* The tiles of rows that are grouped already, as mb_moe_plan would cut them, and counters set to 0. */
+typedef struct mb_moe_tiles_args {
+    const int32_t *offsets; /* [n_groups + 1], or NULL: one group of n_rows */
+    int64_t n_rows;
+    mb_moe_token_tile *tiles; /* out */
+    int32_t *n_tiles;         /* [1] out */
+    int32_t *counters;        /* [n_counters] set to 0; may be NULL */
+    int32_t n_counters, n_groups, tile_rows, tile_step;
+} mb_moe_tiles_args;
+mb_status mb_moe_tiles_sm90(const mb_moe_tiles_args *args, mb_stream stream);
+
 size_t mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_args *args);
 mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args, void *workspace,
                                   size_t workspace_bytes, mb_stream stream);
@@ -50,14 +61,26 @@ size_t mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *args);
 mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                                mb_stream stream);
 
+/* The same with fp32 multiply-adds (dtype MB_F32, MB_F32_EXACT); tiles of MB_F32_TILE_ROWS rows. */
+enum { MB_F32_TILE_ROWS = 64 };
+mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args, const mb_moe_token_tile *tiles,
+                                   const int32_t *n_tiles, int64_t max_tiles, mb_stream stream);
+
 /* Both grouped GEMMs with the activation between them, in one launch: y = w2(act(w13(x))) for every sorted
  * row. */
 typedef struct mb_moe_experts_args {
     const mb_moe_forward_args *forward;
     const int32_t *row_token; /* [R] */
-    mb_moe_schedule schedule;
-    void *h;  /* [R, I] workspace */
-    void *y;  /* [R, H] out */
+    const mb_moe_token_tile *tiles;
+    const int32_t *n_tiles;
+    int32_t *counters; /* [mb_moe_experts_counters(...)], 0 */
+    const void *x;     /* [T, H]: the forward's, or quantised */
+    const float *x_scale;
+    void *h;        /* [R, I] workspace */
+    void *h8;       /* [R, I] fp8 workspace, with fp8 weights */
+    float *h_scale; /* [R, ceil(I / 128)] workspace, with block scales; per tensor [1], read */
+    void *y;        /* [R, H] out */
+    int64_t max_tiles;
     int tile; /* row of moe_tiles.def */
 } mb_moe_experts_args;
 mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream);
@@ -73,11 +96,12 @@ size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int t
 mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
                                    size_t workspace_bytes, mb_stream stream);
 
-/* The kernels of one forward, in order, so that a benchmark can stop after any of them. */
+/* The kernels of one forward, in order, so that a benchmark can stop after any of them. With MB_F32_EXACT the
+ * two GEMMs are mb_grouped_gemm_f32_sm90's. */
 typedef struct mb_moe_steps {
-    mb_moe_plan_args plan;
-    void *plan_workspace;
-    size_t plan_workspace_bytes;
+    mb_moe_front_args front;
+    void *front_workspace;
+    size_t front_workspace_bytes;
     mb_moe_experts_args experts;
     mb_moe_reduce_args reduce;
     size_t workspace_bytes; /* that all of this takes */

@@ -1,18 +1,14 @@
 /*
  * moe_problem.cuh - a random problem of the MoE layer on the GPU, routed, with the output of up to SAMPLES of
- * its tokens from a naive kernel that sums in fp32 and rounds nowhere.
+ * its tokens from naive kernels. All kinds of a shape have the same values, but for rounding, and the same
+ * routing.
  */
 #ifndef MB_TESTS_MOE_PROBLEM_CUH
 #define MB_TESTS_MOE_PROBLEM_CUH
 
+#include "kinds.cuh"
 #include "ops/moe/moe_sm90.h"
-
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "reference.cuh"
 
 enum { SAMPLES = 96 };
 
@@ -31,147 +27,27 @@ enum feature {
     TOPK_SOFTMAX = 32,
     NO_RENORMALIZE = 64,
     NAN_LOGITS = 128,
+    F16_BESIDE_FP8 = 256, /* fp8 weights: activations are fp16, not bf16 */
 };
 
 typedef struct shape {
-    int T, H, I, E, K;
-    int timed; /* 0: an ugly shape, checked only */
+    int T, H, I, E, K;  /* fp8: H and I are rounded up to multiples of 16 */
+    int32_t scale_rows; /* of fp8_block */
+    unsigned timed;     /* kinds, 1 << kind_name or'ed; 0: an ugly shape, checked only, in every kind */
     mb_activation activation;
     enum routing routing;
     unsigned features; /* enum feature, or'ed */
 } shape;
 
-#define CUDA(call)                                                                                     \
-    do {                                                                                               \
-        cudaError_t error_ = (call);                                                                   \
-        if (error_ != cudaSuccess) {                                                                   \
-            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_)); \
-            exit(1);                                                                                   \
-        }                                                                                              \
-    } while (0)
-#define MB(call)                                                                 \
-    do {                                                                         \
-        if ((call) != MB_OK) {                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, mb_last_error()); \
-            exit(1);                                                             \
-        }                                                                        \
-    } while (0)
-
-static void *allocate(size_t n_bytes) {
-    void *pointer = NULL;
-    CUDA(cudaMalloc(&pointer, n_bytes ? n_bytes : 1));
-    return pointer;
-}
-
-static __device__ float random_value(uint64_t seed, uint64_t i) {
-    uint64_t z = seed * 0x9e3779b97f4a7c15ull + i * 0xd1342543de82ef95ull + 0x632be59bd9b4e019ull;
-    float sum = 0;
-    for (int n = 0; n < 2; n++) {
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-        z ^= z >> 31;
-        sum += (float)(uint32_t)z * 0x1p-32f + (float)(uint32_t)(z >> 32) * 0x1p-32f;
-    }
-    return (sum - 2.0f) * 1.7320508f; /* mean 0, variance 1 */
-}
-
-static __global__ void fill_bf16(__nv_bfloat16 *out, int64_t n, uint64_t seed, float scale) {
-    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
-         i += (int64_t)gridDim.x * blockDim.x)
-        out[i] = __float2bfloat16(scale * random_value(seed, i));
-}
-
-static void *random_bf16(int64_t n, uint64_t seed, float scale) {
-    __nv_bfloat16 *out = (__nv_bfloat16 *)allocate(sizeof(*out) * (size_t)n);
-    fill_bf16<<<1024, 256>>>(out, n, seed, scale);
-    return out;
-}
-
-static __global__ void fill_f32(float *out, int64_t n, uint64_t seed) {
-    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
-         i += (int64_t)gridDim.x * blockDim.x)
-        out[i] = random_value(seed, i);
-}
-
-static __device__ float warp_dot(const __nv_bfloat16 *a, const __nv_bfloat16 *b, const float *c, int n) {
-    float sum = 0;
-    for (int i = threadIdx.x % 32; i < n; i += 32)
-        sum += __bfloat162float(a[i]) * (b ? __bfloat162float(b[i]) : c[i]);
-    for (int d = 16; d > 0; d /= 2)
-        sum += __shfl_xor_sync(0xffffffff, sum, d);
-    return sum;
-}
-
-static __device__ float reference_activation(mb_activation activation, float v) {
-    switch (activation) {
-    case MB_ACT_SWIGLU:
-    case MB_ACT_SILU:
-        return v / (1.0f + expf(-v));
-    case MB_ACT_GEGLU:
-    case MB_ACT_GELU:
-        return 0.5f * v * (1.0f + tanhf(0.7978845608028654f * (v + 0.044715f * v * v * v)));
-    case MB_ACT_RELU2:
-        return v > 0 ? v * v : 0;
-    default:
-        return v > 0 ? v : 0;
-    }
-}
-
-/* h[s][k][i] of sample s = token first + s * stride; a warp each. */
-static __global__ void reference_h(mb_moe_forward_args f, int64_t stride, int gated, float *h) {
-    const int s = blockIdx.y / f.top_k, k = blockIdx.y % f.top_k, i = blockIdx.x * 8 + threadIdx.x / 32;
-    const int64_t token = s * stride;
-    const int e = f.ids[token * f.top_k + k] - f.first_expert;
-    if (i >= f.intermediate || e < 0 || e >= f.n_local_experts)
-        return;
-    const __nv_bfloat16 *x = (const __nv_bfloat16 *)f.x + token * f.hidden;
-    const __nv_bfloat16 *w = (const __nv_bfloat16 *)f.w13.data + ((int64_t)e * f.w13.rows + i) * f.hidden;
-    const __nv_bfloat16 *bias = (const __nv_bfloat16 *)f.bias13;
-    float low =
-        warp_dot(x, w, NULL, f.hidden) + (bias ? __bfloat162float(bias[(int64_t)e * f.w13.rows + i]) : 0);
-    float value = reference_activation(f.activation, low);
-    if (gated) {
-        const int64_t up = i + (int64_t)f.intermediate;
-        value *= warp_dot(x, w + (int64_t)f.intermediate * f.hidden, NULL, f.hidden) +
-                 (bias ? __bfloat162float(bias[(int64_t)e * f.w13.rows + up]) : 0);
-    }
-    if (threadIdx.x % 32 == 0)
-        h[((int64_t)s * f.top_k + k) * f.intermediate + i] = value;
-}
-
-static __global__ void reference_out(mb_moe_forward_args f, int64_t stride, const float *h, float *out) {
-    const int s = blockIdx.y, column = blockIdx.x * 8 + threadIdx.x / 32;
-    const int64_t token = s * stride;
-    if (column >= f.hidden)
-        return;
-    float sum = 0;
-    const int64_t at = token * f.hidden + column;
-    if (f.residual)
-        sum += __bfloat162float(((const __nv_bfloat16 *)f.residual)[at]);
-    if (f.shared)
-        sum += __bfloat162float(((const __nv_bfloat16 *)f.shared)[at]);
-    for (int k = 0; k < f.top_k; k++) {
-        const int e = f.ids[token * f.top_k + k] - f.first_expert;
-        if (e < 0 || e >= f.n_local_experts)
-            continue;
-        const __nv_bfloat16 *w =
-            (const __nv_bfloat16 *)f.w2.data + ((int64_t)e * f.hidden + column) * f.intermediate;
-        float y = warp_dot(w, NULL, h + ((int64_t)s * f.top_k + k) * f.intermediate, f.intermediate);
-        if (f.bias2)
-            y += __bfloat162float(((const __nv_bfloat16 *)f.bias2)[(int64_t)e * f.hidden + column]);
-        sum += f.weights[token * f.top_k + k] * y;
-    }
-    if (threadIdx.x % 32 == 0)
-        out[(int64_t)s * f.hidden + column] = sum;
-}
-
 typedef struct problem {
+    char name[96];
+    const kind *k;
     shape s;
     mb_moe_route_args route;
-    mb_moe_forward_args forward;
-    void *logits; /* [T, E] of the route's dtype */
+    mb_moe_forward_args forward; /* with ids and weights that the router gave; its route is NULL */
     int32_t *nan_flag;
-    float *reference; /* host, [n_samples, H] */
+    float *reference;   /* host, [n_samples, H] */
+    float *unquantised; /* the same with x and h as they are; of fp8 only, else NULL */
     int n_samples;
     int64_t stride;
     int n_hit; /* distinct local experts that have rows */
@@ -179,20 +55,17 @@ typedef struct problem {
     void *other_tile_out; /* what an earlier tile row wrote, [T, H], or NULL */
 } problem;
 
+static inline size_t out_bytes(const problem *p) {
+    return (size_t)p->s.T * (size_t)p->s.H * mb_dtype_bytes(p->forward.dtype);
+}
+
 /* Logits of random tokens, of the same K experts for every token, or with NaN in two of the tokens. */
-static void make_logits(problem *p, uint64_t seed) {
-    const shape *s = &p->s;
+static inline void *random_logits(const shape *s, uint64_t seed) {
     const int64_t T = s->T, E = s->E, n = T * E;
-    if (s->features & BF16_LOGITS) {
-        p->logits = random_bf16(n, seed, 1.0f);
-        return;
-    }
-    p->logits = allocate(sizeof(float) * (size_t)n);
-    fill_f32<<<1024, 256>>>((float *)p->logits, n, seed);
-    if (s->routing == RANDOM && !(s->features & NAN_LOGITS))
-        return;
-    float *host = (float *)malloc(sizeof(float) * (size_t)n);
-    CUDA(cudaMemcpy(host, p->logits, sizeof(float) * (size_t)n, cudaMemcpyDeviceToHost));
+    void *logits = random_values(n, s->features & BF16_LOGITS ? MB_BF16 : MB_F32, seed, 1.0f);
+    if (s->features & BF16_LOGITS || (s->routing != SAME_EXPERTS && !(s->features & NAN_LOGITS)))
+        return logits;
+    float *host = (float *)download(logits, sizeof(float) * (size_t)n);
     for (int64_t i = 0; i < n && s->routing == SAME_EXPERTS; i++)
         host[i] = i % E < s->K ? 9.0f - (float)(i % E) : 0.0f;
     if (s->features & NAN_LOGITS) {
@@ -200,89 +73,105 @@ static void make_logits(problem *p, uint64_t seed) {
         for (int64_t e = 0; e < E; e++)
             host[(T - 1) * E + e] = NAN;
     }
-    CUDA(cudaMemcpy(p->logits, host, sizeof(float) * (size_t)n, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(logits, host, sizeof(float) * (size_t)n, cudaMemcpyHostToDevice));
     free(host);
+    return logits;
 }
 
-static void make_problem(problem *p, const shape *s, uint64_t seed) {
-    memset(p, 0, sizeof(*p));
-    p->s = *s;
-    const int64_t T = s->T, H = s->H, I = s->I, K = s->K;
-    const int gated = mb_activation_is_gated(s->activation);
-    mb_moe_forward_args *f = &p->forward;
-    f->n_tokens = T;
-    f->hidden = s->H;
-    f->intermediate = s->I;
-    f->top_k = s->K;
-    f->n_experts = s->E;
-    f->first_expert = s->routing == SHARD ? s->E / 4 : 0;
-    f->n_local_experts = s->routing == SHARD ? s->E / 2 - s->E / 4 : s->E;
-    f->dtype = MB_BF16;
-    f->activation = s->activation;
-    const int64_t rows13 = gated ? 2 * I : I, n_local = f->n_local_experts;
-    f->x = random_bf16(T * H, seed + 1, 1.0f);
-    f->w13.data = random_bf16(n_local * rows13 * H, seed + 2, 1.0f / sqrtf((float)H));
-    f->w2.data = random_bf16(n_local * H * I, seed + 3, 1.0f / sqrtf((float)I));
-    f->w13.count = f->w2.count = n_local;
-    f->w13.rows = rows13;
-    f->w13.cols = H;
-    f->w2.rows = H;
-    f->w2.cols = I;
-    f->w13.dtype = f->w2.dtype = MB_BF16;
-    if (s->features & BIAS) {
-        f->bias13 = random_bf16(n_local * rows13, seed + 4, 0.5f);
-        f->bias2 = random_bf16(n_local * H, seed + 5, 0.5f);
-    }
-    if (s->features & (RESIDUAL | IN_PLACE))
-        f->residual = random_bf16(T * H, seed + 6, 0.5f);
-    if (s->features & SHARED)
-        f->shared = random_bf16(T * H, seed + 8, 0.5f);
-    f->out = allocate((size_t)(T * H * 2));
-
-    float *weights = (float *)allocate(sizeof(float) * (size_t)(T * K));
-    int32_t *ids = (int32_t *)allocate(sizeof(int32_t) * (size_t)(T * K));
-    make_logits(p, seed + 7);
+static inline void make_route(problem *p, uint64_t seed) {
+    const shape *s = &p->s;
+    const size_t n = (size_t)s->T * (size_t)s->K;
     p->nan_flag = (int32_t *)allocate(sizeof(int32_t));
     CUDA(cudaMemset(p->nan_flag, 0, sizeof(int32_t)));
     mb_moe_route_args *r = &p->route;
-    r->logits = p->logits;
-    r->weights = weights;
-    r->ids = ids;
+    r->logits = random_logits(s, seed);
+    r->weights = (float *)allocate(sizeof(float) * n);
+    r->ids = (int32_t *)allocate(sizeof(int32_t) * n);
     r->nan_flag = p->nan_flag;
-    r->n_tokens = T;
+    r->n_tokens = s->T;
     r->n_experts = s->E;
     r->top_k = s->K;
     r->logits_dtype = s->features & BF16_LOGITS ? MB_BF16 : MB_F32;
     r->order = s->features & TOPK_SOFTMAX ? MB_ROUTE_TOPK_SOFTMAX : MB_ROUTE_SOFTMAX_TOPK;
     r->renormalize = !(s->features & NO_RENORMALIZE);
-    f->weights = weights;
-    f->ids = ids;
-    CUDA(cudaMemset(ids, 0xff, sizeof(int32_t) * (size_t)(T * K)));
-    CUDA(cudaMemset(weights, 0xff, sizeof(float) * (size_t)(T * K)));
+    CUDA(cudaMemset(r->ids, 0xff, sizeof(int32_t) * n));
+    CUDA(cudaMemset(r->weights, 0xff, sizeof(float) * n));
     MB(mb_moe_route_sm90(r, NULL));
     CUDA(cudaDeviceSynchronize());
-
-    p->n_samples = T < SAMPLES ? (int)T : SAMPLES;
-    p->stride = T / p->n_samples;
-    float *h = (float *)allocate(sizeof(float) * (size_t)(p->n_samples * K * I));
-    float *reference = (float *)allocate(sizeof(float) * (size_t)(p->n_samples * H));
-    reference_h<<<dim3((unsigned)(I + 7) / 8, (unsigned)(p->n_samples * K)), 256>>>(*f, p->stride, gated, h);
-    reference_out<<<dim3((unsigned)(H + 7) / 8, (unsigned)p->n_samples), 256>>>(*f, p->stride, h, reference);
-    CUDA(cudaGetLastError());
-    p->reference = (float *)malloc(sizeof(float) * (size_t)(p->n_samples * H));
-    CUDA(cudaMemcpy(p->reference, reference, sizeof(float) * (size_t)(p->n_samples * H),
-                    cudaMemcpyDeviceToHost));
-    CUDA(cudaFree(h));
-    CUDA(cudaFree(reference));
+    p->forward.weights = r->weights;
+    p->forward.ids = r->ids;
 }
 
-static void free_problem(problem *p) {
+static inline void make_problem(problem *p, const kind *k, const shape *s, uint64_t seed) {
+    memset(p, 0, sizeof(*p));
+    p->k = k;
+    p->s = *s;
+    const int is_fp8 = k->weights == MB_F8_E4M3;
+    if (is_fp8) {
+        p->s.H = (s->H + 15) / 16 * 16;
+        p->s.I = (s->I + 15) / 16 * 16;
+    }
+    const int64_t T = s->T, H = p->s.H, I = p->s.I;
+    snprintf(p->name, sizeof(p->name), "%s T=%d H=%d I=%d E=%d K=%d", k->name, s->T, p->s.H, p->s.I, s->E,
+             s->K);
+    mb_moe_forward_args *f = &p->forward;
+    f->n_tokens = T;
+    f->hidden = p->s.H;
+    f->intermediate = p->s.I;
+    f->top_k = s->K;
+    f->n_experts = s->E;
+    f->first_expert = s->routing == SHARD ? s->E / 4 : 0;
+    f->n_local_experts = s->routing == SHARD ? s->E / 2 - s->E / 4 : s->E;
+    f->dtype = is_fp8 && s->features & F16_BESIDE_FP8 ? MB_F16 : k->activations;
+    f->activation = s->activation;
+    f->f32_math = k->math;
+    const int64_t rows13 = mb_activation_is_gated(s->activation) ? 2 * I : I, n_local = f->n_local_experts;
+    const int32_t scale_rows = k == &kinds[FP8_BLOCK] ? s->scale_rows : 0;
+    f->x = random_values(T * H, f->dtype, seed + 1, 1.0f);
+    f->w13 = random_weight(n_local, rows13, H, k->weights, scale_rows, seed + 2);
+    f->w2 = random_weight(n_local, H, I, k->weights, scale_rows, seed + 3);
+    if (k == &kinds[FP8_TENSOR]) { /* a few values saturate */
+        f->x_scale = scalar(3.0f / FP8_LARGEST);
+        f->h_scale = scalar(6.0f / FP8_LARGEST);
+    }
+    if (s->features & BIAS) {
+        f->bias13 = random_values(n_local * rows13, f->dtype, seed + 4, 0.5f);
+        f->bias2 = random_values(n_local * H, f->dtype, seed + 5, 0.5f);
+    }
+    if (s->features & (RESIDUAL | IN_PLACE))
+        f->residual = random_values(T * H, f->dtype, seed + 6, 0.5f);
+    if (s->features & SHARED)
+        f->shared = random_values(T * H, f->dtype, seed + 8, 0.5f);
+    f->out = allocate(out_bytes(p));
+    make_route(p, seed + 7);
+    p->n_samples = T < SAMPLES ? (int)T : SAMPLES;
+    p->stride = T / p->n_samples;
+    p->reference = reference_forward(f, p->n_samples, p->stride, is_fp8);
+    if (is_fp8)
+        p->unquantised = reference_forward(f, p->n_samples, p->stride, 0);
+}
+
+static inline void free_problem(problem *p) {
     const mb_moe_forward_args *f = &p->forward;
-    const void *all[] = {f->x,   f->w13.data, f->w2.data, f->bias13, f->bias2,    f->residual,      f->shared,
-                         f->out, f->weights,  f->ids,     p->logits, p->nan_flag, p->other_tile_out};
+    const void *all[] = {f->x,       f->w13.data, f->w13.scale, f->w2.data,      f->w2.scale,      f->bias13,
+                         f->bias2,   f->residual, f->shared,    f->out,          f->x_scale,       f->h_scale,
+                         f->weights, f->ids,      p->nan_flag,  p->route.logits, p->other_tile_out};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         CUDA(cudaFree((void *)all[i]));
     free(p->reference);
+    free(p->unquantised);
+}
+
+/* What a call of the forward starts from: poison, or the residual when that is in place. */
+static inline mb_moe_forward_args fresh_forward(const problem *p, int poison) {
+    mb_moe_forward_args f = p->forward;
+    if (poison)
+        CUDA(cudaMemset(f.out, 0xff, out_bytes(p)));
+    if (p->s.features & IN_PLACE) {
+        CUDA(cudaMemcpy(f.out, f.residual, out_bytes(p), cudaMemcpyDeviceToDevice));
+        f.residual = f.out;
+    }
+    return f;
 }
 
 #endif

@@ -89,6 +89,16 @@ typedef struct run_facts {
     const char *kv_dtype;
 } run_facts;
 
+const char *cli_bench_commit(void) {
+    return MOEBIUS_COMMIT;
+}
+
+void cli_bench_date(char *date, size_t capacity) {
+    time_t now = time(NULL);
+    struct tm today;
+    strftime(date, capacity, "%Y-%m-%d", gmtime_r(&now, &today));
+}
+
 /* The processor's marketing name, as /proc/cpuinfo has it; "cpu" where there is none. */
 static void find_processor(char *name, size_t capacity) {
     char line[256];
@@ -103,6 +113,13 @@ static void find_processor(char *name, size_t capacity) {
     }
     if (file != NULL)
         fclose(file);
+}
+
+void cli_bench_card(const char *device, char *name, size_t capacity) {
+    if (strcmp(device, "cpu") == 0)
+        find_processor(name, capacity);
+    else
+        snprintf(name, capacity, "%s", device);
 }
 
 /* The last part of a path, slashes at its end left out. */
@@ -131,16 +148,11 @@ static const char *kv_dtype(const mb_model_info *info) {
 
 static void collect_facts(const char *directory, const settings *given, const mb_model *model,
                           run_facts *facts) {
-    time_t now = time(NULL);
-    struct tm date;
     mb_model_get_info(model, &facts->info);
     name_of_path(directory, facts->model, sizeof facts->model);
     int on_cpu = strcmp(facts->info.device, "cpu") == 0;
-    if (on_cpu)
-        find_processor(facts->card, sizeof facts->card);
-    else
-        snprintf(facts->card, sizeof facts->card, "%s", facts->info.device);
-    strftime(facts->date, sizeof facts->date, "%Y-%m-%d", gmtime_r(&now, &date));
+    cli_bench_card(facts->info.device, facts->card, sizeof facts->card);
+    cli_bench_date(facts->date, sizeof facts->date);
     facts->kv_dtype = kv_dtype(&facts->info);
     char threads[32] = "";
     if (on_cpu)
@@ -228,6 +240,8 @@ static int run_all(mb_model *model, const char *directory, const settings *given
 }
 
 static int bench_main(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "moe") == 0)
+        return cli_bench_moe_command.main(argc - 1, argv + 1);
     settings given = {0};
     const char *directory;
     mb_model *model = NULL;
@@ -254,9 +268,10 @@ static int bench_main(int argc, char **argv) {
 
 const cli_command cli_bench_command = {
     .name = "bench",
-    .summary = "measure prefill and decode speed",
+    .summary = "measure prefill and decode speed, or the MoE operator",
     .synopsis = "moebius bench DIR [--prompt-lengths 128,512] [--batches 1,8] [-n 64] [--repeat 3]\n"
-                "                  [--json FILE]",
+                "                  [--json FILE]\n"
+                "moebius bench moe [--thiek T,H,I,E,K] ...",
     .description =
         "Times random prompts, drawn over the whole vocabulary, at every combination of the given lengths "
         "and "
@@ -266,7 +281,11 @@ const cli_command cli_bench_command = {
         "sequence "
         "has its first new token. Decode is in output tokens per second: the tokens that all sequences "
         "together get in N steps after that, divided by the time of those steps; prompt tokens are not "
-        "counted.",
+        "counted.\n"
+        "\n"
+        "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. (A "
+        "folder "
+        "that is called moe is given as ./moe.)",
     .examples = "moebius bench models/demo\n"
                 "moebius bench models/demo --prompt-lengths 256 --batches 1,2,4 --repeat 5\n"
                 "moebius bench models/demo --json results.jsonl",

@@ -1,4 +1,4 @@
-/* bench.h - timing prefill and decode at one length and batch, for bench.c. */
+/* bench.h - timing prefill and decode at one length and batch, for bench.c; what all rows say. */
 #ifndef MB_CLI_BENCH_H
 #define MB_CLI_BENCH_H
 
@@ -22,5 +22,14 @@ int64_t cli_bench_positions(const cli_bench_case *bench);
 /* One warm-up and n_repeat timed runs of each; the medians. Failures are reported; Ctrl-C gives
  * CLI_INTERRUPTED. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);
+
+/* moebius bench moe. */
+extern const cli_command cli_bench_moe_command;
+
+/* What rows of results say about where and when: the commit, the card's name (the processor's when `device`
+ * is "cpu"), and today as 2026-11-22. */
+const char *cli_bench_commit(void);
+void cli_bench_card(const char *device, char *name, size_t capacity);
+void cli_bench_date(char *date, size_t capacity);
 
 #endif

@@ -36,6 +36,9 @@ void cli_describe_values(const cli_option *option, char *text, size_t capacity) 
     case CLI_IDS:
         snprintf(text, capacity, "whole numbers from %.0f to %.0f, separated by commas", low, high);
         break;
+    case CLI_SHAPES:
+        snprintf(text, capacity, "five whole numbers from %.0f to %.0f, separated by commas", low, high);
+        break;
     case CLI_BIASES:
         snprintf(text, capacity, "ID:BIAS pairs separated by commas, BIAS from %g to %g", low, high);
         break;
@@ -156,6 +159,27 @@ static verdict parse_list(const cli_option *option, const char *text, void *valu
     return found;
 }
 
+/* A shape is added to those of earlier mentions. */
+static verdict parse_shape(const cli_option *option, const char *text, cli_ids *shapes) {
+    enum { SIDES = 5 };
+    cli_option numbers = {.kind = CLI_IDS, .minimum = option->minimum, .maximum = option->maximum};
+    cli_ids shape = {0};
+    verdict found = parse_list(&numbers, text, &shape);
+    if (found == GOOD && shape.count != SIDES)
+        found = MALFORMED;
+    if (found == GOOD) {
+        int32_t *items = mb_realloc(shapes->items, (shapes->count + SIDES) * sizeof *items);
+        if (items != NULL) {
+            memcpy(items + shapes->count, shape.items, SIDES * sizeof *items);
+            *shapes = (cli_ids){items, shapes->count + SIDES};
+        } else {
+            found = NO_MEMORY;
+        }
+    }
+    mb_free(shape.items);
+    return found;
+}
+
 static verdict set_value(const cli_option *option, const char *text, int given, void *value) {
     cli_integer *integer = value;
     cli_number *number = value;
@@ -181,6 +205,9 @@ static verdict set_value(const cli_option *option, const char *text, int given, 
     case CLI_IDS:
     case CLI_BIASES:
         found = parse_list(option, text, value);
+        break;
+    case CLI_SHAPES:
+        found = parse_shape(option, text, value);
         break;
     }
     return found;
@@ -275,15 +302,18 @@ static int set_defaults(const cli_command *command, void *settings) {
 
 int cli_parse(const cli_command *command, int argc, char **argv, void *settings, const char **directory) {
     int status = set_defaults(command, settings), options_ended = 0;
-    *directory = NULL;
+    const char *operand = NULL;
     for (int i = 1; i < argc && status < 0; i++) {
         const char *argument = argv[i];
         if (options_ended || argument[0] != '-' || argument[1] == '\0') {
-            if (*directory != NULL)
+            if (directory == NULL)
+                status = cli_usage_error(
+                    command, "\"%.200s\" is one operand too many: there are only options", argument);
+            else if (operand != NULL)
                 status =
                     cli_usage_error(command, "\"%.200s\" is one operand too many: DIR is \"%.200s\" already",
-                                    argument, *directory);
-            *directory = argument;
+                                    argument, operand);
+            operand = argument;
         } else if (strcmp(argument, "--") == 0) {
             options_ended = 1;
         } else if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
@@ -293,10 +323,12 @@ int cli_parse(const cli_command *command, int argc, char **argv, void *settings,
             status = parse_option(command, argc, argv, &i, settings);
         }
     }
-    if (status < 0 && (*directory == NULL || **directory == '\0'))
+    if (status < 0 && directory != NULL && (operand == NULL || *operand == '\0'))
         status = cli_usage_error(command, "DIR is missing: the folder of a checkpoint, e.g. models/demo");
     if (status >= 0)
         cli_settings_free(command, settings);
+    else if (directory != NULL)
+        *directory = operand;
     return status;
 }
 
@@ -305,7 +337,7 @@ void cli_settings_free(const cli_command *command, void *settings) {
     size_t i_group = 0, i_option = 0;
     while ((option = next_option(command, &i_group, &i_option)) != NULL) {
         void *value = value_of(command, i_group, option, settings);
-        if (option->kind == CLI_IDS) {
+        if (option->kind == CLI_IDS || option->kind == CLI_SHAPES) {
             mb_free(((cli_ids *)value)->items);
             *(cli_ids *)value = (cli_ids){0};
         } else if (option->kind == CLI_BIASES) {

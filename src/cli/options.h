@@ -48,6 +48,7 @@ typedef enum cli_kind {
     CLI_NUMBER,  /* cli_number in the same, or without its ends */
     CLI_IDS,     /* cli_ids: whole numbers in [minimum, maximum], separated by commas */
     CLI_BIASES,  /* cli_biases: ID:BIAS, separated by commas; the range is the bias's */
+    CLI_SHAPES,  /* cli_ids: five whole numbers T,H,I,E,K in [minimum, maximum]; each mention adds five */
 } cli_kind;
 
 typedef enum cli_ends { CLI_CLOSED, CLI_OPEN_BELOW, CLI_OPEN_ABOVE } cli_ends;
@@ -85,8 +86,8 @@ typedef struct cli_command {
 #define CLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 /* Fills *settings (zeroed by the caller) with the defaults and then from argv, and *directory with the one
- * operand DIR. Answers -1 when the command should go on, else the exit status: --help was printed, or a
- * usage error reported. */
+ * operand DIR (directory NULL: the command takes none). Answers -1 when the command should go on, else the
+ * exit status: --help was printed, or a usage error reported. */
 int cli_parse(const cli_command *command, int argc, char **argv, void *settings, const char **directory);
 
 /* Frees the lists in *settings. */

@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const mb_ops cpu_ops = {
+const mb_ops mb_cpu_ops = {
     .name = "cpu",
     .embed = mb_embed_ref,
     .rms_norm = mb_rms_norm_ref,
@@ -26,7 +26,14 @@ static const mb_ops cpu_ops = {
     .attention_workspace = mb_attention_ref_workspace,
     .attention = mb_attention_ref,
     .gated_activation = mb_gated_activation_ref,
+    .moe_router_gemm_workspace = mb_moe_router_gemm_ref_workspace,
+    .moe_router_gemm = mb_moe_router_gemm_ref,
     .moe_route = mb_moe_route_ref,
+    .moe_plan_workspace = mb_moe_plan_ref_workspace,
+    .moe_plan = mb_moe_plan_ref,
+    .grouped_gemm_workspace = mb_grouped_gemm_ref_workspace,
+    .grouped_gemm = mb_grouped_gemm_ref,
+    .moe_reduce = mb_moe_reduce_ref,
     .moe_forward_workspace = mb_moe_forward_ref_workspace,
     .moe_forward = mb_moe_forward_ref,
     .sample_workspace = mb_sample_ref_workspace,
@@ -159,7 +166,7 @@ mb_status mb_device_open_cpu(int n_threads, mb_device **device) {
     }
     *cpu = (mb_device){
         .name = "cpu",
-        .ops = &cpu_ops,
+        .ops = &mb_cpu_ops,
         .stream = pool,
         .host_memory = 1,
         .allocate = cpu_allocate,

@@ -45,4 +45,13 @@ void mb_device_close(mb_device *device); /* NULL allowed */
 mb_status mb_device_open_cpu(int n_threads, mb_device **device);
 mb_status mb_device_open_cuda(int ordinal, mb_device **device);
 
+/* The public operators (operators.c) run without a device: memory says where it is. */
+extern const mb_ops mb_cpu_ops;
+
+/* Builds with CUDA: when `pointer` is a GPU's, *ops is its table and the GPU is made this thread's current
+ * one until mb_device_cuda_leave(*former). Else, and without GPU or driver, *ops is NULL and nothing changed.
+ * Managed memory is the GPU's, pinned host memory the CPU's. Legal while a stream is captured. */
+mb_status mb_device_cuda_enter(const void *pointer, const mb_ops **ops, int *former);
+void mb_device_cuda_leave(int former);
+
 #endif

@@ -6,8 +6,8 @@
  *
  * Every operator: takes a struct of shapes and pointers, runs on `stream`, never allocates, synchronises,
  * prints or exits; T = 0 is legal and does nothing. `workspace` is device memory of at least the bytes that
- * the operator's *_workspace function gives for the same arguments (pointers in them are not looked at, so
- * the sizes can be asked for before memory exists).
+ * the operator's *_workspace function gives for the same arguments (what pointers in them point at is not
+ * looked at, so the sizes can be asked for before memory exists).
  */
 #ifndef MB_OPS_OP_TABLE_H
 #define MB_OPS_OP_TABLE_H
@@ -37,7 +37,17 @@ typedef struct mb_ops {
                            mb_stream stream);
 
     mb_status (*gated_activation)(const mb_gated_activation_args *args, mb_stream stream);
+    size_t (*moe_router_gemm_workspace)(const mb_moe_router_gemm_args *args);
+    mb_status (*moe_router_gemm)(const mb_moe_router_gemm_args *args, void *workspace, size_t workspace_bytes,
+                                 mb_stream stream);
     mb_status (*moe_route)(const mb_moe_route_args *args, mb_stream stream);
+    size_t (*moe_plan_workspace)(const mb_moe_plan_args *args);
+    mb_status (*moe_plan)(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
+                          mb_stream stream);
+    size_t (*grouped_gemm_workspace)(const mb_grouped_gemm_args *args);
+    mb_status (*grouped_gemm)(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
+                              mb_stream stream);
+    mb_status (*moe_reduce)(const mb_moe_reduce_args *args, mb_stream stream);
     size_t (*moe_forward_workspace)(const mb_moe_forward_args *args);
     mb_status (*moe_forward)(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                              mb_stream stream);

@@ -38,14 +38,16 @@ TEST_CASES(norm)
 TEST_CASES(gemm)
 TEST_CASES(rope)
 TEST_CASES(attention)
+TEST_CASES(moe_plan)
+TEST_CASES(grouped_gemm)
 TEST_CASES(moe)
 TEST_CASES(sample)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),  cmocka_unit_test(test_norm),      cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_rope),   cmocka_unit_test(test_attention), cmocka_unit_test(test_moe),
-        cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_embed),    cmocka_unit_test(test_norm),         cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_rope),     cmocka_unit_test(test_attention),    cmocka_unit_test(test_moe),
+        cmocka_unit_test(test_moe_plan), cmocka_unit_test(test_grouped_gemm), cmocka_unit_test(test_sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -116,6 +116,16 @@ mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_
     return weight;
 }
 
+mb_weight mb_check_weight_per_tensor(mb_check *check, int64_t count, int64_t rows, int64_t cols) {
+    double range = sqrt(3.0 / (double)cols);
+    return (mb_weight){.data = mb_check_values(check, MB_F8_E4M3, count * rows * cols, -448, 448),
+                       .scale = mb_check_values(check, MB_F32, count, range / 448, range / 224),
+                       .count = count,
+                       .rows = rows,
+                       .cols = cols,
+                       .dtype = MB_F8_E4M3};
+}
+
 /* sign, exponent and mantissa taken apart; the highest exponent is special where the type has infinities. */
 static double decode(uint32_t bits, int exponent_bits, int mantissa_bits, int has_infinity) {
     uint32_t mantissa = bits & ((1u << mantissa_bits) - 1);
@@ -152,6 +162,8 @@ double mb_check_weight_value(const mb_weight *weight, int64_t matrix, int64_t ro
         mb_check_value(weight->dtype, weight->data, (matrix * weight->rows + row) * weight->cols + col);
     if (!weight->scale)
         return value;
+    if (weight->scale_rows == 0)
+        return value * (double)weight->scale[matrix];
     int64_t rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows,
             cols = (weight->cols + 127) / 128;
     return value * (double)weight->scale[(matrix * rows + row / weight->scale_rows) * cols + col / 128];
@@ -188,4 +200,38 @@ void mb_check_compare(mb_check *check, const char *what, mb_dtype dtype, const v
     if (error > max_error * scale || (diff > max_diff && error > max_error * 1e-3))
         mb_check_fail(check, "%s: largest error %.3g of %.3g (bar %.3g), calc_diff %.3g (bar %.3g)", what,
                       error, largest, max_error * scale, diff, max_diff);
+}
+
+/* Half a step of fp8 is 1/16 of a value, or 2^-10 of the scale where values are subnormal. What the sums were
+ * off by, as for fp32, may come on top of it. */
+static const char *compare_block(const unsigned char *got, double scale, const double *expected, int64_t n) {
+    double largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        largest = fmax(largest, fabs(expected[i]));
+    double expected_scale = largest > 0 ? largest / 448 : 1;
+    if (!(fabs(scale - expected_scale) <= 1e-5 * expected_scale))
+        return "scale";
+    for (int64_t i = 0; i < n; i++) {
+        double half_step = fmax(fabs(expected[i]) / 16, scale * 0x1p-10);
+        if (!(fabs(mb_check_value(MB_F8_E4M3, got, i) * scale - expected[i]) <= half_step + 2e-5 * largest))
+            return "value";
+    }
+    return NULL;
+}
+
+void mb_check_compare_quantised(mb_check *check, const char *what, const unsigned char *got,
+                                const float *scales, const double *expected, int64_t n_rows, int64_t n_cols) {
+    enum { BLOCK = 128 };
+    int64_t n_blocks = (n_cols + BLOCK - 1) / BLOCK;
+    for (int64_t i = 0; i < n_rows * n_blocks; i++) {
+        int64_t row = i / n_blocks, col = i % n_blocks * BLOCK,
+                n = n_cols - col < BLOCK ? n_cols - col : BLOCK;
+        const char *wrong =
+            compare_block(got + row * n_cols + col, (double)scales[i], expected + row * n_cols + col, n);
+        if (wrong) {
+            mb_check_fail(check, "%s: row %lld, columns from %lld: a %s is wrong (scale %g)", what,
+                          (long long)row, (long long)col, wrong, (double)scales[i]);
+            return;
+        }
+    }
 }

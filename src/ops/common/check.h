@@ -51,8 +51,9 @@ double mb_check_uniform(mb_check *check, double low, double high);
 void *mb_check_alloc(mb_check *check, size_t n_bytes);
 /* n random values in [low, high), rounded to dtype. */
 void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, double high);
-/* Random weights of about 1 / sqrt(cols); fp8 ones have block scales. */
+/* Random weights of about 1 / sqrt(cols); fp8 ones have block scales, or one scale a matrix. */
 mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols);
+mb_weight mb_check_weight_per_tensor(mb_check *check, int64_t count, int64_t rows, int64_t cols);
 
 /* Element i of an array, and of a weight with its scale, decoded without the operators' code. */
 double mb_check_value(mb_dtype dtype, const void *array, int64_t i);
@@ -65,6 +66,11 @@ double mb_check_round(mb_dtype dtype, double value);
  * expected value, and DeepGEMM's calc_diff, 1 - 2xy / (x^2 + y^2). */
 void mb_check_compare(mb_check *check, const char *what, mb_dtype dtype, const void *got,
                       const double *expected, int64_t n);
+
+/* Rows of fp8 with one scale per row and 128 columns: the scale is amax / 448 (1 for zeros), and each value
+ * the nearest that fp8 has. */
+void mb_check_compare_quantised(mb_check *check, const char *what, const unsigned char *got,
+                                const float *scales, const double *expected, int64_t n_rows, int64_t n_cols);
 
 double mb_check_seconds(void);
 
@@ -90,6 +96,8 @@ void mb_norm_cases(mb_check *check);
 void mb_gemm_cases(mb_check *check);
 void mb_rope_cases(mb_check *check);
 void mb_attention_cases(mb_check *check);
+void mb_moe_plan_cases(mb_check *check);
+void mb_grouped_gemm_cases(mb_check *check); /* and the router's GEMM */
 void mb_moe_cases(mb_check *check);
 void mb_sample_cases(mb_check *check);
 

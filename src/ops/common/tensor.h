@@ -15,12 +15,14 @@
 /* 1 for the types that activations may have: MB_F32, MB_BF16, MB_F16. */
 int mb_dtype_is_activation(mb_dtype dtype);
 
-/* The weight has exactly this shape, data, a known dtype, and block scales only if they are allowed and well
- * formed. `name` starts the error sentence: "gemm: weight". */
+/* The weight has exactly this shape, a known dtype, and scales only if they are allowed and well formed.
+ * `name` starts the error sentence: "gemm: weight". mb_weight_check: and it has data. */
+mb_status mb_weight_check_shape(const mb_weight *weight, const char *name, int64_t count, int64_t rows,
+                                int64_t cols, int scales_allowed);
 mb_status mb_weight_check(const mb_weight *weight, const char *name, int64_t count, int64_t rows,
                           int64_t cols, int scales_allowed);
 
-/* values[i] = weight(matrix, row, first + i) in fp32, block scale applied. */
+/* values[i] = weight(matrix, row, first + i) in fp32, scale applied. */
 void mb_weight_load(const mb_weight *weight, int64_t matrix, int64_t row, int64_t first, int64_t n,
                     float *values);
 

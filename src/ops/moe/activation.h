@@ -1,13 +1,13 @@
-/* activation.h - one row of act(gate) * up, for gated_activation and for the middle of moe_forward. */
+/* activation.h - one row of act(gate) * up, for gated_activation, moe_forward and grouped_gemm. */
 #ifndef MB_OPS_MOE_ACTIVATION_H
 #define MB_OPS_MOE_ACTIVATION_H
 
 #include "moebius/ops.h"
 
-/* out[i] = act(gate[i]) * up[i]; ungated activations do not look at up. All fp32. */
+/* out[i] = act(gate[i]) * up[i]; ungated activations do not look at up. All fp32; no overlap. */
 void mb_activation_row(mb_activation activation, int64_t n, const float *gate, const float *up, float *out);
 
-/* 1 when the value is one of the enum's. */
+/* 1 when it is a function: one of the enum's but MB_ACT_NONE. */
 int mb_activation_is_known(mb_activation activation);
 
 #endif

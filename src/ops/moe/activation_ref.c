@@ -56,6 +56,9 @@ void mb_activation_row(mb_activation activation, int64_t n, const float *gate, c
         for (int64_t i = 0; i < n; i++)
             out[i] = relu(gate[i]) * relu(gate[i]);
         break;
+    case MB_ACT_NONE:
+        memcpy(out, gate, (size_t)n * sizeof *out);
+        break;
     }
 }
 

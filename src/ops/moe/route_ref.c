@@ -1,14 +1,13 @@
 #include "ops/common/dtype.h"
 #include "ops/common/parallel.h"
-#include "ops/common/tensor.h"
 #include "ops/common/vector.h"
+#include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <stdatomic.h>
 
-enum { MAX_EXPERTS = 1024, MAX_TOP_K = 32 };
+enum { MAX_EXPERTS = 1024 };
 
 /* NaN becomes -infinity, so that it is chosen last and the ids stay in range. 1 when there was one. */
 static int silence_nan(int32_t n, float *logits) {
@@ -72,19 +71,7 @@ static void route_token(const void *context, int64_t t) {
 }
 
 mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream) {
-    MB_REQUIRE(args->n_tokens >= 0, "moe_route: n_tokens is %" PRId64, args->n_tokens);
-    MB_REQUIRE(args->n_experts >= 1 && args->n_experts <= MAX_EXPERTS,
-               "moe_route: n_experts is %d, not in 1 .. %d", args->n_experts, MAX_EXPERTS);
-    MB_REQUIRE(args->top_k >= 1 && args->top_k <= MAX_TOP_K && args->top_k <= args->n_experts,
-               "moe_route: top_k is %d, not in 1 .. min(n_experts, %d)", args->top_k, MAX_TOP_K);
-    MB_REQUIRE(args->logits_dtype == MB_F32 || args->logits_dtype == MB_BF16,
-               "moe_route: logits_dtype is %s, not fp32 or bf16", mb_dtype_name(args->logits_dtype));
-    MB_REQUIRE(args->order == MB_ROUTE_SOFTMAX_TOPK || args->order == MB_ROUTE_TOPK_SOFTMAX,
-               "moe_route: order %d is unknown", (int)args->order);
-    if (args->n_tokens == 0)
-        return MB_OK;
-    MB_REQUIRE(args->logits && args->weights && args->ids, "moe_route: logits, weights or ids is NULL");
-
+    MB_TRY(mb_moe_route_check(args));
     atomic_int had_nan = 0;
     routing r = {args, &had_nan};
     mb_parallel_for(stream, 16.0 * (double)args->n_tokens * args->n_experts, args->n_tokens, route_token, &r);

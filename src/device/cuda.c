@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "base/status.h"
 #include "device/device.h"
+#include "ops/moe/moe_sm90.h"
 
 #include <cuda_runtime.h>
 #include <stdio.h>
@@ -17,13 +18,27 @@ typedef struct cuda_device {
     char name[256];
 } cuda_device;
 
-static const mb_ops sm90_ops = {.name = "sm90"};
+static const mb_ops sm90_ops = {
+    .name = "sm90",
+    .moe_router_gemm_workspace = mb_moe_router_gemm_sm90_workspace,
+    .moe_router_gemm = mb_moe_router_gemm_sm90,
+    .moe_route = mb_moe_route_sm90,
+    .moe_plan_workspace = mb_moe_plan_sm90_workspace,
+    .moe_plan = mb_moe_plan_sm90,
+    .grouped_gemm_workspace = mb_grouped_gemm_sm90_workspace,
+    .grouped_gemm = mb_grouped_gemm_sm90,
+    .moe_reduce = mb_moe_reduce_sm90,
+    .moe_forward_workspace = mb_moe_forward_sm90_workspace,
+    .moe_forward = mb_moe_forward_sm90,
+};
 
 static int table_is_complete(const mb_ops *ops) {
     return ops->embed && ops->rms_norm && ops->gemm_workspace && ops->gemm && ops->qk_norm_rope_store &&
-           ops->attention_workspace && ops->attention && ops->gated_activation && ops->moe_route &&
-           ops->moe_forward_workspace && ops->moe_forward && ops->sample_workspace && ops->sample &&
-           ops->log_softmax;
+           ops->attention_workspace && ops->attention && ops->gated_activation &&
+           ops->moe_router_gemm_workspace && ops->moe_router_gemm && ops->moe_route &&
+           ops->moe_plan_workspace && ops->moe_plan && ops->grouped_gemm_workspace && ops->grouped_gemm &&
+           ops->moe_reduce && ops->moe_forward_workspace && ops->moe_forward && ops->sample_workspace &&
+           ops->sample && ops->log_softmax;
 }
 
 static mb_status check(cudaError_t error, const char *call) {
@@ -96,6 +111,13 @@ static void cuda_close(mb_device *device) {
     mb_free(device);
 }
 
+static mb_status wrong_card(const char *name, int major, int minor) {
+    return mb_fail(MB_ERR_UNSUPPORTED,
+                   "cuda: %s has compute capability %d.%d, the kernels need 9.0 (H100, H200); use the CPU "
+                   "(--device cpu)",
+                   name, major, minor);
+}
+
 /* There is such a card, and it is one that the kernels are made for. */
 static mb_status examine_card(int ordinal, struct cudaDeviceProp *properties) {
     int n_cards = 0;
@@ -107,10 +129,7 @@ static mb_status examine_card(int ordinal, struct cudaDeviceProp *properties) {
         return mb_fail(MB_ERR_NOT_FOUND, "cuda: there is no GPU %d; this machine has %d", ordinal, n_cards);
     MB_TRY(check(cudaGetDeviceProperties(properties, ordinal), "cudaGetDeviceProperties"));
     if (properties->major != 9 || properties->minor != 0)
-        return mb_fail(
-            MB_ERR_UNSUPPORTED,
-            "cuda: %s has compute capability %d.%d, the kernels need 9.0 (H100, H200); use --device cpu",
-            properties->name, properties->major, properties->minor);
+        return wrong_card(properties->name, properties->major, properties->minor);
     return MB_OK;
 }
 
@@ -150,4 +169,48 @@ mb_status mb_device_open_cuda(int ordinal, mb_device **device) {
     };
     *device = &cuda->base;
     return MB_OK;
+}
+
+/* On a machine without GPU or driver every call of the runtime fails; the caller's own cudaGetLastError is
+ * left as it was. Where there is a GPU, a failure is the GPU's: memory of a GPU must not be taken for the
+ * CPU's. */
+static mb_status find_memory(const void *pointer, struct cudaPointerAttributes *attributes) {
+    cudaError_t before = cudaPeekAtLastError();
+    cudaError_t error = cudaPointerGetAttributes(attributes, pointer);
+    if (error == cudaSuccess)
+        return MB_OK;
+    int n_cards = 0;
+    int no_gpu = cudaGetDeviceCount(&n_cards) != cudaSuccess || n_cards == 0;
+    if (before == cudaSuccess)
+        cudaGetLastError();
+    if (!no_gpu)
+        return check(error, "cudaPointerGetAttributes");
+    attributes->type = cudaMemoryTypeUnregistered;
+    return MB_OK;
+}
+
+mb_status mb_device_cuda_enter(const void *pointer, const mb_ops **ops, int *former) {
+    *ops = NULL;
+    struct cudaPointerAttributes attributes;
+    MB_TRY(find_memory(pointer, &attributes));
+    if (attributes.type != cudaMemoryTypeDevice && attributes.type != cudaMemoryTypeManaged)
+        return MB_OK;
+    int major, minor;
+    MB_TRY(check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, attributes.device),
+                 "cudaDeviceGetAttribute"));
+    MB_TRY(check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, attributes.device),
+                 "cudaDeviceGetAttribute"));
+    if (major != 9 || minor != 0)
+        return wrong_card("the memory's GPU", major, minor);
+    MB_TRY(check(cudaGetDevice(former), "cudaGetDevice"));
+    if (*former != attributes.device)
+        MB_TRY(check(cudaSetDevice(attributes.device), "cudaSetDevice"));
+    *ops = &sm90_ops;
+    return MB_OK;
+}
+
+void mb_device_cuda_leave(int former) {
+    int current;
+    if (check(cudaGetDevice(&current), "cudaGetDevice") == MB_OK && current != former)
+        check(cudaSetDevice(former), "cudaSetDevice");
 }

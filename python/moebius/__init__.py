@@ -1,0 +1,25 @@
+"""
+moebius: the MoE operators for NVIDIA Hopper, and their CPU reference, on NumPy arrays and PyTorch tensors.
+
+Words: T tokens, H hidden, I intermediate size of one expert, E experts, K chosen experts per token, R routed rows.
+Matrices are row-major; a weight [N, K] multiplies as y = x W^T, as in torch.nn.Linear.
+"""
+
+from ._functions import grouped_gemm, moe, moe_from_logits, plan, reduce, route, router_gemm
+from ._library import LIBRARY as _LIBRARY
+from ._library import Error
+from ._operators import Plan
+
+__version__ = _LIBRARY.mb_version().decode()
+
+__all__ = [
+    "Error",
+    "Plan",
+    "grouped_gemm",
+    "moe",
+    "moe_from_logits",
+    "plan",
+    "reduce",
+    "route",
+    "router_gemm",
+]

@@ -1,0 +1,246 @@
+"""The public functions: they choose the array library by their first argument."""
+
+from types import ModuleType, SimpleNamespace
+from typing import Any, Literal, TypeVar
+
+import numpy
+
+from . import _operators
+from ._arrays import NUMPY
+from ._operators import Plan
+
+_torch: ModuleType | None
+try:
+    from . import _torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    _torch = None
+
+Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor, the same in all arguments of a call
+Activation = Literal["swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2"]
+Order = Literal["softmax_topk", "topk_softmax"]
+F32Math = Literal["tf32", "exact"]
+
+
+def _bound(name: str) -> Any:
+    operator = getattr(_operators, name)
+    return lambda *arguments: operator(NUMPY, *arguments)
+
+
+_NAMES = ("route", "router_gemm", "plan", "grouped_gemm", "reduce", "moe", "moe_from_logits")
+_numpy = SimpleNamespace(**{name: _bound(name) for name in _NAMES})
+
+
+def _of(name: str, array: Any) -> Any:
+    """The operators of the array's library."""
+    if _torch is not None and isinstance(array, _torch.torch.Tensor):
+        return _torch
+    if isinstance(array, numpy.ndarray):
+        return _numpy
+    raise TypeError(f"{name} is a {type(array).__name__}; it must be a numpy.ndarray or a torch.Tensor")
+
+
+def router_gemm(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """Router logits x weight^T + bias, float32 [T, E].
+
+    x: [T, H], weight: [E, H] with E <= 1024, each float32, bfloat16 or float16. bias: float32 [E].
+    A float32 weight takes part with at least 22 bits of mantissa.
+    """
+    return _of("x", x).router_gemm(x, weight, bias)
+
+
+def route(
+    logits: Array,
+    top_k: int,
+    renormalize: bool = True,
+    order: Order = "softmax_topk",
+    *,
+    nan_flag: Array | None = None,
+) -> tuple[Array, Array]:
+    """The top_k experts of each token, largest weight first, ties to the lower id.
+
+    logits: [T, E] float32 or bfloat16, top_k <= 32, E <= 1024. Gives weights [T, K] float32 and ids [T, K] int32.
+    order: "softmax_topk", as Qwen3 (renormalize divides the K weights by their sum), or "topk_softmax".
+    nan_flag: int32 [1], set to 1 when a logit is NaN, else left alone. Ids are in range even then.
+    """
+    return _of("logits", logits).route(logits, top_k, renormalize, order, nan_flag)
+
+
+def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: int | None = None) -> Plan:
+    """Sorts the choices of ids (int32 [T, K], in [0, n_experts)) by expert, in the order of tokens.
+
+    Only experts [first_expert, first_expert + n_local_experts) are kept, by default all from first_expert on.
+    Gives a Plan of int32 offsets [n_local_experts + 1], row_token [T*K] and token_row [T, K]: what grouped_gemm takes
+    as offsets and row_index, and reduce as token_row.
+    """
+    return _of("ids", ids).plan(ids, n_experts, first_expert, n_local_experts)
+
+
+def grouped_gemm(
+    a: Array,
+    b: Array,
+    offsets: Array | None = None,
+    *,
+    row_index: Array | None = None,
+    bias: Array | None = None,
+    row_weight: Array | None = None,
+    activation: Activation | Literal["none"] = "none",
+    a_scale: Array | None = None,
+    b_scale: Array | None = None,
+    out_dtype: Any = None,
+    f32: F32Math = "tf32",
+) -> Any:
+    """Rows of a, grouped by expert, times their expert's matrix.
+
+    out[r] = row_weight[r] * activation(a[row_index[r]] b[e]^T + bias[e]) for r in [offsets[e], offsets[e + 1]).
+
+    a: [rows, K] float32, bfloat16, float16 or float8_e4m3fn. b: [E, N, K] of a's dtype.
+    offsets: int32 [E + 1]; None for one group of all rows (a linear layer).
+    row_index: int32 [R], rows of a; None: a's rows in order, R = rows. Without offsets behind them, rows are undefined.
+    bias: float32 [E, N]. row_weight: float32 [R].
+    activation: gated ones ("swiglu", "geglu", "reglu") take gate from columns [0, N/2) and up from [N/2, N).
+    float8: b_scale is float32 [E] and a_scale [1], or b_scale [E, ceil(N/128), ceil(K/128)] and a_scale
+    [rows, ceil(K/128)].
+    out_dtype: a's by default, or float32, or float8_e4m3fn of a 16-bit or float8 a; must be given for a float8 a.
+    f32: how float32 is multiplied on a GPU, "tf32" on tensor cores or "exact".
+
+    Gives out [R, N], gated [R, N/2]; of dtype float8_e4m3fn the pair (out, out_scale), out_scale being float32
+    [R, ceil(columns/128)].
+    """
+    out, out_scale = _of("a", a).grouped_gemm(
+        a, b, offsets, row_index, bias, row_weight, activation, a_scale, b_scale, out_dtype, f32
+    )
+    return out if out_scale is None else (out, out_scale)
+
+
+def reduce(
+    y: Array,
+    weights: Array,
+    token_row: Array,
+    *,
+    residual: Array | None = None,
+    shared: Array | None = None,
+    out_dtype: Any = None,
+    out: Array | None = None,
+) -> Array:
+    """out[t] = residual[t] + shared[t] + sum over k of weights[t, k] * y[token_row[t, k]], [T, H].
+
+    y: [R, H] float32, bfloat16 or float16. weights: float32 [T, K]. token_row: int32 [T, K], -1 where there is no row.
+    residual, shared: [T, H] of out's dtype. out_dtype: y's by default, or float32.
+    out: where to write; may be residual. Summed in float32 in the order of k, rounded once.
+    """
+    if out_dtype is None:
+        out_dtype = getattr(out, "dtype", None)
+    return _of("y", y).reduce(y, weights, token_row, residual, shared, out_dtype, out)
+
+
+def moe(
+    x: Array,
+    w13: Array,
+    w2: Array,
+    topk_weights: Array,
+    topk_ids: Array,
+    *,
+    activation: Activation = "swiglu",
+    bias13: Array | None = None,
+    bias2: Array | None = None,
+    residual: Array | None = None,
+    shared: Array | None = None,
+    w13_scale: Array | None = None,
+    w2_scale: Array | None = None,
+    x_scale: Array | None = None,
+    h_scale: Array | None = None,
+    first_expert: int = 0,
+    n_experts: int | None = None,
+    f32: F32Math = "tf32",
+    out: Array | None = None,
+) -> Array:
+    """The experts of one MoE layer.
+
+    out[t] = residual[t] + shared[t] + sum over k of topk_weights[t, k] * w2[e] act(w13[e] x[t]), e = topk_ids[t, k].
+
+    x: [T, H] float32, bfloat16 or float16; T may be 0.
+    w13: [E, 2I, H], gate rows then up rows; [E, I, H] for the activations without gate ("silu", "gelu", "relu",
+    "relu2"). w2: [E, H, I]. Both of x's dtype, or float8_e4m3fn with a 16-bit x.
+    topk_weights: float32 [T, K]. topk_ids: int32 [T, K], in [0, n_experts); not checked on a GPU.
+    bias13, bias2, residual, shared: [E, 2I or I], [E, H], [T, H], [T, H], of x's dtype.
+    w13_scale, w2_scale (float8 only), float32: blocks [E, ceil(rows/128), ceil(columns/128)] as in the checkpoints'
+    weight_scale_inv, or per tensor [E], then with x_scale and h_scale, float32 [1]: the scales to which a GPU quantises
+    x and the activated product.
+    first_expert, n_experts: w13 and w2 hold experts [first_expert, first_expert + E) of n_experts; choices of others
+    add nothing.
+    f32: how float32 is multiplied on a GPU: "tf32" on tensor cores, or "exact".
+    out: [T, H] where to write, of x's dtype; may be residual, not x. Returned.
+
+    Raises TypeError or ValueError for an argument that is wrong, moebius.Error for what the library refuses.
+    """
+    return _of("x", x).moe(
+        x,
+        w13,
+        w2,
+        topk_weights,
+        topk_ids,
+        first_expert,
+        n_experts,
+        activation,
+        bias13,
+        bias2,
+        residual,
+        shared,
+        w13_scale,
+        w2_scale,
+        x_scale,
+        h_scale,
+        f32,
+        out,
+    )
+
+
+def moe_from_logits(
+    x: Array,
+    router_logits: Array,
+    w13: Array,
+    w2: Array,
+    top_k: int,
+    *,
+    renormalize: bool = True,
+    order: Order = "softmax_topk",
+    activation: Activation = "swiglu",
+    bias13: Array | None = None,
+    bias2: Array | None = None,
+    residual: Array | None = None,
+    shared: Array | None = None,
+    w13_scale: Array | None = None,
+    w2_scale: Array | None = None,
+    x_scale: Array | None = None,
+    h_scale: Array | None = None,
+    first_expert: int = 0,
+    f32: F32Math = "tf32",
+    out: Array | None = None,
+) -> Array:
+    """route and moe in one call, fewer launches than the two: router_logits [T, n_experts] are float32 or bfloat16.
+
+    top_k, renormalize and order are route's, all others moe's.
+    """
+    return _of("x", x).moe_from_logits(
+        x,
+        router_logits,
+        w13,
+        w2,
+        top_k,
+        renormalize,
+        order,
+        first_expert,
+        activation,
+        bias13,
+        bias2,
+        residual,
+        shared,
+        w13_scale,
+        w2_scale,
+        x_scale,
+        h_scale,
+        f32,
+        out,
+    )

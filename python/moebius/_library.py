@@ -1,0 +1,201 @@
+"""The C library through ctypes: the parameter structs of include/moebius/ops.h, field by field, and its errors."""
+
+import ctypes
+import os
+from ctypes import c_int32, c_int64, c_size_t, c_void_p
+from pathlib import Path
+
+# The enums of ops.h. Callers name their values by these strings.
+FLOAT32, BFLOAT16, FLOAT16, FLOAT8 = range(4)
+ACTIVATIONS = {name: i for i, name in enumerate(("swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2", "none"))}
+MOE_ACTIVATIONS = {name: code for name, code in ACTIVATIONS.items() if name != "none"}
+GATED = frozenset(("swiglu", "geglu", "reglu"))
+ORDERS = {"softmax_topk": 0, "topk_softmax": 1}
+F32_MATH = {"tf32": 0, "exact": 1}
+
+
+class Error(RuntimeError):
+    """The library refused or failed. The text says what, where, and what to do; `status` is its code's name."""
+
+    def __init__(self, status: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Weight(ctypes.Structure):
+    """mb_weight"""
+
+    _fields_ = [
+        ("data", c_void_p),
+        ("scale", c_void_p),
+        ("count", c_int64),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("scale_rows", c_int32),
+        ("dtype", c_int32),
+    ]
+
+
+class RouterGemmArgs(ctypes.Structure):
+    """mb_moe_router_gemm_args"""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("logits", c_void_p),
+        ("n_tokens", c_int64),
+        ("hidden", c_int32),
+        ("n_experts", c_int32),
+        ("dtype", c_int32),
+        ("weight_dtype", c_int32),
+    ]
+
+
+class RouteArgs(ctypes.Structure):
+    """mb_moe_route_args"""
+
+    _fields_ = [
+        ("logits", c_void_p),
+        ("weights", c_void_p),
+        ("ids", c_void_p),
+        ("nan_flag", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_experts", c_int32),
+        ("top_k", c_int32),
+        ("logits_dtype", c_int32),
+        ("order", c_int32),
+        ("renormalize", c_int32),
+    ]
+
+
+class PlanArgs(ctypes.Structure):
+    """mb_moe_plan_args"""
+
+    _fields_ = [
+        ("ids", c_void_p),
+        ("offsets", c_void_p),
+        ("row_token", c_void_p),
+        ("token_row", c_void_p),
+        ("n_tokens", c_int64),
+        ("top_k", c_int32),
+        ("n_experts", c_int32),
+        ("first_expert", c_int32),
+        ("n_local_experts", c_int32),
+        ("tiles", c_void_p),
+        ("n_tiles", c_void_p),
+        ("tile_rows", c_int32),
+        ("tile_step", c_int32),
+    ]
+
+
+class GroupedGemmArgs(ctypes.Structure):
+    """mb_grouped_gemm_args"""
+
+    _fields_ = [
+        ("a", c_void_p),
+        ("a_scale", c_void_p),
+        ("row_index", c_void_p),
+        ("offsets", c_void_p),
+        ("b", Weight),
+        ("bias", c_void_p),
+        ("row_weight", c_void_p),
+        ("out", c_void_p),
+        ("out_scale", c_void_p),
+        ("n_rows", c_int64),
+        ("dtype", c_int32),
+        ("out_dtype", c_int32),
+        ("bias_dtype", c_int32),
+        ("activation", c_int32),
+        ("f32_math", c_int32),
+    ]
+
+
+class ReduceArgs(ctypes.Structure):
+    """mb_moe_reduce_args"""
+
+    _fields_ = [
+        ("y", c_void_p),
+        ("weights", c_void_p),
+        ("token_row", c_void_p),
+        ("residual", c_void_p),
+        ("shared", c_void_p),
+        ("out", c_void_p),
+        ("n_tokens", c_int64),
+        ("hidden", c_int32),
+        ("top_k", c_int32),
+        ("dtype", c_int32),
+        ("out_dtype", c_int32),
+    ]
+
+
+class ForwardArgs(ctypes.Structure):
+    """mb_moe_forward_args"""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("weights", c_void_p),
+        ("ids", c_void_p),
+        ("w13", Weight),
+        ("w2", Weight),
+        ("bias13", c_void_p),
+        ("bias2", c_void_p),
+        ("residual", c_void_p),
+        ("shared", c_void_p),
+        ("out", c_void_p),
+        ("n_tokens", c_int64),
+        ("hidden", c_int32),
+        ("intermediate", c_int32),
+        ("top_k", c_int32),
+        ("n_experts", c_int32),
+        ("first_expert", c_int32),
+        ("n_local_experts", c_int32),
+        ("dtype", c_int32),
+        ("activation", c_int32),
+        ("f32_math", c_int32),
+        ("x_scale", c_void_p),
+        ("h_scale", c_void_p),
+        ("route", ctypes.POINTER(RouteArgs)),
+    ]
+
+
+_WITH_WORKSPACE = {
+    "mb_moe_router_gemm": RouterGemmArgs,
+    "mb_moe_plan": PlanArgs,
+    "mb_grouped_gemm": GroupedGemmArgs,
+    "mb_moe_forward": ForwardArgs,
+}
+_WITHOUT_WORKSPACE = {"mb_moe_route": RouteArgs, "mb_moe_reduce": ReduceArgs}
+
+
+def _open() -> ctypes.CDLL:
+    path = os.environ.get("MOEBIUS_LIBRARY") or str(Path(__file__).parent / "libmoebius.so")
+    try:
+        library = ctypes.CDLL(path)
+        for name, struct in _WITH_WORKSPACE.items():
+            size = getattr(library, name + "_workspace")
+            size.restype, size.argtypes = c_size_t, [ctypes.POINTER(struct)]
+            run = getattr(library, name)
+            run.restype, run.argtypes = c_int32, [ctypes.POINTER(struct), c_void_p, c_size_t, c_void_p]
+        for name, struct in _WITHOUT_WORKSPACE.items():
+            run = getattr(library, name)
+            run.restype, run.argtypes = c_int32, [ctypes.POINTER(struct), c_void_p]
+        for name in ("mb_last_error", "mb_version"):
+            getattr(library, name).restype = ctypes.c_char_p
+        library.mb_status_name.restype, library.mb_status_name.argtypes = ctypes.c_char_p, [c_int32]
+    except (OSError, AttributeError) as error:
+        raise ImportError(
+            f"moebius: {path} cannot be used: {error}. Install with `pip install .` in the repository, or set "
+            "MOEBIUS_LIBRARY to a libmoebius.so of the same version."
+        ) from error
+    return library
+
+
+LIBRARY = _open()
+
+SIZE_MAX = 2 ** (8 * ctypes.sizeof(c_size_t)) - 1
+
+
+def failure(status: int) -> Error:
+    """The exception for a status that is not MB_OK, with this thread's last error text."""
+    return Error(LIBRARY.mb_status_name(status).decode(), LIBRARY.mb_last_error().decode())

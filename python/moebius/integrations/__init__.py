@@ -1,0 +1,1 @@
+"""Adapters to frameworks; each module needs PyTorch."""

@@ -117,13 +117,15 @@ static void check_alone(const problem *p, int tile, void *workspace, size_t work
     CUDA(cudaFree(out));
 }
 
-/* The forward that runs the router itself, against the output, ids and weights of the one that did not. */
+/* The forward that runs the router itself, against the output, ids, weights and flag of calls apart. */
 static void check_routed(const problem *p, int tile, const void *expected, void *workspace,
                          size_t workspace_bytes, int poison) {
     const int64_t n = (int64_t)p->s.T * p->s.K;
     const size_t n_bytes = sizeof(int32_t) * (size_t)n;
     int32_t *ids = (int32_t *)download(p->route.ids, n_bytes);
+    int32_t *nan_flag = (int32_t *)download(p->nan_flag, sizeof(int32_t));
     void *weights = allocate(n_bytes);
+    CUDA(cudaMemset(p->nan_flag, 0, sizeof(int32_t)));
     CUDA(cudaMemcpy(weights, p->route.weights, n_bytes, cudaMemcpyDeviceToDevice));
     if (poison) {
         CUDA(cudaMemset(p->route.ids, 0xff, n_bytes));
@@ -141,13 +143,26 @@ static void check_routed(const problem *p, int tile, const void *expected, void 
     if (n_weights > 0)
         complain(p->name, "weights that the forward's router computes otherwise", n_weights);
     int32_t *found = (int32_t *)download(p->route.ids, n_bytes);
+    int32_t *found_flag = (int32_t *)download(p->nan_flag, sizeof(int32_t));
+    if (*found_flag != *nan_flag)
+        complain(p->name, "nan_flag of the forward's router", *found_flag);
     if (memcmp(ids, found, n_bytes) != 0) {
         complain(p->name, "ids that the forward's router computes otherwise", 0);
         CUDA(cudaMemcpy(p->route.ids, ids, n_bytes, cudaMemcpyHostToDevice));
     }
     free(ids);
+    free(nan_flag);
     free(found);
+    free(found_flag);
     CUDA(cudaFree(weights));
+}
+
+/* The forward that chooses its tile row, against what the rows gave. */
+static void check_own_choice(const problem *p, int poison) {
+    const size_t workspace_bytes = workspace_of(&p->forward, NO_TILE);
+    void *workspace = allocate(workspace_bytes);
+    check_routed(p, NO_TILE, p->other_tile_out, workspace, workspace_bytes, poison);
+    CUDA(cudaFree(workspace));
 }
 
 /* ---- Times */
@@ -295,6 +310,7 @@ static void run_case(const kind *k, const shape *s, uint64_t seed, const options
         for (int tile = 0; tile < MB_MOE_N_TILES; tile++)
             if (o->picked ? tile == picked : suits(&p, tile))
                 run_tile(&p, tile, ids, offsets, o, flush, card);
+    check_own_choice(&p, !o->bare);
     if (s->features & BIAS) {
         check_no_tokens(&p);
         check_refusals(&p);

@@ -1,4 +1,4 @@
-"""What the operators ask of an array library: checks, pointers, memory, streams. NumPy's is here, PyTorch's in _torch.py."""
+"""What the operators ask of an array library: checks, pointers, memory, streams. PyTorch's is in _torch.py."""
 
 from typing import Any
 

@@ -1,0 +1,324 @@
+"""
+The Python package on a Hopper GPU, with PyTorch: python tests/python/gpu_check.py [NAME ...] (not collected by pytest).
+
+Values against definitions in PyTorch, every operator against the CPU's, CUDA graphs, streams, torch.compile,
+transformers. MOEBIUS_LIBRARY: the library of a CUDA build, default build/cuda/libmoebius.so.
+"""
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "python"))
+os.environ.setdefault("MOEBIUS_LIBRARY", str(ROOT / "build/cuda/libmoebius.so"))
+
+import host_time  # noqa: E402
+import moebius  # noqa: E402
+import torch  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+DEVICE = torch.device("cuda", 0)
+FP8 = torch.float8_e4m3fn
+T, H, I, E, K = 77, 512, 256, 16, 4  # noqa: E741
+
+
+def expect(condition, text):
+    if not condition:
+        raise AssertionError(text)
+
+
+def close(name, got, expected, limit):
+    """calc_diff 1 - 2xy / (x^2 + y^2) <= limit."""
+    got, expected = got.double().cpu(), expected.double().cpu()
+    expect(got.shape == expected.shape, f"{name}: shapes {tuple(got.shape)}, {tuple(expected.shape)}")
+    expect(bool(torch.isfinite(got).all()), f"{name}: not finite")
+    squares = (got * got + expected * expected).sum()
+    diff = 0.0 if squares == 0 else float(1 - 2 * (got * expected).sum() / squares)
+    print(f"   {name}: calc_diff {diff:.1e}, limit {limit:.0e}")
+    expect(diff <= limit, f"{name}: calc_diff {diff:.3e} > {limit:.0e}")
+
+
+def same_bits(name, got, expected):
+    expect(
+        torch.equal(got.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8)), f"{name}: bits differ"
+    )
+
+
+def normal(*shape):
+    return torch.randn(shape, device=DEVICE)
+
+
+def routing(n_tokens=T, n_experts=E, top_k=K):
+    return moebius.route(normal(n_tokens, n_experts), top_k)
+
+
+def layer(dtype, n_tokens=T):
+    x = normal(n_tokens, H).to(dtype)
+    return x, (normal(E, 2 * I, H) / H**0.5).to(dtype), (normal(E, H, I) / I**0.5).to(dtype), *routing(n_tokens)
+
+
+def reference(x, w13, w2, weights, ids, prepare_x=lambda v: v, prepare_h=lambda v: v, residual=None):
+    """SwiGLU experts in float64, w13 and w2 float64; `prepare` quantises what goes into a GEMM."""
+    dtype = x.dtype
+
+    def rounded(values):
+        return values.to(dtype).double()
+
+    out = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    entering = prepare_x(x.double())
+    for e in range(w13.shape[0]):
+        t, k = torch.where(ids == e)
+        gate, up = rounded(entering[t] @ w13[e].T).chunk(2, dim=-1)
+        hidden = prepare_h(rounded(functional.silu(gate) * up))
+        out.index_add_(0, t, weights[t, k, None].double() * rounded(hidden @ w2[e].T))
+    return out if residual is None else out + residual.double()
+
+
+def check_moe_of_16_and_32_bits():
+    for dtype, f32, limit in (
+        (torch.bfloat16, "tf32", 1e-5),
+        (torch.float16, "tf32", 1e-5),
+        (torch.float32, "tf32", 1e-5),
+        (torch.float32, "exact", 1e-11),
+    ):
+        for n_tokens in (1, T, 700):
+            x, w13, w2, weights, ids = layer(dtype, n_tokens)
+            residual = normal(n_tokens, H).to(dtype)
+            got = moebius.moe(x, w13, w2, weights, ids, residual=residual, f32=f32)
+            expected = reference(x, w13.double(), w2.double(), weights, ids, residual=residual)
+            close(f"{dtype} {f32} T={n_tokens}", got, expected, limit)
+
+
+def quantised_by_block(values):
+    blocks = values.view(values.shape[0], -1, 128)
+    scale = (blocks.abs().amax(-1, keepdim=True) / 448).float()
+    scale = torch.where(scale == 0, 1.0, scale).double()
+    return ((blocks / scale).float().to(FP8).double() * scale).view_as(values)
+
+
+def quantised_by_tensor(scale):
+    return lambda values: (values / scale).float().clamp(-448, 448).to(FP8).double() * scale
+
+
+def check_moe_of_float8():
+    for dtype in (torch.bfloat16, torch.float16):
+        for kind in ("block", "tensor"):
+            x, w13, w2, weights, ids = layer(dtype)
+            w13, w2 = (w13.float() * 200).to(FP8), (w2.float() * 100).to(FP8)
+            shapes = ((E, 2 * I // 128, H // 128), (E, H // 128, I // 128)) if kind == "block" else ((E,), (E,))
+            scales = [(torch.rand(shape, device=DEVICE) + 0.5) / 150 for shape in shapes]
+            if kind == "block":
+                options, prepare = {}, (quantised_by_block, quantised_by_block)
+            else:
+                options = {
+                    "x_scale": torch.tensor([0.011], device=DEVICE),
+                    "h_scale": torch.tensor([0.017], device=DEVICE),
+                }
+                prepare = tuple(quantised_by_tensor(float(scale)) for scale in options.values())
+            got = moebius.moe(x, w13, w2, weights, ids, w13_scale=scales[0], w2_scale=scales[1], **options)
+            wide = []
+            for w, scale in zip((w13, w2), scales, strict=True):
+                full = (
+                    scale.repeat_interleave(128, 1).repeat_interleave(128, 2)
+                    if kind == "block"
+                    else scale[:, None, None]
+                )
+                wide.append(w.double() * full.double())
+            close(f"{dtype} float8 {kind}", got, reference(x, *wide, weights, ids, *prepare), 1e-4)
+
+
+def check_operators_against_the_cpu():
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x, w13, w2, weights, ids = layer(dtype)
+        cpu = [tensor.cpu() for tensor in (x, w13, w2, weights, ids)]
+        logits = moebius.router_gemm(x, w13[0])
+        close(f"router_gemm {dtype}", logits, moebius.router_gemm(cpu[0], cpu[1][0]), 1e-9)
+        for order in ("softmax_topk", "topk_softmax"):
+            pair = moebius.route(logits, 6, order=order), moebius.route(logits.cpu(), 6, order=order)
+            expect(torch.equal(pair[0][1].cpu(), pair[1][1]), f"route {order}: ids differ")
+            close(f"route {order}", pair[0][0], pair[1][0], 1e-12)
+        for first, n_local in ((0, E), (3, 7)):
+            plans = [moebius.plan(i, E, first_expert=first, n_local_experts=n_local) for i in (ids, cpu[4])]
+            n_rows = int(plans[1].offsets[-1])
+            for name, one, other in zip(plans[0]._fields, *plans, strict=True):
+                end = n_rows if name == "row_token" else None
+                expect(torch.equal(one.cpu()[:end], other[:end]), f"plan: {name} differs")
+        results = []
+        for a, b13, b2, w, i in ((x, w13, w2, weights, ids), cpu):
+            plan = moebius.plan(i, E)
+            bias = torch.linspace(-1, 1, E * 2 * I).view(E, 2 * I).to(a.device)
+            hidden = moebius.grouped_gemm(a, b13, plan.offsets, row_index=plan.row_token, bias=bias, activation="geglu")
+            y = moebius.grouped_gemm(hidden, b2, plan.offsets, out_dtype=torch.float32)
+            out = moebius.reduce(y, w, plan.token_row, shared=a.float())
+            results.append((hidden, y, out))
+        for name, one, other in zip(("gated", "float32 out", "reduce"), *results, strict=True):
+            close(f"grouped_gemm {dtype} {name}", one, other, 1e-5)
+        if dtype is not torch.float32:
+            pair = [moebius.grouped_gemm(a, b[:1], out_dtype=FP8) for a, b in ((x, w13), cpu[:2])]
+            wide = [out.double() * scale.repeat_interleave(128, 1).double() for out, scale in pair]
+            close(f"grouped_gemm {dtype} float8 out", wide[0], wide[1], 1e-4)
+
+
+def check_moe_from_logits():
+    x, w13, w2, _, _ = layer(torch.bfloat16)
+    logits = normal(T, E)
+    got = moebius.moe_from_logits(x, logits, w13, w2, K)
+    close("moe_from_logits", got, moebius.moe(x, w13, w2, *moebius.route(logits, K)), 1e-6)
+
+
+def check_nan_flag():
+    flag = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    logits = normal(5, 128)
+    moebius.route(logits, 8, nan_flag=flag)
+    expect(int(flag) == 0, "flag raised without NaN")
+    logits[3, 7] = float("nan")
+    _, ids = moebius.route(logits, 8, nan_flag=flag)
+    expect(int(flag) == 1 and int(ids.max()) < 128 and int(ids.min()) >= 0, "flag or ids")
+
+
+def check_no_tokens():
+    x, w13, w2, weights, ids = layer(torch.bfloat16, 0)
+    expect(moebius.moe(x, w13, w2, weights, ids).shape == (0, H), "shape")
+    expect(int(moebius.plan(ids, E).offsets.abs().sum()) == 0, "offsets")
+
+
+def check_expert_parallel_parts():
+    x, w13, w2, weights, ids = layer(torch.bfloat16)
+    total = torch.zeros(T, H, device=DEVICE)
+    for first, n in ((0, 5), (5, 10), (15, 1)):
+        part = slice(first, first + n)
+        total += moebius.moe(x, w13[part], w2[part], weights, ids, first_expert=first, n_experts=E)
+    close("sum of three ranks", total, moebius.moe(x, w13, w2, weights, ids), 2e-5)
+
+
+def check_cuda_graph():
+    for dtype in (torch.bfloat16, torch.float32):
+        x, w13, w2, weights, ids = layer(dtype)
+        logits, out = normal(T, E), torch.zeros(T, H, dtype=dtype, device=DEVICE)
+
+        def step(x, w13, w2, weights, ids, logits, out):
+            y = moebius.moe(x, w13, w2, weights, ids)
+            moebius.moe_from_logits(y, logits, w13, w2, K, residual=x, out=out)
+
+        step(x, w13, w2, weights, ids, logits, out)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(x, w13, w2, weights, ids, logits, out)
+        for _ in range(3):
+            x.copy_(normal(T, H))
+            logits.copy_(normal(T, E))
+            for held, fresh in zip((weights, ids), routing(), strict=True):
+                held.copy_(fresh)
+            expected = torch.zeros_like(out)
+            step(x, w13, w2, weights, ids, logits, expected)
+            out.fill_(float("nan"))
+            graph.replay()
+            same_bits(f"{dtype} graph", out, expected)
+
+
+def check_current_stream():
+    """On a side stream behind a long sleep: work on another stream would read x before it is written."""
+    x, w13, w2, weights, ids = layer(torch.bfloat16)
+    expected = moebius.moe(x, w13, w2, weights, ids)
+    late = torch.full_like(x, float("nan"))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)
+        started = time.perf_counter()
+        got = moebius.moe(late, w13, w2, weights, ids)
+        waited = time.perf_counter() - started
+        expect(not stream.query(), "the call waited for the stream, or the sleep was too short to tell")
+    stream.synchronize()
+    print(f"   the call returned after {waited * 1e6:.0f} us")
+    same_bits("side stream", got, expected)
+
+
+def check_compile():
+    def block(x, router, w13, w2):
+        logits = moebius.router_gemm(x, router)
+        weights, ids = moebius.route(logits, K)
+        return moebius.moe(x, w13, w2, weights, ids, residual=x) * 0.5
+
+    x, w13, w2, _, _ = layer(torch.bfloat16)
+    router = normal(E, H).to(torch.bfloat16)
+    compiled = torch.compile(block, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):  # the third call replays a CUDA graph
+        x = normal(T, H).to(torch.bfloat16)
+        same_bits("compiled", compiled(x, router, w13, w2).clone(), block(x, router, w13, w2))
+
+
+def check_errors():
+    x, w13, w2, weights, ids = layer(torch.bfloat16)
+
+    def fails(kind, text, **changes):
+        arguments = {"x": x, "w13": w13, "w2": w2, "topk_weights": weights, "topk_ids": ids, **changes}
+        try:
+            moebius.moe(**arguments)
+        except kind as error:
+            expect(text in str(error), f"{error!r} does not say {text!r}")
+            print(f"   {error}")
+            return
+        raise AssertionError(f"no {kind.__name__} about {text}")
+
+    odd = torch.empty(T * H + 1, dtype=torch.bfloat16, device=DEVICE)[1:].view(T, H)
+    fails(ValueError, "residual is at 0x", residual=odd)
+    fails(ValueError, "w2 is on cpu; it must be on cuda:0", w2=w2.cpu())
+    fails(ValueError, "topk_ids is on cpu", topk_ids=ids.cpu())
+    narrow = slice(0, H - 4)  # columns that are no multiple of 16 bytes
+    fails(
+        moebius.Error, "", x=x[:, narrow].contiguous(), w13=w13[..., narrow].contiguous(), w2=w2[:, narrow].contiguous()
+    )
+
+
+def check_transformers():
+    import moebius.integrations.transformers as experts
+    import transformers
+
+    experts.register()
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=512, hidden_size=256, intermediate_size=256, moe_intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=32, num_experts=32, num_experts_per_tok=4,
+        norm_topk_prob=True,
+    )  # fmt: skip
+    with torch.no_grad(), torch.device(DEVICE):
+        model = transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16).eval()
+        for parameter in model.parameters():
+            parameter.copy_(normal(*parameter.shape) / parameter.shape[-1] ** 0.5)
+        tokens = torch.randint(0, 512, (2, 50))
+        model.set_experts_implementation("eager")
+        expected = model(tokens).logits
+        model.set_experts_implementation("moebius")
+        close("Qwen3-MoE logits", model(tokens).logits, expected, 1e-3)
+        model.generate(tokens[:1], max_new_tokens=8, do_sample=False, pad_token_id=0)
+
+
+def check_host_time():
+    for name, microseconds in host_time.measure(DEVICE).items():
+        print(f"   {name}: {microseconds:.1f} us of the CPU a call")
+
+
+def main(names):
+    checks = {name.removeprefix("check_"): value for name, value in globals().items() if name.startswith("check_")}
+    failed = []
+    for name in names or checks:
+        torch.manual_seed(1)
+        started = time.perf_counter()
+        try:
+            checks[name]()
+            torch.cuda.synchronize()
+        except Exception as error:
+            failed.append(name)
+            print("   " + "   ".join(traceback.format_exception(error)[-3:]).strip())
+        print(f"{'FAILED' if name in failed else 'ok'} {name} ({time.perf_counter() - started:.1f} s)", flush=True)
+    print(f"{len(failed)} of {len(names or checks)} failed" if failed else "all passed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,241 @@
+"""moebius as experts of Hugging Face transformers, and behind vLLM's and SGLang's fused_experts."""
+
+import moe_reference as reference
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import moebius  # noqa: E402
+
+
+def normal(*shape):
+    return torch.randn(shape)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(20261123)
+
+
+@pytest.fixture
+def experts():
+    pytest.importorskip("transformers")
+    import moebius.integrations.transformers as module
+
+    module.register()
+    return module
+
+
+@pytest.fixture
+def config():
+    transformers = pytest.importorskip("transformers")
+    return transformers.Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=48,
+        moe_intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        num_experts=12,
+        num_experts_per_tok=3,
+        norm_topk_prob=True,
+    )
+
+
+def randomised(model):
+    """Weights as large as activations, so that the experts decide the result."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(normal(*parameter.shape) / parameter.shape[-1] ** 0.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_qwen3_moe_gives_what_eager_gives(experts, config, dtype):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(transformers.Qwen3MoeForCausalLM(config)).to(dtype)
+    tokens = torch.randint(0, 64, (2, 17))
+    with torch.no_grad():
+        model.set_experts_implementation("eager")
+        expected = model(tokens).logits
+        calls = []
+        original = experts.moe
+        experts.moe = lambda *arguments, **options: calls.append(1) or original(*arguments, **options)
+        try:
+            model.set_experts_implementation("moebius")
+            got = model(tokens).logits
+        finally:
+            experts.moe = original
+    assert len(calls) == config.num_hidden_layers
+    difference = reference.calc_diff(got.double().numpy(), expected.double().numpy())
+    assert difference < (1e-11 if dtype == torch.float32 else 1e-4)
+
+
+def test_qwen3_moe_generates_the_same_tokens(experts, config):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(transformers.Qwen3MoeForCausalLM(config))
+    tokens = torch.randint(0, 64, (1, 5))
+    generated = []
+    for implementation in ("eager", "moebius"):
+        model.set_experts_implementation(implementation)
+        generated.append(model.generate(tokens, max_new_tokens=12, do_sample=False, pad_token_id=0))
+    assert generated[0].shape[1] > 5 and (generated[0] == generated[1]).all()
+
+
+def test_a_compiled_block_is_one_graph(experts, config):
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
+
+    config._experts_implementation = "moebius"
+    block = randomised(Qwen3MoeSparseMoeBlock(config))
+    x = normal(2, 9, 64)
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-6)
+
+
+def test_choices_of_other_ranks_add_nothing(experts, config):
+    """transformers' expert parallelism gives them the id behind the last local expert."""
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    config._experts_implementation = "moebius"
+    module = randomised(Qwen3MoeExperts(config))
+    x, ids = normal(5, 64), torch.randint(0, 12, (5, 3))
+    weights = torch.rand(5, 3)
+    elsewhere = torch.zeros(5, 3, dtype=torch.bool)
+    elsewhere[1], elsewhere[3, 2] = True, True
+    with torch.no_grad():
+        got = module(x, ids.masked_fill(elsewhere, 12), weights)
+        config._experts_implementation = "eager"
+        expected = module(x, ids, weights.masked_fill(elsewhere, 0))
+    assert (got[1] == 0).all()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def fp8_experts(config):
+    from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, FP8Experts
+    from transformers.integrations.moe import use_experts_implementation
+
+    made = use_experts_implementation(experts_class=FP8Experts, experts_interface=ALL_FP8_EXPERTS_FUNCTIONS)
+    config._experts_implementation = "moebius"
+    return made(config=config, block_size=(128, 128))
+
+
+def test_experts_of_an_fp8_checkpoint(experts, config):
+    config.hidden_size, config.moe_intermediate_size = 256, 128
+    module = fp8_experts(config)
+    wide = []
+    with torch.no_grad():
+        for name in ("gate_up_proj", "down_proj"):
+            weight, scale = getattr(module, name), getattr(module, name + "_scale_inv")
+            weight.copy_((normal(*weight.shape) * 16).to(weight.dtype))
+            scale.copy_((torch.rand(scale.shape) + 0.5) / 256)
+            wide.append(reference.dequantised(weight.double().numpy(), scale.double().numpy()))
+        x = normal(6, 256).bfloat16()
+        weights, ids = torch.rand(6, 3), torch.randint(0, 12, (6, 3))
+        got = module(x, ids, weights)
+
+    def rounded(values):
+        return torch.as_tensor(values).bfloat16().double().numpy()
+
+    expected = reference.moe(x.double().numpy(), *wide, weights.double().numpy(), ids.numpy(), rounded)
+    assert got.dtype == torch.bfloat16 and reference.calc_diff(got.double().numpy(), expected) < 1e-5
+
+
+def test_experts_that_compute_something_else_are_refused(experts, config):
+    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+    config._experts_implementation = "moebius"
+    x, ids, weights = normal(5, 64), torch.zeros(5, 3, dtype=torch.long), torch.rand(5, 3)
+    module = randomised(Qwen3MoeExperts(config))
+    module.is_transposed = True
+    with pytest.raises(NotImplementedError, match="transposed"):
+        module(x, ids, weights)
+    module = randomised(Qwen3MoeExperts(config))
+    module.act_fn = torch.nn.Tanh()
+    with pytest.raises(NotImplementedError, match="Tanh"):
+        module(x, ids, weights)
+    module = fp8_experts(config)
+    module.activation_scheme = "static"
+    with pytest.raises(NotImplementedError, match="dynamically"):
+        module(x, ids, weights)
+
+    class OwnGate(Qwen3MoeExperts):
+        def _apply_gate(self, gate_up):
+            return gate_up[..., :40]
+
+    with pytest.raises(NotImplementedError, match="gate of its own"):
+        randomised(OwnGate(config))(x, ids, weights)
+
+
+# ---- fused_experts
+
+
+@pytest.fixture
+def layer():
+    weights, ids = moebius.route(normal(7, 8), 3)
+    return normal(7, 32), normal(8, 48, 32) / 6, normal(8, 32, 24) / 5, weights, ids
+
+
+def test_fused_experts_is_moe(layer):
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    expected = moebius.moe(*layer)
+    assert (fused_experts(x, w1, w2, weights, ids.long()) == expected).all()
+    geglu = fused_experts(x, w1, w2, weights, ids, activation="gelu_tanh")
+    assert (geglu == moebius.moe(*layer, activation="geglu")).all()
+    assert fused_experts(x, w1, w2, weights, ids, inplace=True) is x
+    assert (x == expected).all()
+
+
+def test_fused_experts_with_an_expert_map(layer):
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    total = torch.zeros_like(x)
+    for mine in ([0, 3, 6], [1, 2, 4, 5, 7]):
+        expert_map = torch.full((8,), -1, dtype=torch.int32)
+        expert_map[mine] = torch.arange(len(mine), dtype=torch.int32)
+        total += fused_experts(x, w1[mine], w2[mine], weights, ids, global_num_experts=8, expert_map=expert_map)
+    torch.testing.assert_close(total, moebius.moe(*layer), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_shape", [[128, 128], None])
+def test_fused_experts_with_float8_weights(layer, block_shape):
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    x, w1, w2 = x.bfloat16(), (w1 * 64).to(torch.float8_e4m3fn), (w2 * 64).to(torch.float8_e4m3fn)
+    shape = (8, 1, 1) if block_shape else (8, 1)
+    scales = {"w1_scale": torch.rand(shape) / 64, "w2_scale": torch.rand(shape) / 64}
+    if not block_shape:
+        scales |= {"a1_scale": torch.tensor(0.1), "a2_scale": torch.tensor(0.1)}
+    got = fused_experts(x, w1, w2, weights, ids, use_fp8_w8a8=True, block_shape=block_shape, **scales)
+    wide1, wide2 = (
+        w.double() * scales[name].view(8, 1, 1).double() for w, name in ((w1, "w1_scale"), (w2, "w2_scale"))
+    )
+
+    def rounded(values):
+        return torch.as_tensor(values).bfloat16().double().numpy()
+
+    wide = [tensor.double().numpy() for tensor in (x, wide1, wide2, weights)]
+    assert reference.calc_diff(got.double().numpy(), reference.moe(*wide, ids.numpy(), rounded)) < 1e-5
+
+
+WRONG = {
+    "activation": ("gelu", "activation is 'gelu'"),
+    "block_shape": ([64, 64], "block_shape is"),
+    "use_fp8_w8a8": (True, "use_fp8_w8a8 is True, but w1 has dtype torch.float32"),
+    "global_num_experts": (16, "expert_map is None"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_fused_experts_names_what_is_wrong(layer, name):
+    from moebius.integrations.fused_moe import fused_experts
+
+    value, text = WRONG[name]
+    with pytest.raises(ValueError, match=text):
+        fused_experts(*layer, **{name: value})

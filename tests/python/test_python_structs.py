@@ -1,0 +1,72 @@
+"""The ctypes structs against the header: a C compiler tells sizes, offsets and enum values."""
+
+import ctypes
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+from moebius import _arrays, _library
+
+STRUCTS = {
+    "mb_weight": _library.Weight,
+    "mb_moe_router_gemm_args": _library.RouterGemmArgs,
+    "mb_moe_route_args": _library.RouteArgs,
+    "mb_moe_plan_args": _library.PlanArgs,
+    "mb_grouped_gemm_args": _library.GroupedGemmArgs,
+    "mb_moe_reduce_args": _library.ReduceArgs,
+    "mb_moe_forward_args": _library.ForwardArgs,
+}
+ENUMS = {
+    **{f"MB_ACT_{name.upper()}": value for name, value in _library.ACTIVATIONS.items()},
+    **{f"MB_ROUTE_{name.upper()}": value for name, value in _library.ORDERS.items()},
+    **{f"MB_F32_{name.upper()}": value for name, value in _library.F32_MATH.items()},
+    "MB_F32": _library.FLOAT32,
+    "MB_BF16": _library.BFLOAT16,
+    "MB_F16": _library.FLOAT16,
+    "MB_F8_E4M3": _library.FLOAT8,
+}
+
+
+def layouts():
+    """Lines "name value" as Python sees them."""
+    for name, struct in STRUCTS.items():
+        yield f"sizeof({name})", ctypes.sizeof(struct)
+        for field, _ in struct._fields_:
+            yield f"offsetof({name}, {field})", getattr(struct, field).offset
+    yield from ENUMS.items()
+
+
+def test_structs_and_enums_are_those_of_the_header(tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    prints = "\n".join(f'printf("%s %zu\\n", "{what}", (size_t)({what}));' for what, _ in layouts())
+    source = tmp_path / "layout.c"
+    source.write_text(f'#include <stdio.h>\n#include "moebius/ops.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
+    subprocess.run([compiler, "-I", ROOT / "include", "-o", tmp_path / "layout", source], check=True)
+    printed = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == [f"{what} {value}" for what, value in layouts()]
+
+
+def test_dtype_names_stand_in_the_order_of_their_codes():
+    assert _arrays.DTYPE_NAMES.index("float8_e4m3fn") == _library.FLOAT8
+    assert _arrays.DTYPE_NAMES.index("bfloat16") == _library.BFLOAT16
+    assert _arrays.DTYPE_NAMES.index("float16") == _library.FLOAT16
+
+
+@pytest.mark.parametrize("path", ["no/such/libmoebius.so", "libc.so.6"])
+def test_a_library_that_cannot_be_used_is_an_import_error_that_says_what_to_do(path):
+    program = f"""
+import os, sys
+os.environ["MOEBIUS_LIBRARY"] = {path!r}
+sys.path.insert(0, {str(ROOT / "python")!r})
+try:
+    import moebius
+except ImportError as error:
+    print(error)
+"""
+    import sys
+
+    text = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert path in text and "MOEBIUS_LIBRARY" in text

@@ -1,0 +1,267 @@
+"""The operators on PyTorch tensors on the CPU: every dtype, torch.library's rules, torch.compile, fake tensors."""
+
+import zlib
+
+import moe_reference as reference
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import moebius  # noqa: E402
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def rounding(dtype):
+    return lambda values: torch.as_tensor(values).to(dtype).double().numpy()
+
+
+def wide(tensor):
+    return tensor.double().numpy()
+
+
+def normal(generator, *shape):
+    return torch.randn(shape, generator=generator)
+
+
+@pytest.fixture
+def generator(request):
+    return torch.Generator().manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+def layer(generator, dtype, n_tokens=9, hidden=48, intermediate=24, n_experts=6, top_k=3, gated=True):
+    x = normal(generator, n_tokens, hidden).to(dtype)
+    n_rows = (2 if gated else 1) * intermediate
+    w13 = (normal(generator, n_experts, n_rows, hidden) / hidden**0.5).to(dtype)
+    w2 = (normal(generator, n_experts, hidden, intermediate) / intermediate**0.5).to(dtype)
+    weights, ids = moebius.route(normal(generator, n_tokens, n_experts), top_k)
+    return x, w13, w2, weights, ids
+
+
+def expected_moe(x, w13, w2, weights, ids, **terms):
+    return reference.moe(wide(x), w13, w2, wide(weights), ids.numpy(), rounding(x.dtype), **terms)
+
+
+def quantised(generator, n_experts, rows, columns, kind):
+    """float8 weights, their scales, and what they stand for."""
+    values = (normal(generator, n_experts, rows, columns) / columns**0.5 * 64).to(torch.float8_e4m3fn)
+    shape = (n_experts,) if kind == "tensor" else (n_experts, -(-rows // 128), -(-columns // 128))
+    scale = (torch.rand(shape, generator=generator) + 0.5) / 64
+    return values, scale, reference.dequantised(wide(values), wide(scale))
+
+
+def bits(tensor):
+    return tensor.contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", ["softmax_topk", "topk_softmax"])
+def test_route(generator, dtype, order):
+    logits = normal(generator, 12, 40).to(dtype)
+    weights, ids = moebius.route(logits, 6, order=order)
+    expected_weights, expected_ids = reference.route(wide(logits), 6, order=order)
+    assert (ids.numpy() == expected_ids).all() and weights.dtype == torch.float32
+    torch.testing.assert_close(weights.double(), torch.from_numpy(expected_weights), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("weight_dtype", FLOATS)
+def test_router_gemm(generator, dtype, weight_dtype):
+    x, weight = normal(generator, 7, 64).to(dtype), normal(generator, 10, 64).to(weight_dtype)
+    expected = x.double() @ weight.double().T
+    torch.testing.assert_close(moebius.router_gemm(x, weight).double(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("activation", [*reference.GATED, "silu", "gelu", "relu", "relu2"])
+def test_moe(generator, dtype, activation):
+    x, w13, w2, weights, ids = layer(generator, dtype, gated=activation in reference.GATED)
+    terms = {
+        "bias13": normal(generator, *w13.shape[:2]).to(dtype),
+        "bias2": normal(generator, *w2.shape[:2]).to(dtype),
+        "residual": normal(generator, *x.shape).to(dtype),
+        "shared": normal(generator, *x.shape).to(dtype),
+    }
+    got = moebius.moe(x, w13, w2, weights, ids, activation=activation, **terms)
+    wide_terms = {name: wide(tensor) for name, tensor in terms.items()}
+    expected = expected_moe(x, wide(w13), wide(w2), weights, ids, activation=activation, **wide_terms)
+    assert got.dtype == dtype
+    assert reference.calc_diff(wide(got), expected) < (1e-12 if dtype == torch.float32 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", ["block", "tensor"])
+@pytest.mark.parametrize("shape", [(256, 128), (144, 72), (64, 32)])
+def test_moe_with_float8_weights(generator, dtype, kind, shape):
+    hidden, intermediate = shape
+    x, _, _, weights, ids = layer(generator, dtype, hidden=hidden)
+    w13, scale13, wide13 = quantised(generator, 6, 2 * intermediate, hidden, kind)
+    w2, scale2, wide2 = quantised(generator, 6, hidden, intermediate, kind)
+    scales = {"x_scale": torch.tensor([0.1]), "h_scale": torch.tensor([0.2])} if kind == "tensor" else {}
+    got = moebius.moe(x, w13, w2, weights, ids, w13_scale=scale13, w2_scale=scale2, **scales)
+    assert reference.calc_diff(wide(got), expected_moe(x, wide13, wide2, weights, ids)) < 1e-5
+
+
+def test_merged_matrices_may_have_blocks_of_fewer_rows(generator):
+    """Gate and up of 96 rows each, quantised apart: blocks of 32 rows keep them apart."""
+    x, _, _, weights, ids = layer(generator, torch.bfloat16, hidden=64)
+    w13, _, _ = quantised(generator, 6, 192, 64, "block")
+    scale13 = torch.rand(6, 6, 1, generator=generator) / 64
+    w2, scale2, wide2 = quantised(generator, 6, 64, 96, "block")
+    got = moebius.moe(x, w13, w2, weights, ids, w13_scale=scale13, w2_scale=scale2)
+    wide13 = wide(w13) * wide(scale13).repeat(32, axis=1)
+    assert reference.calc_diff(wide(got), expected_moe(x, wide13, wide2, weights, ids)) < 1e-5
+
+
+def test_grouped_gemm_of_float8_in_and_out(generator):
+    a = normal(generator, 20, 256).to(torch.float8_e4m3fn)
+    a_scale = torch.rand(20, 2, generator=generator)
+    b, b_scale, wide_b = quantised(generator, 3, 160, 256, "block")
+    offsets = torch.tensor([0, 4, 4, 20], dtype=torch.int32)
+    out, out_scale = moebius.grouped_gemm(
+        a, b, offsets, a_scale=a_scale, b_scale=b_scale, out_dtype=torch.float8_e4m3fn
+    )
+    plain = moebius.grouped_gemm(a, b, offsets, a_scale=a_scale, b_scale=b_scale, out_dtype=torch.float32)
+    wide_a = wide(a) * wide(a_scale).repeat(128, axis=1)
+    expected = torch.cat([torch.from_numpy(wide_a[:4] @ wide_b[0].T), torch.from_numpy(wide_a[4:] @ wide_b[2].T)])
+    assert reference.calc_diff(wide(plain), expected.numpy()) < 1e-11
+    assert out_scale.shape == (20, 2)
+    back = wide(out) * wide(out_scale).repeat(128, axis=1)[:, :160]
+    assert reference.calc_diff(back, expected.numpy()) < 1e-3
+    amax = expected.abs()[:, :128].amax(1)
+    torch.testing.assert_close(out_scale[:, 0].double(), amax / 448, rtol=1e-5, atol=0)
+
+
+def test_out_may_be_residual_and_its_version_counts(generator):
+    x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
+    residual = normal(generator, *x.shape).to(x.dtype)
+    expected = moebius.moe(x, w13, w2, weights, ids, residual=residual)
+    version = residual._version
+    got = moebius.moe(x, w13, w2, weights, ids, residual=residual, out=residual)
+    assert got is residual and residual._version == version + 1
+    assert (bits(got) == bits(expected)).all()
+
+
+def test_no_tokens(generator):
+    x, w13, w2, weights, ids = layer(generator, torch.float32, n_tokens=0)
+    assert moebius.moe(x, w13, w2, weights, ids).shape == (0, 48)
+    assert (moebius.plan(ids, 6).offsets == 0).all()
+
+
+def test_numpy_gives_the_same_bits(generator):
+    arguments = layer(generator, torch.float32)
+    got = moebius.moe(*arguments)
+    assert (moebius.moe(*(tensor.numpy() for tensor in arguments)) == got.numpy()).all()
+
+
+def test_a_backward_pass_fails(generator):
+    x, w13, w2, weights, ids = layer(generator, torch.float32)
+    out = moebius.moe(x, w13.requires_grad_(), w2, weights, ids)
+    assert out.requires_grad
+    with pytest.raises(NotImplementedError, match="no_grad"):
+        out.sum().backward()
+    with torch.no_grad():
+        assert not moebius.moe(x, w13, w2, weights, ids).requires_grad
+
+
+def op_samples(generator):
+    x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
+    logits = normal(generator, 9, 6)
+    plan = moebius.plan(ids, 6)
+    terms = ("swiglu", None, None, x.clone(), None, None, None, None, None, "tf32")
+    moe = (x, w13, w2, weights, ids, 0, None, *terms)
+    from_logits = (x, logits, w13, w2, 3, True, "softmax_topk", 0, *terms)
+    gemm = (x, w13, plan.offsets, plan.row_token, None, None, "swiglu", None, None, None, "tf32")
+    gemm8 = (*gemm[:-2], torch.float8_e4m3fn, "tf32")
+    reduce = (x, weights[:3], plan.token_row[:3] % 9, None, x[:3].clone())
+    return {
+        "route": (logits, 3, True, "softmax_topk", torch.zeros(1, dtype=torch.int32)),
+        "router_gemm": (x, w13[0], None),
+        "plan": (ids, 6, 0, None),
+        "grouped_gemm": gemm,
+        "grouped_gemm_fp8": gemm8,
+        "reduce": (*reduce, None),
+        "reduce_out": (*reduce, None, torch.empty_like(x[:3])),
+        "moe": moe,
+        "moe_out": (*moe, torch.empty_like(x)),
+        "moe_from_logits": from_logits,
+        "moe_from_logits_out": (*from_logits, torch.empty_like(x)),
+    }
+
+
+def test_every_operator_has_a_sample(generator):
+    defined = {name.removeprefix("moebius::") for name in torch._C._dispatch_get_all_op_names() if "moebius::" in name}
+    assert defined == set(op_samples(generator))
+
+
+@pytest.mark.parametrize("name", list(op_samples(torch.Generator().manual_seed(0))))
+def test_opcheck(generator, name):
+    operator = getattr(torch.ops.moebius, name).default
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    if name != "grouped_gemm_fp8":  # PyTorch cannot compare float8 tensors
+        checks.append("test_aot_dispatch_dynamic")
+    torch.library.opcheck(operator, op_samples(generator)[name], test_utils=checks)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_as_one_graph(generator, dynamic):
+    def block(x, router, w13, w2, residual):
+        logits = moebius.router_gemm(x, router)
+        weights, ids = moebius.route(logits, 2)
+        y = moebius.moe(x * 2, w13, w2, weights, ids, residual=residual)
+        return torch.relu(moebius.moe_from_logits(y, logits, w13, w2, 2, out=residual) + 1)
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for n_tokens in (5, 8, 1):
+        x, w13, w2, _, _ = layer(generator, torch.bfloat16, n_tokens=n_tokens)
+        router = normal(generator, 6, 48).to(torch.bfloat16)
+        residual = normal(generator, *x.shape).to(x.dtype)
+        residual_eager = residual.clone()
+        expected = block(x, router, w13, w2, residual_eager)
+        got = compiled(x, router, w13, w2, residual)
+        assert (bits(got) == bits(expected)).all() and (bits(residual) == bits(residual_eager)).all()
+
+
+def test_compile_plan_grouped_gemm_and_reduce(generator):
+    def block(x, w13, w2, weights, ids):
+        plan = moebius.plan(ids, 6)
+        hidden = moebius.grouped_gemm(x, w13, plan.offsets, row_index=plan.row_token, activation="swiglu")
+        y = moebius.grouped_gemm(hidden, w2, plan.offsets)
+        return moebius.reduce(y, weights, plan.token_row, residual=x)
+
+    arguments = layer(generator, torch.float16)
+    got = torch.compile(block, fullgraph=True, backend="aot_eager")(*arguments)
+    assert (bits(got) == bits(block(*arguments))).all()
+
+
+def test_export(generator):
+    class Layer(torch.nn.Module):
+        def forward(self, x, w13, w2, weights, ids):
+            return moebius.moe(x, w13, w2, weights, ids)
+
+    arguments = layer(generator, torch.float32)
+    exported = torch.export.export(Layer(), arguments)
+    assert (exported.module()(*arguments) == moebius.moe(*arguments)).all()
+
+
+def test_fake_tensors_have_the_shapes_and_dtypes_of_real_ones(generator):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    samples = op_samples(generator)
+    for name, arguments in samples.items():
+        operator = getattr(torch.ops.moebius, name).default
+        real = operator(*arguments)
+        with FakeTensorMode() as mode:
+            fake = operator(*(mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+        real, fake = ([x] if isinstance(x, torch.Tensor) else list(x or ()) for x in (real, fake))
+        assert [(t.shape, t.dtype, t.stride()) for t in real] == [(t.shape, t.dtype, t.stride()) for t in fake], name
+
+
+def test_meta_tensors_are_checked_too():
+    x = torch.empty(4, 16, dtype=torch.bfloat16, device="meta")
+    w13, w2 = x.new_empty(8, 64, 16), x.new_empty(8, 16, 32)
+    weights, ids = moebius.route(x.new_empty(4, 8), 2)
+    assert moebius.moe(x, w13, w2, weights, ids).device.type == "meta"
+    with pytest.raises(ValueError, match=r"w2 has shape \(8, 8, 32\); it must be \(8, 16, 32\)"):
+        moebius.moe(x, w13, w2[:, :8], weights, ids)

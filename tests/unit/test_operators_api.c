@@ -445,6 +445,40 @@ static void test_pieces_are_the_whole(void **state) {
     assert_true(sum > 0.01 && sum < 1000);
 }
 
+/* A row of a grouped GEMM alone, as a dense layer with its group's matrix: the same bits as among others. */
+static void test_rows_stand_alone(void **state) {
+    (void)state;
+    enum { GROUPS = 3, N = 300, WIDTH = 75, ROWS = 90 };
+    static uint16_t a[ROWS * WIDTH], b[GROUPS * N * WIDTH], all[ROWS * N / 2], alone[N / 2];
+    uint32_t random = 7;
+    for (int i = 0; i < ROWS * WIDTH + GROUPS * N * WIDTH; i++) {
+        random = random * 1664525 + 1013904223;
+        uint16_t *place = i < ROWS * WIDTH ? &a[i] : &b[i - ROWS * WIDTH];
+        *place = (uint16_t)((random >> 31 << 15) | 0x3e00 | (random >> 16 & 0x1ff)); /* bf16 below 2 */
+    }
+    int32_t offsets[GROUPS + 1] = {0, 1, 1 + 70, ROWS};
+    mb_grouped_gemm_args args = {.a = a,
+                                 .offsets = offsets,
+                                 .b = {b, NULL, GROUPS, N, WIDTH, 0, MB_BF16},
+                                 .out = all,
+                                 .n_rows = ROWS,
+                                 .dtype = MB_BF16,
+                                 .out_dtype = MB_BF16};
+    assert_int_equal(call_gemm(&args), MB_OK);
+    for (int e = 0; e < GROUPS; e++)
+        for (int r = offsets[e]; r < offsets[e + 1]; r++) {
+            mb_grouped_gemm_args one = args;
+            one.a = a + r * WIDTH;
+            one.offsets = NULL;
+            one.b.data = b + e * N * WIDTH;
+            one.b.count = 1;
+            one.out = alone;
+            one.n_rows = 1;
+            assert_int_equal(call_gemm(&one), MB_OK);
+            assert_memory_equal(alone, all + r * (N / 2), sizeof alone);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_router_gemm_refuses), cmocka_unit_test(test_route_refuses),
@@ -452,6 +486,7 @@ int main(void) {
         cmocka_unit_test(test_reduce_refuses),      cmocka_unit_test(test_forward_refuses),
         cmocka_unit_test(test_workspaces),          cmocka_unit_test(test_nothing_to_do),
         cmocka_unit_test(test_max_tiles),           cmocka_unit_test(test_pieces_are_the_whole),
+        cmocka_unit_test(test_rows_stand_alone),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -26,19 +26,81 @@ def newest_rows():
                 row = json.loads(line)
             except ValueError as error:
                 sys.exit(f"{path}:{number}: not JSON: {error}")
-            key = json.dumps([row["who"], row.get("model"), row["dtype"], row["shape"]], sort_keys=True)
+            details = [row.get("model"), row.get("pass"), row.get("activation", "swiglu"), row.get("bias", False)]
+            key = json.dumps([row["who"], row["dtype"], row["shape"], *details], sort_keys=True)
             tables.setdefault((row["bench"], row["card"]), {})[key] = row
     return tables
 
 
-def moe_table(rows):
-    yield "| T, H, I, E, K | dtype | who | µs | TFLOP/s | floor µs | % of floor | commit |"
-    yield "|---|---|---|---|---|---|---|---|"
+# Dtypes that stand side by side: the same weights in memory, computed in several ways.
+MOE_FAMILIES = {"bf16": ["bf16"], "fp16": ["fp16"], "fp8": ["fp8_block", "fp8_tensor", "fp8_row"], "fp32": ["tf32", "fp32"]}
+
+
+def moe_picture(card, family, shape):
+    """Where plot.py draws this card's times of one layer, relative to docs/."""
+    words = card.replace("NVIDIA ", "").lower().split()
+    return f"img/moe-{'-'.join(words)}-{family}-" + "-".join(f"{k.lower()}{shape[k]}" for k in "HIEK") + ".png"
+
+
+def moe_label(row):
+    label = ", ".join(str(row["shape"][k]) for k in "THIEK")
+    activation = row.get("activation", "swiglu")
+    return label + (f", {activation}" if activation != "swiglu" else "") + (", biases" if row.get("bias") else "")
+
+
+def moe_order(row):
+    return [row["shape"][k] for k in "HIEKT"] + [moe_label(row)]
+
+
+def moe_share(row, form):
+    """The share of the floor in %; nothing where there is no floor."""
+    return form % round(100 * row["floor_us"] / row["us"]) if "floor_us" in row else ""
+
+
+def moe_dtype_table(rows, dtype):
+    """Ours, and beside it the others in a column each: their time, and its share of the floor of their draw."""
+    ours = {moe_label(r): r for r in rows if r["who"] == "moebius" and r["dtype"] == dtype}
+    peers = {}
     for r in rows:
-        shape = ", ".join(str(r["shape"][k]) for k in "THIEK")
-        share = 100 * r["floor_us"] / r["us"]
-        yield (f"| {shape} | {r['dtype']} | {r['who']} | {r['us']:.1f} | {r['tflops']:.1f} | {r['floor_us']:.1f} "
-               f"| {share:.0f} | {r['commit']} |")
+        if r["who"] != "moebius":
+            peers.setdefault((r["who"], r["dtype"]), {})[moe_label(r)] = r
+    # A peer of another dtype of the family is shown beside the first of ours.
+    peers = {k: times for k, times in peers.items() if ours.keys() & times.keys()}
+    names = "".join(f" {who} |" if peer_dtype == dtype else f" {who}, {peer_dtype} |" for who, peer_dtype in peers)
+    yield "| T, H, I, E, K | floor µs | moebius µs | % of floor | TFLOP/s |" + names + " commit |"
+    yield "|---|---|---|---|---|" + "---|" * len(peers) + "---|"
+    for label, r in sorted(ours.items(), key=lambda item: moe_order(item[1])):
+        floor = f"{r['floor_us']:.1f}" if "floor_us" in r else "-"
+        beside = "".join(f" {times[label]['us']:.1f}{moe_share(times[label], ' (%d %%)')} |" if label in times else " |"
+                         for times in peers.values())
+        yield f"| {label} | {floor} | {r['us']:.1f} | {moe_share(r, '%d')} | {r['tflops']:.1f} |{beside} {r['commit']} |"
+
+
+def moe_table(rows):
+    for family, dtypes in MOE_FAMILIES.items():
+        members = [r for r in rows if r["dtype"] in dtypes]
+        for dtype in dtypes:
+            if not any(r["who"] == "moebius" and r["dtype"] == dtype for r in members):
+                continue
+            yield from [f"### {dtype}", "", *moe_dtype_table(members, dtype), ""]
+        pictures = {moe_picture(r["card"], family, r["shape"]): r["shape"] for r in members}
+        for picture, shape in sorted(pictures.items()):
+            if (PAGE.parent / picture).exists():
+                layer = ", ".join(f"{k} {shape[k]}" for k in "HIEK")
+                yield from [f"![Time against T, {family}, {layer}]({picture})", ""]
+
+
+def moe_block_table(rows):
+    yield "| pass | tokens | H, I, E, K | who | dtype | µs | tokens/s | against HF eager | commit |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    eager = {(r["pass"], str(r["shape"]), r["dtype"]): r["us"] for r in rows if r["who"] == "HF eager"}
+    compared = {"tf32": "fp32", "fp32": "fp32", "fp16": "fp16"}
+    for r in rows:
+        layer = ", ".join(str(r["shape"][k]) for k in "HIEK")
+        slow = eager.get((r["pass"], str(r["shape"]), compared.get(r["dtype"], "bf16")))
+        times = f"{slow / r['us']:.1f}x" if slow else "-"
+        yield (f"| {r['pass']} | {r['shape']['T']} | {layer} | {r['who']} | {r['dtype']} | {r['us']:.1f} | {r['tok_s']} "
+               f"| {times} | {r['commit']} |")
 
 
 def engine_table(rows):
@@ -50,9 +112,16 @@ def engine_table(rows):
 
 
 SECTIONS = [
-    ("moe", "The MoE layer", "Router and experts, bf16. floor: the larger of the bytes of the distinct experts hit at 3.0 TB/s "
-     "and the flops at 700 TFLOP/s; the card reads up to 3.1, so 102 % is possible. `./dev gpu-test --json FILE`.",
+    ("moe", "The MoE layer", "From tokens and router logits to the combined output; others are beside us, with their "
+     "share of the floor. floor: the larger of the bytes of the distinct experts hit at 3.0 TB/s (H200: 4.3) and the flops at "
+     "700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 in tf32, 50 in exact fp32; the card reads up to 3.1 TB/s, so 102 % is "
+     "possible. Below 100 tokens the floor follows which experts a draw of random logits hits, so compare the shares, not the times. Ours: `moebius bench moe` "
+     "and `./dev gpu-test --json FILE`; others: `bench/moe_sweep.py`.",
      moe_table),
+    ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
+     "Qwen3MoeSparseMoeBlock with the same weights, which is bf16 beside fp8. Prefill: prompts of 64, 128, 256 and 256 tokens at "
+     "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --json FILE`.",
+     moe_block_table),
     ("decode", "Decode", "Output tokens per second over all sequences. `moebius bench DIR --json FILE`.", engine_table),
     ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --json FILE`.", engine_table),
 ]
@@ -69,7 +138,7 @@ def page():
             dates = sorted({r["date"] for r in values})
             hows = sorted({r["how"] for r in values})
             intro = f"{text} Measured {' and '.join(dates)}: {'; '.join(hows)}."
-            parts.append(f"## {title}: {card}\n\n{intro}\n\n" + "\n".join(table(values)) + "\n")
+            parts.append(f"## {title}: {card}\n\n{intro}\n\n" + "\n".join(table(values)).rstrip() + "\n")
     return "\n".join(parts)
 
 

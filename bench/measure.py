@@ -1,0 +1,106 @@
+"""Timing, the floor, and the result rows that the benchmark scripts of this folder share."""
+
+import datetime
+import json
+import pathlib
+import statistics
+import subprocess
+import time
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FLUSH_BYTES = 256 << 20  # several times the L2 cache
+REPEATS, WARM_UP = 31, 3
+SLOW_US, SLOW_REPEATS = 10_000, 7  # what takes longer is repeated less often
+HOW = f"median of {REPEATS}, of {SLOW_REPEATS} above {SLOW_US // 1000} ms"
+TFLOPS = {"bf16": 700, "fp16": 700, "tf32": 350, "fp32": 50, "fp8_block": 1400, "fp8_tensor": 1400, "fp8_row": 1400}
+WEIGHT_BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp8_block": 1, "fp8_tensor": 1, "fp8_row": 1}
+
+_flush = None
+
+
+def capture(function):
+    """A CUDA graph's replay that does what function() did, or None when it waits for the GPU or looks at results."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
+def median_us(function, device):
+    """Median time of function() in microseconds, L2 flushed before each call; on the CPU by wall clock."""
+    begin = time.perf_counter()
+    for _ in range(WARM_UP):
+        function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    repeats = REPEATS if (time.perf_counter() - begin) / WARM_UP * 1e6 < SLOW_US else SLOW_REPEATS
+    if device.type != "cuda":
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            function()
+            times.append((time.perf_counter() - begin) * 1e6)
+        return statistics.median(times)
+    global _flush
+    if _flush is None:
+        _flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    pairs = []
+    for _ in range(repeats):
+        _flush.zero_()
+        pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+        pairs[-1][0].record()
+        function()
+        pairs[-1][1].record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) * 1e3 for start, end in pairs)
+
+
+def card_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "cpu"
+
+
+def commit():
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git here
+        found = ""
+    return found or "unknown"
+
+
+def moe_figures(card, dtype, shape, n_hit, us):
+    """The figures of DESIGN's rows: weights of the experts hit, flops, and the larger time of the two as the floor."""
+    n_flops = 6.0 * shape["T"] * shape["K"] * shape["H"] * shape["I"]
+    n_bytes = 3.0 * n_hit * shape["H"] * shape["I"] * WEIGHT_BYTES[dtype]
+    figures = {"us": round(us, 1), "tflops": round(n_flops / us * 1e-6, 1), "gbps": round(n_bytes / us * 1e-3)}
+    if card.startswith("NVIDIA"):
+        bytes_per_second = 4.3e12 if "H200" in card else 3.0e12
+        figures["floor_us"] = round(max(n_bytes / bytes_per_second, n_flops / (TFLOPS[dtype] * 1e12)) * 1e6, 1)
+    return figures
+
+
+def row(bench, who, card, dtype, shape, figures, how, at_commit):
+    date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    start = {"bench": bench, "who": who, "commit": at_commit, "card": card, "date": date, "dtype": dtype}
+    return {**start, "shape": shape, **figures, "how": how}
+
+
+def append_rows(path, rows):
+    with open(path, "a") as file:
+        file.writelines(json.dumps(r) + "\n" for r in rows)

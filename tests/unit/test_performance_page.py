@@ -1,0 +1,93 @@
+"""tools/performance.py and the stale check of bench/plot.py, on result files of their own."""
+
+import json
+import pathlib
+import struct
+import sys
+import zlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "bench")]
+
+import performance  # noqa: E402
+import plot  # noqa: E402
+
+CARD = "NVIDIA H100 80GB HBM3"
+
+
+def row(us, who="moebius", dtype="bf16", n_tokens=16, floor_us=200.0, **extra):
+    shape = {"T": n_tokens, "H": 2048, "I": 768, "E": 128, "K": 8}
+    facts = {"bench": "moe", "who": who, "commit": "abc", "card": CARD, "date": "2026-11-23", "dtype": dtype}
+    return {**facts, "shape": shape, "us": us, "tflops": 1.0, "gbps": 1, "floor_us": floor_us, "how": "graph", **extra}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Writes rows, and makes both scripts look at them."""
+    (tmp_path / "docs/img").mkdir(parents=True)
+    path = tmp_path / "bench/results/card/moe.jsonl"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setattr(performance, "ROOT", tmp_path)
+    monkeypatch.setattr(performance, "PAGE", tmp_path / "docs/performance.md")
+    monkeypatch.setattr(plot, "ROOT", tmp_path)
+    return lambda *rows: path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def table_lines(page):
+    return [line for line in page.splitlines() if line.startswith("| 1")]
+
+
+def test_newest_row_stands_and_peers_are_beside_us(results):
+    results(row(300.0), row(400.0, "torch._grouped_mm", floor_us=100.0), row(250.0), row(500.0, n_tokens=1))
+    page = performance.page()
+    assert "| commit |" in page and " torch._grouped_mm |" in page
+    assert table_lines(page) == [
+        "| 1, 2048, 768, 128, 8 | 200.0 | 500.0 | 40 | 1.0 | | abc |",
+        "| 16, 2048, 768, 128, 8 | 200.0 | 250.0 | 80 | 1.0 | 400.0 (25 %) | abc |",
+    ]
+
+
+def test_dtypes_activations_and_biases_do_not_replace_each_other(results):
+    others = [row(2.0, activation="relu2"), row(3.0, bias=True), row(4.0, dtype="fp8_block"), row(5.0, dtype="tf32")]
+    results(row(1.0), *others, row(6.0, "torch._scaled_grouped_mm", "fp8_row"))
+    page = performance.page()
+    assert [line.split("|")[3].strip() for line in table_lines(page)] == ["1.0", "3.0", "2.0", "4.0", "5.0"]
+    assert "torch._scaled_grouped_mm, fp8_row" in page and "8, relu2 |" in page and "8, biases |" in page
+
+
+def test_block_table_compares_with_hugging_face_of_its_pass(results):
+    rows = [row(900.0, "HF eager", **{"pass": "decode"}), row(100.0, dtype="fp8_block", **{"pass": "decode"})]
+    rows += [row(200.0, "HF eager", **{"pass": "prefill"})]
+    results(*[{**r, "bench": "moe_block", "tok_s": 7} for r in rows])
+    page = performance.page()
+    assert "| decode | 16 | 2048, 768, 128, 8 | moebius | fp8_block | 100.0 | 7 | 9.0x | abc |" in page
+    assert "| prefill | 16 | 2048, 768, 128, 8 | HF eager | bf16 | 200.0 | 7 | 1.0x | abc |" in page
+
+
+def png(text):
+    chunks = [(b"IHDR", bytes(13)), (b"tEXt", b"Rows\0" + text.encode()), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_a_picture_of_other_rows_is_stale(results):
+    rows = [row(100.0 * t, n_tokens=t) for t in (1, 2, 4, 8)]
+    results(*rows)
+    ((path, drawn),) = plot.pictures().items()
+    assert path.name == "moe-h100-80gb-hbm3-bf16-h2048-i768-e128-k8.png" and len(drawn) == 4
+    with pytest.raises(SystemExit, match="other rows than the newest: docs/img/moe-h100"):
+        plot.check()
+    path.write_bytes(png(plot.rows_text(drawn)))
+    plot.check()
+    assert f"(img/{path.name})" in performance.page()
+    results(*rows, row(1.0, n_tokens=2))
+    with pytest.raises(SystemExit, match="run python bench/plot.py"):
+        plot.check()
+
+
+def test_few_points_make_no_picture(results):
+    results(*[row(100.0, n_tokens=t) for t in (1, 2, 4)], row(1.0, n_tokens=8, bias=True))
+    assert plot.pictures() == {}
+    plot.check()

@@ -257,6 +257,7 @@ static void test_gemm_refuses(void **state) {
     REFUSED(gemm, gemm, args.a = NULL, "a is NULL");
     REFUSED(gemm, gemm, args.b.data = NULL, "b.data is NULL");
     REFUSED(gemm, gemm, args.out = NULL, "out is NULL");
+    REFUSED(gemm, gemm, args.out = m.x, "out is a");
     REFUSED(gemm, gemm, args.offsets = NULL, "offsets is NULL");
     /* what a CPU can read before it follows it */
     int32_t falling[] = {0, 5, 4, R}, negative[] = {-1, 5, 6, R}, beyond[] = {0, 5, 6, R + 1};
@@ -304,7 +305,8 @@ static void test_forward_refuses(void **state) {
     BAD(args.w13.cols = 9, "w13");
     BAD(args.w13.dtype = no_dtype, "w13.dtype is 9");
     BAD(args.w2.rows = 9, "w2");
-    BAD((args.w2.scale = m.scales, args.w2.scale_rows = 3), "w2.scale_rows is 3");
+    BAD(args.w13.scale = m.scales, "w13.scale is set");
+    BAD((args.w2.dtype = MB_F8_E4M3, args.w2.scale = m.scales, args.w2.scale_rows = 3), "w2.scale_rows is 3");
 #undef BAD
     REFUSED(forward, forward, args.x = NULL, "x is NULL");
     REFUSED(forward, forward, args.weights = NULL, "weights is NULL");

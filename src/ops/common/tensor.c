@@ -18,7 +18,8 @@ mb_status mb_weight_check_shape(const mb_weight *weight, const char *name, int64
                (int)weight->dtype);
     if (!weight->scale)
         return MB_OK;
-    MB_REQUIRE(scales_allowed, "%s.scale is set, but this weight cannot have scales", name);
+    MB_REQUIRE(scales_allowed, "%s.scale is set, but a weight of %s here has none", name,
+               mb_dtype_name(weight->dtype));
     MB_REQUIRE(weight->scale_rows == 0 || (weight->scale_rows > 0 && SCALE_COLS % weight->scale_rows == 0),
                "%s.scale_rows is %d, neither 0 nor a divisor of 128", name, (int)weight->scale_rows);
     return MB_OK;

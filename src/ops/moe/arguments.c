@@ -162,6 +162,7 @@ mb_status mb_grouped_gemm_check(const mb_grouped_gemm_args *args) {
     REQUIRE_POINTER("grouped_gemm", a);
     REQUIRE_POINTER("grouped_gemm", b.data);
     REQUIRE_POINTER("grouped_gemm", out);
+    MB_REQUIRE(args->out != args->a, "grouped_gemm: out is a");
     MB_REQUIRE(args->offsets || args->b.count == 1, "grouped_gemm: offsets is NULL with %" PRId64 " groups",
                args->b.count);
     MB_REQUIRE(!args->b.scale == !is_f8, "grouped_gemm: b.scale is %s of dtype %s",
@@ -191,9 +192,9 @@ mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args) {
     MB_REQUIRE(args->f32_math == MB_F32_TF32 || args->f32_math == MB_F32_EXACT,
                "moe_forward: f32_math %d is unknown", (int)args->f32_math);
     MB_TRY(mb_weight_check_shape(&args->w13, "moe_forward: w13", args->n_local_experts, w13_rows(args),
-                                 args->hidden, 1));
+                                 args->hidden, args->w13.dtype == MB_F8_E4M3));
     MB_TRY(mb_weight_check_shape(&args->w2, "moe_forward: w2", args->n_local_experts, args->hidden,
-                                 args->intermediate, 1));
+                                 args->intermediate, args->w2.dtype == MB_F8_E4M3));
     const mb_moe_route_args *route = args->route;
     if (!route)
         return MB_OK;

@@ -18,6 +18,7 @@ import torch
 from measure import HOW, append_rows, capture, card_name, commit, median_us, moe_figures, row
 from moe_contenders import make_all
 from moe_layer import QWEN3_30B_A3B, difference, load_layer, random_layer, truth, with_fp8, without_ties
+from plot import draw_block, need_matplotlib
 
 PASSES = {"prefill": (64, 128, 256, 256), "decode": (1,) * 16}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp8": torch.bfloat16}
@@ -113,6 +114,8 @@ def print_times(rows):
 @torch.inference_mode()
 def main():
     given = parse()
+    if given.plot:
+        need_matplotlib()
     torch.manual_seed(1)
     layer = make_layer(given)
     print(f"{layer.source}, {layer.shape}, {given.dtype}, {card_name(layer.w2.device)}, torch {torch.__version__}")
@@ -128,8 +131,6 @@ def main():
     if given.json:
         append_rows("/dev/stdout" if given.json == "-" else given.json, rows)
     if given.plot:
-        from plot import draw_block
-
         draw_block(rows, given.plot)
     if not good:
         sys.exit("moe_vs_torch: moebius is not installed here, or its results are wrong (see above)")

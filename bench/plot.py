@@ -66,6 +66,13 @@ def check():
         sys.exit(f"made from other rows than the newest: {names}: run python bench/plot.py")
 
 
+def need_matplotlib():
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        sys.exit("pictures need matplotlib, which is not installed here: pip install matplotlib")
+
+
 def curves(rows):
     """(who, dtype) -> rows, ours first."""
     found = {}
@@ -155,6 +162,7 @@ def main():
         return
     if sys.argv[1:]:
         sys.exit(__doc__)
+    need_matplotlib()
     for path, rows in pictures().items():
         draw(rows, path)
         print(path.relative_to(ROOT))

@@ -232,9 +232,11 @@ static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
         if (ids[i] < 0 || ids[i] >= l->route.n_experts)
             status = mb_fail(MB_ERR_INTERNAL, "bench_moe: the router chose expert %d of %d", ids[i],
                              l->route.n_experts);
-        else if (!is_hit[ids[i]])
-            is_hit[ids[i]] = 1, ++*n_hit;
+        else
+            is_hit[ids[i]] = 1;
     }
+    for (int32_t e = 0; e < l->route.n_experts && status == MB_OK; e++)
+        *n_hit += is_hit[e];
     mb_free(ids);
     mb_free(is_hit);
     return status;

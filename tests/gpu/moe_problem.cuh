@@ -132,7 +132,7 @@ static inline void make_problem(problem *p, const kind *k, const shape *s, uint6
     f->w2 = random_weight(n_local, H, I, k->weights, scale_rows, seed + 3);
     if (k == &kinds[FP8_TENSOR]) { /* a few values saturate */
         f->x_scale = scalar(3.0f / FP8_LARGEST);
-        f->h_scale = scalar(6.0f / FP8_LARGEST);
+        f->h_scale = scalar(24.0f / FP8_LARGEST);
     }
     if (s->features & BIAS) {
         f->bias13 = random_values(n_local * rows13, f->dtype, seed + 4, 0.5f);

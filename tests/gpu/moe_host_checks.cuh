@@ -107,11 +107,12 @@ static inline void check_plan(const problem *p, const mb_moe_plan_args *plan, co
     if (*found_n == n_tiles) {
         mb_moe_token_tile *found =
             (mb_moe_token_tile *)download(plan->tiles, sizeof(*tiles) * (size_t)n_tiles);
+        int n_bad_tiles = 0;
         for (int i = 0; i < n_tiles; i++)
-            n_bad += found[i].expert != tiles[i].expert || found[i].first_row != tiles[i].first_row ||
-                     found[i].n_rows != tiles[i].n_rows;
-        if (n_bad)
-            complain(p->name, "tiles of the plan", n_bad);
+            n_bad_tiles += found[i].expert != tiles[i].expert || found[i].first_row != tiles[i].first_row ||
+                           found[i].n_rows != tiles[i].n_rows;
+        if (n_bad_tiles)
+            complain(p->name, "tiles of the plan", n_bad_tiles);
         free(found);
     } else
         complain(p->name, "number of the plan's tiles", *found_n);

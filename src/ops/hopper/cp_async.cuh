@@ -11,6 +11,11 @@ static __device__ __forceinline__ void mb_cp_async_16(uint32_t to_shared, const 
                  : "memory");
 }
 
+/* Four bytes, through L1: for a few of a line at a time. */
+static __device__ __forceinline__ void mb_cp_async_4(uint32_t to_shared, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to_shared), "l"(from) : "memory");
+}
+
 /* One arrival at the mbarrier when all copies that this thread has started have landed. */
 static __device__ __forceinline__ void mb_cp_async_arrive(uint64_t *barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(mb_shared_address(barrier))

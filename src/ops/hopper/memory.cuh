@@ -15,6 +15,17 @@ static __device__ __forceinline__ void mb_add_release(int32_t *to, int32_t value
     asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }
 
+/* Returns the value before. What others did before their release is visible after it, and what this thread
+ * did before is to them. */
+static __device__ __forceinline__ int32_t mb_add_acquire_release(int32_t *to, int32_t value) {
+    int32_t before;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(to), "r"(value)
+                 : "memory");
+    return before;
+}
+
 static __device__ __forceinline__ uint4 mb_load_shared_16(uint32_t from_shared) {
     uint4 value;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

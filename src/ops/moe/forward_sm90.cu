@@ -1,10 +1,10 @@
 /*
- * forward_sm90.cu - the whole MoE layer: plan, experts, reduce, each launched so that it starts while the one
- * in front of it ends.
+ * forward_sm90.cu - the whole MoE layer: front (router, plan, x to fp8), experts, reduce, each launched so
+ * that it starts while the one in front of it ends.
  */
 #include "ops/hopper/launch.cuh"
+#include "ops/moe/experts_sm90.h"
 #include "ops/moe/moe_pick.h"
-#include "ops/moe/moe_sm90.h"
 
 /* Takes n_bytes from the workspace, 256-byte aligned; with base NULL it only counts. */
 static void *take(char *base, size_t *used, size_t n_bytes) {
@@ -13,15 +13,27 @@ static void *take(char *base, size_t *used, size_t n_bytes) {
     return place;
 }
 
+static int is_exact(const mb_moe_forward_args *args) {
+    return args->dtype == MB_F32 && args->f32_math == MB_F32_EXACT;
+}
+
+static int is_per_tensor(const mb_moe_forward_args *args) {
+    return args->w13.scale_rows == 0;
+}
+
 extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int tile, void *workspace,
                                           mb_moe_steps *steps) {
-    const size_t n_rows = (size_t)args->n_tokens * (size_t)args->top_k;
-    const mb_moe_tile *t = &mb_moe_tiles[tile];
+    const size_t n_tokens = (size_t)args->n_tokens, n_rows = n_tokens * (size_t)args->top_k;
+    const size_t hidden = (size_t)args->hidden, intermediate = (size_t)args->intermediate;
+    const size_t element_bytes = mb_dtype_bytes(args->dtype);
+    const int is_fp8 = args->w13.dtype == MB_F8_E4M3;
     char *base = (char *)workspace;
     size_t used = 0;
     *steps = mb_moe_steps();
 
-    mb_moe_plan_args *plan = &steps->plan;
+    mb_moe_front_args *front = &steps->front;
+    mb_moe_plan_args *plan = &front->plan;
+    front->route = args->route;
     plan->ids = args->ids;
     plan->n_tokens = args->n_tokens;
     plan->top_k = args->top_k;
@@ -31,29 +43,49 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
     plan->offsets = (int32_t *)take(base, &used, sizeof(int32_t) * ((size_t)args->n_local_experts + 1));
     plan->row_token = (int32_t *)take(base, &used, sizeof(int32_t) * n_rows);
     plan->token_row = (int32_t *)take(base, &used, sizeof(int32_t) * n_rows);
-    steps->plan_workspace_bytes = mb_moe_plan_sm90_workspace(plan);
-    steps->plan_workspace = take(base, &used, steps->plan_workspace_bytes);
+    plan->tile_rows = is_exact(args) ? MB_F32_TILE_ROWS : mb_moe_tiles[tile].max_tokens;
+    plan->tile_step = is_exact(args) ? 1 : mb_moe_tiles[tile].token_step;
+    const int64_t max_tiles = mb_moe_max_tiles((int64_t)n_rows, args->n_local_experts, plan->tile_rows);
+    plan->tiles = (mb_moe_token_tile *)take(base, &used, sizeof(mb_moe_token_tile) * (size_t)max_tiles);
+    plan->n_tiles = (int32_t *)take(base, &used, sizeof(int32_t));
+    front->n_counters =
+        (int32_t)mb_experts_n_counters(max_tiles, is_fp8 && !is_per_tensor(args) ? args->intermediate : 0);
+    front->counters = (int32_t *)take(base, &used, sizeof(int32_t) * (size_t)front->n_counters);
 
-    mb_moe_schedule *schedule = &steps->experts.schedule;
-    const size_t most_experts =
-        n_rows < (size_t)args->n_local_experts ? n_rows : (size_t)args->n_local_experts;
-    const size_t max_tiles = most_experts + n_rows / (size_t)t->max_tokens;
-    schedule->max_tiles = (int32_t)max_tiles;
-    schedule->tile_tokens = t->max_tokens;
-    schedule->tile_step = t->token_step;
-    schedule->tiles = (mb_moe_token_tile *)take(base, &used, sizeof(mb_moe_token_tile) * max_tiles);
-    schedule->ready = (int32_t *)take(base, &used, sizeof(int32_t) * max_tiles);
-    schedule->n_tiles = (int32_t *)take(base, &used, sizeof(int32_t));
-    schedule->next_item = (int32_t *)take(base, &used, sizeof(int32_t));
-
-    steps->experts.forward = args;
-    steps->experts.row_token = plan->row_token;
-    steps->experts.tile = tile;
-    steps->experts.h = take(base, &used, n_rows * (size_t)args->intermediate * mb_dtype_bytes(args->dtype));
-    steps->experts.y = take(base, &used, n_rows * (size_t)args->hidden * mb_dtype_bytes(args->dtype));
+    mb_moe_experts_args *experts = &steps->experts;
+    experts->forward = args;
+    experts->row_token = plan->row_token;
+    experts->tiles = plan->tiles;
+    experts->n_tiles = plan->n_tiles;
+    experts->counters = front->counters;
+    experts->max_tiles = max_tiles;
+    experts->tile = tile;
+    experts->x = args->x;
+    if (is_fp8) {
+        mb_moe_quantize_args *quantize = &front->quantize;
+        quantize->x = args->x;
+        quantize->out = take(base, &used, n_tokens * hidden);
+        quantize->n_tokens = args->n_tokens;
+        quantize->hidden = args->hidden;
+        quantize->per_tensor = is_per_tensor(args);
+        quantize->dtype = args->dtype;
+        if (is_per_tensor(args)) {
+            quantize->scale = (float *)args->x_scale;
+            experts->h_scale = (float *)args->h_scale;
+        } else {
+            quantize->scale = (float *)take(base, &used, sizeof(float) * n_tokens * ((hidden + 127) / 128));
+            experts->h_scale =
+                (float *)take(base, &used, sizeof(float) * n_rows * ((intermediate + 127) / 128));
+        }
+        experts->x = quantize->out;
+        experts->x_scale = quantize->scale;
+        experts->h8 = take(base, &used, n_rows * intermediate);
+    }
+    experts->h = take(base, &used, n_rows * intermediate * element_bytes);
+    experts->y = take(base, &used, n_rows * hidden * element_bytes);
 
     mb_moe_reduce_args *reduce = &steps->reduce;
-    reduce->y = steps->experts.y;
+    reduce->y = experts->y;
     reduce->weights = args->weights;
     reduce->token_row = plan->token_row;
     reduce->residual = args->residual;
@@ -62,42 +94,85 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
     reduce->n_tokens = args->n_tokens;
     reduce->hidden = args->hidden;
     reduce->top_k = args->top_k;
+    reduce->dtype = reduce->out_dtype = args->dtype;
+
+    steps->front_workspace_bytes = mb_moe_front_sm90_workspace(front);
+    steps->front_workspace = take(base, &used, steps->front_workspace_bytes);
     steps->workspace_bytes = used;
 }
 
-extern "C" size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int tile) {
-    mb_moe_steps steps;
-    mb_moe_forward_sm90_steps(args, tile, NULL, &steps);
-    return steps.workspace_bytes;
+static mb_status check_weight(const char *name, const mb_weight *weight, int64_t count, int64_t rows,
+                              int64_t cols) {
+    if (weight->count != count || weight->rows != rows || weight->cols != cols)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: %s is [%lld, %lld, %lld], not [%lld, %lld, %lld]", name,
+                       (long long)weight->count, (long long)weight->rows, (long long)weight->cols,
+                       (long long)count, (long long)rows, (long long)cols);
+    if (weight->dtype == MB_F8_E4M3 &&
+        (!weight->scale || weight->scale_rows < 0 || weight->scale_rows > 128 ||
+         (weight->scale_rows > 0 && (128 % weight->scale_rows || weight->scale_rows % 8))))
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "moe_forward: %s is fp8 with scale %p and scale_rows %d; it needs scales, for 8, 16, 32, 64 "
+            "or 128 rows, or 0 for one a matrix",
+            name, (const void *)weight->scale, weight->scale_rows);
+    return MB_OK;
+}
+
+static mb_status check_dtypes(const mb_moe_forward_args *args) {
+    const mb_dtype dtype = args->dtype, weights = args->w13.dtype;
+    const int is_16bit = dtype == MB_BF16 || dtype == MB_F16;
+    if (args->w2.dtype != weights ||
+        !((weights == dtype && (is_16bit || dtype == MB_F32)) || (weights == MB_F8_E4M3 && is_16bit)))
+        return mb_fail(
+            MB_ERR_UNSUPPORTED,
+            "moe_forward: x is %s, w13 %s, w2 %s; the weights must be of x's dtype (fp32, bf16, fp16), "
+            "or both fp8_e4m3 with x in bf16 or fp16",
+            mb_dtype_name(dtype), mb_dtype_name(weights), mb_dtype_name(args->w2.dtype));
+    if (weights == MB_F8_E4M3 && is_per_tensor(args) != (args->w2.scale_rows == 0))
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "moe_forward: one of w13 and w2 has block scales, the other per-tensor scales");
+    if (weights == MB_F8_E4M3 && is_per_tensor(args) && args->n_tokens > 0 &&
+        (!args->x_scale || !args->h_scale))
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x_scale or h_scale is NULL; per-tensor fp8 needs both");
+    if (dtype == MB_F32 && args->f32_math != MB_F32_TF32 && args->f32_math != MB_F32_EXACT)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: f32_math %d is unknown", (int)args->f32_math);
+    return MB_OK;
+}
+
+static mb_status check_route(const mb_moe_forward_args *args) {
+    const mb_moe_route_args *route = args->route;
+    if (route &&
+        (route->ids != args->ids || route->weights != args->weights || route->n_tokens != args->n_tokens ||
+         route->n_experts != args->n_experts || route->top_k != args->top_k))
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "moe_forward: route's ids, weights, n_tokens, n_experts or top_k are not the forward's");
+    return MB_OK;
 }
 
 static mb_status check(const mb_moe_forward_args *args) {
-    if (args->dtype != MB_BF16 || args->w13.dtype != MB_BF16 || args->w2.dtype != MB_BF16)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "moe_forward: activations and weights must be bf16 on sm90 so far");
+    if ((int)args->activation < MB_ACT_SWIGLU || args->activation > MB_ACT_RELU2)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: activation %d is unknown or none",
+                       (int)args->activation);
+    MB_TRY(check_dtypes(args));
     const int64_t halves = mb_activation_is_gated(args->activation) ? 2 : 1;
+    const int step = args->w13.dtype == MB_F8_E4M3 ? 16 : 8;
     if (args->n_tokens < 0 || args->top_k < 1 || args->top_k > 32 || args->n_local_experts < 1 ||
-        args->hidden < 16 || args->hidden % 8 != 0 || args->intermediate < 16 || args->intermediate % 8 != 0)
+        args->n_tokens > INT32_MAX / args->top_k || args->hidden < 16 || args->hidden % step != 0 ||
+        args->intermediate < 16 || args->intermediate % step != 0)
         return mb_fail(
             MB_ERR_ARGUMENT,
             "moe_forward: n_tokens %lld, top_k %d, local experts %d, hidden %d, intermediate %d; hidden "
-            "and intermediate must be multiples of 8, top_k 1 .. 32",
-            (long long)args->n_tokens, args->top_k, args->n_local_experts, args->hidden, args->intermediate);
-    if (args->w13.count != args->n_local_experts || args->w13.rows != halves * args->intermediate ||
-        args->w13.cols != args->hidden)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: w13 is [%lld, %lld, %lld], not [%d, %lld, %d]",
-                       (long long)args->w13.count, (long long)args->w13.rows, (long long)args->w13.cols,
-                       args->n_local_experts, (long long)halves * args->intermediate, args->hidden);
-    if (args->w2.count != args->n_local_experts || args->w2.rows != args->hidden ||
-        args->w2.cols != args->intermediate)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: w2 is [%lld, %lld, %lld], not [%d, %d, %d]",
-                       (long long)args->w2.count, (long long)args->w2.rows, (long long)args->w2.cols,
-                       args->n_local_experts, args->hidden, args->intermediate);
+            "and intermediate must be multiples of %d and 16 at least, top_k 1 .. 32, n_tokens * top_k < "
+            "2^31",
+            (long long)args->n_tokens, args->top_k, args->n_local_experts, args->hidden, args->intermediate,
+            step);
+    MB_TRY(check_weight("w13", &args->w13, args->n_local_experts, halves * args->intermediate, args->hidden));
+    MB_TRY(check_weight("w2", &args->w2, args->n_local_experts, args->hidden, args->intermediate));
     if (args->first_expert < 0 || args->first_expert > args->n_experts - args->n_local_experts)
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: experts %d and %d more are not all in 0 .. %d",
                        args->first_expert, args->n_local_experts - 1, args->n_experts - 1);
-    if ((int)args->activation < MB_ACT_SWIGLU || args->activation > MB_ACT_RELU2)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: activation %d is unknown", (int)args->activation);
+    MB_TRY(check_route(args));
     if (((uintptr_t)args->x | (uintptr_t)args->residual | (uintptr_t)args->shared | (uintptr_t)args->out |
          (uintptr_t)args->w13.data | (uintptr_t)args->w2.data) %
         16)
@@ -107,6 +182,39 @@ static mb_status check(const mb_moe_forward_args *args) {
                                !args->w2.data || !args->out || args->x == args->out))
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x, weights, ids, w13, w2 or out is NULL, or out is x");
     return MB_OK;
+}
+
+/* Both GEMMs with fp32 multiply-adds. */
+static mb_status run_exact(const mb_moe_steps *steps, mb_stream stream) {
+    const mb_moe_experts_args *experts = &steps->experts;
+    const mb_moe_forward_args *f = experts->forward;
+    mb_grouped_gemm_args gemm = {};
+    gemm.a = f->x;
+    gemm.row_index = experts->row_token;
+    gemm.offsets = steps->front.plan.offsets;
+    gemm.b = f->w13;
+    gemm.bias = f->bias13;
+    gemm.out = experts->h;
+    gemm.n_rows = f->n_tokens * f->top_k;
+    gemm.dtype = gemm.out_dtype = gemm.bias_dtype = MB_F32;
+    gemm.activation = f->activation;
+    gemm.f32_math = MB_F32_EXACT;
+    MB_TRY(mb_grouped_gemm_f32_sm90(&gemm, experts->tiles, experts->n_tiles, experts->max_tiles, stream));
+    gemm.a = experts->h;
+    gemm.row_index = NULL;
+    gemm.b = f->w2;
+    gemm.bias = f->bias2;
+    gemm.out = experts->y;
+    gemm.activation = MB_ACT_NONE;
+    return mb_grouped_gemm_f32_sm90(&gemm, experts->tiles, experts->n_tiles, experts->max_tiles, stream);
+}
+
+extern "C" size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int tile) {
+    if (check(args) != MB_OK)
+        return SIZE_MAX;
+    mb_moe_steps steps;
+    mb_moe_forward_sm90_steps(args, tile, NULL, &steps);
+    return steps.workspace_bytes;
 }
 
 extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
@@ -121,20 +229,24 @@ extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, i
     if (!workspace || workspace_bytes < steps.workspace_bytes)
         return mb_fail(MB_ERR_CAPACITY, "moe_forward: workspace of %zu bytes, %zu are needed",
                        workspace ? workspace_bytes : 0, steps.workspace_bytes);
-    MB_TRY(mb_moe_plan_sm90(&steps.plan, &steps.experts.schedule, steps.plan_workspace,
-                            steps.plan_workspace_bytes, stream));
-    MB_TRY(mb_moe_experts_sm90(&steps.experts, stream));
+    MB_TRY(mb_moe_front_sm90(&steps.front, steps.front_workspace, steps.front_workspace_bytes, stream));
+    if (is_exact(args))
+        MB_TRY(run_exact(&steps, stream));
+    else
+        MB_TRY(mb_moe_experts_sm90(&steps.experts, stream));
     return mb_moe_reduce_sm90(&steps.reduce, stream);
 }
 
+static int pick(const mb_moe_forward_args *args) {
+    return mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_tokens * args->top_k,
+                       args->n_local_experts);
+}
+
 extern "C" size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args) {
-    return mb_moe_forward_sm90_tile_workspace(
-        args, mb_moe_pick(args->n_tokens, args->top_k, args->n_local_experts));
+    return mb_moe_forward_sm90_tile_workspace(args, pick(args));
 }
 
 extern "C" mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace,
                                          size_t workspace_bytes, mb_stream stream) {
-    int tile =
-        mb_moe_pick(args->n_tokens, args->top_k, args->n_local_experts < 1 ? 1 : args->n_local_experts);
-    return mb_moe_forward_sm90_tile(args, tile, workspace, workspace_bytes, stream);
+    return mb_moe_forward_sm90_tile(args, pick(args), workspace, workspace_bytes, stream);
 }

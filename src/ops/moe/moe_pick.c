@@ -1,24 +1,33 @@
 #include "ops/moe/moe_pick.h"
 
 const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES] = {
-#define X(name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas) \
-    {#name, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), 8 * (n_ctas)},
+#define X(family, name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas) \
+    {#name, family, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), 8 * (n_ctas)},
 #include "ops/moe/moe_tiles.def"
 #undef X
 };
 
-int mb_moe_pick(int64_t n_tokens, int32_t top_k, int32_t n_local_experts) {
-    int64_t n_rows = n_tokens * top_k;
-    int64_t rows_per_expert = n_rows / n_local_experts;
-    /* Routing is uneven: leave room for experts with some more rows than the mean, so that few need a second
-     * tile, which reads the weights again. */
-    if (rows_per_expert <= 4)
-        return MB_MOE_TILE_w64_t16;
-    if (rows_per_expert <= 16)
-        return MB_MOE_TILE_w128_t32;
-    if (rows_per_expert <= 48)
-        return MB_MOE_TILE_w128_t64;
-    if (rows_per_expert <= 96)
-        return MB_MOE_TILE_w128_t128;
-    return MB_MOE_TILE_w256_t288;
+mb_moe_family mb_moe_family_of(mb_dtype weights) {
+    return weights == MB_F8_E4M3 ? MB_MOE_FP8 : weights == MB_F32 ? MB_MOE_TF32 : MB_MOE_16BIT;
+}
+
+/* Routing is uneven: each limit leaves room for experts with some more rows than the mean, so that few need a
+ * second tile, which reads the weights again. */
+int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
+    static const int tiles[][5] = {
+        [MB_MOE_16BIT] = {MB_MOE_TILE_w64_t16, MB_MOE_TILE_w128_t32, MB_MOE_TILE_w128_t64,
+                          MB_MOE_TILE_w128_t128, MB_MOE_TILE_w256_t288},
+        [MB_MOE_FP8] = {MB_MOE_TILE_fp8_w64_t16, MB_MOE_TILE_fp8_w128_t32, MB_MOE_TILE_fp8_w128_t64,
+                        MB_MOE_TILE_fp8_w128_t128, MB_MOE_TILE_fp8_w128_t288},
+        [MB_MOE_TF32] = {MB_MOE_TILE_tf32_w64_t16, MB_MOE_TILE_tf32_w128_t32, MB_MOE_TILE_tf32_w128_t64,
+                         MB_MOE_TILE_tf32_w128_t128, MB_MOE_TILE_tf32_w128_t128},
+    };
+    static const int64_t most_rows_per_expert[] = {4, 16, 48, 96};
+    int64_t rows_per_expert = n_rows / (n_local_experts < 1 ? 1 : n_local_experts);
+    int i = 0;
+    while (i < 4 && rows_per_expert > most_rows_per_expert[i])
+        i++;
+    if (family == MB_MOE_FP8 && rows_per_expert > 512)
+        return MB_MOE_TILE_fp8_w256_t240;
+    return tiles[family][i];
 }

@@ -53,21 +53,17 @@ def randomised(model):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_qwen3_moe_gives_what_eager_gives(experts, config, dtype):
+def test_qwen3_moe_gives_what_eager_gives(experts, config, dtype, monkeypatch):
     transformers = pytest.importorskip("transformers")
     model = randomised(transformers.Qwen3MoeForCausalLM(config)).to(dtype)
     tokens = torch.randint(0, 64, (2, 17))
     with torch.no_grad():
         model.set_experts_implementation("eager")
         expected = model(tokens).logits
-        calls = []
-        original = experts.moe
-        experts.moe = lambda *arguments, **options: calls.append(1) or original(*arguments, **options)
-        try:
-            model.set_experts_implementation("moebius")
-            got = model(tokens).logits
-        finally:
-            experts.moe = original
+        original, calls = experts.moe, []
+        monkeypatch.setattr(experts, "moe", lambda *inputs, **options: calls.append(1) or original(*inputs, **options))
+        model.set_experts_implementation("moebius")
+        got = model(tokens).logits
     assert len(calls) == config.num_hidden_layers
     difference = reference.calc_diff(got.double().numpy(), expected.double().numpy())
     assert difference < (1e-11 if dtype == torch.float32 else 1e-4)
@@ -95,8 +91,8 @@ def test_a_compiled_block_is_one_graph(experts, config):
         torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=1e-6)
 
 
-def test_choices_of_other_ranks_add_nothing(experts, config):
-    """transformers' expert parallelism gives them the id behind the last local expert."""
+def test_choices_of_other_ranks_add_nothing(experts, config, monkeypatch):
+    """transformers' expert parallelism gives them the id behind the last local one: one of n_experts, but not ours."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     config._experts_implementation = "moebius"
@@ -105,11 +101,17 @@ def test_choices_of_other_ranks_add_nothing(experts, config):
     weights = torch.rand(5, 3)
     elsewhere = torch.zeros(5, 3, dtype=torch.bool)
     elsewhere[1], elsewhere[3, 2] = True, True
+    original, n_experts = experts.moe, []
+    monkeypatch.setattr(
+        experts,
+        "moe",
+        lambda *inputs, **options: n_experts.append(options["n_experts"]) or original(*inputs, **options),
+    )
     with torch.no_grad():
         got = module(x, ids.masked_fill(elsewhere, 12), weights)
         config._experts_implementation = "eager"
         expected = module(x, ids, weights.masked_fill(elsewhere, 0))
-    assert (got[1] == 0).all()
+    assert n_experts == [13] and (got[1] == 0).all()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 

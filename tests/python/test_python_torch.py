@@ -168,6 +168,8 @@ def test_a_backward_pass_fails(generator):
 def op_samples(generator):
     x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
     logits = normal(generator, 9, 6)
+    with_nan = logits.clone()
+    with_nan[4, 2] = torch.nan
     plan = moebius.plan(ids, 6)
     terms = ("swiglu", None, None, x.clone(), None, None, None, None, None, "tf32")
     moe = (x, w13, w2, weights, ids, 0, None, *terms)
@@ -176,7 +178,7 @@ def op_samples(generator):
     gemm8 = (*gemm[:-2], torch.float8_e4m3fn, "tf32")
     reduce = (x, weights[:3], plan.token_row[:3] % 9, None, x[:3].clone())
     return {
-        "route": (logits, 3, True, "softmax_topk", torch.zeros(1, dtype=torch.int32)),
+        "route": (with_nan, 3, True, "softmax_topk", torch.zeros(1, dtype=torch.int32)),
         "router_gemm": (x, w13[0], None),
         "plan": (ids, 6, 0, None),
         "grouped_gemm": gemm,

@@ -50,10 +50,10 @@ def sort_by_expert(ids, n_experts):
 
 
 def sum_by_token(y, weights, order):
-    """y's rows back in the order of choices, weighted and summed in fp32."""
+    """y's rows back in the order of choices, weighted and summed: a product with one row of weights for each token."""
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    return (y[back].view(*weights.shape, -1) * weights.unsqueeze(-1)).sum(dim=1).to(y.dtype)
+    return torch.bmm(weights.to(y.dtype).unsqueeze(1), y[back].view(*weights.shape, -1)).squeeze(1)
 
 
 def torch_grouped_mm(layer):

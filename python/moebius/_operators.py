@@ -59,11 +59,13 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def _shape(name: str, array: Any, n_dimensions: int, wanted: str) -> tuple[int, ...]:
-    if not hasattr(array, "shape"):
-        raise TypeError(f"{name} is a {type(array).__name__}; it must be an array {wanted}")
-    if len(array.shape) != n_dimensions:
-        raise shape_error(name, array.shape, wanted)
-    return array.shape
+    try:
+        shape = array.shape
+    except AttributeError:
+        raise TypeError(f"{name} is a {type(array).__name__}; it must be an array {wanted}") from None
+    if len(shape) != n_dimensions:
+        raise shape_error(name, shape, wanted)
+    return shape
 
 
 def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:

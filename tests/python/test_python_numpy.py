@@ -1,10 +1,15 @@
 """The operators on NumPy arrays, against their definitions in float64."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import moe_reference as reference
 import moebius
 import numpy
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [numpy.float32, numpy.float16]
 
 
@@ -197,11 +202,6 @@ def test_bfloat16_and_float8_of_ml_dtypes(random):
 
 
 def test_works_without_torch():
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     program = f"""
 import sys
 sys.modules["torch"] = None

@@ -3,11 +3,13 @@
 import ctypes
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from moebius import _arrays, _library
 
+ROOT = Path(__file__).resolve().parents[2]
 STRUCTS = {
     "mb_weight": _library.Weight,
     "mb_moe_router_gemm_args": _library.RouterGemmArgs,
@@ -66,7 +68,5 @@ try:
 except ImportError as error:
     print(error)
 """
-    import sys
-
     text = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert path in text and "MOEBIUS_LIBRARY" in text

@@ -143,6 +143,13 @@ def test_out_may_be_residual_and_its_version_counts(generator):
     assert (bits(got) == bits(expected)).all()
 
 
+def test_out_in_inference_mode(generator):
+    with torch.inference_mode():
+        arguments = layer(generator, torch.float32)
+        out = torch.full_like(arguments[0], torch.nan)
+        assert (moebius.moe(*arguments, out=out) == moebius.moe(*arguments)).all() and out.isfinite().all()
+
+
 def test_no_tokens(generator):
     x, w13, w2, weights, ids = layer(generator, torch.float32, n_tokens=0)
     assert moebius.moe(x, w13, w2, weights, ids).shape == (0, 48)

@@ -67,6 +67,8 @@ def main():
     if given.dtype == "fp8":
         layer = with_fp8(layer)
     contenders, missing = make_all(layer)
+    if given.dtype == "fp8":  # the others compute the same weights in bf16, as without --dtype
+        contenders = [c for c in contenders if c.dtype.startswith("fp8")]
     for name, why in missing.items():
         print(f"{name}: {why}", file=sys.stderr)
     for n_tokens in map(int, given.tokens.split(",")):

@@ -3,7 +3,9 @@
  *
  * The first data pointer of the arguments that is not NULL decides; without any, there is nothing to do,
  * which the CPU does. A GPU's pointer makes that GPU the thread's current one for the time of the call: so a
- * NULL stream is its default stream, and any other stream must be one of its own.
+ * NULL stream is its default stream, and any other stream must be one of its own. Asking costs
+ * 0.1 to 0.2 us; in builds with CUDA a process that has not used it yet waits for its start (0.1 s on an
+ * H100) at the first call.
  */
 #include "base/status.h"
 #include "device/device.h"

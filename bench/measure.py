@@ -102,5 +102,10 @@ def row(bench, who, card, dtype, shape, figures, how, at_commit):
 
 
 def append_rows(path, rows):
+    """To the file's end; "-" prints them."""
+    lines = "".join(json.dumps(r) + "\n" for r in rows)
+    if path == "-":
+        print(lines, end="", flush=True)
+        return
     with open(path, "a") as file:
-        file.writelines(json.dumps(r) + "\n" for r in rows)
+        file.write(lines)

@@ -76,7 +76,7 @@ def main():
         logits = layer.router_logits(x)
         n_hit = layer.routing(logits)[1].unique().numel()
         rows = [measure_one(c, layer, x, logits, n_hit, given) for c in contenders]
-        append_rows("/dev/stdout" if given.json == "-" else given.json, [r for r in rows if r])
+        append_rows(given.json, [r for r in rows if r])
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def main():
         print_times(rows[-1])
     rows = [r for part in rows for r in part]
     if given.json:
-        append_rows("/dev/stdout" if given.json == "-" else given.json, rows)
+        append_rows(given.json, rows)
     if given.plot:
         draw_block(rows, given.plot)
     if not good:

@@ -1,88 +1,172 @@
 /*
- * reduce_sm90.cu - each token's K expert rows, weighted and summed in the order of k; 16 bytes a thread.
+ * reduce_sm90.cu - each token's K expert rows, weighted and summed in the order of k; 16 bytes of y a thread.
  *
- * A thread starts the loads of eight rows before it adds the first, so that their latencies overlap. K rows
- * are read and one is written: 2 H (K + 1) bytes a token.
+ * A thread starts the loads of eight rows before it adds the first, so that their latencies overlap. y is
+ * read once and out is written once: T H (K + 1) elements, at DRAM's speed when T is large.
  */
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
-enum { THREADS = 128, COLUMNS_PER_THREAD = 8, ROWS_IN_FLIGHT = 8 };
+enum { THREADS = 128, ROWS_IN_FLIGHT = 8 };
 
-static __device__ __forceinline__ void add_scaled(float (&sum)[COLUMNS_PER_THREAD], uint4 row, float weight) {
-    const uint32_t pairs[4] = {row.x, row.y, row.z, row.w};
+/* Columns that one thread adds up: 16 bytes of y. */
+template <class type> constexpr int columns_of = 16 / sizeof(type);
+
+static __device__ __forceinline__ float2 widen(uint32_t pair, const __nv_bfloat16 *) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+static __device__ __forceinline__ float2 widen(uint32_t pair, const __half *) {
+    return __half22float2(*(const __half2 *)&pair);
+}
+static __device__ __forceinline__ uint32_t narrow(float low, float high, const __nv_bfloat16 *) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+static __device__ __forceinline__ uint32_t narrow(float low, float high, const __half *) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+/* sum += weight * the 16 bytes. */
+template <class type>
+static __device__ __forceinline__ void add_scaled(float *sum, uint4 bytes, float weight) {
+    const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        sum[2 * i] += weight * __uint_as_float(pairs[i] << 16);
-        sum[2 * i + 1] += weight * __uint_as_float(pairs[i] & 0xffff0000u);
+        if constexpr (sizeof(type) == 4) {
+            sum[i] = fmaf(weight, __uint_as_float(words[i]), sum[i]);
+        } else {
+            const float2 pair = widen(words[i], (const type *)NULL);
+            sum[2 * i] = fmaf(weight, pair.x, sum[2 * i]);
+            sum[2 * i + 1] = fmaf(weight, pair.y, sum[2 * i + 1]);
+        }
     }
 }
 
-static __device__ __forceinline__ uint32_t pack(float low, float high) {
-    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(uint32_t *)&pair;
+/* sum += the columns of residual or shared. */
+template <class type, int n>
+static __device__ __forceinline__ void add_term(float (&sum)[n], const void *term, int64_t at) {
+    const uint4 *from = (const uint4 *)((const type *)term + at);
+#pragma unroll
+    for (int i = 0; i < n / columns_of<type>; i++)
+        add_scaled<type>(sum + i * columns_of<type>, from[i], 1.0f);
 }
 
-static __global__ void __launch_bounds__(THREADS) reduce(mb_moe_reduce_args args) {
+template <class type, int n>
+static __device__ __forceinline__ void store(void *out, int64_t at, const float (&sum)[n]) {
+    uint32_t words[n * sizeof(type) / 4];
+#pragma unroll
+    for (int i = 0; i < (int)(n * sizeof(type) / 4); i++) {
+        if constexpr (sizeof(type) == 4)
+            words[i] = __float_as_uint(sum[i]);
+        else
+            words[i] = narrow(sum[2 * i], sum[2 * i + 1], (const type *)NULL);
+    }
+    uint4 *to = (uint4 *)((type *)out + at);
+#pragma unroll
+    for (int i = 0; i < n / columns_of<type>; i++)
+        to[i] = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+}
+
+template <class y_type, class out_type>
+static __global__ void __launch_bounds__(THREADS) reduce(const __grid_constant__ mb_moe_reduce_args args) {
+    constexpr int COLUMNS = columns_of<y_type>;
     mb_grid_launch_dependents();
     mb_grid_wait();
-    const int32_t ctas_per_token =
-        (args.hidden + THREADS * COLUMNS_PER_THREAD - 1) / (THREADS * COLUMNS_PER_THREAD);
+    const int32_t ctas_per_token = (args.hidden + THREADS * COLUMNS - 1) / (THREADS * COLUMNS);
     const int64_t token = blockIdx.x / ctas_per_token;
-    const int32_t column = (blockIdx.x % ctas_per_token * THREADS + threadIdx.x) * COLUMNS_PER_THREAD;
+    const int32_t column = (blockIdx.x % ctas_per_token * THREADS + threadIdx.x) * COLUMNS;
     if (column >= args.hidden)
         return;
-    const __nv_bfloat16 *y = (const __nv_bfloat16 *)args.y + column;
+    const y_type *y = (const y_type *)args.y + column;
     const int64_t at = token * args.hidden + column;
 
-    float sum[COLUMNS_PER_THREAD] = {0};
+    float sum[COLUMNS] = {};
     if (args.residual)
-        add_scaled(sum, *(const uint4 *)((const __nv_bfloat16 *)args.residual + at), 1.0f);
+        add_term<out_type>(sum, args.residual, at);
     if (args.shared)
-        add_scaled(sum, *(const uint4 *)((const __nv_bfloat16 *)args.shared + at), 1.0f);
+        add_term<out_type>(sum, args.shared, at);
     for (int k0 = 0; k0 < args.top_k; k0 += ROWS_IN_FLIGHT) {
-        uint4 rows[ROWS_IN_FLIGHT];
+        int32_t rows[ROWS_IN_FLIGHT];
         float weights[ROWS_IN_FLIGHT];
+        uint4 values[ROWS_IN_FLIGHT];
 #pragma unroll
         for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
-            weights[i] = 0;
-            rows[i] = make_uint4(0, 0, 0, 0);
-            if (k0 + i < args.top_k) {
-                int32_t row = args.token_row[token * args.top_k + k0 + i];
-                if (row >= 0) {
-                    rows[i] = *(const uint4 *)(y + (int64_t)row * args.hidden);
-                    weights[i] = args.weights[token * args.top_k + k0 + i];
-                }
-            }
+            const int inside = k0 + i < args.top_k;
+            rows[i] = inside ? args.token_row[token * args.top_k + k0 + i] : -1;
+            weights[i] = inside ? args.weights[token * args.top_k + k0 + i] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
+            values[i] = make_uint4(0, 0, 0, 0);
+            if (rows[i] >= 0)
+                values[i] = __ldcs((const uint4 *)(y + (int64_t)rows[i] * args.hidden));
         }
 #pragma unroll
         for (int i = 0; i < ROWS_IN_FLIGHT; i++)
-            add_scaled(sum, rows[i], weights[i]);
+            add_scaled<y_type>(sum, values[i], rows[i] < 0 ? 0 : weights[i]);
     }
-    uint4 packed =
-        make_uint4(pack(sum[0], sum[1]), pack(sum[2], sum[3]), pack(sum[4], sum[5]), pack(sum[6], sum[7]));
-    *(uint4 *)((__nv_bfloat16 *)args.out + at) = packed;
+    store<out_type>(args.out, at, sum);
 }
 
-extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream) {
-    if (args->n_tokens < 0 || args->n_tokens > INT32_MAX || args->hidden < 8 || args->hidden % 8 != 0 ||
-        args->top_k < 1)
-        return mb_fail(MB_ERR_ARGUMENT,
-                       "moe_reduce: n_tokens %lld, hidden %d, top_k %d; hidden must be a multiple of 8",
-                       (long long)args->n_tokens, args->hidden, args->top_k);
+static mb_status check(const mb_moe_reduce_args *args) {
+    if (args->dtype != MB_F32 && args->dtype != MB_BF16 && args->dtype != MB_F16)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: dtype %s is not fp32, bf16 or fp16",
+                       mb_dtype_name(args->dtype));
+    if (args->out_dtype != args->dtype && args->out_dtype != MB_F32)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: out_dtype %s must be fp32 or dtype, which is %s",
+                       mb_dtype_name(args->out_dtype), mb_dtype_name(args->dtype));
+    const int step = args->dtype == MB_F32 ? 4 : 8;
+    if (args->hidden < step || args->hidden % step != 0)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: hidden %d must be a multiple of %d", args->hidden, step);
+    if (args->top_k < 1)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: top_k %d must be 1 or more", args->top_k);
+    if (args->n_tokens < 0)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: n_tokens %lld is negative", (long long)args->n_tokens);
     if (args->n_tokens == 0)
         return MB_OK;
-    const int32_t columns_per_cta = THREADS * COLUMNS_PER_THREAD;
-    const int64_t n_ctas = args->n_tokens * ((args->hidden + columns_per_cta - 1) / columns_per_cta);
-    if (n_ctas > INT32_MAX)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: n_tokens %lld is too large", (long long)args->n_tokens);
+    const struct {
+        const char *name;
+        const void *pointer;
+        int needed;
+    } all[] = {{"y", args->y, 1},     {"weights", args->weights, 1},   {"token_row", args->token_row, 1},
+               {"out", args->out, 1}, {"residual", args->residual, 0}, {"shared", args->shared, 0}};
+    for (const auto &one : all)
+        if ((one.needed && !one.pointer) || (uintptr_t)one.pointer % 16 != 0)
+            return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: %s is %s", one.name,
+                           one.pointer ? "not 16-byte aligned" : "NULL");
+    return MB_OK;
+}
+
+template <class y_type, class out_type>
+static mb_status launch(const mb_moe_reduce_args *args, mb_stream stream) {
+    constexpr int32_t columns_per_cta = THREADS * columns_of<y_type>;
+    const int64_t ctas_per_token = (args->hidden + columns_per_cta - 1) / columns_per_cta;
+    if (args->n_tokens > INT32_MAX / ctas_per_token)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: n_tokens %lld is more than one launch can take",
+                       (long long)args->n_tokens);
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
-    mb_launch_config(&config, attributes, dim3((unsigned)n_ctas), THREADS, 0, stream);
-    cudaError_t error = cudaLaunchKernelEx(&config, reduce, *args);
+    mb_launch_config(&config, attributes, dim3((unsigned)(args->n_tokens * ctas_per_token)), THREADS, 0,
+                     stream);
+    cudaError_t error = cudaLaunchKernelEx(&config, reduce<y_type, out_type>, *args);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_reduce: launch failed: %s", cudaGetErrorString(error));
     return MB_OK;
+}
+
+extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream) {
+    MB_TRY(check(args));
+    if (args->n_tokens == 0)
+        return MB_OK;
+    if (args->dtype == MB_F32)
+        return launch<float, float>(args, stream);
+    if (args->dtype == MB_BF16)
+        return args->out_dtype == MB_BF16 ? launch<__nv_bfloat16, __nv_bfloat16>(args, stream)
+                                          : launch<__nv_bfloat16, float>(args, stream);
+    return args->out_dtype == MB_F16 ? launch<__half, __half>(args, stream)
+                                     : launch<__half, float>(args, stream);
 }

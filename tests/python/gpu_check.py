@@ -71,7 +71,7 @@ def reference(x, w13, w2, weights, ids, prepare_x=lambda v: v, prepare_h=lambda 
     entering = prepare_x(x.double())
     for e in range(w13.shape[0]):
         t, k = torch.where(ids == e)
-        gate, up = rounded(entering[t] @ w13[e].T).chunk(2, dim=-1)
+        gate, up = (entering[t] @ w13[e].T).chunk(2, dim=-1)  # the kernels keep both in fp32
         hidden = prepare_h(rounded(functional.silu(gate) * up))
         out.index_add_(0, t, weights[t, k, None].double() * rounded(hidden @ w2[e].T))
     return out if residual is None else out + residual.double()

@@ -35,7 +35,7 @@ def least(call, device):
 def measure(device):
     """{call: microseconds}."""
     x = torch.randn(1, 16, device=device).to(torch.bfloat16)
-    w13, w2 = (torch.randn(shape, device=device).to(torch.bfloat16) for shape in ((4, 16, 16), (4, 16, 8)))
+    w13, w2 = (torch.randn(shape, device=device).to(torch.bfloat16) for shape in ((4, 32, 16), (4, 16, 16)))
     logits = torch.randn(1, 4, device=device)
     weights, ids = moebius.route(logits, 2)
     calls = {

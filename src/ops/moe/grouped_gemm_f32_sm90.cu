@@ -1,17 +1,17 @@
 /*
  * grouped_gemm_f32_sm90.cu - the grouped GEMM with fp32 multiply-adds (FFMA), for MB_F32_EXACT.
  *
- * A CTA multiplies one tile of up to 64 rows of one expert with a piece of its matrix: 128 rows of it, gated
- * 64 gate rows and the 64 up rows of the same outputs. 128 threads hold 8 x 8 sums each:
+ * A CTA multiplies one tile of up to 64 rows of one expert with a piece of its matrix: 128 rows of it (64
+ * where groups are small), gated half gate rows and half the up rows of the same outputs. 128 threads:
  *
- *   stage     64 rows of a, 128 rows of b, 32 of K (128 bytes a row), by cp.async two stages ahead; 16-byte
- *             chunk c of row r lies at c ^ (r % 8), so that eight rows are read without a bank conflict
- *   multiply  thread (y, x): rows y + 8 i and columns of b 64 h + x + 8 j; per 4 of K one 16-byte load for
- * each of its rows and columns, then 4 x 64 multiply-adds, K in order epilogue  sums to shared memory, then
- * output by output: bias, activation, row weight
+ *   stage     the rows of a and b, 32 of K (128 bytes a row), by cp.async stages ahead; 16-byte chunk c of
+ *             row r lies at c ^ (r % 8), so that eight rows are read without a bank conflict
+ *   multiply  thread (y, x): rows y + 8 i, columns x + 8 j, up to 8 of each; per 4 of K one 16-byte load for
+ *             each row and column, then their products, K in order
+ *   epilogue  sums to shared memory, then output by output: bias, activation, row weight
  *
- * Tiles of up to 8, 16 and 32 rows multiply (and load) only so many: there the time is the weights'. Each sum
- * is one chain along K, so its bits do not depend on the tile.
+ * Tiles of up to 8, 16, 24, 32 and 48 rows multiply (and load) only so many: there the time is the weights'.
+ * Each sum is one chain along K, so its bits do not depend on the tile.
  */
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
@@ -21,20 +21,25 @@
 enum {
     THREADS = 128,
     TILE_ROWS = MB_F32_TILE_ROWS,
-    PIECE = 128, /* rows of b that a CTA multiplies */
     K_STEP = 32, /* of one stage */
     CHUNK = 4,   /* floats in 16 bytes */
     CHUNKS = K_STEP / CHUNK,
     STEP_ROWS = 8, /* rows of a that the CTA's threads cover side by side */
-    COLUMNS = 8,   /* of b, for one thread */
     ROW_BYTES = 4 * K_STEP,
-    STAGES = 3,
-    STAGE_BYTES = (TILE_ROWS + PIECE) * ROW_BYTES,
-    SUMS_PITCH = PIECE + 8, /* floats; rows of the epilogue's sums 8 banks apart */
-    SHARED_BYTES = STAGES * STAGE_BYTES,
     CTAS_PER_SM = 3,
+    COPY_ROWS = THREADS / CHUNKS, /* rows that the CTA copies at a time */
 };
-static_assert(TILE_ROWS * SUMS_PITCH * 4 <= SHARED_BYTES, "the epilogue's sums lie where the stages were");
+
+/* piece: rows of b that a CTA multiplies; 128, or 64 where the groups are small. */
+template <int piece> struct layout {
+    static constexpr int COLUMNS = piece / 16; /* of b, for one thread */
+    static constexpr int COPIES_OF_B = piece / COPY_ROWS;
+    static constexpr int STAGE_BYTES = (TILE_ROWS + piece) * ROW_BYTES;
+    static constexpr int STAGES = (72 << 10) / STAGE_BYTES;
+    static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES;
+    static constexpr int SUMS_PITCH = piece + 8; /* floats; rows of the epilogue's sums 8 banks apart */
+    static_assert(TILE_ROWS * SUMS_PITCH * 4 <= SHARED_BYTES, "the sums lie where the stages were");
+};
 
 typedef struct gemm_params {
     const float *a, *b, *bias, *row_weight;
@@ -50,23 +55,25 @@ static __device__ __forceinline__ uint32_t chunk_offset(int r, int c) {
     return (uint32_t)(r * ROW_BYTES + (c ^ (r % 8)) * 16);
 }
 
-/* The row of the expert's matrix that row s of the CTA's piece is, or -1 behind its end. */
-static __device__ __forceinline__ int32_t row_of_b(const gemm_params *p, int32_t piece, int s) {
-    if (!p->gated) {
-        const int32_t row = piece * PIECE + s;
-        return row < p->n ? row : -1;
-    }
-    const int32_t half = p->n / 2, output = piece * (PIECE / 2) + s % (PIECE / 2);
-    return output < half ? output + s / (PIECE / 2) * half : -1;
+/* 16 bytes of b, or zeros; L2 takes the 128 bytes beside them too, which the next stage wants. */
+static __device__ __forceinline__ void copy_ahead(uint32_t to_shared, const float *from, uint32_t n_bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to_shared), "l"(from),
+                 "r"(n_bytes)
+                 : "memory");
 }
 
 /* What one thread copies in every stage: chunk tid % 8 of every 16th row of a and b. */
-enum { COPY_ROWS = THREADS / CHUNKS, COPIES_OF_B = PIECE / COPY_ROWS };
-template <int copies_of_a> struct source { const float *a[copies_of_a], *b[COPIES_OF_B]; /* NULL: zeros */ };
+template <int copies_of_a> struct source {
+    const float *a[copies_of_a]; /* NULL: zeros */
+    const float *b;              /* the first row */
+    int64_t b_step, b_jump;      /* floats from one to the next, and added half way (from gate to up rows) */
+    uint32_t b_inside;           /* bit i: that row is one of the matrix; else zeros */
+};
 
-template <int copies_of_a>
+template <int piece, int copies_of_a>
 static __device__ __forceinline__ void copy_stage(const source<copies_of_a> &from, const gemm_params *p,
                                                   uint32_t stage, int32_t k) {
+    constexpr int COPIES_OF_B = layout<piece>::COPIES_OF_B;
     const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
     const int32_t at = k + chunk * CHUNK;
     const int inside = at < p->k;
@@ -76,11 +83,13 @@ static __device__ __forceinline__ void copy_stage(const source<copies_of_a> &fro
         mb_cp_async_16(stage + chunk_offset(row + i * COPY_ROWS, chunk), valid ? from.a[i] + at : p->a,
                        valid ? 16 : 0);
     }
+    const float *b = from.b + at;
 #pragma unroll
     for (int i = 0; i < COPIES_OF_B; i++) {
-        const int valid = inside && from.b[i] != NULL;
-        mb_cp_async_16(stage + TILE_ROWS * ROW_BYTES + chunk_offset(row + i * COPY_ROWS, chunk),
-                       valid ? from.b[i] + at : p->b, valid ? 16 : 0);
+        const int valid = inside && (from.b_inside >> i & 1);
+        copy_ahead(stage + TILE_ROWS * ROW_BYTES + chunk_offset(row + i * COPY_ROWS, chunk), valid ? b : p->b,
+                   valid ? 16 : 0);
+        b += from.b_step + (i == COPIES_OF_B / 2 - 1 ? from.b_jump : 0);
     }
 }
 
@@ -91,7 +100,7 @@ static __device__ __forceinline__ float4 load_chunk(uint32_t from_shared) {
 }
 
 /* One stage's multiply-adds: rows y + 8 i, columns x + 8 j. */
-template <int rows>
+template <int rows, int COLUMNS>
 static __device__ __forceinline__ void multiply_stage(float (&sum)[rows][COLUMNS], uint32_t stage, int y,
                                                       int x) {
     const uint32_t a_row = stage + y * ROW_BYTES, b_row = stage + (TILE_ROWS + x) * ROW_BYTES;
@@ -128,10 +137,11 @@ static __device__ __forceinline__ void multiply_stage(float (&sum)[rows][COLUMNS
 }
 
 /* The tile's sums of 8 `rows` rows, left in shared memory. */
-template <int rows>
+template <int piece, int rows>
 static __device__ __forceinline__ void multiply_tile(const gemm_params *p, const mb_moe_token_tile &tile,
-                                                     int32_t piece, unsigned char *shared) {
-    enum { COPIES_OF_A = rows * STEP_ROWS <= COPY_ROWS ? 1 : rows * STEP_ROWS / COPY_ROWS };
+                                                     int32_t number, unsigned char *shared) {
+    using map = layout<piece>;
+    constexpr int COPIES_OF_A = (rows * STEP_ROWS + COPY_ROWS - 1) / COPY_ROWS, STAGES = map::STAGES;
     const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
     const uint32_t stages = mb_shared_address(shared);
     source<COPIES_OF_A> from;
@@ -144,19 +154,23 @@ static __device__ __forceinline__ void multiply_tile(const gemm_params *p, const
             from.a[i] = p->a + (int64_t)(p->row_index ? p->row_index[sorted] : sorted) * p->k;
         }
     }
+    const int32_t columns = p->gated ? piece / 2 : piece, end = p->gated ? p->n / 2 : p->n;
+    const int32_t row0 = number * columns + tid / CHUNKS;
+    from.b = p->b + ((int64_t)tile.expert * p->n + row0) * p->k;
+    from.b_step = (int64_t)COPY_ROWS * p->k;
+    from.b_jump = p->gated ? (int64_t)(end - columns) * p->k : 0;
+    from.b_inside = 0;
 #pragma unroll
-    for (int i = 0; i < COPIES_OF_B; i++) {
-        const int32_t row = row_of_b(p, piece, tid / CHUNKS + i * COPY_ROWS);
-        from.b[i] = row < 0 ? NULL : p->b + ((int64_t)tile.expert * p->n + row) * p->k;
-    }
+    for (int i = 0; i < map::COPIES_OF_B; i++)
+        from.b_inside |= (uint32_t)(row0 + i * COPY_ROWS % columns < end) << i;
 
-    const int y = warp % 2 * 4 + lane / 8, x = warp / 2 * 64 + lane % 8;
-    float sum[rows][COLUMNS] = {};
+    const int y = warp % 2 * 4 + lane / 8, x = warp / 2 * (piece / 2) + lane % 8;
+    float sum[rows][map::COLUMNS] = {};
     const int32_t n_steps = (p->k + K_STEP - 1) / K_STEP;
 #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) {
         if (i < n_steps)
-            copy_stage(from, p, stages + i * STAGE_BYTES, i * K_STEP);
+            copy_stage<piece>(from, p, stages + i * map::STAGE_BYTES, i * K_STEP);
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
     uint32_t read = 0, write = STAGES - 1;
@@ -164,9 +178,9 @@ static __device__ __forceinline__ void multiply_tile(const gemm_params *p, const
         asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
         __syncthreads(); /* this step has landed for all, and all are done with the step before */
         if (step + STAGES - 1 < n_steps)
-            copy_stage(from, p, stages + write * STAGE_BYTES, (step + STAGES - 1) * K_STEP);
+            copy_stage<piece>(from, p, stages + write * map::STAGE_BYTES, (step + STAGES - 1) * K_STEP);
         asm volatile("cp.async.commit_group;" ::: "memory");
-        multiply_stage<rows>(sum, stages + read * STAGE_BYTES, y, x);
+        multiply_stage(sum, stages + read * map::STAGE_BYTES, y, x);
         read = read + 1 == STAGES ? 0 : read + 1;
         write = write + 1 == STAGES ? 0 : write + 1;
     }
@@ -175,8 +189,8 @@ static __device__ __forceinline__ void multiply_tile(const gemm_params *p, const
 #pragma unroll
     for (int i = 0; i < rows; i++)
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++)
-            sums[(y + i * STEP_ROWS) * SUMS_PITCH + x + 8 * j] = sum[i][j];
+        for (int j = 0; j < map::COLUMNS; j++)
+            sums[(y + i * STEP_ROWS) * map::SUMS_PITCH + x + 8 * j] = sum[i][j];
     __syncthreads();
 }
 
@@ -208,10 +222,12 @@ static __device__ float activate(mb_activation activation, float x) {
     return x;
 }
 
+template <int piece>
 static __device__ __forceinline__ void store_tile(const gemm_params *p, const mb_moe_token_tile &tile,
-                                                  int32_t piece, const unsigned char *shared) {
-    const int32_t piece_columns = p->gated ? PIECE / 2 : PIECE, out_columns = p->gated ? p->n / 2 : p->n;
-    const int32_t column = threadIdx.x % piece_columns, out_column = piece * piece_columns + column;
+                                                  int32_t number, const unsigned char *shared) {
+    constexpr int SUMS_PITCH = layout<piece>::SUMS_PITCH;
+    const int32_t piece_columns = p->gated ? piece / 2 : piece, out_columns = p->gated ? p->n / 2 : p->n;
+    const int32_t column = threadIdx.x % piece_columns, out_column = number * piece_columns + column;
     if (out_column >= out_columns)
         return;
     const float *bias = p->bias ? p->bias + (int64_t)tile.expert * p->n + out_column : NULL;
@@ -220,7 +236,7 @@ static __device__ __forceinline__ void store_tile(const gemm_params *p, const mb
     for (int32_t row = threadIdx.x / piece_columns; row < tile.n_rows; row += THREADS / piece_columns) {
         float value = activate(p->activation, sums[row * SUMS_PITCH] + bias_low);
         if (p->gated)
-            value *= sums[row * SUMS_PITCH + PIECE / 2] + bias_up;
+            value *= sums[row * SUMS_PITCH + piece / 2] + bias_up;
         const int64_t sorted = tile.first_row + row;
         if (p->row_weight)
             value *= p->row_weight[sorted];
@@ -228,24 +244,29 @@ static __device__ __forceinline__ void store_tile(const gemm_params *p, const mb
     }
 }
 
+template <int piece>
 static __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
     grouped_gemm_f32(const __grid_constant__ gemm_params p) {
     extern __shared__ __align__(1024) unsigned char shared[];
     mb_grid_launch_dependents();
     mb_grid_wait();
-    const int32_t tile_number = blockIdx.x / p.pieces, piece = blockIdx.x % p.pieces;
+    const int32_t tile_number = blockIdx.x / p.pieces, number = blockIdx.x % p.pieces;
     if (tile_number >= *p.n_tiles)
         return;
     const mb_moe_token_tile tile = p.tiles[tile_number];
     if (tile.n_rows <= 8)
-        multiply_tile<1>(&p, tile, piece, shared);
+        multiply_tile<piece, 1>(&p, tile, number, shared);
     else if (tile.n_rows <= 16)
-        multiply_tile<2>(&p, tile, piece, shared);
+        multiply_tile<piece, 2>(&p, tile, number, shared);
+    else if (tile.n_rows <= 24)
+        multiply_tile<piece, 3>(&p, tile, number, shared);
     else if (tile.n_rows <= 32)
-        multiply_tile<4>(&p, tile, piece, shared);
+        multiply_tile<piece, 4>(&p, tile, number, shared);
+    else if (tile.n_rows <= 48)
+        multiply_tile<piece, 6>(&p, tile, number, shared);
     else
-        multiply_tile<8>(&p, tile, piece, shared);
-    store_tile(&p, tile, piece, shared);
+        multiply_tile<piece, 8>(&p, tile, number, shared);
+    store_tile<piece>(&p, tile, number, shared);
 }
 
 static int misaligned(const void *pointer) {
@@ -302,6 +323,28 @@ static mb_status check(const mb_grouped_gemm_args *args, const mb_moe_token_tile
     return MB_OK;
 }
 
+template <int piece> static mb_status launch(gemm_params *p, int64_t max_tiles, mb_stream stream) {
+    constexpr int shared_bytes = layout<piece>::SHARED_BYTES;
+    p->pieces = p->gated ? (p->n / 2 + piece / 2 - 1) / (piece / 2) : (p->n + piece - 1) / piece;
+    if (max_tiles * p->pieces > INT32_MAX)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "grouped_gemm: %lld tiles of %d rows of b are too many for one launch",
+                       (long long)max_tiles, p->n);
+    const auto kernel = grouped_gemm_f32<piece>;
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error == cudaSuccess) {
+        cudaLaunchConfig_t config;
+        cudaLaunchAttribute attributes[2];
+        mb_launch_config(&config, attributes, dim3((unsigned)(max_tiles * p->pieces)), THREADS, shared_bytes,
+                         stream);
+        error = cudaLaunchKernelEx(&config, kernel, *p);
+    }
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, "grouped_gemm: launch failed: %s", cudaGetErrorString(error));
+    return MB_OK;
+}
+
 extern "C" mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args,
                                               const mb_moe_token_tile *tiles, const int32_t *n_tiles,
                                               int64_t max_tiles, mb_stream stream) {
@@ -321,22 +364,7 @@ extern "C" mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args,
     p.k = (int32_t)args->b.cols;
     p.gated = mb_activation_is_gated(args->activation);
     p.activation = args->activation;
-    p.pieces = p.gated ? (p.n / 2 + PIECE / 2 - 1) / (PIECE / 2) : (p.n + PIECE - 1) / PIECE;
-    if (max_tiles * p.pieces > INT32_MAX)
-        return mb_fail(MB_ERR_ARGUMENT,
-                       "grouped_gemm: %lld tiles of %d rows of b are too many for one launch",
-                       (long long)max_tiles, p.n);
-
-    cudaError_t error =
-        cudaFuncSetAttribute(grouped_gemm_f32, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
-    if (error == cudaSuccess) {
-        cudaLaunchConfig_t config;
-        cudaLaunchAttribute attributes[2];
-        mb_launch_config(&config, attributes, dim3((unsigned)(max_tiles * p.pieces)), THREADS, SHARED_BYTES,
-                         stream);
-        error = cudaLaunchKernelEx(&config, grouped_gemm_f32, p);
-    }
-    if (error != cudaSuccess)
-        return mb_fail(MB_ERR_DEVICE, "grouped_gemm: launch failed: %s", cudaGetErrorString(error));
-    return MB_OK;
+    /* With few rows a group the weights are streamed: more and smaller pieces keep more SMs at it. */
+    return args->n_rows <= 8 * args->b.count ? launch<64>(&p, max_tiles, stream)
+                                             : launch<128>(&p, max_tiles, stream);
 }

@@ -10,7 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-enum { THREADS = 128, ROWS_IN_FLIGHT = 8 };
+enum { THREADS = 128 };
 
 /* Columns that one thread adds up: 16 bytes of y. */
 template <class type> constexpr int columns_of = 16 / sizeof(type);
@@ -71,6 +71,26 @@ static __device__ __forceinline__ void store(void *out, int64_t at, const float 
         to[i] = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
 }
 
+/* The next n of the token's choices: all loads first. */
+template <class y_type, int n>
+static __device__ __forceinline__ void add_rows(float *sum, const y_type *y, int32_t hidden,
+                                                const int32_t *token_row, const float *weights) {
+    int32_t rows[n];
+    float scales[n];
+    uint4 values[n];
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+        rows[i] = token_row[i];
+        scales[i] = weights[i];
+    }
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        values[i] = rows[i] >= 0 ? *(const uint4 *)(y + (int64_t)rows[i] * hidden) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        add_scaled<y_type>(sum, values[i], rows[i] >= 0 ? scales[i] : 0);
+}
+
 template <class y_type, class out_type>
 static __global__ void __launch_bounds__(THREADS) reduce(const __grid_constant__ mb_moe_reduce_args args) {
     constexpr int COLUMNS = columns_of<y_type>;
@@ -89,26 +109,21 @@ static __global__ void __launch_bounds__(THREADS) reduce(const __grid_constant__
         add_term<out_type>(sum, args.residual, at);
     if (args.shared)
         add_term<out_type>(sum, args.shared, at);
-    for (int k0 = 0; k0 < args.top_k; k0 += ROWS_IN_FLIGHT) {
-        int32_t rows[ROWS_IN_FLIGHT];
-        float weights[ROWS_IN_FLIGHT];
-        uint4 values[ROWS_IN_FLIGHT];
-#pragma unroll
-        for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
-            const int inside = k0 + i < args.top_k;
-            rows[i] = inside ? args.token_row[token * args.top_k + k0 + i] : -1;
-            weights[i] = inside ? args.weights[token * args.top_k + k0 + i] : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
-            values[i] = make_uint4(0, 0, 0, 0);
-            if (rows[i] >= 0)
-                values[i] = __ldcs((const uint4 *)(y + (int64_t)rows[i] * args.hidden));
-        }
-#pragma unroll
-        for (int i = 0; i < ROWS_IN_FLIGHT; i++)
-            add_scaled<y_type>(sum, values[i], rows[i] < 0 ? 0 : weights[i]);
+    const int32_t *token_row = args.token_row + token * args.top_k;
+    const float *weights = args.weights + token * args.top_k;
+    int k = 0;
+    for (; k + 8 <= args.top_k; k += 8)
+        add_rows<y_type, 8>(sum, y, args.hidden, token_row + k, weights + k);
+    if (args.top_k & 4) {
+        add_rows<y_type, 4>(sum, y, args.hidden, token_row + k, weights + k);
+        k += 4;
     }
+    if (args.top_k & 2) {
+        add_rows<y_type, 2>(sum, y, args.hidden, token_row + k, weights + k);
+        k += 2;
+    }
+    if (args.top_k & 1)
+        add_rows<y_type, 1>(sum, y, args.hidden, token_row + k, weights + k);
     store<out_type>(args.out, at, sum);
 }
 
@@ -132,12 +147,15 @@ static mb_status check(const mb_moe_reduce_args *args) {
         const char *name;
         const void *pointer;
         int needed;
-    } all[] = {{"y", args->y, 1},     {"weights", args->weights, 1},   {"token_row", args->token_row, 1},
-               {"out", args->out, 1}, {"residual", args->residual, 0}, {"shared", args->shared, 0}};
+        uintptr_t alignment;
+    } all[] = {
+        {"y", args->y, 1, 16},     {"weights", args->weights, 1, 4},    {"token_row", args->token_row, 1, 4},
+        {"out", args->out, 1, 16}, {"residual", args->residual, 0, 16}, {"shared", args->shared, 0, 16}};
     for (const auto &one : all)
-        if ((one.needed && !one.pointer) || (uintptr_t)one.pointer % 16 != 0)
-            return mb_fail(MB_ERR_ARGUMENT, "moe_reduce: %s is %s", one.name,
-                           one.pointer ? "not 16-byte aligned" : "NULL");
+        if ((one.needed && !one.pointer) || (uintptr_t)one.pointer % one.alignment != 0)
+            return mb_fail(MB_ERR_ARGUMENT,
+                           one.pointer ? "moe_reduce: %s is not %d-byte aligned" : "moe_reduce: %s is NULL",
+                           one.name, (int)one.alignment);
     return MB_OK;
 }
 

@@ -8,11 +8,10 @@
  * a time, smallest parts first), then the runs' sums one after another, then the bias. Both kernels keep to
  * it, so a token's logits have the same bits whatever T is:
  *
- *   few tokens    cluster of 8 CTAs = 16 tokens x 8 experts; a warp takes a run of H from global memory to
- *                 fragments, splits it and multiplies; the runs' sums go to the CTA of the cluster that owns
- * the token (distributed shared memory), which adds them up in order many tokens   the weight is split once
- * into the workspace; CTA = 128 tokens x 128 (or 32) experts, warp = 32 tokens x half of the experts; stages
- * of 64 columns by cp.async, ldmatrix, mma
+ *   few tokens    cluster of 8 CTAs = 16 tokens x 8 experts; a warp splits and multiplies a run of H; the
+ *                 runs' sums go to the CTA that owns the token, which adds them up in order
+ *   many tokens   the weight is split once into the workspace; CTA = 128 tokens x 128 (or 32) experts in
+ *                 stages of 64 columns by cp.async, ldmatrix, mma
  */
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
@@ -29,13 +28,13 @@ enum {
     SMALL_EXPERTS = 8,
     SMALL_CLUSTER = 8,
     SMALL_MAX_WARPS = 8,
-    SMALL_OWNED =
-        SMALL_TOKENS * SMALL_EXPERTS / SMALL_CLUSTER, /* outputs that a CTA of the cluster adds up */
+    OWNED_TOKENS = SMALL_TOKENS / SMALL_CLUSTER, /* whose runs a CTA of the cluster adds up */
+    OWNED = OWNED_TOKENS * SMALL_EXPERTS,
     LARGE_TOKENS = 128,
     LARGE_THREADS = 256,
     LARGE_SHARED_BYTES = 216 << 10, /* at most, for the stages */
     SPLIT_THREADS = 256,
-    MAX_HIDDEN = 32768,
+    MAX_HIDDEN = 16384,
 };
 
 typedef struct router_params {
@@ -67,7 +66,7 @@ static __device__ __forceinline__ void store_pair_cluster(const float *to, uint3
                  : "memory");
 }
 
-/* grid: (8 CTAs for every 8 experts, token tiles); shared: [runs][SMALL_OWNED] sums. */
+/* grid: (8 CTAs for every 8 experts, token tiles); shared: [runs][OWNED] sums. */
 template <class x_type, class w_type>
 static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
     router_gemm_small(const __grid_constant__ router_params p) {
@@ -128,11 +127,13 @@ static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
         }
         if (first)
             cluster_wait();
-        float *to = sums + run * SMALL_OWNED + row % 2 * SMALL_EXPERTS + pair;
-        if (has_token[0])
-            store_pair_cluster(to, row / 2, sum[0], sum[1]);
-        if (has_token[1])
-            store_pair_cluster(to, row / 2 + 4, sum[2], sum[3]);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int mine = row + 8 * i;
+            if (has_token[i])
+                store_pair_cluster(sums + run * OWNED + mine % OWNED_TOKENS * SMALL_EXPERTS + pair,
+                                   mine / OWNED_TOKENS, sum[2 * i], sum[2 * i + 1]);
+        }
     }
     if ((int32_t)(rank * n_warps + warp) >= n_runs) { /* no run was this warp's */
         mb_grid_wait();
@@ -140,15 +141,17 @@ static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
     }
     mb_cluster_sync();
 
-    const int32_t expert = expert0 + threadIdx.x % SMALL_EXPERTS;
-    const int32_t token = token0 + (int32_t)rank * 2 + (int32_t)threadIdx.x / SMALL_EXPERTS;
-    if (threadIdx.x >= SMALL_OWNED || expert >= p.n_experts || token >= p.n_tokens)
-        return;
-    float total = 0;
+    for (int i = threadIdx.x; i < OWNED; i += blockDim.x) {
+        const int32_t expert = expert0 + i % SMALL_EXPERTS;
+        const int32_t token = token0 + (int32_t)rank * OWNED_TOKENS + i / SMALL_EXPERTS;
+        if (expert >= p.n_experts || token >= p.n_tokens)
+            continue;
+        float total = 0;
 #pragma unroll 16
-    for (int32_t run = 0; run < n_runs; run++)
-        total += sums[run * SMALL_OWNED + threadIdx.x];
-    p.logits[(int64_t)token * p.n_experts + expert] = p.bias ? total + p.bias[expert] : total;
+        for (int32_t run = 0; run < n_runs; run++)
+            total += sums[run * OWNED + i];
+        p.logits[(int64_t)token * p.n_experts + expert] = p.bias ? total + p.bias[expert] : total;
+    }
 }
 
 /* ---- many tokens ---- */
@@ -231,38 +234,50 @@ static __device__ __forceinline__ void copy_run(const router_params *p, uint32_t
     using map = large_map<x_type, W, experts>;
     enum { ROWS = LARGE_THREADS / 8, ELEMENTS = 16 / sizeof(x_type) };
     const int row0 = threadIdx.x / 8, chunk = threadIdx.x % 8;
+    const uint32_t to = stage + chunk_offset(row0, chunk); /* ROWS is a multiple of 8 */
+    const x_type *x =
+        (const x_type *)p->x + (int64_t)(token0 + row0) * p->hidden + run * RUN + chunk * ELEMENTS;
+    const int64_t x_step = (int64_t)ROWS * p->hidden;
 #pragma unroll
-    for (int panel = 0; panel < map::X_PANELS; panel++) {
-        const int32_t column = run * RUN + (panel * 8 + chunk) * ELEMENTS;
+    for (int row = 0; row < LARGE_TOKENS; row += ROWS) {
+        const int has_token = token0 + row0 + row < p->n_tokens;
 #pragma unroll
-        for (int row = row0; row < row0 + LARGE_TOKENS; row += ROWS) {
-            const int valid = token0 + row < p->n_tokens && column < p->hidden;
-            const x_type *from = (const x_type *)p->x + (int64_t)(token0 + row) * p->hidden + column;
-            mb_cp_async_16(stage + panel * LARGE_TOKENS * 128 + chunk_offset(row, chunk),
-                           valid ? (const void *)from : p->x, valid ? 16 : 0);
+        for (int panel = 0; panel < map::X_PANELS; panel++) {
+            const int valid = has_token && run * RUN + (panel * 8 + chunk) * ELEMENTS < p->hidden;
+            mb_cp_async_16(to + (panel * LARGE_TOKENS + row) * 128,
+                           valid ? (const void *)(x + panel * 8 * ELEMENTS) : p->x, valid ? 16 : 0);
+        }
+        x += x_step;
+    }
+    const int inside = run * RUN + chunk * 8 < p->pitch;
+#pragma unroll
+    for (int part = 0; part < W; part++) {
+        const __nv_bfloat16 *w = (const __nv_bfloat16 *)p->weight +
+                                 ((int64_t)part * p->n_experts + expert0 + row0) * p->pitch + run * RUN +
+                                 chunk * 8;
+#pragma unroll
+        for (int row = 0; row < experts; row += ROWS) {
+            const int valid = inside && expert0 + row0 + row < p->n_experts;
+            mb_cp_async_16(to + map::X_BYTES + (part * experts + row) * 128,
+                           valid ? (const void *)w : p->weight, valid ? 16 : 0);
+            w += (int64_t)ROWS * p->pitch;
         }
     }
-    const int32_t column = run * RUN + chunk * 8;
-    const __nv_bfloat16 *parts = (const __nv_bfloat16 *)p->weight;
-#pragma unroll
-    for (int part = 0; part < W; part++)
-#pragma unroll
-        for (int row = row0; row < row0 + experts; row += ROWS) {
-            const int valid = expert0 + row < p->n_experts && column < p->pitch;
-            const int64_t at = ((int64_t)part * p->n_experts + expert0 + row) * p->pitch + column;
-            mb_cp_async_16(stage + map::X_BYTES + part * experts * 128 + chunk_offset(row, chunk),
-                           valid ? parts + at : parts, valid ? 16 : 0);
-        }
 }
 
 template <class x_type, int W, int experts>
 static __global__ void __launch_bounds__(LARGE_THREADS)
     router_gemm_large(const __grid_constant__ router_params p) {
     using map = large_map<x_type, W, experts>;
-    constexpr int X = parts_of<x_type>, BLOCKS = experts / 16; /* of 8 experts, for one warp */
+    constexpr int X = parts_of<x_type>;
+    /* Warps side by side along the experts. Four load the fewest bytes from shared memory, two split an x of
+     * several parts less often. */
+    constexpr int WARPS_N = experts == 128 && X == 1 ? 4 : 2, WARPS_M = LARGE_THREADS / 32 / WARPS_N;
+    constexpr int BLOCKS = experts / WARPS_N / 8,
+                  ROWS = LARGE_TOKENS / WARPS_M / 16; /* a warp's, of 8 and 16 */
     extern __shared__ __align__(1024) unsigned char shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int row0 = warp / 2 * 32, column0 = warp % 2 * (experts / 2);
+    const int row0 = warp / WARPS_N * ROWS * 16, column0 = warp % WARPS_N * BLOCKS * 8;
     const int32_t expert_tiles = (p.n_experts + experts - 1) / experts;
     const int32_t token0 = blockIdx.x / expert_tiles * LARGE_TOKENS,
                   expert0 = blockIdx.x % expert_tiles * experts;
@@ -271,7 +286,7 @@ static __global__ void __launch_bounds__(LARGE_THREADS)
     mb_grid_launch_dependents();
     mb_grid_wait();
 
-    float total[2][BLOCKS][4] = {};
+    float total[ROWS][BLOCKS][4] = {};
 #pragma unroll
     for (int i = 0; i < map::STAGES - 1; i++) {
         if (i < n_runs)
@@ -287,12 +302,13 @@ static __global__ void __launch_bounds__(LARGE_THREADS)
                                          expert0);
         asm volatile("cp.async.commit_group;" ::: "memory");
         const uint32_t stage = stages + read * map::STAGE_BYTES;
-        float sum[2][BLOCKS][4] = {};
-#pragma unroll
+        float sum[ROWS][BLOCKS][4] = {};
+#pragma unroll(X == 3 ? 2 : STEPS) /* as many as the registers hold */
         for (int step = 0; step < STEPS; step++) {
-            uint32_t a[2][X][4];
-            load_a<x_type>(a[0], stage, row0, step);
-            load_a<x_type>(a[1], stage, row0 + 16, step);
+            uint32_t a[ROWS][X][4];
+#pragma unroll
+            for (int m = 0; m < ROWS; m++)
+                load_a<x_type>(a[m], stage, row0 + m * 16, step);
 #pragma unroll
             for (int block = 0; block < BLOCKS; block += 2) {
                 uint32_t b[W][4]; /* blocks `block` and + 1: two registers each */
@@ -307,20 +323,20 @@ static __global__ void __launch_bounds__(LARGE_THREADS)
                     for (int part = 0; part < X; part++)
                         if (order >= part && order - part < W)
 #pragma unroll
-                            for (int i = 0; i < 4; i++)
+                            for (int i = 0; i < 2 * ROWS; i++)
                                 mma(sum[i / 2][block + i % 2], a[i / 2][part], b[order - part][i % 2 * 2],
                                     b[order - part][i % 2 * 2 + 1]);
             }
         }
 #pragma unroll
-        for (int i = 0; i < 2 * BLOCKS * 4; i++)
+        for (int i = 0; i < ROWS * BLOCKS * 4; i++)
             total[i / (4 * BLOCKS)][i / 4 % BLOCKS][i % 4] += sum[i / (4 * BLOCKS)][i / 4 % BLOCKS][i % 4];
         read = read + 1 == map::STAGES ? 0 : read + 1;
         write = write + 1 == map::STAGES ? 0 : write + 1;
     }
 
 #pragma unroll
-    for (int i = 0; i < 2 * BLOCKS * 4; i++) {
+    for (int i = 0; i < ROWS * BLOCKS * 4; i++) {
         const int m = i / (4 * BLOCKS), block = i / 4 % BLOCKS, n = i % 4;
         const int32_t token = token0 + row0 + m * 16 + n / 2 * 8 + lane / 4;
         const int32_t expert = expert0 + column0 + block * 8 + lane % 4 * 2 + n % 2;
@@ -394,7 +410,7 @@ static const char *bad_pointer(const mb_moe_router_gemm_args *args) {
 template <class x_type, class w_type>
 static cudaError_t launch_small(const router_params *p, mb_stream stream) {
     const int32_t n_runs = (p->hidden + RUN - 1) / RUN;
-    const size_t shared_bytes = sizeof(float) * (size_t)n_runs * SMALL_OWNED;
+    const size_t shared_bytes = sizeof(float) * (size_t)n_runs * OWNED;
     int32_t n_warps = (n_runs + SMALL_CLUSTER - 1) / SMALL_CLUSTER;
     n_warps = n_warps < SMALL_MAX_WARPS ? n_warps : SMALL_MAX_WARPS;
     const dim3 grid((unsigned)((p->n_experts + SMALL_EXPERTS - 1) / SMALL_EXPERTS * SMALL_CLUSTER),

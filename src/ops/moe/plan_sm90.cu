@@ -1,241 +1,105 @@
 /*
- * plan_sm90.cu - the stable counting sort of the T*K choices by expert, and the experts' kernel's list of
- * tiles.
- *
- * The choices are cut into one contiguous part per CTA, and that into one per warp. `place` counts each
- * warp's choices per expert, turns the counts into first rows (experts outside, then CTAs, then warps), and
- * walks its choices again to give each its row: a choice's place among the 32 of its step comes from
- * match_any, so no order ever depends on timing. With several CTAs `count` runs before and leaves each CTA's
- * counts; with one CTA it is not needed.
+ * plan_sm90.cu - the plan of up to FEW_EXPERTS local experts. `place` does the work (plan.cuh); with several
+ * CTAs `count` runs before and leaves each CTA's counts.
  */
+#include "base/status.h"
 #include "ops/hopper/launch.cuh"
+#include "ops/moe/arguments.h"
 #include "ops/moe/moe_sm90.h"
-
-enum {
-    MAX_THREADS = 1024,
-    MAX_WARPS = MAX_THREADS / 32,
-    MAX_EXPERTS = 1024, /* one thread each in the scan */
-    MAX_CTAS = 128,
-    ONE_CTA_CHOICES = 1024, /* up to here one CTA is quicker than two launches */
-};
-
-static const uint32_t EVERY_LANE = 0xffffffff;
-
-typedef struct plan_params {
-    mb_moe_plan_args plan;
-    mb_moe_schedule schedule; /* tiles NULL: none wanted */
-    int32_t *counts;          /* [n_ctas, n_local_experts], with more than one CTA */
-    int32_t n_choices;
-    int32_t choices_per_warp; /* a multiple of 32 */
-} plan_params;
-
-/* The local expert of a choice, or -1. */
-static __device__ __forceinline__ int32_t local_expert(const plan_params *params, int32_t choice) {
-    if (choice >= params->n_choices)
-        return -1;
-    int32_t expert = params->plan.ids[choice] - params->plan.first_expert;
-    return expert >= 0 && expert < params->plan.n_local_experts ? expert : -1;
-}
+#include "ops/moe/plan.cuh"
 
 static __global__ void __launch_bounds__(MAX_THREADS) count(const __grid_constant__ plan_params params) {
-    __shared__ int32_t counts[MAX_EXPERTS];
+    __shared__ int32_t counts[FEW_EXPERTS];
     mb_grid_launch_dependents();
-    mb_grid_wait();
-    for (int32_t e = threadIdx.x; e < params.plan.n_local_experts; e += blockDim.x)
+    const uint32_t n_experts = (uint32_t)params.plan.n_local_experts;
+    for (uint32_t e = threadIdx.x; e < n_experts; e += blockDim.x)
         counts[e] = 0;
     __syncthreads();
-    const int32_t choices_per_cta = params.choices_per_warp * (blockDim.x / 32);
-    const int32_t first = blockIdx.x * choices_per_cta;
-    for (int32_t i = threadIdx.x; i < choices_per_cta; i += blockDim.x) {
-        int32_t expert = local_expert(&params, first + i);
-        if (expert >= 0)
+    mb_grid_wait();
+    const uint32_t choices_per_cta = params.choices_per_warp * params.n_parts;
+    const uint32_t first = blockIdx.x * choices_per_cta;
+#pragma unroll 4
+    for (uint32_t i = threadIdx.x; i < choices_per_cta; i += blockDim.x) {
+        const uint32_t expert = expert_of_choice(&params, params.plan.ids, first + i);
+        if (expert != UINT32_MAX)
             atomicAdd(&counts[expert], 1);
     }
     __syncthreads();
-    for (int32_t e = threadIdx.x; e < params.plan.n_local_experts; e += blockDim.x)
-        params.counts[(int64_t)blockIdx.x * params.plan.n_local_experts + e] = counts[e];
-}
-
-/* The sum over the threads before this one; all threads of the CTA call it. */
-static __device__ int32_t exclusive_scan(int32_t value, int32_t *warp_sums) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int32_t sum = value;
-#pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
-        int32_t left = __shfl_up_sync(EVERY_LANE, sum, distance);
-        if (lane >= distance)
-            sum += left;
-    }
-    if (lane == 31)
-        warp_sums[warp] = sum;
-    __syncthreads();
-    int32_t before = 0;
-    for (int w = 0; w < warp; w++)
-        before += warp_sums[w];
-    __syncthreads();
-    return before + sum - value;
-}
-
-/* Cuts an expert's rows into tiles of nearly equal size. */
-static __device__ void write_tiles(const mb_moe_schedule *schedule, int32_t expert, int32_t first_row,
-                                   int32_t n_rows, int32_t n_tiles, int32_t first_tile) {
-    if (n_tiles == 0)
-        return;
-    int32_t step = schedule->tile_step;
-    int32_t rows_per_tile = ((n_rows + n_tiles - 1) / n_tiles + step - 1) / step * step;
-    for (int32_t i = 0; i < n_tiles; i++) {
-        int32_t begin = i * rows_per_tile;
-        int32_t rest = n_rows - begin;
-        mb_moe_token_tile tile = {expert, first_row + begin, max(0, min(rest, rows_per_tile)), 0};
-        schedule->tiles[first_tile + i] = tile;
-        schedule->ready[first_tile + i] = 0;
-    }
+    for (uint32_t e = threadIdx.x; e < n_experts; e += blockDim.x)
+        params.counts[blockIdx.x * n_experts + e] = counts[e];
 }
 
 static __global__ void __launch_bounds__(MAX_THREADS) place(const __grid_constant__ plan_params params) {
-    extern __shared__ int32_t
-        first_rows[]; /* [n_warps, n_local_experts]: counts, then the next row of each */
-    __shared__ int32_t warp_sums[MAX_WARPS];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32;
-    const int32_t n_experts = params.plan.n_local_experts;
-    const int32_t first = (blockIdx.x * n_warps + warp) * params.choices_per_warp;
-    int32_t *mine = first_rows + warp * n_experts;
+    extern __shared__ uint32_t first_rows[];
     mb_grid_launch_dependents();
-    for (int32_t i = threadIdx.x; i < n_warps * n_experts; i += blockDim.x)
-        first_rows[i] = 0;
+    clear_first_rows(&params, first_rows);
     __syncthreads();
     mb_grid_wait();
-
-    for (int32_t i = lane; i < params.choices_per_warp; i += 32) {
-        int32_t expert = local_expert(&params, first + i);
-        uint32_t same = __match_any_sync(EVERY_LANE, expert);
-        if (expert >= 0 && lane == __ffs(same) - 1)
-            mine[expert] += __popc(same);
-        __syncwarp();
-    }
-    __syncthreads();
-
-    /* Thread e: rows of expert e in the CTAs before this one, and in all. */
-    const int32_t expert = threadIdx.x;
-    int32_t n_before = 0, n_rows = 0;
-    if (expert < n_experts) {
-        if (gridDim.x == 1) {
-            for (int w = 0; w < n_warps; w++)
-                n_rows += first_rows[w * n_experts + expert];
-        } else {
-#pragma unroll 8
-            for (int b = 0; b < gridDim.x; b++) {
-                int32_t n = params.counts[(int64_t)b * n_experts + expert];
-                n_before += b < blockIdx.x ? n : 0;
-                n_rows += n;
-            }
-        }
-    }
-    const int32_t offset = exclusive_scan(n_rows, warp_sums);
-    if (expert < n_experts) {
-        int32_t next = offset + n_before;
-        for (int w = 0; w < n_warps; w++) {
-            int32_t n = first_rows[w * n_experts + expert];
-            first_rows[w * n_experts + expert] = next;
-            next += n;
-        }
-    }
-    if (blockIdx.x == 0) {
-        if (expert < n_experts) {
-            params.plan.offsets[expert] = offset;
-            if (expert == n_experts - 1)
-                params.plan.offsets[n_experts] = offset + n_rows;
-        }
-        if (params.schedule.tiles) {
-            int32_t n_tiles = (n_rows + params.schedule.tile_tokens - 1) / params.schedule.tile_tokens;
-            int32_t first_tile = exclusive_scan(n_tiles, warp_sums);
-            if (expert < n_experts)
-                write_tiles(&params.schedule, expert, offset, n_rows, n_tiles, first_tile);
-            if (expert == n_experts - 1) {
-                *params.schedule.n_tiles = first_tile + n_tiles;
-                *params.schedule.next_item = 0;
-            }
-        }
-    }
-    __syncthreads();
-
-    for (int32_t i = lane; i < params.choices_per_warp; i += 32) {
-        int32_t choice = first + i;
-        int32_t e = local_expert(&params, choice);
-        uint32_t same = __match_any_sync(EVERY_LANE, e);
-        int32_t row = -1;
-        if (e >= 0)
-            row = mine[e] + __popc(same & ((1u << lane) - 1));
-        __syncwarp();
-        if (e >= 0) {
-            params.plan.row_token[row] = choice / params.plan.top_k;
-            if (lane == __ffs(same) - 1)
-                mine[e] += __popc(same);
-        }
-        __syncwarp();
-        if (choice < params.n_choices)
-            params.plan.token_row[choice] = row;
-    }
-}
-
-static int32_t n_plan_ctas(const mb_moe_plan_args *args) {
-    int64_t n_choices = args->n_tokens * args->top_k;
-    if (n_choices <= ONE_CTA_CHOICES)
-        return 1;
-    int64_t n_ctas = (n_choices + MAX_THREADS - 1) / MAX_THREADS;
-    return n_ctas < MAX_CTAS ? (int32_t)n_ctas : MAX_CTAS;
+    set_counters_zero(params.counters, params.n_counters, blockIdx.x, gridDim.x);
+    place_choices(&params, params.plan.ids, first_rows, blockIdx.x, gridDim.x);
 }
 
 extern "C" size_t mb_moe_plan_sm90_workspace(const mb_moe_plan_args *args) {
-    int32_t n_ctas = n_plan_ctas(args);
-    return n_ctas == 1 ? 0 : sizeof(int32_t) * (size_t)n_ctas * (size_t)args->n_local_experts;
+    if (mb_moe_plan_check_sizes(args) != MB_OK)
+        return SIZE_MAX;
+    if (is_plan_of_many(args))
+        return mb_moe_plan_many_workspace(args);
+    const uint32_t n_ctas = n_plan_ctas(args->n_tokens * args->top_k);
+    return n_ctas == 1 ? 0 : sizeof(int32_t) * n_ctas * (size_t)args->n_local_experts;
 }
 
-extern "C" mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, const mb_moe_schedule *schedule,
-                                      void *workspace, size_t workspace_bytes, mb_stream stream) {
-    int64_t n_choices = args->n_tokens * args->top_k;
-    if (args->n_tokens < 0 || args->top_k < 1 || n_choices > INT32_MAX / 2)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_plan: n_tokens %lld times top_k %d is not in 0 .. 2^30",
-                       (long long)args->n_tokens, args->top_k);
-    if (args->n_local_experts < 1 || args->n_local_experts > MAX_EXPERTS)
-        return mb_fail(MB_ERR_UNSUPPORTED, "moe_plan: %d local experts; 1 .. %d are supported",
-                       args->n_local_experts, MAX_EXPERTS);
-    if (workspace_bytes < mb_moe_plan_sm90_workspace(args))
-        return mb_fail(MB_ERR_CAPACITY, "moe_plan: workspace of %zu bytes, %zu are needed", workspace_bytes,
-                       mb_moe_plan_sm90_workspace(args));
+mb_status mb_moe_plan_sm90_check(const mb_moe_plan_args *args) {
+    MB_TRY(mb_moe_plan_check(args));
+    if (args->tiles &&
+        mb_moe_max_tiles(args->n_tokens * args->top_k, args->n_local_experts, args->tile_rows) > INT32_MAX)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_plan: tile_rows is %d: there can be more than 2^31 - 1 tiles",
+                       args->tile_rows);
+    if ((uintptr_t)args->tiles % 16)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_plan: tiles is not 16-byte aligned");
+    return MB_OK;
+}
 
-    const int32_t n_ctas = n_plan_ctas(args), n_experts = args->n_local_experts;
-    int32_t n_threads = MAX_THREADS;
-    if (n_ctas == 1) { /* a warp for every 32 choices, and a thread for every expert */
-        int64_t wanted = n_choices > n_experts ? n_choices : n_experts;
-        n_threads = wanted >= MAX_THREADS ? MAX_THREADS : (int32_t)(wanted + 31) / 32 * 32;
-    }
-    const int32_t n_warps = n_threads / 32;
-    plan_params params = {};
-    params.plan = *args;
-    if (schedule)
-        params.schedule = *schedule;
-    params.counts = (int32_t *)workspace;
-    params.n_choices = (int32_t)n_choices;
-    params.choices_per_warp =
-        (int32_t)((n_choices + 32 * n_ctas * n_warps - 1) / (32 * n_ctas * n_warps) * 32);
-
-    const size_t shared_bytes = sizeof(int32_t) * (size_t)n_warps * (size_t)n_experts;
+static cudaError_t launch(const plan_params *params, mb_stream stream) {
+    const unsigned n_ctas = n_plan_ctas(params->n_choices);
+    const unsigned n_experts = (unsigned)params->plan.n_local_experts;
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
-    cudaError_t error = cudaSuccess;
     if (n_ctas > 1) {
         mb_launch_config(&config, attributes, dim3(n_ctas), MAX_THREADS, 0, stream);
-        error = cudaLaunchKernelEx(&config, count, params);
+        const cudaError_t error = cudaLaunchKernelEx(&config, count, *params);
+        if (error != cudaSuccess)
+            return error;
     }
-    if (error == cudaSuccess)
-        error = cudaFuncSetAttribute(place, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     (int)(sizeof(int32_t) * MAX_WARPS * MAX_EXPERTS));
-    if (error == cudaSuccess) {
-        mb_launch_config(&config, attributes, dim3(n_ctas), n_threads, shared_bytes, stream);
-        error = cudaLaunchKernelEx(&config, place, params);
-    }
+    const cudaError_t error = cudaFuncSetAttribute(place, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   (int)(sizeof(uint32_t) * MAX_WARPS * FEW_EXPERTS));
+    if (error != cudaSuccess)
+        return error;
+    /* A warp for every part, and a thread for every expert. */
+    const unsigned n_threads =
+        params->n_parts * 32 > n_experts ? params->n_parts * 32 : (n_experts + 31) / 32 * 32;
+    mb_launch_config(&config, attributes, dim3(n_ctas), n_threads, first_rows_bytes(params), stream);
+    return cudaLaunchKernelEx(&config, place, *params);
+}
+
+mb_status mb_moe_plan_launch(const mb_moe_plan_args *args, int32_t *counters, int32_t n_counters,
+                             void *workspace, size_t workspace_bytes, mb_stream stream) {
+    const size_t needed = mb_moe_plan_sm90_workspace(args);
+    if (needed > 0 && (!workspace || workspace_bytes < needed))
+        return mb_fail(MB_ERR_CAPACITY, "moe_plan: workspace of %zu bytes, %zu are needed",
+                       workspace ? workspace_bytes : 0, needed);
+    if (is_plan_of_many(args))
+        return mb_moe_plan_many_launch(args, counters, n_counters, workspace, stream);
+    plan_params params = cut_plan(args, workspace);
+    params.counters = counters;
+    params.n_counters = n_counters;
+    const cudaError_t error = launch(&params, stream);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_plan: launch failed: %s", cudaGetErrorString(error));
     return MB_OK;
+}
+
+extern "C" mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
+                                      mb_stream stream) {
+    MB_TRY(mb_moe_plan_sm90_check(args));
+    return mb_moe_plan_launch(args, NULL, 0, workspace, workspace_bytes, stream);
 }

@@ -68,19 +68,18 @@ def check(layer, contenders, n_tokens):
     hf = next(out for c, out in outputs.items() if c.name == "HF eager")
     print(f"\n{n_tokens} tokens, {int((~clear).sum())} left out because logits at the edge of the choice are equal")
     print(f"  {'':26}{'against fp32':>14}  against HF eager: {'max abs':>9}{'mean rel':>10}")
-    good = False
+    verdicts = []
     for c, out in outputs.items():
         to_truth, apart = difference(out, expected), (out - hf).abs()
         largest, mean = float(apart.max()), float(apart.mean() / hf.abs().mean())
         verdict = ""
         if c.name.startswith("moebius"):
             limits = LIMITS[c.dtype]
-            good = to_truth <= limits[0] and mean <= limits[1] and largest <= limits[2] * float(hf.abs().max())
-            verdict = "  good" if good else "  WRONG"
-            if not good:
-                return False
+            fits = to_truth <= limits[0] and mean <= limits[1] and largest <= limits[2] * float(hf.abs().max())
+            verdicts.append(fits)
+            verdict = "  good" if fits else "  WRONG"
         print(f"  {c.name:26}{to_truth:14.1e}{largest:28.2e}{mean:10.1e}{verdict}")
-    return good
+    return bool(verdicts) and all(verdicts)
 
 
 def time_all(layer, contenders, name, lengths, given):
@@ -127,7 +126,7 @@ def main():
     for name, lengths in PASSES.items():
         rows.append(time_all(layer, contenders, name, lengths, given))
         print_times(rows[-1])
-    rows = [r for part in rows for r in part]
+    rows = [r for part in rows for r in part if good or not r["who"].startswith("moebius")]  # a wrong result has no time
     if given.json:
         append_rows(given.json, rows)
     if given.plot:

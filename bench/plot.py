@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from performance import MOE_FAMILIES, moe_picture, newest_rows  # noqa: E402
 
-FEWEST_POINTS = 4  # of T, for a picture
+FEWEST_POINTS = 4  # of ours, for a picture
 DPI = 160
 OURS = ["#0072B2", "#56B4E9"]  # Okabe and Ito's colours, which the colour-blind can tell apart
 OTHERS = ["#D55E00", "#009E73", "#CC79A7", "#E69F00", "#7F7F7F", "#000000", "#F0E442"]
@@ -40,7 +40,8 @@ def pictures():
                 found.setdefault(ROOT / "docs" / moe_picture(card, family, row["shape"]), []).append(row)
     for path, rows in found.items():
         rows.sort(key=lambda row: (row["who"] != "moebius", row["who"], row["dtype"], row["shape"]["T"]))
-    return {path: rows for path, rows in found.items() if len({r["shape"]["T"] for r in rows}) >= FEWEST_POINTS}
+    tokens = {path: {r["shape"]["T"] for r in rows if r["who"] == "moebius"} for path, rows in found.items()}
+    return {path: rows for path, rows in found.items() if len(tokens[path]) >= FEWEST_POINTS}
 
 
 def rows_text(rows):

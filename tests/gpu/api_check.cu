@@ -1,0 +1,291 @@
+/*
+ * api_check.cu - the public MoE operators find the GPU by their pointers: each gives on the GPU what it gives
+ * on the CPU, can be captured in a graph, and leaves the caller's CUDA state as it was. One small layer in
+ * bf16; what the kernels compute in other shapes and dtypes is the other checks' business. No options.
+ */
+#include "check.cuh"
+#include "moebius/ops.h"
+
+#include <cuda_bf16.h>
+
+enum { T = 37, H = 256, I = 128, E = 16, K = 4, R = T * K, MAX_TILES = R + E };
+
+static void must(const char *what, int is_so) {
+    if (!is_so)
+        complain("api", what, 0);
+}
+
+/* One layer's memory, in one place. */
+typedef struct memory {
+    __nv_bfloat16 *x, *router, *w13, *w2, *h, *y, *summed, *out;
+    float *logits, *weights;
+    int32_t *ids, *offsets, *row_token, *token_row, *n_tiles;
+    mb_moe_token_tile *tiles;
+    char *workspace;
+} memory;
+
+enum { WORKSPACE_BYTES = 1 << 23, ALL_BYTES = 1 << 25 };
+
+/* Cuts the pieces, the random ones first, from one block. */
+static memory cut(char *block) {
+    memory m;
+    char *at = block;
+#define CUT(field, n)                \
+    m.field = (decltype(m.field))at; \
+    at += ((n) * sizeof *m.field + 255) / 256 * 256
+    CUT(x, T * H);
+    CUT(router, E * H);
+    CUT(w13, E * 2 * I * H);
+    CUT(w2, E * H * I);
+    CUT(h, R * I);
+    CUT(y, R * H);
+    CUT(summed, T * H);
+    CUT(out, T * H);
+    CUT(logits, T * E);
+    CUT(weights, R);
+    CUT(ids, R);
+    CUT(offsets, E + 1);
+    CUT(row_token, R);
+    CUT(token_row, R);
+    CUT(n_tiles, 1);
+    CUT(tiles, MAX_TILES);
+    CUT(workspace, WORKSPACE_BYTES);
+#undef CUT
+    must("the layer fits its block", at <= block + ALL_BYTES);
+    return m;
+}
+
+static mb_moe_route_args route_args(const memory *m) {
+    mb_moe_route_args args = {};
+    args.logits = m->logits;
+    args.weights = m->weights;
+    args.ids = m->ids;
+    args.n_tokens = T;
+    args.n_experts = E;
+    args.top_k = K;
+    args.renormalize = 1;
+    return args;
+}
+
+static mb_moe_forward_args forward_args(const memory *m) {
+    mb_moe_forward_args args = {};
+    args.x = m->x;
+    args.weights = m->weights;
+    args.ids = m->ids;
+    args.w13.data = m->w13;
+    args.w2.data = m->w2;
+    args.w13.count = args.w2.count = args.n_experts = args.n_local_experts = E;
+    args.w13.rows = 2 * I;
+    args.w13.cols = args.w2.rows = args.hidden = H;
+    args.w2.cols = args.intermediate = I;
+    args.w13.dtype = args.w2.dtype = args.dtype = MB_BF16;
+    args.out = m->out;
+    args.n_tokens = T;
+    args.top_k = K;
+    return args;
+}
+
+/* Everything, operator by operator, then the layer in one call. */
+static void run(const memory *m, cudaStream_t stream) {
+    mb_moe_router_gemm_args router = {};
+    router.x = m->x;
+    router.weight = m->router;
+    router.logits = m->logits;
+    router.n_tokens = T;
+    router.hidden = H;
+    router.n_experts = E;
+    router.dtype = router.weight_dtype = MB_BF16;
+    must("workspace of router", mb_moe_router_gemm_workspace(&router) <= WORKSPACE_BYTES);
+    MB(mb_moe_router_gemm(&router, m->workspace, WORKSPACE_BYTES, stream));
+    mb_moe_route_args route = route_args(m);
+    MB(mb_moe_route(&route, stream));
+
+    mb_moe_plan_args plan = {};
+    plan.ids = m->ids;
+    plan.offsets = m->offsets;
+    plan.row_token = m->row_token;
+    plan.token_row = m->token_row;
+    plan.n_tokens = T;
+    plan.top_k = K;
+    plan.n_experts = plan.n_local_experts = E;
+    plan.tiles = m->tiles;
+    plan.n_tiles = m->n_tiles;
+    plan.tile_rows = 16;
+    plan.tile_step = 8;
+    must("workspace of plan", mb_moe_plan_workspace(&plan) <= WORKSPACE_BYTES);
+    MB(mb_moe_plan(&plan, m->workspace, WORKSPACE_BYTES, stream));
+
+    mb_moe_forward_args forward = forward_args(m);
+    mb_grouped_gemm_args gemm = {};
+    gemm.a = m->x;
+    gemm.row_index = m->row_token;
+    gemm.offsets = m->offsets;
+    gemm.b = forward.w13;
+    gemm.out = m->h;
+    gemm.n_rows = R;
+    gemm.dtype = gemm.out_dtype = MB_BF16;
+    must("workspace of gemm", mb_grouped_gemm_workspace(&gemm) <= WORKSPACE_BYTES);
+    MB(mb_grouped_gemm(&gemm, m->workspace, WORKSPACE_BYTES, stream));
+    gemm.a = m->h;
+    gemm.row_index = NULL;
+    gemm.b = forward.w2;
+    gemm.out = m->y;
+    gemm.activation = MB_ACT_NONE;
+    MB(mb_grouped_gemm(&gemm, m->workspace, WORKSPACE_BYTES, stream));
+
+    mb_moe_reduce_args reduce = {};
+    reduce.y = m->y;
+    reduce.weights = m->weights;
+    reduce.token_row = m->token_row;
+    reduce.out = m->summed;
+    reduce.n_tokens = T;
+    reduce.hidden = H;
+    reduce.top_k = K;
+    reduce.dtype = reduce.out_dtype = MB_BF16;
+    MB(mb_moe_reduce(&reduce, stream));
+
+    forward.route = &route;
+    must("workspace of forward", mb_moe_forward_workspace(&forward) <= WORKSPACE_BYTES);
+    MB(mb_moe_forward(&forward, m->workspace, WORKSPACE_BYTES, stream));
+}
+
+static void compare(const char *what, const __nv_bfloat16 *a, const __nv_bfloat16 *b, int n) {
+    double xx = 0, xy = 0, yy = 0;
+    for (int i = 0; i < n; i++) {
+        double x = __bfloat162float(a[i]), y = __bfloat162float(b[i]);
+        xx += x * x;
+        xy += x * y;
+        yy += y * y;
+    }
+    double diff = 1 - 2 * xy / (xx + yy);
+    printf("%-8s calc_diff %.2e\n", what, diff);
+    if (!(xx > 0 && diff <= 1e-5))
+        complain("api", what, diff);
+}
+
+static void compare_with_cpu(const memory *got, const memory *cpu) {
+    float worst = 0;
+    for (int i = 0; i < T * E; i++) {
+        float diff = fabsf(got->logits[i] - cpu->logits[i]);
+        worst = diff <= worst ? worst : diff; /* NaN stays */
+    }
+    if (!(worst < 1e-5f))
+        complain("api", "logits", worst);
+    must("ids", memcmp(got->ids, cpu->ids, R * sizeof *got->ids) == 0);
+    must("offsets", memcmp(got->offsets, cpu->offsets, (E + 1) * sizeof *got->offsets) == 0);
+    must("row_token", memcmp(got->row_token, cpu->row_token, R * sizeof *got->row_token) == 0);
+    must("token_row", memcmp(got->token_row, cpu->token_row, R * sizeof *got->token_row) == 0);
+    must("n_tiles", *got->n_tiles == *cpu->n_tiles);
+    for (int i = 0; i < *cpu->n_tiles; i++)
+        must("tile", memcmp(&got->tiles[i], &cpu->tiles[i], 3 * sizeof(int32_t)) == 0);
+    compare("h", got->h, cpu->h, R * I);
+    compare("y", got->y, cpu->y, R * H);
+    compare("summed", got->summed, cpu->summed, T * H);
+    /* The CPU's forward rounds gate and up, as Hugging Face does; its pieces do not, as the GPU's forward. */
+    compare("out", got->out, cpu->summed, T * H);
+    must("the layer in one call and in pieces, bit for bit",
+         memcmp(got->out, got->summed, T * H * sizeof *got->out) == 0);
+}
+
+/* All of it in a graph, captured in the strictest mode; a CPU call between does not disturb it. */
+static void check_graph(const memory *gpu, const memory *cpu, const __nv_bfloat16 *expected,
+                        cudaStream_t stream) {
+    static __nv_bfloat16 again[T * H];
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    run(gpu, stream);
+    run(cpu, NULL);
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&replay, graph, 0));
+    CUDA(cudaMemset(gpu->out, 0xff, sizeof again));
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaGraphLaunch(replay, stream));
+    CUDA(cudaStreamSynchronize(stream));
+    CUDA(cudaMemcpy(again, gpu->out, sizeof again, cudaMemcpyDeviceToHost));
+    must("a graph's replay", memcmp(again, expected, sizeof again) == 0);
+    CUDA(cudaGraphExecDestroy(replay));
+    CUDA(cudaGraphDestroy(graph));
+}
+
+/* The first pointer decides: pinned memory is the CPU's, managed memory the GPU's. */
+static void check_places(const char *host, const memory *cpu, const memory *got, cudaStream_t stream) {
+    const size_t out_bytes = T * H * sizeof *cpu->out;
+    char *pinned, *managed;
+    CUDA(cudaMallocHost((void **)&pinned, ALL_BYTES));
+    CUDA(cudaMallocManaged((void **)&managed, ALL_BYTES));
+    memcpy(pinned, host, ALL_BYTES);
+    memcpy(managed, host, ALL_BYTES);
+    memory in_pinned = cut(pinned), in_managed = cut(managed);
+    memset((void *)in_pinned.out, 0xff, out_bytes);
+    memset((void *)in_managed.out, 0xff, out_bytes);
+    run(&in_pinned, NULL);
+    must("pinned memory is the CPU's", memcmp(in_pinned.out, cpu->out, out_bytes) == 0);
+    run(&in_managed, stream);
+    CUDA(cudaStreamSynchronize(stream));
+    must("managed memory is the GPU's", memcmp(in_managed.out, got->out, out_bytes) == 0);
+    CUDA(cudaFreeHost(pinned));
+    CUDA(cudaFree(managed));
+}
+
+/* Nothing to do, and what only this device refuses. */
+static void check_refusals(const memory *gpu, cudaStream_t stream) {
+    mb_moe_forward_args none = forward_args(gpu), odd = forward_args(gpu), whole = forward_args(gpu);
+    none.n_tokens = 0;
+    none.x = none.out = NULL;
+    none.weights = NULL;
+    none.ids = NULL;
+    expect("api", "no tokens", mb_moe_forward(&none, NULL, 0, stream), MB_OK);
+    expect("api", "workspace at 16 bytes",
+           mb_moe_forward(&none, gpu->workspace + 16, WORKSPACE_BYTES, stream), MB_ERR_ARGUMENT);
+    odd.x = gpu->x + 1;
+    expect("api", "x at 2 bytes", mb_moe_forward(&odd, gpu->workspace, WORKSPACE_BYTES, stream),
+           MB_ERR_ARGUMENT);
+    must("the sentence says aligned", strstr(mb_last_error(), "aligned") != NULL);
+    expect("api", "workspace too small",
+           mb_moe_forward(&whole, gpu->workspace, mb_moe_forward_workspace(&whole) - 1, stream),
+           MB_ERR_CAPACITY);
+}
+
+int main(void) {
+    char *host = (char *)aligned_alloc(256, ALL_BYTES), *back = (char *)aligned_alloc(256, ALL_BYTES),
+         *device;
+    if (!host || !back) {
+        fprintf(stderr, "no memory\n");
+        return 1;
+    }
+    memset(host, 0xff, ALL_BYTES);
+    memory cpu = cut(host), got = cut(back);
+    srand(1);
+    for (__nv_bfloat16 *p = cpu.x; p < cpu.h; p++)
+        *p = __float2bfloat16((float)rand() / (float)RAND_MAX - 0.5f);
+    /* Before any other use of CUDA: the CPU's memory is not taken for the GPU's, and no error is left. */
+    run(&cpu, NULL);
+    must("no CUDA error from CPU calls", cudaGetLastError() == cudaSuccess);
+
+    device = (char *)allocate(ALL_BYTES);
+    memory gpu = cut(device);
+    CUDA(cudaMemset(device, 0xff, ALL_BYTES));
+    CUDA(cudaMemcpy(gpu.x, cpu.x, (size_t)((char *)cpu.h - (char *)cpu.x), cudaMemcpyHostToDevice));
+    cudaStream_t stream;
+    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    CUDA(cudaDeviceSynchronize());
+    run(&gpu, stream);
+    CUDA(cudaStreamSynchronize(stream));
+    CUDA(cudaMemcpy(back, device, ALL_BYTES, cudaMemcpyDeviceToHost));
+    compare_with_cpu(&got, &cpu);
+    check_graph(&gpu, &cpu, got.out, stream);
+    check_places(host, &cpu, &got, stream);
+    check_refusals(&gpu, stream);
+
+    int current = -1;
+    must("the current GPU is what it was", cudaGetDevice(&current) == cudaSuccess && current == 0);
+    must("no CUDA error is left",
+         cudaDeviceSynchronize() == cudaSuccess && cudaGetLastError() == cudaSuccess);
+    CUDA(cudaStreamDestroy(stream));
+    CUDA(cudaFree(device));
+    free(host);
+    free(back);
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong > 0;
+}

@@ -246,7 +246,7 @@ const cli_command cli_bench_moe_command = {
         "the "
         "two, when it reads 3.0 TB/s (H200: 4.3) and computes 700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 "
         "in "
-        "tf32 and 50 in fp32. On a GPU it is a CUDA graph that is timed, and 256 MiB are written in front of "
+        "tf32 and 45 in fp32. On a GPU it is a CUDA graph that is timed, and 256 MiB are written in front of "
         "each run, so that the cache holds none of the weights. On the CPU there is no floor.",
     .examples = "moebius bench moe\n"
                 "moebius bench moe --thiek 16,2048,768,128,8 --thiek 4096,2048,768,128,8 --dtype fp8_block\n"

@@ -20,7 +20,8 @@ enum {
 };
 
 /* A dtype of the command line: what is stored, how it is computed, and the rate that floors count, per
- * second. */
+ * second: 88 % of what cuBLAS reaches on an H100 in a large GEMM (789 TFLOP/s in bf16, 397 in tf32, 51 in
+ * fp32), in fp8 97 % (1448). */
 typedef struct mode {
     const char *name;
     mb_dtype activations, weights;
@@ -33,7 +34,7 @@ static const mode modes[] = {
     {"bf16", MB_BF16, MB_BF16, MB_F32_TF32, 0, 700e12},
     {"fp16", MB_F16, MB_F16, MB_F32_TF32, 0, 700e12},
     {"tf32", MB_F32, MB_F32, MB_F32_TF32, 0, 350e12},
-    {"fp32", MB_F32, MB_F32, MB_F32_EXACT, 0, 50e12},
+    {"fp32", MB_F32, MB_F32, MB_F32_EXACT, 0, 45e12},
     {"fp8_block", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 0, 1400e12},
     {"fp8_tensor", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 1, 1400e12},
 };

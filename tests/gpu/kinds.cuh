@@ -13,7 +13,7 @@ typedef struct kind {
     mb_dtype weights;
     mb_f32_math math;
     double largest_difference; /* calc_diff */
-    double tflops;             /* the floor's; 3.0 TB/s is the other */
+    double tflops;             /* the floor's, 88 % of cuBLAS (fp8 97 %); 3.0 TB/s is the other */
 } kind;
 
 static const kind kinds[N_KINDS] = {

@@ -70,7 +70,7 @@ typedef enum mb_route_order {
 
 /* How MB_F32 times MB_F32 is computed on a GPU. (The CPU computes in fp32 always.) */
 typedef enum mb_f32_math {
-    MB_F32_TF32,  /* tensor cores: factors rounded to 10 bits of mantissa, sums in fp32 */
+    MB_F32_TF32,  /* tensor cores: factors without the low 13 bits of their mantissa, sums in fp32 */
     MB_F32_EXACT, /* fp32 multiply-adds */
 } mb_f32_math;
 
@@ -78,7 +78,7 @@ typedef enum mb_f32_math {
  * The MoE operators. Each takes a struct of shapes and pointers. The pointers say where it runs: on the GPU
  * that holds the first of them, on `stream`, without waiting for it; or on the CPU, where it has finished
  * when it returns. No call allocates, and all can be captured in a CUDA graph. T = 0 is legal and does
- * nothing. Same inputs give the same bits.
+ * nothing (but see mb_moe_plan). Same inputs give the same bits.
  *
  * `workspace` is memory of the same place, of at least the bytes that the operator's _workspace function
  * gives for the same arguments (which looks at their data pointers only to learn whether they are the GPU's;
@@ -86,10 +86,13 @@ typedef enum mb_f32_math {
  *
  * Errors: MB_ERR_ARGUMENT for a shape, dtype, alignment or pointer that is wrong, MB_ERR_UNSUPPORTED for what
  * this device cannot do, MB_ERR_CAPACITY for a workspace that is too small, MB_ERR_DEVICE for CUDA's own.
- * On the GPU pointers must be 16-byte aligned and the columns of matrices multiples of 16 bytes.
+ * On the GPU matrices (x, a, y, out, residual, shared, w13, w2, b), the plan's tiles and all pointers of the
+ * router GEMM must be 16-byte aligned, columns of matrices multiples of 16 bytes, all else aligned as its
+ * type; a block scale covers 8 rows or more. Each operator says what more it needs there.
  */
 
-/* Router logits: logits = x weight^T. weight in fp32 takes part with at least 22 bits of mantissa. */
+/* Router logits: logits = x weight^T. weight in fp32 takes part with at least 22 bits of mantissa. On the GPU
+ * hidden is a multiple of 8 (of 4 when both dtypes are MB_F32), 16384 at most. */
 typedef struct mb_moe_router_gemm_args {
     const void *x;      /* [T, H] dtype */
     const void *weight; /* [E, H] weight_dtype */
@@ -123,7 +126,8 @@ typedef struct mb_moe_token_tile {
 } mb_moe_token_tile;
 
 /* Stable counting sort of the T*K choices by expert. Experts outside of [first_expert, first_expert +
- * n_local_experts) are dropped (another rank holds them). Up to 65536 local experts. */
+ * n_local_experts) are dropped (another rank holds them). Up to 65536 local experts. T = 0 sets offsets and
+ * n_tiles, where they are given, to 0: what follows can read them. */
 typedef struct mb_moe_plan_args {
     const int32_t *ids; /* [T, K] in [0, E) */
     int32_t *offsets;   /* [n_local_experts + 1] out: rows of local expert e are [offsets[e], offsets[e+1]) */
@@ -150,6 +154,10 @@ MB_API mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size
  * and, with an fp8 out, quantised with one scale per row and 128 columns (amax / 448; 1 when all are 0).
  * One group and offsets NULL: a dense linear layer.
  *
+ * offsets[0] may be above 0: rows in front of it are not written, as those behind offsets[E]. On the GPU b's
+ * rows are a multiple of 8 (gated 16), and with row_index the rows it names lie in the first 4 GiB of a,
+ * unless MB_F32_EXACT.
+ *
  * dtypes: b's is a's. MB_F8_E4M3: b has per-tensor scales and a_scale is [1], or b has block scales and
  * a_scale is [rows of a, ceil(K / 128)]; sums are then promoted to fp32 every 128 of K.
  */
@@ -157,15 +165,16 @@ typedef struct mb_grouped_gemm_args {
     const void *a;            /* [any, K] dtype; with row_index NULL: [R, K] */
     const float *a_scale;     /* MB_F8_E4M3 only, else NULL */
     const int32_t *row_index; /* [R] rows of a, or NULL: a's rows in order */
-    const int32_t *offsets;   /* [E + 1]: group e's rows are [offsets[e], offsets[e+1]); on the device */
+    const int32_t *offsets;   /* [E + 1]: group e's rows are [offsets[e], offsets[e+1]) */
     mb_weight b;              /* [E, N, K] */
-    const void *bias;         /* [E, N] fp32, or NULL */
+    const void *bias;         /* [E, N] bias_dtype, or NULL */
     const float *row_weight;  /* [R], or NULL */
     void *out;                /* [R, N, gated N / 2] out_dtype */
     float *out_scale;         /* [R, ceil(columns of out / 128)] out; with an fp8 out only */
     int64_t n_rows;           /* R: at least offsets[E]; rows behind that are not written */
     /* out: MB_F32 or as a; of a 16-bit a also MB_F8_E4M3; of an fp8 a MB_BF16, MB_F16, MB_F32, MB_F8_E4M3 */
-    mb_dtype dtype, out_dtype, bias_dtype;
+    mb_dtype dtype, out_dtype;
+    mb_dtype bias_dtype; /* any but fp8; with MB_F32_EXACT on the GPU MB_F32 */
     mb_activation activation;
     mb_f32_math f32_math;
 } mb_grouped_gemm_args;
@@ -194,7 +203,14 @@ MB_API mb_status mb_moe_reduce(const mb_moe_reduce_args *args, mb_stream stream)
  *
  * fp8 weights: activations are bf16 or fp16. On the GPU x and the activated product (rounded to dtype) are
  * quantised to fp8 too: with block scales per row and 128 columns (amax / 448; 1 when all are 0), with
- * per-tensor scales by x_scale and h_scale (value / scale, saturated). The CPU leaves them in dtype.
+ * per-tensor scales by x_scale and h_scale (value / scale, saturated). The CPU leaves them in dtype, and does
+ * not look at x_scale and h_scale.
+ *
+ * Rounded to dtype before the sum over k: the activated product and each expert's output; on the CPU gate and
+ * up too, as Hugging Face does, while the GPU keeps them in fp32 until they are activated.
+ *
+ * On the GPU: hidden and intermediate are multiples of 8 (of 16 with fp8 weights), 16 at least; K <= 32; x,
+ * [T, H] of the weights' dtype, takes up to 4 GiB, unless MB_F32_EXACT.
  */
 typedef struct mb_moe_forward_args {
     const void *x;        /* [T, H] dtype */

@@ -3,8 +3,9 @@
  *
  * moe_forward is composed of the smaller ones: plan -> gathered grouped GEMM with w13 -> activation ->
  * grouped GEMM with w2 -> weighted reduction. A token's result does not depend on its neighbours, bit for
- * bit. Rounded to dtype: gate and up, the activated product, each expert's output (all with their bias, from
- * fp32). The sum over k, of residual and of shared is fp32 and rounded once.
+ * bit. Rounded to dtype: the activated product and each expert's output, on the CPU gate and up too, as in
+ * Hugging Face (all with their bias, from fp32); the GPU keeps gate and up in fp32 until they are activated.
+ * The sum over k, of residual and of shared is fp32 and rounded once.
  */
 #ifndef MB_OPS_MOE_H
 #define MB_OPS_MOE_H

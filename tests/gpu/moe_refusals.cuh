@@ -88,6 +88,10 @@ static inline void check_refusals(const problem *p) {
     const mb_moe_forward_args *right = &p->forward;
     check_dtype_refusals(p, workspace, workspace_bytes);
     REFUSED(MB_ERR_ARGUMENT, n_tokens = -1);
+    const int64_t most_tokens =
+        ((int64_t)1 << 32) / (right->hidden * (int64_t)mb_dtype_bytes(right->w13.dtype));
+    if (p->k != &kinds[FP32] && most_tokens < INT32_MAX / right->top_k)
+        REFUSED(MB_ERR_UNSUPPORTED, n_tokens = most_tokens + 1);
     REFUSED(MB_ERR_ARGUMENT, top_k = 0);
     REFUSED(MB_ERR_ARGUMENT, hidden = 20);
     REFUSED(MB_ERR_ARGUMENT, intermediate = 20);

@@ -167,6 +167,13 @@ static mb_status check(const mb_moe_forward_args *args) {
             "2^31",
             (long long)args->n_tokens, args->top_k, args->n_local_experts, args->hidden, args->intermediate,
             step);
+    /* The experts' kernel counts the places of x in 32 bits. */
+    const int64_t x_bytes = args->n_tokens * args->hidden * (int64_t)mb_dtype_bytes(args->w13.dtype);
+    if (!is_exact(args) && x_bytes > (int64_t)UINT32_MAX + 1)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "moe_forward: x is [%lld, %d], %lld bytes in %s; at most 2^32 can be done in one call",
+                       (long long)args->n_tokens, args->hidden, (long long)x_bytes,
+                       mb_dtype_name(args->w13.dtype));
     MB_TRY(check_weight("w13", &args->w13, args->n_local_experts, halves * args->intermediate, args->hidden));
     MB_TRY(check_weight("w2", &args->w2, args->n_local_experts, args->hidden, args->intermediate));
     if (args->first_expert < 0 || args->first_expert > args->n_experts - args->n_local_experts)

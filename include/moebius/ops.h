@@ -70,7 +70,9 @@ typedef enum mb_route_order {
 
 /* How MB_F32 times MB_F32 is computed on a GPU. (The CPU computes in fp32 always.) */
 typedef enum mb_f32_math {
-    MB_F32_TF32,  /* tensor cores: factors without the low 13 bits of their mantissa, sums in fp32 */
+    /* Tensor cores: factors lose the low 13 bits of their mantissa, weights rounded to nearest, activations
+     * cut off; sums in fp32. */
+    MB_F32_TF32,
     MB_F32_EXACT, /* fp32 multiply-adds */
 } mb_f32_math;
 

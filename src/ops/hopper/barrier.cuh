@@ -36,6 +36,18 @@ static __device__ __forceinline__ void mb_mbarrier_arrive_cluster(uint64_t *barr
                  : "memory");
 }
 
+/* The same, n_arrivals at once. */
+static __device__ __forceinline__ void mb_mbarrier_arrive_cluster_n(uint64_t *barrier, uint32_t cta_rank,
+                                                                    uint32_t n_arrivals) {
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote], %2;\n"
+                 "}" ::"r"(mb_shared_address(barrier)),
+                 "r"(cta_rank), "r"(n_arrivals)
+                 : "memory");
+}
+
 /* One arrival, and that many bytes still to come from the copy engine. */
 static __device__ __forceinline__ void mb_mbarrier_arrive_expect(uint64_t *barrier, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mb_shared_address(barrier)),

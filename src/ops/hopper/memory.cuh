@@ -26,6 +26,15 @@ static __device__ __forceinline__ int32_t mb_add_acquire_release(int32_t *to, in
     return before;
 }
 
+static __device__ __forceinline__ float2 mb_load_shared_8(uint32_t from_shared) {
+    float2 value;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                 : "=f"(value.x), "=f"(value.y)
+                 : "r"(from_shared)
+                 : "memory");
+    return value;
+}
+
 static __device__ __forceinline__ uint4 mb_load_shared_16(uint32_t from_shared) {
     uint4 value;
     asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

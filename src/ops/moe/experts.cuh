@@ -12,9 +12,9 @@
  * tile of few tokens costs few tokens' work. Roles:
  *
  *   the first warpgroups   multiply 64 or 128 weight rows each, activate, stage      experts_consume.cuh
- *   the last, warp 0       takes items, writes them to a ring for the others, streams weights (TMA)
- *             warps 1, 2   gather token rows by index (cp.async), swizzled as TMA would
- *             warp 3       stores finished tiles while the next one is multiplied    experts_store.cuh
+ *   the next, warp 0       takes items, writes them to a ring for the others, streams weights (TMA)
+ *             warps 1 - 3  gather token rows by index (cp.async), swizzled as TMA would
+ *   the last               stores finished tiles while the next one is multiplied    experts_store.cuh
  *
  * Gate and up rows lie interleaved in shared memory, eight and eight (a five-dimensional tensor map does
  * that), so that one thread's accumulators hold the gate and the up of the same output.
@@ -108,15 +108,19 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     mb_grid_launch_dependents();
 }
 
-/* ---- tokens: two warps gather rows */
+/* ---- tokens: three warps gather rows */
 
 template <int kind, int cta_tokens, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     constexpr int n_passes = (cta_tokens + GATHER_ROWS - 1) / GATHER_ROWS;
     constexpr int chunk_elements = 16 / traits<kind>::element_bytes;
+    constexpr int n_scale_passes = (cta_tokens + GATHER_THREADS - 1) / GATHER_THREADS;
     const int thread = threadIdx.x % WARPGROUP - 32;
     const int chunk = thread % 8, my_row = thread / 8; /* of a pass: 16 bytes of one row */
+    /* A pass is 12 rows, so a lane's place in the swizzle has two values in turns. */
+    const uint32_t even = my_row * ROW_BYTES + (chunk ^ (my_row % 8)) * 16;
+    const uint32_t odd = my_row * ROW_BYTES + (chunk ^ ((my_row + GATHER_ROWS) % 8)) * 16;
     cursor stage = {0, 1}, ring = {0, 0};
     for (;;) {
         const item work = next_item(s, &ring);
@@ -130,36 +134,49 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                     ;
             __syncwarp();
         }
-        int32_t rows[n_passes];
+        /* Places of the rows in a, in 32 bits: that is one instruction for each copy. */
+        const uint32_t row_bytes = (uint32_t)k_size * traits<kind>::element_bytes;
+        const char *a = (const char *)g->a;
+        const float *a_scale = g->a_scale;
+        if (!g->row_index) {
+            a += (int64_t)work.first_row * row_bytes;
+            if constexpr (kind == KIND_FP8_BLOCK)
+                a_scale += (int64_t)work.first_row * g->k_blocks;
+        }
+        uint32_t rows[n_passes], scale_rows[n_scale_passes];
 #pragma unroll
         for (int i = 0; i < n_passes; i++) {
             const int32_t r = my_row + i * GATHER_ROWS;
-            rows[i] = work.first_row + r;
-            if (g->row_index && r < work.n_rows)
-                rows[i] = g->row_index[rows[i]];
+            rows[i] = (g->row_index && r < work.n_rows ? g->row_index[work.first_row + r] : r) * row_bytes;
         }
-        const int64_t row_bytes = (int64_t)k_size * traits<kind>::element_bytes;
+        if constexpr (kind == KIND_FP8_BLOCK) {
+#pragma unroll
+            for (int i = 0; i < n_scale_passes; i++) {
+                const int32_t r = thread + i * GATHER_THREADS;
+                scale_rows[i] =
+                    (g->row_index && r < work.n_rows ? g->row_index[work.first_row + r] : r) * g->k_blocks;
+            }
+        }
 #pragma unroll 1
         for (int32_t k = 0; k < k_size; k += traits<kind>::k_step) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
-            const uint32_t to =
-                mb_shared_address(s->tokens[stage.at]) + my_row * ROW_BYTES + ((chunk ^ my_row) * 16);
-            const uint32_t token_scale =
-                kind == KIND_FP8_BLOCK ? mb_shared_address(&s->token_scale[stage.at][my_row]) : 0;
+            const uint32_t to = mb_shared_address(s->tokens[stage.at]);
             const int32_t column = k + chunk * chunk_elements;
             const uint32_t n_bytes = column < k_size ? 16 : 0; /* past the end of K: zeros */
-            const char *from =
-                (const char *)g->a + (n_bytes ? (int64_t)column * traits<kind>::element_bytes : 0);
+            const char *from = a + (n_bytes ? column * traits<kind>::element_bytes : 0);
 #pragma unroll
-            for (int i = 0; i < n_passes; i++) {
-                asm volatile(""
-                             : "+r"(rows[i])); /* else all addresses are kept in registers, and some spill */
-                if (my_row + i * GATHER_ROWS >= work.n_rows)
-                    continue;
-                mb_cp_async_16(to + i * GATHER_ROWS * ROW_BYTES, from + rows[i] * row_bytes, n_bytes);
-                if (kind == KIND_FP8_BLOCK && chunk == 0)
-                    mb_cp_async_4(token_scale + i * GATHER_ROWS * (int)sizeof(float),
-                                  g->a_scale + (int64_t)rows[i] * g->k_blocks + k / SCALE_BLOCK);
+            for (int i = 0; i < n_passes; i++)
+                if (my_row + i * GATHER_ROWS < work.n_rows)
+                    mb_cp_async_16(to + i * GATHER_ROWS * ROW_BYTES + (i % 2 ? odd : even), from + rows[i],
+                                   n_bytes);
+            if constexpr (kind == KIND_FP8_BLOCK) {
+#pragma unroll
+                for (int i = 0; i < n_scale_passes; i++) {
+                    const int32_t r = thread + i * GATHER_THREADS;
+                    if (r < work.n_rows)
+                        mb_cp_async_4(mb_shared_address(&s->token_scale[stage.at][r]),
+                                      a_scale + scale_rows[i] + k / SCALE_BLOCK);
+                }
             }
             mb_cp_async_arrive(&s->full[stage.at]);
             advance<n_stages>(&stage);
@@ -170,12 +187,13 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
 /* ---- the kernel */
 
 template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages, int n_ctas>
-static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
+static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
     typedef shared_map<kind, weight_rows, n_groups, cta_tokens, n_stages> shared;
     constexpr int n_blocks = weight_rows / n_groups / 64;
     /* Accumulators of a thread: more than 64 need more registers than an even share. */
     constexpr int n_sums = (n_blocks + (kind == KIND_FP8_BLOCK)) * cta_tokens / 2;
+    constexpr int least_tokens = n_ctas == 1 ? 8 : 32;
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     shared *s = (shared *)shared_bytes;
 
@@ -186,10 +204,12 @@ static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
         }
         for (int i = 0; i < RING; i++) {
             mb_mbarrier_init(&s->ring_full[i], 1);
-            mb_mbarrier_init(&s->ring_empty[i], GATHER_THREADS + 32 + n_groups * WARPGROUP);
+            mb_mbarrier_init(&s->ring_empty[i], GATHER_THREADS + STORE_THREADS + n_groups * WARPGROUP);
         }
-        mb_mbarrier_init(&s->staged_full, n_groups * WARPGROUP);
-        mb_mbarrier_init(&s->staged_empty, 32);
+        for (int i = 0; i < shared::n_rounds; i++) {
+            mb_mbarrier_init(&s->staged_full[i], n_groups * WARPGROUP);
+            mb_mbarrier_init(&s->staged_empty[i], STORE_THREADS);
+        }
         mb_mbarrier_init_fence();
         mb_tma_prefetch_map(&p.gemm[GEMM_FIRST].weights);
         mb_tma_prefetch_map(&p.gemm[GEMM_SECOND].weights);
@@ -203,31 +223,27 @@ static __global__ void __launch_bounds__((n_groups + 1) * WARPGROUP, 1)
     const int rank = n_ctas > 1 ? mb_cluster_rank() : 0;
     const int group = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
     if (group == n_groups) {
-        if constexpr (n_sums > 160)
-            mb_setmaxnreg_decrease<56>();
-        else if constexpr (n_sums > 64)
-            mb_setmaxnreg_decrease<80>();
+        if constexpr (n_sums > 64)
+            mb_setmaxnreg_decrease<64>();
         const int warp = __shfl_sync(0xffffffff, threadIdx.x % WARPGROUP / 32, 0);
-        if (warp == 0) {
-            if (threadIdx.x % 32 == 0)
-                stream_weights<kind, weight_rows, n_ctas>(&p, s, rank);
-        } else if (warp <= GATHER_WARPS)
+        if (warp > 0)
             gather_tokens<kind, cta_tokens, weight_rows, n_ctas>(&p, s);
-        else
-            store_tiles<kind, weight_rows, cta_tokens, n_ctas>(&p, s, rank);
+        else if (threadIdx.x % 32 == 0)
+            stream_weights<kind, weight_rows, n_ctas>(&p, s, rank);
+    } else if (group > n_groups) {
+        if constexpr (n_sums > 64)
+            mb_setmaxnreg_decrease<80>();
+        store_tiles<kind, weight_rows, n_groups, n_ctas>(&p, s, rank);
     } else {
-        if constexpr (n_sums > 160)
-            mb_setmaxnreg_increase<224>();
-        else if constexpr (n_sums > 64)
-            mb_setmaxnreg_increase<208>();
-        cursor stage = {0, 0}, ring = {0, 0};
-        uint32_t staged = 0;
+        if constexpr (n_sums > 64)
+            mb_setmaxnreg_increase<184>();
+        cursor stage = {0, 0}, ring = {0, 0}, staged = {0, 0};
         for (;;) {
             const item work = next_item(s, &ring);
             if (work.gemm == NO_MORE)
                 break;
-            consume_rounded<kind, 8, cta_tokens, n_groups, n_blocks, n_ctas>(&p, s, group, &work, &stage,
-                                                                             &staged);
+            consume_rounded<kind, least_tokens, cta_tokens, n_groups, n_blocks, n_ctas>(&p, s, group, &work,
+                                                                                        &stage, &staged);
         }
     }
     if constexpr (n_ctas > 1)
@@ -247,7 +263,7 @@ static cudaError_t launch(const experts_params *params, int n_processors, mb_str
         return error;
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
-    mb_launch_config(&config, attributes, dim3(n_processors / n_ctas * n_ctas), (n_groups + 1) * WARPGROUP,
+    mb_launch_config(&config, attributes, dim3(n_processors / n_ctas * n_ctas), (n_groups + 2) * WARPGROUP,
                      sizeof(shared), stream);
     if (n_ctas > 1)
         mb_launch_clusters(&config, n_ctas);

@@ -7,17 +7,21 @@
 
 #include "ops/hopper/barrier.cuh"
 #include "ops/hopper/memory.cuh"
-#include "ops/moe/experts.h"
+#include "ops/moe/experts_params.cuh"
 
 enum {
     ROW_BYTES = 128, /* of one row of a stage: the width of the swizzle */
     WARPGROUP = 128,
-    GATHER_WARPS = 2,
+    GATHER_WARPS = 3,
     GATHER_THREADS = 32 * GATHER_WARPS,
     GATHER_ROWS = GATHER_THREADS / 8, /* rows that one pass of the gather warps covers, 8 lanes a row */
-    RING = 4,                         /* items handed out ahead */
-    TOKEN_STEP_OF_PAIR = 8,           /* a pair of CTAs cuts a tile's tokens at multiples of it */
-    SCALE_BLOCK = 128,                /* columns of one fp8 scale */
+    STORE_WARPS = 4,
+    STORE_THREADS = 32 * STORE_WARPS,
+    STORE_BARRIER = 1,      /* named barrier of the storing warps */
+    CONSUMER_BARRIER = 2,   /* of the consumers */
+    RING = 4,               /* items handed out ahead */
+    TOKEN_STEP_OF_PAIR = 8, /* a pair of CTAs cuts a tile's tokens at multiples of it */
+    SCALE_BLOCK = 128,      /* columns of one fp8 scale */
 };
 
 enum { GEMM_FIRST, GEMM_SECOND, NO_MORE };
@@ -34,18 +38,74 @@ template <int kind> struct traits {
     static constexpr int k_step = ROW_BYTES / element_bytes; /* elements of K in a stage */
 };
 
-/* Staging holds a finished tile in 16 bits: regions of 64 outputs, in each a row of 128 bytes a token. */
+/*
+ * A finished tile is staged in 16 bits: regions of 64 outputs, in each a row of 128 bytes a token.
+ *
+ * Tiles of 256 weight rows leave no room for that. They are staged in the stages that their own last steps of
+ * K came in, which are given back when they have been stored: 128 outputs a round, the first 64 in the
+ * stage's weights, the others in its tokens. A gated tile is one round, in the last stage; a plain one two,
+ * in the last two.
+ */
 template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages> struct shared_map {
-    static constexpr int staged_regions = kind == KIND_TF32 ? 0 : weight_rows / 64;
+    static constexpr int in_stages = weight_rows == 256;
+    static constexpr int staged_regions = kind == KIND_TF32 || in_stages ? 0 : weight_rows / 64;
+    static constexpr int n_rounds = in_stages ? 2 : 1; /* that can wait for being stored */
+    static constexpr int region_bytes = cta_tokens * ROW_BYTES;
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];
     unsigned char tokens[n_stages][cta_tokens * ROW_BYTES];
-    unsigned char staging[staged_regions > 0 ? staged_regions *cta_tokens *ROW_BYTES : 16];
+    unsigned char staging[staged_regions > 0 ? staged_regions *region_bytes : 16];
     float token_scale[kind == KIND_FP8_BLOCK ? n_stages : 1][cta_tokens];
     uint64_t full[n_stages], empty[n_stages];
-    uint64_t staged_full, staged_empty;
+    uint64_t staged_full[n_rounds], staged_empty[n_rounds];
     uint64_t ring_full[RING], ring_empty[RING];
+    int32_t n_done; /* the storing warps': pieces of a block before this one */
     item ring[RING];
 };
+
+/* How an item's tile is cut into rounds of staging, and which stages they hold. */
+typedef struct rounds {
+    int32_t n, outputs;      /* rounds, outputs of each */
+    int32_t n_steps, n_held; /* steps of K; how many of the last ones' stages are held back */
+} rounds;
+
+template <int kind, class shared>
+static __device__ __forceinline__ rounds rounds_of(const gemm_params *g, int32_t tile_outputs) {
+    rounds r = {1, tile_outputs, 0, 0};
+    if constexpr (shared::in_stages) {
+        r.outputs = 128;
+        r.n = tile_outputs / 128;
+        r.n_steps = (g->k_size + traits<kind>::k_step - 1) / traits<kind>::k_step;
+        r.n_held = min(r.n, r.n_steps);
+    }
+    return r;
+}
+
+/* The stage that round i is in; `end` is the stage behind the item's last. */
+static __device__ __forceinline__ int32_t stage_of_round(const rounds *r, int i, uint32_t end, int n_stages) {
+    const int32_t back = min(r->n - i, r->n_held);
+    return ((int32_t)end + n_stages - back) % n_stages;
+}
+
+/* Where the regions of a round are: `stride` bytes apart, the first one holds the tile's outputs from
+ * `first`. */
+typedef struct staging_area {
+    uint32_t base, stride;
+    int32_t first;
+} staging_area;
+
+template <class shared>
+static __device__ __forceinline__ staging_area staging_of(shared *s, int32_t stage, int32_t first) {
+    if constexpr (shared::in_stages) {
+        const uint32_t base = mb_shared_address(s->weights[stage]);
+        return {base, mb_shared_address(s->tokens[stage]) - base, first};
+    } else
+        return {mb_shared_address(s->staging), shared::region_bytes, first};
+}
+
+/* The region of an output of the tile. */
+static __device__ __forceinline__ uint32_t region_of(staging_area area, int32_t output) {
+    return area.base + (output - area.first) / 64 * area.stride;
+}
 
 /* Position in a circle of n buffers, with the parity of the pass. */
 typedef struct cursor {

@@ -5,7 +5,7 @@
 #include "ops/moe/experts_sm90.h"
 
 #include "ops/hopper/launch.cuh"
-#include "ops/moe/experts.h"
+#include "ops/moe/experts_params.cuh"
 #include "ops/moe/moe_pick.h"
 
 #include <cuda.h>
@@ -54,8 +54,8 @@ static encode_function tensor_map_encoder(void) {
 
 static CUtensorMapDataType map_type(mb_dtype dtype) {
     switch (dtype) {
-    case MB_F32:
-        return CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+    case MB_F32: /* rounded to the nearest tf32 on the way; wgmma alone would cut the low bits off */
+        return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
     case MB_BF16:
         return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     case MB_F16:

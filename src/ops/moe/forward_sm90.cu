@@ -128,14 +128,19 @@ static mb_status check_dtypes(const mb_moe_forward_args *args) {
             "moe_forward: x is %s, w13 %s, w2 %s; the weights must be of x's dtype (fp32, bf16, fp16), "
             "or both fp8_e4m3 with x in bf16 or fp16",
             mb_dtype_name(dtype), mb_dtype_name(weights), mb_dtype_name(args->w2.dtype));
-    if (weights == MB_F8_E4M3 && is_per_tensor(args) != (args->w2.scale_rows == 0))
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "moe_forward: one of w13 and w2 has block scales, the other per-tensor scales");
-    if (weights == MB_F8_E4M3 && is_per_tensor(args) && args->n_tokens > 0 &&
-        (!args->x_scale || !args->h_scale))
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x_scale or h_scale is NULL; per-tensor fp8 needs both");
     if (dtype == MB_F32 && args->f32_math != MB_F32_TF32 && args->f32_math != MB_F32_EXACT)
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: f32_math %d is unknown", (int)args->f32_math);
+    return MB_OK;
+}
+
+static mb_status check_scales(const mb_moe_forward_args *args) {
+    if (args->w13.dtype != MB_F8_E4M3)
+        return MB_OK;
+    if (is_per_tensor(args) != (args->w2.scale_rows == 0))
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "moe_forward: one of w13 and w2 has block scales, the other per-tensor scales");
+    if (is_per_tensor(args) && args->n_tokens > 0 && (!args->x_scale || !args->h_scale))
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x_scale or h_scale is NULL; per-tensor fp8 needs both");
     return MB_OK;
 }
 
@@ -176,6 +181,7 @@ static mb_status check(const mb_moe_forward_args *args) {
                        mb_dtype_name(args->w13.dtype));
     MB_TRY(check_weight("w13", &args->w13, args->n_local_experts, halves * args->intermediate, args->hidden));
     MB_TRY(check_weight("w2", &args->w2, args->n_local_experts, args->hidden, args->intermediate));
+    MB_TRY(check_scales(args));
     if (args->first_expert < 0 || args->first_expert > args->n_experts - args->n_local_experts)
         return mb_fail(MB_ERR_ARGUMENT, "moe_forward: experts %d and %d more are not all in 0 .. %d",
                        args->first_expert, args->n_local_experts - 1, args->n_experts - 1);

@@ -18,7 +18,7 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
         [MB_MOE_16BIT] = {MB_MOE_TILE_w64_t16, MB_MOE_TILE_w128_t32, MB_MOE_TILE_w128_t64,
                           MB_MOE_TILE_w128_t128, MB_MOE_TILE_w256_t288},
         [MB_MOE_FP8] = {MB_MOE_TILE_fp8_w64_t16, MB_MOE_TILE_fp8_w128_t32, MB_MOE_TILE_fp8_w128_t64,
-                        MB_MOE_TILE_fp8_w128_t128, MB_MOE_TILE_fp8_w128_t288},
+                        MB_MOE_TILE_fp8_w128_t128, MB_MOE_TILE_fp8_w128_t272},
         [MB_MOE_TF32] = {MB_MOE_TILE_tf32_w64_t16, MB_MOE_TILE_tf32_w128_t32, MB_MOE_TILE_tf32_w128_t64,
                          MB_MOE_TILE_tf32_w128_t128, MB_MOE_TILE_tf32_w128_t128},
     };
@@ -28,6 +28,6 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
     while (i < 4 && rows_per_expert > most_rows_per_expert[i])
         i++;
     if (family == MB_MOE_FP8 && rows_per_expert > 512)
-        return MB_MOE_TILE_fp8_w256_t240;
+        return MB_MOE_TILE_fp8_w256_t208;
     return tiles[family][i];
 }

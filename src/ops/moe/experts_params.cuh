@@ -1,9 +1,9 @@
 /*
- * experts.h - what the host hands to the experts' kernel (experts.cuh): one or two grouped GEMMs over the
- * same token tiles.
+ * experts_params.cuh - what the host hands to the experts' kernel (experts.cuh): one or two grouped GEMMs
+ * over the same token tiles.
  */
-#ifndef MB_OPS_MOE_EXPERTS_H
-#define MB_OPS_MOE_EXPERTS_H
+#ifndef MB_OPS_MOE_EXPERTS_PARAMS_CUH
+#define MB_OPS_MOE_EXPERTS_PARAMS_CUH
 
 #include "moebius/ops.h"
 

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-/* What a tile's bytes mean. Every row of a stage is 128 bytes: 64 elements of 16 bits, 128 of fp8, 32 of fp32. */
+/* What a tile's bytes mean. Every row of a stage is 128 bytes: 64 elements of 16 bits, 128 of fp8, 32 of
+ * fp32. */
 typedef enum mb_moe_family {
     MB_MOE_16BIT, /* bf16, fp16 */
     MB_MOE_FP8,

@@ -10,7 +10,6 @@
 
 extern "C" {
 #include "ops/moe/ref.h"
-mb_status mb_moe_quantize_sm90(const mb_moe_quantize_args *args, mb_stream stream);
 }
 
 /* ---- Memory with a fence on either side -----------------------------------------------------------------

@@ -44,6 +44,18 @@ static __device__ __forceinline__ uint4 mb_load_shared_16(uint32_t from_shared) 
     return value;
 }
 
+static __device__ __forceinline__ void mb_store_shared_2(uint32_t to_shared, uint16_t value) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(to_shared), "h"(value) : "memory");
+}
+
+/* Four 8x8 matrices of 16-bit elements in accumulator layout: lane i names the 16 bytes that row i % 8 of
+ * matrix i / 8 goes to. */
+static __device__ __forceinline__ void mb_store_matrix_x4(uint32_t to_shared, const uint32_t (&a)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to_shared),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
+                 : "memory");
+}
+
 /* 8x8 matrices of 16-bit elements in accumulator layout, stored transposed: lane i (of matrix i / 8) names
  * the 16 bytes that column i % 8 goes to. */
 static __device__ __forceinline__ void mb_store_matrix_transposed_x1(uint32_t to_shared, uint32_t a) {

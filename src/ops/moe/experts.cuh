@@ -25,7 +25,7 @@
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tma.cuh"
-#include "ops/moe/experts_consume.cuh"
+#include "ops/moe/experts_consume_tokens.cuh"
 #include "ops/moe/experts_store.cuh"
 #include "ops/moe/moe_pick.h"
 
@@ -108,7 +108,17 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     mb_grid_launch_dependents();
 }
 
-/* ---- tokens: three warps gather rows */
+/* ---- tokens: three warps gather rows, and scales */
+
+/* Where the scales of a tile's weight rows 8 i .. 8 i + 7 begin, in the order that a stage has them. */
+static __device__ __forceinline__ uint32_t row_scale_at(const gemm_params *g, const item *work,
+                                                        int32_t weight_rows, int i) {
+    const int32_t n_rows = (g->gated ? 2 : 1) * g->width;
+    const int32_t row = g->gated ? work->piece * weight_rows / 2 + i / 2 * 8 + i % 2 * g->width
+                                 : work->piece * weight_rows + i * 8;
+    return (uint32_t)((work->expert * g->expert_scale_rows + min(row, n_rows - 1) / g->scale_rows) *
+                      g->k_blocks);
+}
 
 template <int kind, int cta_tokens, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
@@ -143,7 +153,7 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
             if constexpr (kind == KIND_FP8_BLOCK)
                 a_scale += (int64_t)work.first_row * g->k_blocks;
         }
-        uint32_t rows[n_passes], scale_rows[n_scale_passes];
+        uint32_t rows[n_passes], scale_rows[n_scale_passes], row_scale = 0;
 #pragma unroll
         for (int i = 0; i < n_passes; i++) {
             const int32_t r = my_row + i * GATHER_ROWS;
@@ -157,6 +167,8 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                     (g->row_index && r < work.n_rows ? g->row_index[work.first_row + r] : r) * g->k_blocks;
             }
         }
+        if constexpr (shared::by_tokens)
+            row_scale = row_scale_at(g, &work, weight_rows, thread);
 #pragma unroll 1
         for (int32_t k = 0; k < k_size; k += traits<kind>::k_step) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
@@ -178,6 +190,10 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                                       a_scale + scale_rows[i] + k / SCALE_BLOCK);
                 }
             }
+            if constexpr (shared::by_tokens)
+                if (thread < weight_rows / 8)
+                    mb_cp_async_4(mb_shared_address(&s->row_scale[stage.at][thread]),
+                                  g->b_scale + row_scale + k / SCALE_BLOCK);
             mb_cp_async_arrive(&s->full[stage.at]);
             advance<n_stages>(&stage);
         }
@@ -192,8 +208,10 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
     typedef shared_map<kind, weight_rows, n_groups, cta_tokens, n_stages> shared;
     constexpr int n_blocks = weight_rows / n_groups / 64;
     /* Accumulators of a thread: more than 64 need more registers than an even share. */
-    constexpr int n_sums = (n_blocks + (kind == KIND_FP8_BLOCK)) * cta_tokens / 2;
+    constexpr int n_sums =
+        shared::by_tokens ? 3 * HALF_SUMS : (n_blocks + (kind == KIND_FP8_BLOCK)) * cta_tokens / 2;
     constexpr int least_tokens = n_ctas == 1 ? 8 : 32;
+    constexpr int is_crowded = n_sums > 160;
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     shared *s = (shared *)shared_bytes;
 
@@ -224,7 +242,7 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
     const int group = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
     if (group == n_groups) {
         if constexpr (n_sums > 64)
-            mb_setmaxnreg_decrease<64>();
+            mb_setmaxnreg_decrease<is_crowded ? 56 : 64>();
         const int warp = __shfl_sync(0xffffffff, threadIdx.x % WARPGROUP / 32, 0);
         if (warp > 0)
             gather_tokens<kind, cta_tokens, weight_rows, n_ctas>(&p, s);
@@ -232,18 +250,26 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
             stream_weights<kind, weight_rows, n_ctas>(&p, s, rank);
     } else if (group > n_groups) {
         if constexpr (n_sums > 64)
-            mb_setmaxnreg_decrease<80>();
+            mb_setmaxnreg_decrease<is_crowded ? 40 : 80>();
         store_tiles<kind, weight_rows, n_groups, n_ctas>(&p, s, rank);
     } else {
         if constexpr (n_sums > 64)
-            mb_setmaxnreg_increase<184>();
+            mb_setmaxnreg_increase<is_crowded ? 208 : 184>();
         cursor stage = {0, 0}, ring = {0, 0}, staged = {0, 0};
         for (;;) {
-            const item work = next_item(s, &ring);
-            if (work.gemm == NO_MORE)
-                break;
-            consume_rounded<kind, least_tokens, cta_tokens, n_groups, n_blocks, n_ctas>(&p, s, group, &work,
-                                                                                        &stage, &staged);
+            if constexpr (shared::by_tokens) {
+                const item *work = wait_item(s, &ring);
+                if (work->gemm == NO_MORE)
+                    break;
+                consume_tokens<n_ctas>(&p, s, group, work, &stage, &staged);
+                release_item(s, &ring);
+            } else {
+                const item work = next_item(s, &ring);
+                if (work.gemm == NO_MORE)
+                    break;
+                consume_rounded<kind, least_tokens, cta_tokens, n_groups, n_blocks, n_ctas>(
+                    &p, s, group, &work, &stage, &staged);
+            }
         }
     }
     if constexpr (n_ctas > 1)
@@ -273,7 +299,7 @@ static cudaError_t launch(const experts_params *params, int n_processors, mb_str
 template <int kind, int family>
 static cudaError_t launch_tile(const experts_params *params, int tile, int n_processors, mb_stream stream) {
     switch (tile) {
-#define X(tile_family, name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas)                          \
+#define X(tile_family, name, weight_rows, n_groups, cta_tokens, token_step, n_stages, n_ctas)              \
     case MB_MOE_TILE_##name:                                                                               \
         if constexpr (tile_family == family)                                                               \
             return launch<kind, weight_rows, n_groups, cta_tokens, n_stages, n_ctas>(params, n_processors, \

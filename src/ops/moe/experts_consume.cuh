@@ -305,7 +305,6 @@ static __device__ __forceinline__ void emit(const gemm_params *g, const item *wo
 template <int kind, int n, int n_groups, int n_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int group,
                                                const item *work, cursor *stage, cursor *staged) {
-    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const gemm_params *g = &p->gemm[work->gemm];
     const int32_t tile_outputs = n_groups * n_blocks * (g->gated ? 32 : 64);
     const int32_t first_output = work->piece * tile_outputs;
@@ -347,8 +346,7 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
                 mb_mbarrier_wait(&s->staged_empty[staged->at ^ 1],
                                  staged->at ? staged->parity : staged->parity ^ 1);
         }
-        const staging_area staging = staging_of(
-            s, shared::in_stages ? stage_of_round(&r, round, stage->at, n_stages) : 0, round * r.outputs);
+        const staging_area staging = staging_of(s, &r, round, stage->at, staged->at);
         const int block = m * n_groups + group;
         if (g->row_weight || (kind != KIND_TF32 && g->store == STORE_F32))
             emit<kind, n, EMIT_ANY>(g, work, staging, first_output, block, sum[m]);

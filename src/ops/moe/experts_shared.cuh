@@ -19,7 +19,7 @@ enum {
     STORE_THREADS = 32 * STORE_WARPS,
     STORE_BARRIER = 1,      /* named barrier of the storing warps */
     CONSUMER_BARRIER = 2,   /* of the consumers */
-    RING = 4,               /* items handed out ahead */
+    RING = 6,               /* items handed out ahead */
     TOKEN_STEP_OF_PAIR = 8, /* a pair of CTAs cuts a tile's tokens at multiples of it */
     SCALE_BLOCK = 128,      /* columns of one fp8 scale */
 };
@@ -39,22 +39,29 @@ template <int kind> struct traits {
 };
 
 /*
- * A finished tile is staged in 16 bits: regions of 64 outputs, in each a row of 128 bytes a token.
+ * A finished tile is staged in 16 bits: regions of 64 outputs, in each a row of 128 bytes a token. Usually
+ * there is room for all of a tile. Tiles of 256 weight rows are staged in rounds:
  *
- * Tiles of 256 weight rows leave no room for that. They are staged in the stages that their own last steps of
- * K came in, which are given back when they have been stored: 128 outputs a round, the first 64 in the
- * stage's weights, the others in its tokens. A gated tile is one round, in the last stage; a plain one two,
- * in the last two.
+ * fp8 with block scales (experts_consume_tokens.cuh) has two regions, used in turns: a round is one, 64
+ * outputs of 16 bits or 128 of fp8.
+ *
+ * The others have no room. They are staged in the stages that their own last steps of K came in, which are
+ * given back when they have been stored: 128 outputs a round, the first 64 in the stage's weights, the others
+ * in its tokens. A gated tile is one round, in the last stage; a plain one two, in the last two.
  */
 template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages> struct shared_map {
-    static constexpr int in_stages = weight_rows == 256;
-    static constexpr int staged_regions = kind == KIND_TF32 || in_stages ? 0 : weight_rows / 64;
-    static constexpr int n_rounds = in_stages ? 2 : 1; /* that can wait for being stored */
+    static constexpr int by_tokens = kind == KIND_FP8_BLOCK && weight_rows == 256;
+    static constexpr int in_stages = weight_rows == 256 && !by_tokens;
+    static constexpr int staged_regions = kind == KIND_TF32 || in_stages ? 0
+                                          : by_tokens                    ? 2
+                                                                         : weight_rows / 64;
+    static constexpr int n_rounds = weight_rows == 256 ? 2 : 1; /* that can wait for being stored */
     static constexpr int region_bytes = cta_tokens * ROW_BYTES;
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];
     unsigned char tokens[n_stages][cta_tokens * ROW_BYTES];
     unsigned char staging[staged_regions > 0 ? staged_regions *region_bytes : 16];
     float token_scale[kind == KIND_FP8_BLOCK ? n_stages : 1][cta_tokens];
+    float row_scale[by_tokens ? n_stages : 1][by_tokens ? weight_rows / 8 : 1]; /* of eight rows each */
     uint64_t full[n_stages], empty[n_stages];
     uint64_t staged_full[n_rounds], staged_empty[n_rounds];
     uint64_t ring_full[RING], ring_empty[RING];
@@ -71,7 +78,10 @@ typedef struct rounds {
 template <int kind, class shared>
 static __device__ __forceinline__ rounds rounds_of(const gemm_params *g, int32_t tile_outputs) {
     rounds r = {1, tile_outputs, 0, 0};
-    if constexpr (shared::in_stages) {
+    if constexpr (shared::by_tokens) {
+        r.outputs = g->store == STORE_FP8_BLOCK ? 128 : 64;
+        r.n = tile_outputs / r.outputs;
+    } else if constexpr (shared::in_stages) {
         r.outputs = 128;
         r.n = tile_outputs / 128;
         r.n_steps = (g->k_size + traits<kind>::k_step - 1) / traits<kind>::k_step;
@@ -93,13 +103,19 @@ typedef struct staging_area {
     int32_t first;
 } staging_area;
 
+/* Where round i of a tile is staged; stage_end: the stage behind the item's last; at: which of the rounds
+ * that can wait it is. */
 template <class shared>
-static __device__ __forceinline__ staging_area staging_of(shared *s, int32_t stage, int32_t first) {
-    if constexpr (shared::in_stages) {
+static __device__ __forceinline__ staging_area staging_of(shared *s, const rounds *r, int32_t i,
+                                                          uint32_t stage_end, uint32_t at) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    if (shared::in_stages) {
+        const int32_t stage = stage_of_round(r, i, stage_end, n_stages);
         const uint32_t base = mb_shared_address(s->weights[stage]);
-        return {base, mb_shared_address(s->tokens[stage]) - base, first};
-    } else
-        return {mb_shared_address(s->staging), shared::region_bytes, first};
+        return {base, mb_shared_address(s->tokens[stage]) - base, i * r->outputs};
+    }
+    return {mb_shared_address(s->staging) + (shared::by_tokens ? at * shared::region_bytes : 0),
+            shared::region_bytes, i * r->outputs};
 }
 
 /* The region of an output of the tile. */
@@ -119,12 +135,23 @@ template <int n> static __device__ __forceinline__ void advance(cursor *c) {
     }
 }
 
-/* Reads the next item of the ring. Every lane says itself that it has read: quicker than one for its warp. */
-template <class shared> static __device__ __forceinline__ item next_item(shared *s, cursor *ring) {
+/* The next item of the ring, in shared memory: it stays there until release_item. (Who reads it again after a
+ * long loop keeps no registers for it.) */
+template <class shared>
+static __device__ __forceinline__ const item *wait_item(shared *s, const cursor *ring) {
     mb_mbarrier_wait(&s->ring_full[ring->at], ring->parity);
-    item work = s->ring[ring->at];
+    return &s->ring[ring->at];
+}
+
+/* Every lane says itself that it has read: quicker than one for its warp. */
+template <class shared> static __device__ __forceinline__ void release_item(shared *s, cursor *ring) {
     mb_mbarrier_arrive(&s->ring_empty[ring->at]);
     advance<RING>(ring);
+}
+
+template <class shared> static __device__ __forceinline__ item next_item(shared *s, cursor *ring) {
+    const item work = *wait_item(s, ring);
+    release_item(s, ring);
     return work;
 }
 

@@ -110,6 +110,20 @@ static __device__ __forceinline__ void store_fp8_block(const gemm_params *g, con
         }
 }
 
+/* 128 outputs that the consumers have quantised: 8 bytes a lane. */
+static __device__ __forceinline__ void store_quantised(const gemm_params *g, const item *work,
+                                                       uint32_t staged, int32_t output, int32_t n_outputs) {
+    enum { ROWS = STORE_THREADS / 16 };
+    const int thread = threadIdx.x % WARPGROUP, byte = thread % 16 * 8;
+    unsigned char *out = (unsigned char *)g->out8 + work->first_row * (int64_t)g->width + output + byte;
+    if (byte >= n_outputs)
+        return;
+#pragma unroll 4
+    for (int token = thread / 16; token < work->n_rows; token += ROWS)
+        *(float2 *)(out + token * (int64_t)g->width) =
+            mb_load_shared_8(staged + token * ROW_BYTES + (byte / 16 ^ (token % 8)) * 16 + byte % 16);
+}
+
 /* Counts this piece of its block of 128 outputs; the last one quantises the block. Returns how many pieces
  * are done by that: all of the block's, or none. */
 template <class shared>
@@ -165,44 +179,46 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
     cursor ring = {0, 0}, staged = {0, 0};
     uint32_t stage_end = 0; /* behind the item's last stage */
     for (;;) {
-        const item work = next_item(s, &ring);
-        if (work.gemm == NO_MORE)
+        const item *work = wait_item(s, &ring);
+        if (work->gemm == NO_MORE)
             break;
-        const gemm_params *g = &p->gemm[work.gemm];
+        const gemm_params *g = &p->gemm[work->gemm];
         const int32_t tile_outputs = g->gated ? weight_rows / 2 : weight_rows;
-        const int32_t first_output = work.piece * tile_outputs;
-        const int in_pieces = tile_outputs % SCALE_BLOCK != 0;
+        const int32_t first_output = work->piece * tile_outputs;
+        const int in_pieces = weight_rows < 256 && tile_outputs % SCALE_BLOCK != 0;
         const rounds r = rounds_of<kind, shared>(g, tile_outputs);
         stage_end = (stage_end + r.n_steps) % n_stages;
 #pragma unroll 1
         for (int i = 0; i < r.n; i++) {
-            const int32_t stage = shared::in_stages ? stage_of_round(&r, i, stage_end, n_stages) : 0;
-            const staging_area staging = staging_of(s, stage, i * r.outputs);
+            const staging_area staging = staging_of(s, &r, i, stage_end, staged.at);
             const int32_t end = min((i + 1) * r.outputs, g->width - first_output);
             mb_mbarrier_wait(&s->staged_full[staged.at], staged.parity);
             if constexpr (kind != KIND_TF32) {
                 if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && in_pieces))
-                    store_16bit<n_ctas>(g, &work, staging, first_output, end);
+                    store_16bit<n_ctas>(g, work, staging, first_output, end);
+                else if (g->store == STORE_FP8_BLOCK && shared::by_tokens)
+                    store_quantised(g, work, staging.base, first_output + i * r.outputs, end - i * r.outputs);
                 else if (g->store == STORE_FP8_BLOCK)
-                    store_fp8_block(g, &work, staging, first_output, end);
-                else if (g->store == STORE_FP8_TENSOR)
-                    store_fp8_tensor(g, &work, staging, first_output, end);
+                    store_fp8_block(g, work, staging, first_output, end);
+                else if (kind == KIND_FP8_TENSOR && g->store == STORE_FP8_TENSOR)
+                    store_fp8_tensor(g, work, staging, first_output, end);
             }
             if constexpr (shared::in_stages)
                 if (r.n_held == r.n || i == r.n - 1)
-                    release_stage<n_groups, n_ctas>(s, stage);
+                    release_stage<n_groups, n_ctas>(s, stage_of_round(&r, i, stage_end, n_stages));
             mb_mbarrier_arrive(&s->staged_empty[staged.at]);
             advance<shared::n_rounds>(&staged);
         }
-        if (work.gemm == GEMM_SECOND || p->gemm[GEMM_SECOND].pieces + (g->store == STORE_FP8_BLOCK) == 0)
-            continue;
-        int32_t n_done = 1;
-        if constexpr (kind != KIND_TF32)
-            if (g->store == STORE_FP8_BLOCK && in_pieces)
-                n_done = store_fp8_block_of_pieces(p, s, g, &work, tile_outputs, n_ctas, rank);
-        sync_storers();
-        if (threadIdx.x % WARPGROUP == 0 && n_done > 0)
-            mb_add_release(&p->ready[work.token_tile], n_done);
+        if (work->gemm == GEMM_FIRST && p->gemm[GEMM_SECOND].pieces + (g->store == STORE_FP8_BLOCK) > 0) {
+            int32_t n_done = 1;
+            if constexpr (kind != KIND_TF32)
+                if (g->store == STORE_FP8_BLOCK && in_pieces)
+                    n_done = store_fp8_block_of_pieces(p, s, g, work, tile_outputs, n_ctas, rank);
+            sync_storers();
+            if (threadIdx.x % WARPGROUP == 0 && n_done > 0)
+                mb_add_release(&p->ready[work->token_tile], n_done);
+        }
+        release_item(s, &ring);
     }
 }
 

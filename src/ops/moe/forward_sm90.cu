@@ -3,6 +3,7 @@
  * that it starts while the one in front of it ends.
  */
 #include "ops/hopper/launch.cuh"
+#include "ops/moe/arguments.h"
 #include "ops/moe/experts_sm90.h"
 #include "ops/moe/moe_pick.h"
 
@@ -101,23 +102,6 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
     steps->workspace_bytes = used;
 }
 
-static mb_status check_weight(const char *name, const mb_weight *weight, int64_t count, int64_t rows,
-                              int64_t cols) {
-    if (weight->count != count || weight->rows != rows || weight->cols != cols)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: %s is [%lld, %lld, %lld], not [%lld, %lld, %lld]", name,
-                       (long long)weight->count, (long long)weight->rows, (long long)weight->cols,
-                       (long long)count, (long long)rows, (long long)cols);
-    if (weight->dtype == MB_F8_E4M3 &&
-        (!weight->scale || weight->scale_rows < 0 || weight->scale_rows > 128 ||
-         (weight->scale_rows > 0 && (128 % weight->scale_rows || weight->scale_rows % 8))))
-        return mb_fail(
-            MB_ERR_ARGUMENT,
-            "moe_forward: %s is fp8 with scale %p and scale_rows %d; it needs scales, for 8, 16, 32, 64 "
-            "or 128 rows, or 0 for one a matrix",
-            name, (const void *)weight->scale, weight->scale_rows);
-    return MB_OK;
-}
-
 static mb_status check_dtypes(const mb_moe_forward_args *args) {
     const mb_dtype dtype = args->dtype, weights = args->w13.dtype;
     const int is_16bit = dtype == MB_BF16 || dtype == MB_F16;
@@ -128,50 +112,32 @@ static mb_status check_dtypes(const mb_moe_forward_args *args) {
             "moe_forward: x is %s, w13 %s, w2 %s; the weights must be of x's dtype (fp32, bf16, fp16), "
             "or both fp8_e4m3 with x in bf16 or fp16",
             mb_dtype_name(dtype), mb_dtype_name(weights), mb_dtype_name(args->w2.dtype));
-    if (dtype == MB_F32 && args->f32_math != MB_F32_TF32 && args->f32_math != MB_F32_EXACT)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: f32_math %d is unknown", (int)args->f32_math);
-    return MB_OK;
-}
-
-static mb_status check_scales(const mb_moe_forward_args *args) {
-    if (args->w13.dtype != MB_F8_E4M3)
+    if (weights != MB_F8_E4M3)
         return MB_OK;
     if (is_per_tensor(args) != (args->w2.scale_rows == 0))
         return mb_fail(MB_ERR_UNSUPPORTED,
                        "moe_forward: one of w13 and w2 has block scales, the other per-tensor scales");
-    if (is_per_tensor(args) && args->n_tokens > 0 && (!args->x_scale || !args->h_scale))
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x_scale or h_scale is NULL; per-tensor fp8 needs both");
-    return MB_OK;
-}
-
-static mb_status check_route(const mb_moe_forward_args *args) {
-    const mb_moe_route_args *route = args->route;
-    if (route &&
-        (route->ids != args->ids || route->weights != args->weights || route->n_tokens != args->n_tokens ||
-         route->n_experts != args->n_experts || route->top_k != args->top_k))
+    if (args->w13.scale_rows % 8 != 0 || args->w2.scale_rows % 8 != 0)
         return mb_fail(
             MB_ERR_ARGUMENT,
-            "moe_forward: route's ids, weights, n_tokens, n_experts or top_k are not the forward's");
+            "moe_forward: scale_rows of w13 is %d, of w2 %d; on sm90 they must be 8, 16, 32, 64 or "
+            "128, or both 0 for one scale a matrix",
+            args->w13.scale_rows, args->w2.scale_rows);
     return MB_OK;
 }
 
-static mb_status check(const mb_moe_forward_args *args) {
-    if ((int)args->activation < MB_ACT_SWIGLU || args->activation > MB_ACT_RELU2)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: activation %d is unknown or none",
-                       (int)args->activation);
+/* What these kernels want beyond the operator's contract. */
+static mb_status check_sizes(const mb_moe_forward_args *args) {
+    MB_TRY(mb_moe_forward_check_sizes(args));
     MB_TRY(check_dtypes(args));
-    const int64_t halves = mb_activation_is_gated(args->activation) ? 2 : 1;
     const int step = args->w13.dtype == MB_F8_E4M3 ? 16 : 8;
-    if (args->n_tokens < 0 || args->top_k < 1 || args->top_k > 32 || args->n_local_experts < 1 ||
-        args->n_tokens > INT32_MAX / args->top_k || args->hidden < 16 || args->hidden % step != 0 ||
-        args->intermediate < 16 || args->intermediate % step != 0)
+    if (args->top_k > 32 || args->hidden < 16 || args->hidden % step != 0 || args->intermediate < 16 ||
+        args->intermediate % step != 0)
         return mb_fail(
             MB_ERR_ARGUMENT,
-            "moe_forward: n_tokens %lld, top_k %d, local experts %d, hidden %d, intermediate %d; hidden "
-            "and intermediate must be multiples of %d and 16 at least, top_k 1 .. 32, n_tokens * top_k < "
-            "2^31",
-            (long long)args->n_tokens, args->top_k, args->n_local_experts, args->hidden, args->intermediate,
-            step);
+            "moe_forward: top_k %d, hidden %d, intermediate %d; on sm90 hidden and intermediate must "
+            "be multiples of %d and 16 at least, top_k at most 32",
+            args->top_k, args->hidden, args->intermediate, step);
     /* The experts' kernel counts the places of x in 32 bits. */
     const int64_t x_bytes = args->n_tokens * args->hidden * (int64_t)mb_dtype_bytes(args->w13.dtype);
     if (!is_exact(args) && x_bytes > (int64_t)UINT32_MAX + 1)
@@ -179,21 +145,24 @@ static mb_status check(const mb_moe_forward_args *args) {
                        "moe_forward: x is [%lld, %d], %lld bytes in %s; at most 2^32 can be done in one call",
                        (long long)args->n_tokens, args->hidden, (long long)x_bytes,
                        mb_dtype_name(args->w13.dtype));
-    MB_TRY(check_weight("w13", &args->w13, args->n_local_experts, halves * args->intermediate, args->hidden));
-    MB_TRY(check_weight("w2", &args->w2, args->n_local_experts, args->hidden, args->intermediate));
-    MB_TRY(check_scales(args));
-    if (args->first_expert < 0 || args->first_expert > args->n_experts - args->n_local_experts)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: experts %d and %d more are not all in 0 .. %d",
-                       args->first_expert, args->n_local_experts - 1, args->n_experts - 1);
-    MB_TRY(check_route(args));
+    return MB_OK;
+}
+
+static mb_status check(const mb_moe_forward_args *args) {
+    MB_TRY(check_sizes(args));
+    MB_TRY(mb_moe_forward_check(args));
+    if (args->n_tokens == 0)
+        return MB_OK;
+    if (args->w13.dtype == MB_F8_E4M3 && (!args->w13.scale || !args->w2.scale))
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: %s is fp8 and its scale is NULL",
+                       args->w13.scale ? "w2" : "w13");
+    if (args->w13.dtype == MB_F8_E4M3 && is_per_tensor(args) && (!args->x_scale || !args->h_scale))
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x_scale or h_scale is NULL; per-tensor fp8 needs both");
     if (((uintptr_t)args->x | (uintptr_t)args->residual | (uintptr_t)args->shared | (uintptr_t)args->out |
          (uintptr_t)args->w13.data | (uintptr_t)args->w2.data) %
         16)
         return mb_fail(MB_ERR_ARGUMENT,
                        "moe_forward: x, w13, w2, residual, shared and out must be 16-byte aligned");
-    if (args->n_tokens > 0 && (!args->x || !args->weights || !args->ids || !args->w13.data ||
-                               !args->w2.data || !args->out || args->x == args->out))
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: x, weights, ids, w13, w2 or out is NULL, or out is x");
     return MB_OK;
 }
 
@@ -223,7 +192,7 @@ static mb_status run_exact(const mb_moe_steps *steps, mb_stream stream) {
 }
 
 extern "C" size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int tile) {
-    if (check(args) != MB_OK)
+    if (check_sizes(args) != MB_OK)
         return SIZE_MAX;
     mb_moe_steps steps;
     mb_moe_forward_sm90_steps(args, tile, NULL, &steps);

@@ -1,8 +1,8 @@
 #include "ops/moe/moe_pick.h"
 
 const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES] = {
-#define X(family, name, weight_rows, n_groups, cta_tokens, n_stages, n_ctas) \
-    {#name, family, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), 8 * (n_ctas)},
+#define X(family, name, weight_rows, n_groups, cta_tokens, token_step, n_stages, n_ctas) \
+    {#name, family, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), (token_step) * (n_ctas)},
 #include "ops/moe/moe_tiles.def"
 #undef X
 };
@@ -18,7 +18,7 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
         [MB_MOE_16BIT] = {MB_MOE_TILE_w64_t16, MB_MOE_TILE_w128_t32, MB_MOE_TILE_w128_t64,
                           MB_MOE_TILE_w128_t128, MB_MOE_TILE_w256_t288},
         [MB_MOE_FP8] = {MB_MOE_TILE_fp8_w64_t16, MB_MOE_TILE_fp8_w128_t32, MB_MOE_TILE_fp8_w128_t64,
-                        MB_MOE_TILE_fp8_w128_t128, MB_MOE_TILE_fp8_w128_t272},
+                        MB_MOE_TILE_fp8_w128_t128, MB_MOE_TILE_fp8_w256_t256},
         [MB_MOE_TF32] = {MB_MOE_TILE_tf32_w64_t16, MB_MOE_TILE_tf32_w128_t32, MB_MOE_TILE_tf32_w128_t64,
                          MB_MOE_TILE_tf32_w128_t128, MB_MOE_TILE_tf32_w128_t128},
     };
@@ -27,7 +27,5 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
     int i = 0;
     while (i < 4 && rows_per_expert > most_rows_per_expert[i])
         i++;
-    if (family == MB_MOE_FP8 && rows_per_expert > 512)
-        return MB_MOE_TILE_fp8_w256_t208;
     return tiles[family][i];
 }

@@ -28,6 +28,7 @@ typedef struct mb_moe_quantize_args {
     int32_t per_tensor;
     mb_dtype dtype;
 } mb_moe_quantize_args;
+mb_status mb_moe_quantize_sm90(const mb_moe_quantize_args *args, mb_stream stream);
 
 /* All that comes before the experts, in as few launches as the size allows (one for a few tokens): the
  * router, the plan, x to fp8, and counters that the experts' kernel wants to be 0. */

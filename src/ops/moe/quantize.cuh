@@ -69,6 +69,4 @@ static inline unsigned quantize_ctas(const quantize_params *params, unsigned n_t
     return wanted < FULL_GPU_THREADS / n_threads ? wanted : FULL_GPU_THREADS / n_threads;
 }
 
-extern "C" mb_status mb_moe_quantize_sm90(const mb_moe_quantize_args *args, mb_stream stream);
-
 #endif

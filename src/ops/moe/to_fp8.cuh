@@ -10,15 +10,18 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+static __device__ __forceinline__ void unpack(uint32_t packed, int is_f16, float *v) {
+    const float2 pair = is_f16 ? __half22float2(*(const __half2 *)&packed)
+                               : __bfloat1622float2(*(const __nv_bfloat162 *)&packed);
+    v[0] = pair.x;
+    v[1] = pair.y;
+}
+
 static __device__ __forceinline__ void widen(uint4 packed, int is_f16, float (&v)[8]) {
-    const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float2 pair = is_f16 ? __half22float2(*(const __half2 *)&pairs[i])
-                                   : __bfloat1622float2(*(const __nv_bfloat162 *)&pairs[i]);
-        v[2 * i] = pair.x;
-        v[2 * i + 1] = pair.y;
-    }
+    unpack(packed.x, is_f16, v);
+    unpack(packed.y, is_f16, v + 2);
+    unpack(packed.z, is_f16, v + 4);
+    unpack(packed.w, is_f16, v + 6);
 }
 
 /* The largest size of a unit, eight of whose values this lane holds. */
@@ -38,19 +41,41 @@ static __device__ __forceinline__ float scale_of_unit(float largest) {
     return largest > 0 ? __fdiv_rn(largest, 448.0f) : 1.0f;
 }
 
-/* Both ways to the quotient give IEEE's bits. One step from a rounded reciprocal does for values of 11 bits
- * of mantissa and any scale (all 2^33 pairs were tried), unless something overflows or gets subnormal; the
- * general division takes three times as long as the memory does. */
+/* The quotient with IEEE's bits, one step from a rounded reciprocal: that does for values of 11 bits of
+ * mantissa and any scale (all 2^33 pairs were tried), unless something overflows or gets subnormal. */
+static __device__ __forceinline__ float refined_quotient(float v, float scale, float reciprocal) {
+    const float about = v * reciprocal;
+    const float excess = __fmaf_rn(about, scale, -v);
+    return __fmaf_rn(-excess, reciprocal, about);
+}
+
+/* What divides a unit's values by its own scale, amax / 448, without a branch: a power of two brings both
+ * away from the ends of the range. An infinite scale leaves 0, and NaN of what is infinite itself. */
+typedef struct unit_divisor {
+    float factor, scale, reciprocal;
+} unit_divisor;
+
+static __device__ __forceinline__ unit_divisor divisor_of_unit(float scale) {
+    unit_divisor d;
+    d.factor = scale < 0x1p-90f ? 0x1p100f : scale > 0x1p90f ? 0x1p-100f : 1.0f;
+    const int is_finite = scale <= 0x1.fffffep127f;
+    d.scale = is_finite ? scale * d.factor : 1.0f;
+    d.reciprocal = is_finite ? __frcp_rn(d.scale) : 0.0f;
+    return d;
+}
+
+static __device__ __forceinline__ float quotient_in_unit(float v, unit_divisor d) {
+    return refined_quotient(v * d.factor, d.scale, d.reciprocal);
+}
+
+/* By any scale. The general division takes three times as long as the memory does. */
 static __device__ __forceinline__ uint2 divide_to_e4m3(const float (&v)[8], float scale, int is_tame) {
     float q[8];
     if (is_tame) {
         const float reciprocal = __frcp_rn(scale);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float about = v[i] * reciprocal;
-            const float excess = __fmaf_rn(about, scale, -v[i]);
-            q[i] = __fmaf_rn(-excess, reciprocal, about);
-        }
+        for (int i = 0; i < 8; i++)
+            q[i] = refined_quotient(v[i], scale, reciprocal);
     } else {
 #pragma unroll
         for (int i = 0; i < 8; i++)

@@ -90,7 +90,13 @@ def style(who, i_ours, i_other):
 
 
 def shorten(values):
-    return [f"{v // 1024}k" if v >= 1024 and v % 1024 == 0 else str(v) for v in values]
+    """Labels of rising values on a logarithmic axis; none where it would lie on the one before."""
+    labels, last = [], 0
+    for v in values:
+        fits = v >= 1.6 * last
+        labels.append("" if not fits else f"{v // 1024}k" if v >= 1024 and v % 1024 == 0 else str(v))
+        last = v if fits else last
+    return labels
 
 
 def draw(rows, path):

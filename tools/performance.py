@@ -32,8 +32,8 @@ def newest_rows():
     return tables
 
 
-# Dtypes that stand side by side: the same weights in memory, computed in several ways.
-MOE_FAMILIES = {"bf16": ["bf16"], "fp16": ["fp16"], "fp8": ["fp8_block", "fp8_tensor", "fp8_row"], "fp32": ["tf32", "fp32"]}
+# Dtypes that stand side by side: the same floor.
+MOE_FAMILIES = {"bf16": ["bf16"], "fp16": ["fp16"], "fp8": ["fp8_block", "fp8_tensor", "fp8_row"], "tf32": ["tf32"], "fp32": ["fp32"]}
 
 
 def moe_picture(card, family, shape):

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """
-Where the time of one mb_moe_forward goes: when each of its kernels starts and ends, and what Nsight Compute counts in it.
+Where the time of one mb_moe_forward goes: when each kernel starts and ends, and what Nsight Compute counts in it.
 
-    python bench/moe_profile.py --json bench/results/h100-80gb-hbm3/moe_profile.jsonl    both, needs a GPU and ncu
-    python bench/moe_profile.py page bench/results/h100-80gb-hbm3/moe_profile.jsonl      draws docs/img/moe-timeline.png, and
-                                                                   writes the tables of docs/findings/moe-profile.md
+    python bench/moe_profile.py --json FILE    measures both and appends the rows; needs a GPU and ncu
+    python bench/moe_profile.py page FILE      draws docs/img/moe-timeline.png, writes docs/findings/moe-profile.md's tables
+
+FILE is bench/results/<card>/moe_profile.jsonl.
 
 Times are those of a CUDA graph's replay with L2 flushed before it, traced by torch.profiler: the middle of 7. Counters are
 of another run, in which ncu runs one kernel after another and each many times; it is told to leave the clocks alone.
@@ -38,7 +39,7 @@ METRICS = {
     "l2_pct": ("lts__throughput.avg.pct_of_peak_sustained_elapsed", 1),
     "sm_pct": ("sm__throughput.avg.pct_of_peak_sustained_elapsed", 1),
     "tensor_pct": ("sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed", 1),
-    "gmma_pct": ("sm__inst_executed_pipe_tensor_op_gmma.avg.pct_of_peak_sustained_elapsed", 1),
+    "mhz": ("sm__cycles_elapsed.avg.per_second", 1e-6),
     "issue_pct": ("sm__inst_issued.avg.pct_of_peak_sustained_elapsed", 1),
     "warps_pct": ("sm__warps_active.avg.pct_of_peak_sustained_active", 1),
     "registers": ("launch__registers_per_thread", 1),
@@ -124,7 +125,7 @@ def bar(event, begin):
 
 
 def timelines(folder):
-    """(dtype, shape, figures) of each case: its kernels' names, starts and ends in us, and its time when nobody traces."""
+    """(dtype, shape, figures) of each case: its kernels with start and end in us, and its time when nobody traces."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -248,16 +249,20 @@ def working_times(kernels):
 
 
 def table(trace, counts):
-    shape, figures = trace["shape"], trace
-    yield ("### T = {T}, H {H}, I {I}, E {E}, K {K}: ".format(**shape)
-           + f"{trace['dtype']}, {figures['us']:,.1f} µs, floor {figures['floor_us']:,.1f}")  # fmt: skip
+    shape = trace["shape"]
+    title = "### T = {T}, H {H}, I {I}, E {E}, K {K}: {dtype}, ".format(**shape, dtype=trace["dtype"])
+    yield title + f"{trace['us']:,.1f} µs, floor {trace['floor_us']:,.1f}"
     yield ""
-    yield "| kernel | µs | CTAs x threads | registers | DRAM GB/s | of peak | L2 | tensor cores | issue slots | warps wait for |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    columns = "kernel | µs | CTAs x threads | registers | DRAM MB | DRAM | L2 | tensor cores | issue slots | warps wait for"
+    yield f"| {columns} |"
+    yield "|---" * 10 + "|"
     for name, _, begin, end in working_times(trace["kernels"]):
         r = counts.get((shape["T"], trace["dtype"], name), {})
-        waits = ", ".join(f"{reason.replace('_', ' ')} {share}" for reason, share in list(r.get("stalls_pct", {}).items())[:3])
-        cells = [f"{r['ctas']} x {r['threads']}", f"{r['registers']}", f"{r['dram_gbps']:,}"] if r else ["-"] * 3
+        stalls = {k: v for k, v in r.get("stalls_pct", {}).items() if k not in ("selected", "not_selected")}
+        waits = ", ".join(f"{reason.replace('_', ' ')} {stalls[reason]}" for reason in list(stalls)[:3])
+        cells = ["-"] * 3
+        if r:
+            cells = [f"{r['ctas']:,} x {r['threads']}", str(r["registers"]), f"{r['read_mb'] + r['write_mb']:,.1f}"]
         cells += [f"{r[key]:.0f} %" if key in r else "-" for key in ("dram_pct", "l2_pct", "tensor_pct", "issue_pct")]
         yield f"| {name} | {end - begin:,.1f} | {' | '.join(cells)} | {waits} |"
     yield ""
@@ -271,9 +276,8 @@ def write_tables(traces, counts):
     PAGE.write_text("".join([before, PAGE_MARKS[0], "\n", *(line + "\n" for line in lines), PAGE_MARKS[1], after]))
 
 
-def draw_bars(axes, row, top):
-    """A kernel a line, downwards from `top`. Pale: its CTAs are there and wait for the kernel before. Gives the next top."""
-    span = row["kernels"][-1][2]
+def draw_bars(axes, row, top, span):
+    """A kernel a line, from `top` downwards; pale while it waits for the kernel before. Gives the next top."""
     for i, (name, start, works_from, end) in enumerate(working_times(row["kernels"])):
         colour = ROLES[name][0]
         axes.barh(top - i, works_from - start, left=start, height=0.72, color=colour, alpha=0.28, linewidth=0)
@@ -302,10 +306,11 @@ def draw(traces):
     used = {}
     panels = figure.subplots(len(lines), 1, squeeze=False, height_ratios=[n + 1.5 for n in lines])[:, 0]
     for axes, t in zip(panels, token_counts):
-        top, places = 0, []
-        for row in (traces[t, d] for d in dtypes if (t, d) in traces):
-            below = draw_bars(axes, row, top)
-            places.append(((top + below + 1) / 2, f"{row['dtype']}\n{row['us']:,.0f} µs"))
+        top, places, rows = 0, [], [traces[t, d] for d in dtypes if (t, d) in traces]
+        span = max(row["kernels"][-1][2] for row in rows)
+        for row in rows:
+            below = draw_bars(axes, row, top, span)
+            places.append(((top + below + 1) / 2, f"{row['dtype']}\n{row['us']:,.{1 if row['us'] < 100 else 0}f} µs"))
             top = below - 0.5
             used.update(ROLES[name] for name, *_ in row["kernels"])
         layer = "H {H}, I {I}, {E} experts, top {K}".format(**row["shape"])
@@ -313,7 +318,7 @@ def draw(traces):
         axes.set_yticks([place for place, _ in places], [label for _, label in places], fontsize=9)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=8)
-        axes.set_xlim(0, 1.15 * max(traces[t, d]["kernels"][-1][2] for d in dtypes if (t, d) in traces))
+        axes.set_xlim(0, 1.15 * span)
         axes.set_axisbelow(True)
         axes.grid(True, axis="x", color="#DDDDDD", linewidth=0.7)
         axes.spines[["top", "right", "left"]].set_visible(False)

@@ -9,9 +9,10 @@
  * the queue, so the wait ends.
  *
  * The product is computed transposed (swap-AB): rows of the weights are wgmma's M, tokens are its N, so a
- * tile of few tokens costs few tokens' work. Roles:
+ * tile of few tokens costs few tokens' work. (Large tiles of block-scaled fp8: the other way round.) Roles:
  *
  *   the first warpgroups   multiply 64 or 128 weight rows each, activate, stage      experts_consume.cuh
+ *                          (large tiles of block-scaled fp8: 64 tokens each)         experts_consume_tokens
  *   the next, warp 0       takes items, writes them to a ring for the others, streams weights (TMA)
  *             warps 1 - 3  gather token rows by index (cp.async), swizzled as TMA would
  *   the last               stores finished tiles while the next one is multiplied    experts_store.cuh

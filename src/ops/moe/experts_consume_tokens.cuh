@@ -117,9 +117,8 @@ static __device__ __forceinline__ void emit_tokens(const gemm_params *g, const i
         low = token < work->n_rows ? g->row_weight[work->first_row + token] : 0;
         high = token + 8 < work->n_rows ? g->row_weight[work->first_row + token + 8] : 0;
     }
-    /* stmatrix: lanes 0 - 7 name the places of 8 tokens' first eight outputs, 8 - 15 of the next 8 tokens',
-     * 16
-     * - 31 of the next eight outputs */
+    /* stmatrix: lanes 0 to 7 name the places of 8 tokens' first eight outputs, 8 to 15 those of the next 8
+     * tokens; the other lanes the next eight outputs' */
     const int to_token = warp_token + lane % 16;
     const uint32_t to = staging + to_token * ROW_BYTES;
 #pragma unroll

@@ -55,6 +55,20 @@ static __device__ __forceinline__ void mb_mbarrier_arrive_expect(uint64_t *barri
                  : "memory");
 }
 
+/* A value into the same place of the CTA of that rank in the cluster; its four bytes are counted on its
+ * barrier. */
+static __device__ __forceinline__ void mb_store_async_cluster(int32_t *to, uint64_t *full, uint32_t cta_rank,
+                                                              int32_t value) {
+    asm volatile("{\n"
+                 ".reg .b32 place, barrier;\n"
+                 "mapa.shared::cluster.u32 place, %0, %2;\n"
+                 "mapa.shared::cluster.u32 barrier, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [place], %3, [barrier];\n"
+                 "}" ::"r"(mb_shared_address(to)),
+                 "r"(mb_shared_address(full)), "r"(cta_rank), "r"(value)
+                 : "memory");
+}
+
 /* Returns when the phase of that parity is complete. A fresh barrier passes a wait for parity 1. */
 static __device__ __forceinline__ void mb_mbarrier_wait(uint64_t *barrier, uint32_t parity) {
     asm volatile("{\n"

@@ -3,10 +3,10 @@
  * (mb_grouped_gemm runs the first of them alone.)
  *
  * Work items: for every token tile of the plan each piece (weight_rows rows) of w13, then for every token
- * tile each piece of w2. CTAs take items from a counter, so they stay busy whatever the experts' sizes are,
- * and the weights of w2 begin to stream while the last pieces of w13 are still multiplied. An item of w2
- * waits until all pieces of its token tile's intermediate are written (`ready`); those items came earlier in
- * the queue, so the wait ends.
+ * tile each piece of w2. CTAs, or pairs of them, take items from a counter, so they stay busy whatever the
+ * experts' sizes are, and the weights of w2 begin to stream while the last pieces of w13 are still
+ * multiplied. An item of w2 waits until all pieces of its token tile's intermediate are written (`ready`);
+ * those items came earlier in the queue, so the wait ends.
  *
  * The product is computed transposed (swap-AB): rows of the weights are wgmma's M, tokens are its N, so a
  * tile of few tokens costs few tokens' work. (Large tiles of block-scaled fp8: the other way round.) Roles:
@@ -55,17 +55,36 @@ static __device__ __forceinline__ item decode(const experts_params *p, int32_t i
     return work;
 }
 
+/* The index of the next item, from the counter, or of a pair's second CTA from the first. */
+template <int n_ctas, class shared>
+static __device__ __forceinline__ int32_t next_index(shared *s, int rank, int32_t taken, cursor *given) {
+    int32_t index = gridDim.x / n_ctas + taken;
+    if constexpr (n_ctas > 1) {
+        if (rank == 0) {
+            mb_mbarrier_wait(&s->index_empty[given->at], given->parity ^ 1);
+            mb_store_async_cluster(&s->index[given->at], &s->index_full[given->at], 1, index);
+        } else {
+            mb_mbarrier_arrive_expect(&s->index_full[given->at], sizeof(int32_t));
+            mb_mbarrier_wait(&s->index_full[given->at], given->parity);
+            index = s->index[given->at];
+            mb_mbarrier_arrive_cluster_n(&s->index_empty[given->at], 0, 1);
+        }
+        advance<2>(given);
+    }
+    return index;
+}
+
 template <int kind, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void stream_weights(const experts_params *p, shared *s, int rank) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    constexpr int k_step = traits<kind>::k_step;
     constexpr int my_rows =
         weight_rows / n_ctas; /* the CTAs of a cluster load a part each, for all of them */
     constexpr int stage_bytes = weight_rows * ROW_BYTES;
     unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
-    cursor stage = {0, 1}, ring = {0, 1};
+    cursor stage = {0, 1}, ring = {0, 1}, given = {0, 0};
     const int32_t n_token_tiles = *p->n_tiles;
-    int32_t index = blockIdx.x / n_ctas;
-    item work = decode(p, index, n_token_tiles);
+    item work = decode(p, blockIdx.x / n_ctas, n_token_tiles);
     for (;;) {
         item mine = work;
         if (n_ctas > 1) {
@@ -82,28 +101,30 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
         if (work.gemm == NO_MORE)
             break;
 
-        if (n_ctas > 1)
-            index += gridDim.x / n_ctas;
-        else
-            index = gridDim.x + atomicAdd(p->next_item, 1);
-        const item next = decode(p, index, n_token_tiles);
         const gemm_params *g = &p->gemm[work.gemm];
-        const int32_t k_size = g->k_size;
         const int32_t row_group = (work.piece * weight_rows + rank * my_rows) / (g->gated ? 16 : 8);
-        for (int32_t k = 0; k < k_size; k += traits<kind>::k_step) {
-            mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
-            mb_mbarrier_arrive_expect(&s->full[stage.at], stage_bytes);
-            if constexpr (n_ctas > 1)
-                mb_tma_load_5d_multicast(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at],
-                                         (1 << n_ctas) - 1, k, 0, 0, row_group, work.expert);
-            else if (p->read_once)
-                mb_tma_load_5d_evict_first(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at], k, 0,
-                                           0, row_group, work.expert);
-            else
-                mb_tma_load_5d(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at], k, 0, 0,
-                               row_group, work.expert);
-            advance<n_stages>(&stage);
-        }
+        const auto load_steps = [&](int32_t begin, int32_t end) {
+            for (int32_t k = begin; k < end; k += k_step) {
+                mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
+                mb_mbarrier_arrive_expect(&s->full[stage.at], stage_bytes);
+                if constexpr (n_ctas > 1)
+                    mb_tma_load_5d_multicast(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at],
+                                             (1 << n_ctas) - 1, k, 0, 0, row_group, work.expert);
+                else if (p->read_once)
+                    mb_tma_load_5d_evict_first(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at],
+                                               k, 0, 0, row_group, work.expert);
+                else
+                    mb_tma_load_5d(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at], k, 0, 0,
+                                   row_group, work.expert);
+                advance<n_stages>(&stage);
+            }
+        };
+        /* The counter takes its time: the next item is looked at when all stages have been asked for. */
+        const int32_t taken = rank == 0 ? atomicAdd(p->next_item, 1) : 0;
+        const int32_t k_first = min(g->k_size, n_stages * k_step);
+        load_steps(0, k_first);
+        const item next = decode(p, next_index<n_ctas>(s, rank, taken, &given), n_token_tiles);
+        load_steps(k_first, g->k_size);
         work = next;
     }
     mb_grid_launch_dependents();
@@ -224,6 +245,10 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
         for (int i = 0; i < RING; i++) {
             mb_mbarrier_init(&s->ring_full[i], 1);
             mb_mbarrier_init(&s->ring_empty[i], GATHER_THREADS + STORE_THREADS + n_groups * WARPGROUP);
+        }
+        for (int i = 0; i < 2; i++) {
+            mb_mbarrier_init(&s->index_full[i], 1);
+            mb_mbarrier_init(&s->index_empty[i], 1);
         }
         for (int i = 0; i < shared::n_rounds; i++) {
             mb_mbarrier_init(&s->staged_full[i], n_groups * WARPGROUP);

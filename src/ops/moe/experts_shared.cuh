@@ -65,7 +65,9 @@ template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages>
     uint64_t full[n_stages], empty[n_stages];
     uint64_t staged_full[n_rounds], staged_empty[n_rounds];
     uint64_t ring_full[RING], ring_empty[RING];
-    int32_t n_done; /* the storing warps': pieces of a block before this one */
+    uint64_t index_full[2], index_empty[2];
+    int32_t index[2]; /* of items, from the CTA of a pair that takes them to the other */
+    int32_t n_done;   /* the storing warps': pieces of a block before this one */
     item ring[RING];
 };
 

@@ -212,11 +212,12 @@ extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, i
         return mb_fail(MB_ERR_CAPACITY, "moe_forward: workspace of %zu bytes, %zu are needed",
                        workspace ? workspace_bytes : 0, steps.workspace_bytes);
     MB_TRY(mb_moe_front_sm90(&steps.front, steps.front_workspace, steps.front_workspace_bytes, stream));
-    if (is_exact(args))
+    if (is_exact(args)) {
         MB_TRY(run_exact(&steps, stream));
-    else
-        MB_TRY(mb_moe_experts_sm90(&steps.experts, stream));
-    return mb_moe_reduce_sm90(&steps.reduce, stream);
+        return mb_moe_reduce_sm90(&steps.reduce, stream);
+    }
+    MB_TRY(mb_moe_experts_sm90(&steps.experts, stream));
+    return mb_moe_reduce_experts_sm90(&steps.reduce, stream);
 }
 
 static int pick(const mb_moe_forward_args *args) {

@@ -87,6 +87,9 @@ typedef struct mb_moe_experts_args {
 mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream);
 
 mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream);
+/* The same behind mb_moe_experts_sm90, which reads token_row and weights no more than the reduction writes
+ * them. */
+mb_status mb_moe_reduce_experts_sm90(const mb_moe_reduce_args *args, mb_stream stream);
 
 size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args);
 mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,

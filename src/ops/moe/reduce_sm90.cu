@@ -71,36 +71,57 @@ static __device__ __forceinline__ void store(void *out, int64_t at, const float 
         to[i] = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
 }
 
-/* The next n of the token's choices: all loads first. */
-template <class y_type, int n>
-static __device__ __forceinline__ void add_rows(float *sum, const y_type *y, int32_t hidden,
-                                                const int32_t *token_row, const float *weights) {
+/* n of a token's choices. */
+template <int n> struct choices {
     int32_t rows[n];
-    float scales[n];
-    uint4 values[n];
+    float weights[n];
+};
+
+template <int n>
+static __device__ __forceinline__ choices<n> load_choices(const int32_t *token_row, const float *weights) {
+    choices<n> c;
 #pragma unroll
     for (int i = 0; i < n; i++) {
-        rows[i] = token_row[i];
-        scales[i] = weights[i];
+        c.rows[i] = token_row[i];
+        c.weights[i] = weights[i];
     }
-#pragma unroll
-    for (int i = 0; i < n; i++)
-        values[i] = rows[i] >= 0 ? *(const uint4 *)(y + (int64_t)rows[i] * hidden) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-    for (int i = 0; i < n; i++)
-        add_scaled<y_type>(sum, values[i], rows[i] >= 0 ? scales[i] : 0);
+    return c;
 }
 
+/* All loads first. */
+template <class y_type, int n>
+static __device__ __forceinline__ void add_rows(float *sum, const y_type *y, int32_t hidden,
+                                                const choices<n> &c) {
+    uint4 values[n];
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        values[i] =
+            c.rows[i] >= 0 ? *(const uint4 *)(y + (int64_t)c.rows[i] * hidden) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        add_scaled<y_type>(sum, values[i], c.rows[i] >= 0 ? c.weights[i] : 0);
+}
+
+/* choices_are_ready: token_row and weights are older than the kernel in front of this one, so that they can
+ * be read before its end. */
 template <class y_type, class out_type>
-static __global__ void __launch_bounds__(THREADS) reduce(const __grid_constant__ mb_moe_reduce_args args) {
+static __global__ void __launch_bounds__(THREADS)
+    reduce(const __grid_constant__ mb_moe_reduce_args args, int choices_are_ready) {
     constexpr int COLUMNS = columns_of<y_type>;
     mb_grid_launch_dependents();
-    mb_grid_wait();
     const int32_t ctas_per_token = (args.hidden + THREADS * COLUMNS - 1) / (THREADS * COLUMNS);
     const int64_t token = blockIdx.x / ctas_per_token;
     const int32_t column = (blockIdx.x % ctas_per_token * THREADS + threadIdx.x) * COLUMNS;
+    const int32_t *token_row = args.token_row + token * args.top_k;
+    const float *weights = args.weights + token * args.top_k;
+    choices<8> first = {};
+    if (choices_are_ready && args.top_k >= 8)
+        first = load_choices<8>(token_row, weights);
+    mb_grid_wait();
     if (column >= args.hidden)
         return;
+    if (!choices_are_ready && args.top_k >= 8)
+        first = load_choices<8>(token_row, weights);
     const y_type *y = (const y_type *)args.y + column;
     const int64_t at = token * args.hidden + column;
 
@@ -109,21 +130,23 @@ static __global__ void __launch_bounds__(THREADS) reduce(const __grid_constant__
         add_term<out_type>(sum, args.residual, at);
     if (args.shared)
         add_term<out_type>(sum, args.shared, at);
-    const int32_t *token_row = args.token_row + token * args.top_k;
-    const float *weights = args.weights + token * args.top_k;
     int k = 0;
+    if (args.top_k >= 8) {
+        add_rows<y_type, 8>(sum, y, args.hidden, first);
+        k = 8;
+    }
     for (; k + 8 <= args.top_k; k += 8)
-        add_rows<y_type, 8>(sum, y, args.hidden, token_row + k, weights + k);
+        add_rows<y_type, 8>(sum, y, args.hidden, load_choices<8>(token_row + k, weights + k));
     if (args.top_k & 4) {
-        add_rows<y_type, 4>(sum, y, args.hidden, token_row + k, weights + k);
+        add_rows<y_type, 4>(sum, y, args.hidden, load_choices<4>(token_row + k, weights + k));
         k += 4;
     }
     if (args.top_k & 2) {
-        add_rows<y_type, 2>(sum, y, args.hidden, token_row + k, weights + k);
+        add_rows<y_type, 2>(sum, y, args.hidden, load_choices<2>(token_row + k, weights + k));
         k += 2;
     }
     if (args.top_k & 1)
-        add_rows<y_type, 1>(sum, y, args.hidden, token_row + k, weights + k);
+        add_rows<y_type, 1>(sum, y, args.hidden, load_choices<1>(token_row + k, weights + k));
     store<out_type>(args.out, at, sum);
 }
 
@@ -160,7 +183,7 @@ static mb_status check(const mb_moe_reduce_args *args) {
 }
 
 template <class y_type, class out_type>
-static mb_status launch(const mb_moe_reduce_args *args, mb_stream stream) {
+static mb_status launch(const mb_moe_reduce_args *args, int choices_are_ready, mb_stream stream) {
     constexpr int32_t columns_per_cta = THREADS * columns_of<y_type>;
     const int64_t ctas_per_token = (args->hidden + columns_per_cta - 1) / columns_per_cta;
     if (args->n_tokens > INT32_MAX / ctas_per_token)
@@ -170,21 +193,30 @@ static mb_status launch(const mb_moe_reduce_args *args, mb_stream stream) {
     cudaLaunchAttribute attributes[2];
     mb_launch_config(&config, attributes, dim3((unsigned)(args->n_tokens * ctas_per_token)), THREADS, 0,
                      stream);
-    cudaError_t error = cudaLaunchKernelEx(&config, reduce<y_type, out_type>, *args);
+    cudaError_t error = cudaLaunchKernelEx(&config, reduce<y_type, out_type>, *args, choices_are_ready);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_reduce: launch failed: %s", cudaGetErrorString(error));
     return MB_OK;
 }
 
-extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream) {
+static mb_status launch_any(const mb_moe_reduce_args *args, int choices_are_ready, mb_stream stream) {
     MB_TRY(check(args));
     if (args->n_tokens == 0)
         return MB_OK;
     if (args->dtype == MB_F32)
-        return launch<float, float>(args, stream);
+        return launch<float, float>(args, choices_are_ready, stream);
     if (args->dtype == MB_BF16)
-        return args->out_dtype == MB_BF16 ? launch<__nv_bfloat16, __nv_bfloat16>(args, stream)
-                                          : launch<__nv_bfloat16, float>(args, stream);
-    return args->out_dtype == MB_F16 ? launch<__half, __half>(args, stream)
-                                     : launch<__half, float>(args, stream);
+        return args->out_dtype == MB_BF16
+                   ? launch<__nv_bfloat16, __nv_bfloat16>(args, choices_are_ready, stream)
+                   : launch<__nv_bfloat16, float>(args, choices_are_ready, stream);
+    return args->out_dtype == MB_F16 ? launch<__half, __half>(args, choices_are_ready, stream)
+                                     : launch<__half, float>(args, choices_are_ready, stream);
+}
+
+extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream) {
+    return launch_any(args, 0, stream);
+}
+
+extern "C" mb_status mb_moe_reduce_experts_sm90(const mb_moe_reduce_args *args, mb_stream stream) {
+    return launch_any(args, 1, stream);
 }

@@ -8,15 +8,17 @@
  * poisoned outputs and workspace: the plan and the router exactly against the host, the output of up to
  * SAMPLES tokens against naive kernels, every element written, the second run bitwise equal to the first, the
  * forward that routes by itself bitwise equal to the one that is given ids, three tokens alone bitwise equal
- * to the same tokens among all, and all tile rows bitwise equal to each other. fp8 is judged against a
- * reference that quantises x and h the same way; how far it is from one that does not is printed too. Then no
- * tokens and wrong arguments. The forward given router logits is timed as a graph's replay (timing.cuh). Exit
- * status 1 when anything is wrong.
+ * to the same tokens among all, and all tile rows bitwise equal to each other; of few tokens also with ids
+ * that repeat, and layers one after another in a graph. fp8 is judged against a reference that quantises x
+ * and h the same way; how far it is from one that does not is printed too. Then no tokens and wrong
+ * arguments. The forward given router logits is timed as a graph's replay (timing.cuh). Exit status 1 when
+ * anything is wrong.
  *
  * --check times nothing, --small leaves out the cases that are timed (for compute-sanitizer), --bare poisons
  * nothing (for its initcheck), --picked runs only the tile row that the operator would choose, --parts times
  * the forward's kernels one after another, --musts prints what must be reached beside each time.
  */
+#include "moe_few_checks.cuh"
 #include "moe_host_checks.cuh"
 #include "moe_musts.cuh"
 #include "moe_refusals.cuh"
@@ -64,6 +66,12 @@ static const shape shapes[] = {
     {97, 3072, 1536, 160, 6, 128, ONE(BF16), MB_ACT_SWIGLU, RANDOM, 0},
     {41, 1424, 656, 5, 3, 32, 0, MB_ACT_SWIGLU, RANDOM, BIAS | F16_BESIDE_FP8},
     {19, 656, 1296, 3, 2, 128, 0, MB_ACT_GEGLU, RANDOM, RESIDUAL},
+    {4, 80, 40, 128, 8, 128, 0, MB_ACT_SWIGLU, RANDOM, BIAS | BF16_LOGITS | F16_BESIDE_FP8},
+    {3, 96, 48, 160, 6, 64, 0, MB_ACT_SWIGLU, SHARD, RESIDUAL | TOPK_SOFTMAX},
+    {2, 64, 32, 256, 16, 128, 0, MB_ACT_SWIGLU, RANDOM, NAN_LOGITS | NO_RENORMALIZE},
+    {4, 144, 104, 9, 4, 128, 0, MB_ACT_GEGLU, SAME_EXPERTS, SHARED},
+    {1, 64, 32, 16, 4, 128, 0, MB_ACT_SWIGLU, SHARD, RESIDUAL | NAN_LOGITS}, /* no expert is ours */
+    {2, 64, 32, 300, 3, 128, 0, MB_ACT_SWIGLU, RANDOM, 0},
 };
 
 /* The operator's own choice, where there are no tile rows to choose from (fp32). */
@@ -312,6 +320,10 @@ static void run_case(const kind *k, const shape *s, uint64_t seed, const options
             if (o->picked ? tile == picked : suits(&p, tile))
                 run_tile(&p, tile, ids, offsets, o, flush, card);
     check_own_choice(&p, !o->bare);
+    if (s->T <= 4 && !s->timed && k->math != MB_F32_EXACT) {
+        check_repeated_ids(&p, !o->bare);
+        check_chain(&p);
+    }
     if (s->features & BIAS) {
         check_no_tokens(&p);
         check_refusals(&p);

@@ -138,7 +138,7 @@ static __device__ __forceinline__ uint32_t row_scale_at(const gemm_params *g, co
     const int32_t n_rows = (g->gated ? 2 : 1) * g->width;
     const int32_t row = g->gated ? work->piece * weight_rows / 2 + i / 2 * 8 + i % 2 * g->width
                                  : work->piece * weight_rows + i * 8;
-    return (uint32_t)((work->expert * g->expert_scale_rows + min(row, n_rows - 1) / g->scale_rows) *
+    return (uint32_t)((work->expert * g->expert_scale_rows + (min(row, n_rows - 1) >> g->scale_shift)) *
                       g->k_blocks);
 }
 
@@ -150,9 +150,8 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
     constexpr int n_scale_passes = (cta_tokens + GATHER_THREADS - 1) / GATHER_THREADS;
     const int thread = threadIdx.x % WARPGROUP - 32;
     const int chunk = thread % 8, my_row = thread / 8; /* of a pass: 16 bytes of one row */
-    /* A pass is 12 rows, so a lane's place in the swizzle has two values in turns. */
-    const uint32_t even = my_row * ROW_BYTES + (chunk ^ (my_row % 8)) * 16;
-    const uint32_t odd = my_row * ROW_BYTES + (chunk ^ ((my_row + GATHER_ROWS) % 8)) * 16;
+    static_assert(GATHER_ROWS % 8 == 4, "a lane's place in the swizzle has two values in turns");
+    const uint32_t place = my_row * ROW_BYTES + (chunk ^ (my_row % 8)) * 16;
     cursor stage = {0, 1}, ring = {0, 0};
     for (;;) {
         const item work = next_item(s, &ring);
@@ -175,7 +174,10 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
             if constexpr (kind == KIND_FP8_BLOCK)
                 a_scale += (int64_t)work.first_row * g->k_blocks;
         }
-        uint32_t rows[n_passes], scale_rows[n_scale_passes], row_scale = 0;
+        if constexpr (shared::by_tokens) /* (kept in a register, it spills) */
+            if (thread < weight_rows / 8)
+                s->row_scale_at[thread] = row_scale_at(g, &work, weight_rows, thread);
+        uint32_t rows[n_passes], scale_rows[n_scale_passes];
 #pragma unroll
         for (int i = 0; i < n_passes; i++) {
             const int32_t r = my_row + i * GATHER_ROWS;
@@ -189,8 +191,6 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                     (g->row_index && r < work.n_rows ? g->row_index[work.first_row + r] : r) * g->k_blocks;
             }
         }
-        if constexpr (shared::by_tokens)
-            row_scale = row_scale_at(g, &work, weight_rows, thread);
 #pragma unroll 1
         for (int32_t k = 0; k < k_size; k += traits<kind>::k_step) {
             mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
@@ -201,7 +201,7 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
 #pragma unroll
             for (int i = 0; i < n_passes; i++)
                 if (my_row + i * GATHER_ROWS < work.n_rows)
-                    mb_cp_async_16(to + i * GATHER_ROWS * ROW_BYTES + (i % 2 ? odd : even), from + rows[i],
+                    mb_cp_async_16(to + i * GATHER_ROWS * ROW_BYTES + (place ^ i % 2 * 64), from + rows[i],
                                    n_bytes);
             if constexpr (kind == KIND_FP8_BLOCK) {
 #pragma unroll
@@ -215,7 +215,7 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
             if constexpr (shared::by_tokens)
                 if (thread < weight_rows / 8)
                     mb_cp_async_4(mb_shared_address(&s->row_scale[stage.at][thread]),
-                                  g->b_scale + row_scale + k / SCALE_BLOCK);
+                                  g->b_scale + s->row_scale_at[thread] + k / SCALE_BLOCK);
             mb_cp_async_arrive(&s->full[stage.at]);
             advance<n_stages>(&stage);
         }
@@ -287,7 +287,11 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
                 const item *work = wait_item(s, &ring);
                 if (work->gemm == NO_MORE)
                     break;
-                consume_tokens<n_ctas>(&p, s, group, work, &stage, &staged);
+                if (work->n_rows <= shared::few_tokens)
+                    consume_rounded<kind, FEW_TOKENS / 2, FEW_TOKENS, n_groups, n_blocks, n_ctas>(
+                        &p, s, group, work, &stage, &staged);
+                else
+                    consume_tokens<n_ctas>(&p, s, group, work, &stage, &staged);
                 release_item(s, &ring);
             } else {
                 const item work = next_item(s, &ring);

@@ -308,7 +308,7 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
     const gemm_params *g = &p->gemm[work->gemm];
     const int32_t tile_outputs = n_groups * n_blocks * (g->gated ? 32 : 64);
     const int32_t first_output = work->piece * tile_outputs;
-    const rounds r = rounds_of<kind, shared>(g, tile_outputs);
+    const rounds r = rounds_of<kind, shared>(g, work, tile_outputs);
 
     /* They must be set although the first wgmma could ignore them: left uninitialised, ptxas keeps those of
      * all token counts alive at once, and spills. */
@@ -325,8 +325,8 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
         for (int m = 0; m < n_blocks; m++) {
             const block_rows rows = rows_of(g, first_output, m * n_groups + group);
             const int32_t scale_row = work->expert * g->expert_scale_rows;
-            scale_low[m] = (scale_row + min(rows.low, rows.n_rows - 1) / g->scale_rows) * g->k_blocks;
-            scale_high[m] = (scale_row + min(rows.high, rows.n_rows - 1) / g->scale_rows) * g->k_blocks;
+            scale_low[m] = (scale_row + (min(rows.low, rows.n_rows - 1) >> g->scale_shift)) * g->k_blocks;
+            scale_high[m] = (scale_row + (min(rows.high, rows.n_rows - 1) >> g->scale_shift)) * g->k_blocks;
         }
         multiply_scaled<n, n_groups, n_blocks, n_ctas>(s, g->b_scale, group, g->k_blocks, r.n_held, scale_low,
                                                        scale_high, stage, sum);

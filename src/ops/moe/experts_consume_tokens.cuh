@@ -241,7 +241,7 @@ static __device__ __forceinline__ void consume_tokens(const experts_params *p, s
 #pragma unroll
         for (int i = 0; i < HALF_SUMS; i++)
             sum[h][i] = 0;
-    if (g->scale_rows == SCALE_BLOCK && (!g->gated || g->width % (HALF / 2) == 0))
+    if (1 << g->scale_shift == SCALE_BLOCK && (!g->gated || g->width % (HALF / 2) == 0))
         multiply_tokens<n_ctas, 1>(s, group, has_tokens, g->k_blocks, stage, sum);
     else
         multiply_tokens<n_ctas, 0>(s, group, has_tokens, g->k_blocks, stage, sum);
@@ -251,7 +251,7 @@ static __device__ __forceinline__ void consume_tokens(const experts_params *p, s
         for (int h = 0; h < 2; h++)
             add_bias(g, work, first_output + h * tile_outputs / 2, sum[h]);
     }
-    const rounds r = rounds_of<KIND_FP8_BLOCK, shared>(g, tile_outputs);
+    const rounds r = rounds_of<KIND_FP8_BLOCK, shared>(g, work, tile_outputs);
 #pragma unroll
     for (int i = 0; i < 4; i++)
         if (i < r.n) {

@@ -42,7 +42,8 @@ typedef struct gemm_params {
     int32_t k_size, k_blocks; /* K, and in blocks of 128 */
     int32_t width;            /* outputs */
     int32_t pieces;           /* of one expert's matrix */
-    int32_t scale_rows, expert_scale_rows; /* weight rows of a scale; scales' rows of an expert */
+    int32_t scale_shift,
+        expert_scale_rows; /* log2 of the weight rows of a scale; scales' rows of an expert */
     int32_t gated, activated, store;
     int32_t out_is_f16;
     mb_dtype bias_dtype;

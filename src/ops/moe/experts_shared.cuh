@@ -22,6 +22,7 @@ enum {
     RING = 6,               /* items handed out ahead */
     TOKEN_STEP_OF_PAIR = 8, /* a pair of CTAs cuts a tile's tokens at multiples of it */
     SCALE_BLOCK = 128,      /* columns of one fp8 scale */
+    FEW_TOKENS = 32,        /* up to so many of a CTA's are wgmma's N in any tile */
 };
 
 enum { GEMM_FIRST, GEMM_SECOND, NO_MORE };
@@ -43,7 +44,8 @@ template <int kind> struct traits {
  * there is room for all of a tile. Tiles of 256 weight rows are staged in rounds:
  *
  * fp8 with block scales (experts_consume_tokens.cuh) has two regions, used in turns: a round is one, 64
- * outputs of 16 bits or 128 of fp8.
+ * outputs of 16 bits or 128 of fp8. Where a CTA has up to FEW_TOKENS of the tile's, all outputs in 16 bits
+ * fit into one: a region is cut into four, and there is one round.
  *
  * The others have no room. They are staged in the stages that their own last steps of K came in, which are
  * given back when they have been stored: 128 outputs a round, the first 64 in the stage's weights, the others
@@ -55,6 +57,7 @@ template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages>
     static constexpr int staged_regions = kind == KIND_TF32 || in_stages ? 0
                                           : by_tokens                    ? 2
                                                                          : weight_rows / 64;
+    static constexpr int few_tokens = by_tokens ? FEW_TOKENS : 0;
     static constexpr int n_rounds = weight_rows == 256 ? 2 : 1; /* that can wait for being stored */
     static constexpr int region_bytes = cta_tokens * ROW_BYTES;
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];
@@ -62,6 +65,7 @@ template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages>
     unsigned char staging[staged_regions > 0 ? staged_regions *region_bytes : 16];
     float token_scale[kind == KIND_FP8_BLOCK ? n_stages : 1][cta_tokens];
     float row_scale[by_tokens ? n_stages : 1][by_tokens ? weight_rows / 8 : 1]; /* of eight rows each */
+    uint32_t row_scale_at[by_tokens ? weight_rows / 8 : 1];                     /* where the item's begin */
     uint64_t full[n_stages], empty[n_stages];
     uint64_t staged_full[n_rounds], staged_empty[n_rounds];
     uint64_t ring_full[RING], ring_empty[RING];
@@ -75,12 +79,16 @@ template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages>
 typedef struct rounds {
     int32_t n, outputs;      /* rounds, outputs of each */
     int32_t n_steps, n_held; /* steps of K; how many of the last ones' stages are held back */
+    uint32_t stride;         /* bytes from one region to the next */
 } rounds;
 
 template <int kind, class shared>
-static __device__ __forceinline__ rounds rounds_of(const gemm_params *g, int32_t tile_outputs) {
-    rounds r = {1, tile_outputs, 0, 0};
-    if constexpr (shared::by_tokens) {
+static __device__ __forceinline__ rounds rounds_of(const gemm_params *g, const item *work,
+                                                   int32_t tile_outputs) {
+    rounds r = {1, tile_outputs, 0, 0, shared::region_bytes};
+    if (shared::by_tokens && work->n_rows <= shared::few_tokens) {
+        r.stride = shared::few_tokens * ROW_BYTES;
+    } else if constexpr (shared::by_tokens) {
         r.outputs = g->store == STORE_FP8_BLOCK ? 128 : 64;
         r.n = tile_outputs / r.outputs;
     } else if constexpr (shared::in_stages) {
@@ -116,8 +124,8 @@ static __device__ __forceinline__ staging_area staging_of(shared *s, const round
         const uint32_t base = mb_shared_address(s->weights[stage]);
         return {base, mb_shared_address(s->tokens[stage]) - base, i * r->outputs};
     }
-    return {mb_shared_address(s->staging) + (shared::by_tokens ? at * shared::region_bytes : 0),
-            shared::region_bytes, i * r->outputs};
+    return {mb_shared_address(s->staging) + (shared::by_tokens ? at * shared::region_bytes : 0), r->stride,
+            i * r->outputs};
 }
 
 /* The region of an output of the tile. */

@@ -116,7 +116,8 @@ static mb_status describe(gemm_params *g, const mb_weight *weight, mb_activation
     g->k_size = (int32_t)weight->cols;
     g->k_blocks = (int32_t)((weight->cols + 127) / 128);
     g->width = (int32_t)(weight->rows / (g->gated ? 2 : 1));
-    g->scale_rows = weight->scale_rows;
+    while (weight->scale_rows >> (g->scale_shift + 1) > 0) /* a divisor of 128 */
+        g->scale_shift++;
     if (weight->scale_rows > 0)
         g->expert_scale_rows = (int32_t)((weight->rows + weight->scale_rows - 1) / weight->scale_rows);
     const int32_t outputs = tile->weight_rows / (g->gated ? 2 : 1);

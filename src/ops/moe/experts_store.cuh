@@ -186,7 +186,7 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
         const int32_t tile_outputs = g->gated ? weight_rows / 2 : weight_rows;
         const int32_t first_output = work->piece * tile_outputs;
         const int in_pieces = weight_rows < 256 && tile_outputs % SCALE_BLOCK != 0;
-        const rounds r = rounds_of<kind, shared>(g, tile_outputs);
+        const rounds r = rounds_of<kind, shared>(g, work, tile_outputs);
         stage_end = (stage_end + r.n_steps) % n_stages;
 #pragma unroll 1
         for (int i = 0; i < r.n; i++) {
@@ -196,7 +196,8 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
             if constexpr (kind != KIND_TF32) {
                 if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && in_pieces))
                     store_16bit<n_ctas>(g, work, staging, first_output, end);
-                else if (g->store == STORE_FP8_BLOCK && shared::by_tokens)
+                else if (g->store == STORE_FP8_BLOCK && work->n_rows > shared::few_tokens &&
+                         shared::by_tokens)
                     store_quantised(g, work, staging.base, first_output + i * r.outputs, end - i * r.outputs);
                 else if (g->store == STORE_FP8_BLOCK)
                     store_fp8_block(g, work, staging, first_output, end);

@@ -67,7 +67,7 @@ static __device__ __forceinline__ int32_t next_index(shared *s, int rank, int32_
             mb_mbarrier_arrive_expect(&s->index_full[given->at], sizeof(int32_t));
             mb_mbarrier_wait(&s->index_full[given->at], given->parity);
             index = s->index[given->at];
-            mb_mbarrier_arrive_cluster_n(&s->index_empty[given->at], 0, 1);
+            mb_mbarrier_arrive_cluster(&s->index_empty[given->at], 0);
         }
         advance<2>(given);
     }
@@ -240,7 +240,7 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < n_stages; i++) {
             mb_mbarrier_init(&s->full[i], 1 + GATHER_THREADS);
-            mb_mbarrier_init(&s->empty[i], 4 * n_groups * n_ctas);
+            mb_mbarrier_init(&s->empty[i], 4 * n_groups * shared::warp_arrivals * n_ctas);
         }
         for (int i = 0; i < RING; i++) {
             mb_mbarrier_init(&s->ring_full[i], 1);

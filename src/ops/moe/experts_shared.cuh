@@ -58,6 +58,9 @@ template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages>
                                           : by_tokens                    ? 2
                                                                          : weight_rows / 64;
     static constexpr int few_tokens = by_tokens ? FEW_TOKENS : 0;
+    /* A stage is empty when each CTA's consumer warps have said so, or, of a held one, its storing lanes: as
+     * many arrivals in all. */
+    static constexpr int warp_arrivals = in_stages ? STORE_THREADS / (4 * n_groups) : 1;
     static constexpr int n_rounds = weight_rows == 256 ? 2 : 1; /* that can wait for being stored */
     static constexpr int region_bytes = cta_tokens * ROW_BYTES;
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];

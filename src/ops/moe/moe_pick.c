@@ -22,7 +22,8 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
         [MB_MOE_TF32] = {MB_MOE_TILE_tf32_w64_t16, MB_MOE_TILE_tf32_w128_t32, MB_MOE_TILE_tf32_w128_t64,
                          MB_MOE_TILE_tf32_w128_t128, MB_MOE_TILE_tf32_w128_t128},
     };
-    static const int64_t most_rows_per_expert[] = {4, 16, 48, 96};
+    /* (The smallest tile of fp8 loses from one row per expert on: T = 16 140 us, 138 with the next one.) */
+    const int64_t most_rows_per_expert[] = {family == MB_MOE_FP8 ? 0 : 4, 16, 48, 96};
     int64_t rows_per_expert = n_rows / (n_local_experts < 1 ? 1 : n_local_experts);
     int i = 0;
     while (i < 4 && rows_per_expert > most_rows_per_expert[i])

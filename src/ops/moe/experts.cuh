@@ -240,7 +240,7 @@ static __global__ void __launch_bounds__((n_groups + 2) * WARPGROUP, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < n_stages; i++) {
             mb_mbarrier_init(&s->full[i], 1 + GATHER_THREADS);
-            mb_mbarrier_init(&s->empty[i], 4 * n_groups * shared::warp_arrivals * n_ctas);
+            mb_mbarrier_init(&s->empty[i], n_groups * WARPGROUP * n_ctas);
         }
         for (int i = 0; i < RING; i++) {
             mb_mbarrier_init(&s->ring_full[i], 1);

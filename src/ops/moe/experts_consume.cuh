@@ -24,16 +24,6 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[n / 2], uint64
     mb_wgmma<type, n, accumulate>(sum, a, b);
 }
 
-/* Says to all CTAs of the cluster that this warp has read the stage. */
-template <int n_ctas, int n_arrivals> static __device__ __forceinline__ void release(uint64_t *empty) {
-    const int lane = threadIdx.x % 32;
-    if constexpr (n_ctas > 1) {
-        if (lane < n_ctas)
-            mb_mbarrier_arrive_cluster_n(empty, lane, n_arrivals);
-    } else if (lane == 0)
-        mb_mbarrier_arrive(empty);
-}
-
 /* Where a warpgroup's block m begins in a stage's weights: blocks go to the warpgroups in turns. */
 template <int n_groups> static __device__ __forceinline__ int block_bytes(int group, int m) {
     return (m * n_groups + group) * 64 * ROW_BYTES;
@@ -71,7 +61,7 @@ static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_
         if (k > 0) {
             mb_wgmma_wait<1>();
             if (k - traits<kind>::k_step < k_released)
-                release<n_ctas, shared::warp_arrivals>(&s->empty[previous]);
+                release<n_ctas, 1>(&s->empty[previous]);
         }
         previous = stage->at;
         advance<n_stages>(stage);
@@ -81,7 +71,7 @@ static __device__ __forceinline__ void multiply(shared *s, int group, int32_t k_
     for (int m = 0; m < n_blocks; m++)
         mb_wgmma_pin(sum[m]);
     if (n_held == 0)
-        release<n_ctas, shared::warp_arrivals>(&s->empty[previous]);
+        release<n_ctas, 1>(&s->empty[previous]);
 }
 
 enum { SCALES_AT_ONCE = 4 };
@@ -156,7 +146,7 @@ multiply_scaled(shared *s, const float *scales, int group, int32_t k_blocks, int
             }
         }
         if (k < k_blocks - n_held)
-            release<n_ctas, shared::warp_arrivals>(&s->empty[stage->at]);
+            release<n_ctas, 1>(&s->empty[stage->at]);
         advance<n_stages>(stage);
     }
 }

@@ -70,7 +70,7 @@ static __device__ __forceinline__ void multiply_tokens(shared *s, int group, int
                 }
             }
         }
-        release<n_ctas, shared::warp_arrivals>(&s->empty[stage->at]);
+        release<n_ctas, 1>(&s->empty[stage->at]);
         advance<n_stages>(stage);
     }
 }

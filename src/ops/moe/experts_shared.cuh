@@ -58,9 +58,6 @@ template <int kind, int weight_rows, int n_groups, int cta_tokens, int n_stages>
                                           : by_tokens                    ? 2
                                                                          : weight_rows / 64;
     static constexpr int few_tokens = by_tokens ? FEW_TOKENS : 0;
-    /* A stage is empty when each CTA's consumer warps have said so, or, of a held one, its storing lanes: as
-     * many arrivals in all. */
-    static constexpr int warp_arrivals = in_stages ? STORE_THREADS / (4 * n_groups) : 1;
     static constexpr int n_rounds = weight_rows == 256 ? 2 : 1; /* that can wait for being stored */
     static constexpr int region_bytes = cta_tokens * ROW_BYTES;
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];
@@ -160,6 +157,17 @@ static __device__ __forceinline__ const item *wait_item(shared *s, const cursor 
 template <class shared> static __device__ __forceinline__ void release_item(shared *s, cursor *ring) {
     mb_mbarrier_arrive(&s->ring_empty[ring->at]);
     advance<RING>(ring);
+}
+
+/* Says to all CTAs of the cluster that a stage has been read, in the place of n consumer threads. Every lane
+ * says it for itself here too. */
+template <int n_ctas, int n> static __device__ __forceinline__ void release(uint64_t *empty) {
+    if constexpr (n_ctas == 1)
+        mb_mbarrier_arrive(empty);
+    else
+#pragma unroll
+        for (int cta = 0; cta < n_ctas; cta++)
+            mb_mbarrier_arrive_cluster_n(empty, cta, n);
 }
 
 template <class shared> static __device__ __forceinline__ item next_item(shared *s, cursor *ring) {

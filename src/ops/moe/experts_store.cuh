@@ -163,14 +163,11 @@ static __device__ __forceinline__ int32_t store_fp8_block_of_pieces(const expert
     return n_pieces;
 }
 
-/* Gives the stage of a round back to the producers of all CTAs of the cluster, for all of its consumers.
- * Every lane says itself that it has read: racecheck follows no other barrier on the way to this one. */
-template <int n_ctas, class shared>
+/* Gives the stage of a round back to the producers of all CTAs of the cluster, for all of its consumers. */
+template <int n_groups, int n_ctas, class shared>
 static __device__ __forceinline__ void release_stage(shared *s, int32_t stage) {
     mb_fence_async_shared(); /* ordinary accesses before what the copy engine writes next */
-#pragma unroll
-    for (int cta = 0; cta < n_ctas; cta++)
-        mb_mbarrier_arrive_cluster(&s->empty[stage], cta);
+    release<n_ctas, n_groups>(&s->empty[stage]);
 }
 
 template <int kind, int weight_rows, int n_groups, int n_ctas, class shared>
@@ -206,7 +203,7 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
             }
             if constexpr (shared::in_stages)
                 if (r.n_held == r.n || i == r.n - 1)
-                    release_stage<n_ctas>(s, stage_of_round(&r, i, stage_end, n_stages));
+                    release_stage<n_groups, n_ctas>(s, stage_of_round(&r, i, stage_end, n_stages));
             mb_mbarrier_arrive(&s->staged_empty[staged.at]);
             advance<shared::n_rounds>(&staged);
         }

@@ -36,14 +36,14 @@ typedef struct gemm_params {
     const float *b_scale;     /* KIND_FP8_BLOCK [E, scale rows, k_blocks], KIND_FP8_TENSOR [E] */
     const void *bias;         /* [E, weight rows] bias_dtype */
     const float *row_weight;
-    void *out;                /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
-    void *out8;               /* [R, width], STORE_FP8_* */
-    float *out_scale;         /* [R, ceil(width / 128)] or, read, [1] */
-    int32_t k_size, k_blocks; /* K, and in blocks of 128 */
-    int32_t width;            /* outputs */
-    int32_t pieces;           /* of one expert's matrix */
-    int32_t scale_shift,
-        expert_scale_rows; /* log2 of the weight rows of a scale; scales' rows of an expert */
+    void *out;                 /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
+    void *out8;                /* [R, width], STORE_FP8_* */
+    float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
+    int32_t k_size, k_blocks;  /* K, and in blocks of 128 */
+    int32_t width;             /* outputs */
+    int32_t pieces;            /* of one expert's matrix */
+    int32_t scale_shift;       /* log2 of the weight rows of a scale */
+    int32_t expert_scale_rows; /* scales' rows of an expert */
     int32_t gated, activated, store;
     int32_t out_is_f16;
     mb_dtype bias_dtype;

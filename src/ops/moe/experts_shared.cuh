@@ -159,6 +159,12 @@ template <class shared> static __device__ __forceinline__ void release_item(shar
     advance<RING>(ring);
 }
 
+template <class shared> static __device__ __forceinline__ item next_item(shared *s, cursor *ring) {
+    const item work = *wait_item(s, ring);
+    release_item(s, ring);
+    return work;
+}
+
 /* Says to all CTAs of the cluster that a stage has been read, in the place of n consumer threads. Every lane
  * says it for itself here too. */
 template <int n_ctas, int n> static __device__ __forceinline__ void release(uint64_t *empty) {
@@ -168,12 +174,6 @@ template <int n_ctas, int n> static __device__ __forceinline__ void release(uint
 #pragma unroll
         for (int cta = 0; cta < n_ctas; cta++)
             mb_mbarrier_arrive_cluster_n(empty, cta, n);
-}
-
-template <class shared> static __device__ __forceinline__ item next_item(shared *s, cursor *ring) {
-    const item work = *wait_item(s, ring);
-    release_item(s, ring);
-    return work;
 }
 
 #endif

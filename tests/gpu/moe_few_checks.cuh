@@ -5,6 +5,7 @@
 #ifndef MB_TESTS_MOE_FEW_CHECKS_CUH
 #define MB_TESTS_MOE_FEW_CHECKS_CUH
 
+#include "capture.cuh"
 #include "moe_problem.cuh"
 #include "ops/moe/moe_pick.h"
 
@@ -53,6 +54,8 @@ typedef struct chain {
     mb_moe_forward_args forward;
     void *router_workspace, *workspace;
     size_t router_workspace_bytes, workspace_bytes;
+    char *outs; /* of the links, link_bytes each */
+    size_t link_bytes;
 } chain;
 
 static inline void run_link(const chain *c, int which, void *out, cudaStream_t stream) {
@@ -62,21 +65,10 @@ static inline void run_link(const chain *c, int which, void *out, cudaStream_t s
     MB(mb_moe_forward_sm90(&f, c->workspace, c->workspace_bytes, stream));
 }
 
-static inline void run_chain(const chain *c, char *outs, size_t link_bytes) {
-    cudaStream_t stream;
-    cudaGraph_t graph;
-    cudaGraphExec_t replay;
-    CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+static inline void run_links(const void *context, cudaStream_t stream) {
+    const chain *c = (const chain *)context;
     for (int i = 0; i < CHAIN_LINKS; i++)
-        run_link(c, i % 2, outs + (size_t)i * link_bytes, stream);
-    CUDA(cudaStreamEndCapture(stream, &graph));
-    CUDA(cudaGraphInstantiate(&replay, graph, 0));
-    CUDA(cudaGraphLaunch(replay, stream));
-    CUDA(cudaStreamSynchronize(stream));
-    CUDA(cudaGraphExecDestroy(replay));
-    CUDA(cudaGraphDestroy(graph));
-    CUDA(cudaStreamDestroy(stream));
+        run_link(c, i % 2, c->outs + (size_t)i * c->link_bytes, stream);
 }
 
 static inline chain make_chain(const problem *p) {
@@ -106,27 +98,31 @@ static inline chain make_chain(const problem *p) {
     c.forward.route = &p->route; /* of the same sizes */
     c.workspace_bytes = mb_moe_forward_sm90_workspace(&c.forward);
     c.workspace = allocate(c.workspace_bytes);
+    c.link_bytes = (out_bytes(p) + 15) / 16 * 16;
+    c.outs = (char *)allocate(CHAIN_LINKS * c.link_bytes);
     return c;
 }
 
 static inline void check_chain(const problem *p) {
-    const size_t link_bytes = (out_bytes(p) + 15) / 16 * 16;
-    char *outs = (char *)allocate(CHAIN_LINKS * link_bytes), *expected = (char *)allocate(2 * link_bytes);
     chain c = make_chain(p);
     c.forward.route = &c.route;
+    char *expected = (char *)allocate(2 * c.link_bytes);
     for (int which = 0; which < 2; which++) {
-        run_link(&c, which, expected + (size_t)which * link_bytes, NULL);
+        run_link(&c, which, expected + (size_t)which * c.link_bytes, NULL);
         CUDA(cudaDeviceSynchronize());
     }
-    run_chain(&c, outs, link_bytes);
+    const captured graph = capture(run_links, &c);
+    CUDA(cudaGraphLaunch(graph.replay, graph.stream));
+    CUDA(cudaStreamSynchronize(graph.stream));
+    free_captured(&graph);
     double n_apart = 0;
     for (int i = 0; i < CHAIN_LINKS; i++)
-        n_apart += differences(expected + (size_t)(i % 2) * link_bytes, outs + (size_t)i * link_bytes,
+        n_apart += differences(expected + (size_t)(i % 2) * c.link_bytes, c.outs + (size_t)i * c.link_bytes,
                                (int64_t)p->s.T * p->s.H, p->forward.dtype);
     if (n_apart > 0)
         complain(p->name, "elements that differ where layers follow each other in a graph", n_apart);
     const void *all[] = {
-        outs,          expected,           c.route.logits,     c.route.ids,        c.route.weights,
+        c.outs,        expected,           c.route.logits,     c.route.ids,        c.route.weights,
         c.router[0].x, c.router[0].weight, c.router[1].weight, c.router_workspace, c.workspace};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
         CUDA(cudaFree((void *)all[i]));

@@ -196,7 +196,7 @@ static void launch(const void *context, cudaStream_t stream) {
     if (c->n_steps >= 2)
         MB(mb_moe_experts_sm90(&s->experts, stream));
     if (c->n_steps >= 3)
-        MB(mb_moe_reduce_sm90(&s->reduce, stream));
+        MB(mb_moe_reduce_experts_sm90(&s->reduce, stream));
 }
 
 static void time_forward(const problem *p, int tile, const options *o, void *workspace,

@@ -168,6 +168,7 @@ template <class shared> static __device__ __forceinline__ item next_item(shared 
 /* Says to all CTAs of the cluster that a stage has been read, in the place of n consumer threads. Every lane
  * says it for itself here too. */
 template <int n_ctas, int n> static __device__ __forceinline__ void release(uint64_t *empty) {
+    static_assert(n_ctas > 1 || n == 1, "stages are held in pairs only");
     if constexpr (n_ctas == 1)
         mb_mbarrier_arrive(empty);
     else

@@ -1,5 +1,5 @@
 /* moebius bench moe: how fast the MoE operator is at given shapes. */
-#include "moebius/bench.h"
+#include "bench/bench.h"
 
 #include <errno.h>
 #include <jansson.h>

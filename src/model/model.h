@@ -3,10 +3,10 @@
 #define MB_MODEL_MODEL_H
 
 #include "device/device.h"
-#include "model/chat_template.h"
+#include "model/chat/chat_template.h"
 #include "model/config.h"
-#include "model/tokenizer.h"
-#include "model/weights.h"
+#include "model/tokenizer/tokenizer.h"
+#include "model/weights/weights.h"
 #include "moebius/moebius.h"
 
 struct mb_model {

@@ -7,7 +7,7 @@
 #include "base/arena.h"
 #include "device/device.h"
 #include "model/config.h"
-#include "model/weights.h"
+#include "model/weights/weights.h"
 
 /* Largest batch that a forward's scratch memory is made for. */
 typedef struct mb_forward_limits {

@@ -6,9 +6,9 @@
 
 #include "base/alloc.h"
 #include "base/file.h"
-#include "model/normalize.h"
-#include "model/tokenizer.h"
-#include "model/utf8.h"
+#include "model/tokenizer/normalize.h"
+#include "model/tokenizer/tokenizer.h"
+#include "model/tokenizer/utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 

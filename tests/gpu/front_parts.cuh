@@ -9,7 +9,7 @@
 #include "values.cuh"
 
 extern "C" {
-#include "ops/moe/ref.h"
+#include "ops/moe/ref/ref.h"
 }
 
 /* ---- Memory with a fence on either side -----------------------------------------------------------------

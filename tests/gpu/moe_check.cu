@@ -22,7 +22,7 @@
 #include "moe_host_checks.cuh"
 #include "moe_musts.cuh"
 #include "moe_refusals.cuh"
-#include "ops/moe/moe_pick.h"
+#include "ops/moe/experts/pick.h"
 #include "timing.cuh"
 
 /* Kinds that a shape is timed in. */

@@ -7,7 +7,7 @@
 
 #include "capture.cuh"
 #include "moe_problem.cuh"
-#include "ops/moe/moe_pick.h"
+#include "ops/moe/experts/pick.h"
 
 /* Ids that a caller gives may repeat, so that an expert has more rows than there are tokens: up to 17 choices
  * of the first local expert, which are two tiles of the smallest tile row, the others of the last expert. */

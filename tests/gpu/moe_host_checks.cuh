@@ -5,7 +5,7 @@
 #include "moe_problem.cuh"
 
 extern "C" {
-#include "ops/moe/ref.h"
+#include "ops/moe/ref/ref.h"
 }
 
 /* One token's choice: its weights and ids; returns how many are wrong. */

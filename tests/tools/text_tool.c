@@ -12,9 +12,9 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "model/chat_template.h"
+#include "model/chat/chat_template.h"
 #include "model/json.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 
 static mb_tokenizer *tokenizer;
 

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "moebius/bench.h"
+#include "bench/bench.h"
 #include "moebius/moebius.h"
 
 static long long n_calls, n_live, refused_call;

@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "base/alloc.h"
-#include "model/bpe.h"
+#include "model/tokenizer/bpe.h"
 
 enum { MAX_MERGES = 200, MAX_BYTES = 300 };
 

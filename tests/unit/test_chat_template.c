@@ -12,7 +12,7 @@
 
 #include "base/alloc.h"
 #include "base/file.h"
-#include "model/chat_template.h"
+#include "model/chat/chat_template.h"
 
 static const mb_chat_options defaults = {.add_generation_prompt = 1, .enable_thinking = 1};
 

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "model/checkpoint.h"
+#include "model/weights/checkpoint.h"
 #include "support/tiny_checkpoint.h"
 
 /* ---- One file ----------------------------------------------------------------------------------------- */

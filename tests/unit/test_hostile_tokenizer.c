@@ -12,8 +12,8 @@
 #include <jansson.h>
 
 #include "base/alloc.h"
-#include "model/tokenizer.h"
-#include "model/utf8.h"
+#include "model/tokenizer/tokenizer.h"
+#include "model/tokenizer/utf8.h"
 
 enum { VOCAB = 400 };
 

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "model/weights.h"
+#include "model/weights/weights.h"
 #include "support/fake_device.h"
 #include "support/tiny_checkpoint.h"
 

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "model/safetensors.h"
+#include "model/weights/safetensors.h"
 
 static void parse(const char *header, uint64_t data_bytes, mb_safetensors *file) {
     size_t n = strlen(header);

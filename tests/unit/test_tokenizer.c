@@ -15,7 +15,7 @@
 
 #include "base/alloc.h"
 #include "base/file.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer.h"
 #include "moebius/moebius.h"
 
 enum { N_IDS = 3013 };

@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
-#include "model/tokenizer.h"
-#include "model/utf8.h"
+#include "model/tokenizer/tokenizer.h"
+#include "model/tokenizer/utf8.h"
 
 #define R "\xEF\xBF\xBD" /* U+FFFD */
 

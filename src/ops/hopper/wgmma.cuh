@@ -1,6 +1,6 @@
 /*
  * wgmma.cuh - the warpgroup's matrix multiply: 64 rows of A times N rows of B, both K-major in shared memory,
- * summed in fp32 registers. Only the shapes that moe_tiles.def uses: N = 8, 16 .. 144.
+ * summed in fp32 registers. Only the shapes that the tile tables use: N = 8, 16 .. 144.
  *
  * One instruction takes 32 bytes of every row: 16 elements of bf16 or fp16, 8 of tf32, 32 of fp8.
  * Accumulators: warp w of the group, lane l hold rows 16 w + l / 4 and + 8; sum[4 j + 0, 1] are the first

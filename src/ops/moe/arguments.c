@@ -1,7 +1,7 @@
 #include "ops/moe/arguments.h"
 
 #include "ops/common/tensor.h"
-#include "ops/moe/activation.h"
+#include "ops/moe/ref/activation.h"
 
 #include <inttypes.h>
 

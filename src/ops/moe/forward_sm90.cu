@@ -4,8 +4,8 @@
  */
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/arguments.h"
-#include "ops/moe/experts_sm90.h"
-#include "ops/moe/moe_pick.h"
+#include "ops/moe/experts/launch_sm90.h"
+#include "ops/moe/experts/pick.h"
 
 /* Takes n_bytes from the workspace, 256-byte aligned; with base NULL it only counts. */
 static void *take(char *base, size_t *used, size_t n_bytes) {

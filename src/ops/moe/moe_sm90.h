@@ -1,5 +1,5 @@
 /*
- * moe_sm90.h - the MoE operators' Hopper launchers, and what they hand to each other. HOPPER.md tells how the
+ * moe_sm90.h - the MoE operators' Hopper launchers, and what they hand to each other. experts/README.md tells how the
  * kernels work. The public parameters are in moebius/ops.h.
  */
 #ifndef MB_OPS_MOE_SM90_H
@@ -82,7 +82,7 @@ typedef struct mb_moe_experts_args {
     float *h_scale; /* [R, ceil(I / 128)] workspace, with block scales; per tensor [1], read */
     void *y;        /* [R, H] out */
     int64_t max_tiles;
-    int tile; /* row of moe_tiles.def */
+    int tile; /* row of experts/tiles.def */
 } mb_moe_experts_args;
 mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream);
 
@@ -95,7 +95,7 @@ size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args);
 mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
 
-/* The same with a given row of moe_tiles.def, for tests and benchmarks. */
+/* The same with a given row of experts/tiles.def, for tests and benchmarks. */
 size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int tile);
 mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
                                    size_t workspace_bytes, mb_stream stream);

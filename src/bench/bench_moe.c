@@ -1,0 +1,309 @@
+/* bench_moe.c - mb_bench_moe: one random MoE layer, timed. */
+#include "bench/bench.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/status.h"
+#include "device/timing.h"
+#include "ops/common/dtype.h"
+
+enum {
+    BLOCK_VALUES = 1048583, /* a prime: rows of matrices do not repeat in step with the block */
+    F8_DEVIATION = 112,     /* of fp8 values, so that four deviations are the largest one, 448 */
+    MAX_SIDE = 1 << 20,
+    MAX_BUFFERS = 16,
+};
+
+/* A dtype of the command line: what is stored, how it is computed, and the rate that floors count, per
+ * second: 88 % of what cuBLAS reaches on an H100 in a large GEMM (789 TFLOP/s in bf16, 397 in tf32, 51 in
+ * fp32), in fp8 97 % (1448). */
+typedef struct mode {
+    const char *name;
+    mb_dtype activations, weights;
+    mb_f32_math f32_math;
+    int per_tensor;
+    double flops;
+} mode;
+
+static const mode modes[] = {
+    {"bf16", MB_BF16, MB_BF16, MB_F32_TF32, 0, 700e12},
+    {"fp16", MB_F16, MB_F16, MB_F32_TF32, 0, 700e12},
+    {"tf32", MB_F32, MB_F32, MB_F32_TF32, 0, 350e12},
+    {"fp32", MB_F32, MB_F32, MB_F32_EXACT, 0, 45e12},
+    {"fp8_block", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 0, 1400e12},
+    {"fp8_tensor", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 1, 1400e12},
+};
+
+typedef struct layer {
+    mb_timing *timing;
+    uint64_t random;
+    mb_moe_route_args route;
+    mb_moe_forward_args forward;
+    void *workspace;
+    size_t workspace_bytes;
+    double scale_bytes; /* of one expert's block scales */
+    void *buffers[MAX_BUFFERS];
+    int n_buffers;
+} layer;
+
+/* ---- Random memory ---------------------------------------------------------------------------------- */
+
+/* In (0, 1]: splitmix64. */
+static double uniform(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-53 + 0x1p-53;
+}
+
+static void fill_normal(uint64_t *state, float *values, int64_t n, double deviation) {
+    const double turn = 2 * acos(-1.0);
+    for (int64_t i = 0; i < n; i++)
+        values[i] = (float)(deviation * sqrt(-2 * log(uniform(state))) * cos(turn * uniform(state)));
+}
+
+static void fill_uniform(uint64_t *state, float *values, int64_t n, double from, double to) {
+    for (int64_t i = 0; i < n; i++)
+        values[i] = (float)(from + (to - from) * uniform(state));
+}
+
+static mb_status allocate(layer *l, size_t n_bytes, void **pointer) {
+    MB_TRY(l->timing->allocate(l->timing, n_bytes, pointer));
+    l->buffers[l->n_buffers++] = *pointer;
+    return MB_OK;
+}
+
+typedef enum distribution { NORMAL, UNIFORM } distribution;
+
+/* n values of dtype; NORMAL of deviation `scale`, UNIFORM in scale * [0.5, 1.5]. */
+static mb_status random_array(layer *l, mb_dtype dtype, int64_t n, distribution kind, double scale,
+                              const void **array) {
+    int64_t n_block = n < BLOCK_VALUES ? n : BLOCK_VALUES;
+    size_t n_bytes = (size_t)n * mb_dtype_bytes(dtype), block_bytes = (size_t)n_block * mb_dtype_bytes(dtype);
+    void *memory = NULL;
+    MB_TRY(allocate(l, n_bytes, &memory));
+    *array = memory;
+    float *values = mb_malloc_array((size_t)n_block, sizeof *values);
+    void *block = mb_malloc(block_bytes);
+    mb_status status = MB_OK;
+    if (values && block) {
+        if (kind == NORMAL)
+            fill_normal(&l->random, values, n_block, scale);
+        else
+            fill_uniform(&l->random, values, n_block, 0.5 * scale, 1.5 * scale);
+        mb_store_f32(dtype, block, 0, n_block, values);
+        status = l->timing->fill(l->timing, memory, n_bytes, block, block_bytes);
+    } else {
+        status =
+            mb_fail(MB_ERR_MEMORY, "bench_moe: a block of %zu bytes could not be allocated", block_bytes);
+    }
+    mb_free(values);
+    mb_free(block);
+    return status;
+}
+
+static mb_status random_f32(layer *l, int64_t n, distribution kind, double scale, const float **array) {
+    const void *values = NULL;
+    mb_status status = random_array(l, MB_F32, n, kind, scale, &values);
+    *array = values;
+    return status;
+}
+
+/* ---- The layer -------------------------------------------------------------------------------------- */
+
+/* The largest height of scale blocks that both parts of a merged matrix are multiples of. */
+static int32_t scale_rows_of(int64_t part_rows) {
+    int32_t rows = 128;
+    while (part_rows % rows != 0)
+        rows /= 2;
+    return rows;
+}
+
+static mb_status random_weight(layer *l, const mode *m, int64_t count, int64_t rows, int64_t cols,
+                               int32_t scale_rows, mb_weight *weight) {
+    double deviation = 1 / sqrt((double)cols);
+    *weight = (mb_weight){.count = count, .rows = rows, .cols = cols, .dtype = m->weights};
+    if (m->weights != MB_F8_E4M3)
+        return random_array(l, m->weights, count * rows * cols, NORMAL, deviation, &weight->data);
+    int64_t n_scales = 1;
+    if (!m->per_tensor) {
+        weight->scale_rows = scale_rows;
+        n_scales = (rows + scale_rows - 1) / scale_rows * ((cols + 127) / 128);
+        l->scale_bytes += (double)n_scales * sizeof(float);
+    }
+    MB_TRY(random_array(l, m->weights, count * rows * cols, NORMAL, F8_DEVIATION, &weight->data));
+    return random_f32(l, count * n_scales, UNIFORM, deviation / F8_DEVIATION, &weight->scale);
+}
+
+static mb_status make_router(layer *l, const mb_bench_moe_args *args) {
+    mb_moe_route_args *r = &l->route;
+    *r = (mb_moe_route_args){
+        .n_tokens = args->n_tokens,
+        .n_experts = args->n_experts,
+        .top_k = args->top_k,
+        .logits_dtype = MB_F32,
+        .order = MB_ROUTE_SOFTMAX_TOPK,
+        .renormalize = 1,
+    };
+    size_t n_choices = (size_t)args->n_tokens * (size_t)args->top_k;
+    MB_TRY(random_array(l, MB_F32, args->n_tokens * args->n_experts, NORMAL, 1, &r->logits));
+    MB_TRY(allocate(l, n_choices * sizeof(float), (void **)&r->weights));
+    return allocate(l, n_choices * sizeof(int32_t), (void **)&r->ids);
+}
+
+static mb_status make_layer(layer *l, const mb_bench_moe_args *args, const mode *m) {
+    const int64_t T = args->n_tokens, H = args->hidden, I = args->intermediate, E = args->n_experts;
+    const int64_t rows13 = mb_activation_is_gated(args->activation) ? 2 * I : I;
+    mb_moe_forward_args *f = &l->forward;
+    MB_TRY(make_router(l, args));
+    *f = (mb_moe_forward_args){
+        .weights = l->route.weights,
+        .ids = l->route.ids,
+        .n_tokens = T,
+        .hidden = args->hidden,
+        .intermediate = args->intermediate,
+        .top_k = args->top_k,
+        .n_experts = args->n_experts,
+        .n_local_experts = args->n_experts,
+        .dtype = m->activations,
+        .activation = args->activation,
+        .f32_math = m->f32_math,
+        .route = &l->route,
+    };
+    MB_TRY(random_array(l, m->activations, T * H, NORMAL, 1, &f->x));
+    MB_TRY(random_weight(l, m, E, rows13, H, scale_rows_of(I), &f->w13));
+    MB_TRY(random_weight(l, m, E, H, I, 128, &f->w2));
+    if (args->has_bias) {
+        MB_TRY(random_array(l, m->activations, E * rows13, NORMAL, 0.5, &f->bias13));
+        MB_TRY(random_array(l, m->activations, E * H, NORMAL, 0.5, &f->bias2));
+    }
+    if (m->per_tensor) { /* four deviations are the largest fp8 value */
+        MB_TRY(random_f32(l, 1, UNIFORM, 1.0 / F8_DEVIATION, &f->x_scale));
+        MB_TRY(random_f32(l, 1, UNIFORM, 1.0 / F8_DEVIATION, &f->h_scale));
+    }
+    MB_TRY(allocate(l, (size_t)(T * H) * mb_dtype_bytes(m->activations), &f->out));
+    l->workspace_bytes = mb_moe_forward_workspace(f);
+    if (l->workspace_bytes == SIZE_MAX)
+        return mb_fail_context(MB_ERR_ARGUMENT, "bench_moe");
+    return allocate(l, l->workspace_bytes, &l->workspace);
+}
+
+static mb_status forward(const void *context, mb_stream stream) {
+    const layer *l = context;
+    return mb_moe_forward(&l->forward, l->workspace, l->workspace_bytes, stream);
+}
+
+/* ---- The figures ------------------------------------------------------------------------------------ */
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static mb_status median_us(layer *l, int n_repeats, double *us) {
+    double *times = mb_malloc_array((size_t)n_repeats, sizeof *times);
+    if (!times)
+        return mb_fail(MB_ERR_MEMORY, "bench_moe: %d times could not be allocated", n_repeats);
+    mb_status status = l->timing->time(l->timing, forward, l, n_repeats, times);
+    if (status == MB_OK) {
+        qsort(times, (size_t)n_repeats, sizeof *times, compare_doubles);
+        *us = times[n_repeats / 2];
+    }
+    mb_free(times);
+    return status;
+}
+
+/* How many experts the router has chosen at all: their weights must be read. */
+static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
+    size_t n_choices = (size_t)l->route.n_tokens * (size_t)l->route.top_k;
+    int32_t *ids = mb_malloc_array(n_choices, sizeof *ids);
+    char *is_hit = mb_calloc((size_t)l->route.n_experts, 1);
+    mb_status status = MB_OK;
+    *n_hit = 0;
+    if (ids && is_hit)
+        status = l->timing->download(l->timing, ids, l->route.ids, n_choices * sizeof *ids);
+    else
+        status = mb_fail(MB_ERR_MEMORY, "bench_moe: %zu ids could not be allocated", n_choices);
+    for (size_t i = 0; i < n_choices && status == MB_OK; i++) {
+        if (ids[i] < 0 || ids[i] >= l->route.n_experts)
+            status = mb_fail(MB_ERR_INTERNAL, "bench_moe: the router chose expert %d of %d", ids[i],
+                             l->route.n_experts);
+        else
+            is_hit[ids[i]] = 1;
+    }
+    for (int32_t e = 0; e < l->route.n_experts && status == MB_OK; e++)
+        *n_hit += is_hit[e];
+    mb_free(ids);
+    mb_free(is_hit);
+    return status;
+}
+
+static mb_status measure(layer *l, const mb_bench_moe_args *args, const mode *m,
+                         mb_bench_moe_result *result) {
+    MB_TRY(make_layer(l, args, m));
+    result->n_repeats = args->n_repeats > 0 ? args->n_repeats : l->timing->n_repeats;
+    MB_TRY(median_us(l, result->n_repeats, &result->us));
+    MB_TRY(count_experts_hit(l, &result->n_experts_hit));
+    double matrices = mb_activation_is_gated(args->activation) ? 3 : 2;
+    double expert = matrices * args->hidden * args->intermediate;
+    result->flops = 2 * expert * (double)args->n_tokens * args->top_k;
+    result->bytes = result->n_experts_hit * (expert * (double)mb_dtype_bytes(m->weights) + l->scale_bytes);
+    if (l->timing->bytes_per_second > 0)
+        result->floor_us = 1e6 * fmax(result->bytes / l->timing->bytes_per_second, result->flops / m->flops);
+    return MB_OK;
+}
+
+static const mode *find_mode(const char *name) {
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++)
+        if (strcmp(name, modes[i].name) == 0)
+            return &modes[i];
+    return NULL;
+}
+
+/* Sizes whose products fit; what the operator demands beyond that it says itself. */
+static mb_status check(const mb_bench_moe_args *args) {
+    const struct {
+        const char *name;
+        int64_t value, maximum;
+    } sides[] = {
+        {"n_tokens", args->n_tokens, MAX_SIDE},
+        {"hidden", args->hidden, MAX_SIDE},
+        {"intermediate", args->intermediate, MAX_SIDE},
+        {"n_experts", args->n_experts, 1024},
+        {"top_k", args->top_k, 32},
+    };
+    for (size_t i = 0; i < sizeof sides / sizeof sides[0]; i++)
+        if (sides[i].value < 1 || sides[i].value > sides[i].maximum)
+            return mb_fail(MB_ERR_ARGUMENT, "bench_moe: %s is %lld, not in 1 .. %lld", sides[i].name,
+                           (long long)sides[i].value, (long long)sides[i].maximum);
+    if (args->top_k > args->n_experts)
+        return mb_fail(MB_ERR_ARGUMENT, "bench_moe: top_k is %d, more than the %d experts", args->top_k,
+                       args->n_experts);
+    if (args->n_repeats < 0)
+        return mb_fail(MB_ERR_ARGUMENT, "bench_moe: n_repeats is %d", args->n_repeats);
+    return MB_OK;
+}
+
+mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result) {
+    MB_TRY(mb_need(args, "mb_bench_moe: args"));
+    MB_TRY(mb_need(result, "mb_bench_moe: result"));
+    MB_TRY(mb_need(args->dtype, "mb_bench_moe: args->dtype"));
+    *result = (mb_bench_moe_result){0};
+    const mode *m = find_mode(args->dtype);
+    if (!m)
+        return mb_fail(MB_ERR_ARGUMENT, "bench_moe: dtype \"%s\" is unknown", args->dtype);
+    MB_TRY(check(args));
+    layer l = {.random = args->seed};
+    MB_TRY(mb_timing_open(args->device, args->n_threads, &l.timing));
+    snprintf(result->device, sizeof result->device, "%s", l.timing->name);
+    mb_status status = measure(&l, args, m, result);
+    for (int i = 0; i < l.n_buffers; i++)
+        l.timing->free(l.timing, l.buffers[i]);
+    l.timing->close(l.timing);
+    return status;
+}

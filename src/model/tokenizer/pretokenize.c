@@ -1,0 +1,267 @@
+#include "model/tokenizer/pretokenize.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "model/tokenizer/unicode_versions.h"
+#include "model/tokenizer/utf8.h"
+
+enum {
+    MAX_PATTERN_BYTES = 16384,
+    MATCH_STEPS = 1000000, /* for any text, and then so many per byte: Qwen's pattern needs one per space */
+    MATCH_STEPS_PER_BYTE = 4,
+    MATCH_DEPTH = 200000,
+    MATCH_HEAP_KIB = 65536,
+};
+
+struct mb_pretokenizer {
+    pcre2_general_context *memory; /* our allocator, for PCRE2 */
+    pcre2_code *code;
+};
+
+static void *pcre2_allocate(size_t n_bytes, void *user) {
+    (void)user;
+    return mb_malloc(n_bytes);
+}
+
+static void pcre2_release(void *pointer, void *user) {
+    (void)user;
+    mb_free(pointer);
+}
+
+/* ---- Opening ------------------------------------------------------------------------------------------ */
+
+/* Bytes of the escape at `pattern` (after its backslash) when both engines read it alike, else 0. */
+static size_t known_escape(const char *pattern, size_t n_bytes) {
+    static const char *const known[] = {"p{L}", "p{N}", "P{L}", "P{N}", "s", "S", "r", "n", "t"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        size_t length = strlen(known[i]);
+        if (length <= n_bytes && memcmp(pattern, known[i], length) == 0)
+            return length;
+    }
+    int is_punctuation = n_bytes > 0 && strchr("\\^$.[]|()?*+{}-/'\"#&~", pattern[0]) != NULL;
+    return is_punctuation ? 1 : 0;
+}
+
+/* Whether the group that starts at `rest`, an opening parenthesis, is of a kind that both engines have. */
+static int known_group(const char *rest, size_t room) {
+    static const char *const known[] = {"?:", "?i:", "?=", "?!", "?<=", "?<!", "?>"};
+    if (room < 2 || (rest[1] != '?' && rest[1] != '*'))
+        return 1;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (room > strlen(known[i]) && memcmp(rest + 1, known[i], strlen(known[i])) == 0)
+            return 1;
+    return 0;
+}
+
+static mb_status check_constructs(const char *path, const char *pattern, size_t n_bytes) {
+    int in_class = 0;
+    for (size_t i = 0; i < n_bytes; i++) {
+        const char *rest = pattern + i;
+        size_t room = n_bytes - i;
+        if (*rest == '\\') {
+            size_t length = known_escape(rest + 1, room - 1);
+            if (length == 0)
+                return mb_fail(
+                    MB_ERR_UNSUPPORTED,
+                    "%s: the pattern's escape \\%c at byte %zu is not one of \\p{L} \\p{N} \\s \\S \\r "
+                    "\\n \\t, which is what moebius reads exactly as the reference tokenizer does",
+                    path, room > 1 && rest[1] > ' ' && rest[1] <= '~' ? rest[1] : '?', i);
+            i += length;
+        } else if (in_class) {
+            if (*rest == '[' || (room > 1 && memcmp(rest, "&&", 2) == 0))
+                return mb_fail(MB_ERR_UNSUPPORTED,
+                               "%s: the pattern has a class within a class at byte %zu, which regular "
+                               "expression engines read in different ways",
+                               path, i);
+            in_class = *rest != ']';
+        } else if (*rest == '[') {
+            in_class = 1;
+        } else if (*rest == '(' && !known_group(rest, room)) {
+            return mb_fail(MB_ERR_UNSUPPORTED,
+                           "%s: the pattern's group at byte %zu is not one of (?: (?i: (?= (?! (?<= (?<! (?>",
+                           path, i);
+        } else if (*rest == '}' && room > 1 && rest[1] == '+') {
+            return mb_fail(MB_ERR_UNSUPPORTED,
+                           "%s: the pattern has a possessive {n,m}+ at byte %zu, which regular expression "
+                           "engines read in different ways",
+                           path, i);
+        }
+    }
+    return MB_OK;
+}
+
+static mb_status compile(const char *path, const char *pattern, size_t n_bytes, mb_pretokenizer *opened) {
+    opened->memory = pcre2_general_context_create(pcre2_allocate, pcre2_release, NULL);
+    pcre2_compile_context *context = opened->memory ? pcre2_compile_context_create(opened->memory) : NULL;
+    if (!context)
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory to compile the pattern", path);
+    /* Oniguruma's Ruby syntax: ^ and $ are for lines, and a line ends at \n. */
+    pcre2_set_newline(context, PCRE2_NEWLINE_LF);
+    int error;
+    PCRE2_SIZE offset;
+    opened->code =
+        pcre2_compile((PCRE2_SPTR)pattern, n_bytes,
+                      PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_UTF_CHECK, &error, &offset, context);
+    pcre2_compile_context_free(context);
+    if (!opened->code && (error == PCRE2_ERROR_NOMEMORY || error == PCRE2_ERROR_HEAP_FAILED))
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory to compile the pattern", path);
+    if (!opened->code) {
+        char reason[160] = "";
+        pcre2_get_error_message(error, (PCRE2_UCHAR *)reason, sizeof reason);
+        return mb_fail(MB_ERR_FORMAT, "%s: the pre-tokenizer's pattern is not valid at byte %zu: %s", path,
+                       offset, reason);
+    }
+    /* Machine code where the system allows it; without, the interpreter does the same more slowly. */
+    (void)pcre2_jit_compile(opened->code, PCRE2_JIT_COMPLETE);
+    return MB_OK;
+}
+
+mb_status mb_pretokenizer_open(const char *path, const char *pattern, size_t n_bytes,
+                               mb_pretokenizer **pretokenizer) {
+    *pretokenizer = NULL;
+    if (n_bytes > MAX_PATTERN_BYTES)
+        return mb_fail(MB_ERR_UNSUPPORTED, "%s: the pre-tokenizer's pattern has %zu bytes, more than %d",
+                       path, n_bytes, MAX_PATTERN_BYTES);
+    MB_TRY(check_constructs(path, pattern, n_bytes));
+    mb_pretokenizer *opened = mb_calloc(1, sizeof *opened);
+    if (!opened)
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory for the pre-tokenizer", path);
+    mb_status status = compile(path, pattern, n_bytes, opened);
+    if (status != MB_OK)
+        mb_pretokenizer_close(opened);
+    else
+        *pretokenizer = opened;
+    return status;
+}
+
+void mb_pretokenizer_close(mb_pretokenizer *pretokenizer) {
+    if (!pretokenizer)
+        return;
+    pcre2_code_free(pretokenizer->code);
+    pcre2_general_context_free(pretokenizer->memory);
+    mb_free(pretokenizer);
+}
+
+/* ---- Cutting ------------------------------------------------------------------------------------------ */
+
+/* One text being cut. The pattern sees `subject`, which is the text or a copy with stand-ins, byte for byte
+ * as long. */
+typedef struct cutting {
+    const mb_pretokenizer *pretokenizer;
+    const char *text, *subject;
+    size_t n_bytes;
+    char *copy;
+    pcre2_match_context *limits;
+    pcre2_match_data *match;
+} cutting;
+
+static mb_status put_stand_ins(cutting *c) {
+    for (size_t i = 0; i < c->n_bytes;) {
+        if ((unsigned char)c->text[i] < 0xD0) { /* everything below U+0400 agrees */
+            i += mb_utf8_length(c->text[i]);
+            continue;
+        }
+        size_t length;
+        uint32_t character = mb_utf8_decode(c->text + i, &length), shown = mb_unicode_stand_in(character);
+        if (shown != character) {
+            if (!c->copy) {
+                c->copy = mb_malloc(c->n_bytes);
+                if (!c->copy)
+                    return mb_fail(MB_ERR_MEMORY, "no memory to cut the text");
+                memcpy(c->copy, c->text, c->n_bytes);
+                c->subject = c->copy;
+            }
+            mb_utf8_encode(shown, c->copy + i);
+        }
+        i += length;
+    }
+    return MB_OK;
+}
+
+static mb_status prepare(cutting *c) {
+    c->subject = c->text;
+    if (!mb_utf8_is_ascii(c->text, c->n_bytes))
+        MB_TRY(put_stand_ins(c));
+    c->limits = pcre2_match_context_create(c->pretokenizer->memory);
+    c->match = pcre2_match_data_create(1, c->pretokenizer->memory);
+    if (!c->limits || !c->match)
+        return mb_fail(MB_ERR_MEMORY, "no memory to cut the text");
+    size_t steps = MATCH_STEPS + MATCH_STEPS_PER_BYTE * c->n_bytes;
+    pcre2_set_match_limit(c->limits, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
+    pcre2_set_depth_limit(c->limits, MATCH_DEPTH);
+    pcre2_set_heap_limit(c->limits, MATCH_HEAP_KIB);
+    return MB_OK;
+}
+
+/* The next match at or behind `start`; *found 0 when there is none. */
+static mb_status find(cutting *c, size_t start, int *found, size_t *match_start, size_t *match_end) {
+    int rc = pcre2_match(c->pretokenizer->code, (PCRE2_SPTR)c->subject, c->n_bytes, start, PCRE2_NO_UTF_CHECK,
+                         c->match, c->limits);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
+        rc = pcre2_match(c->pretokenizer->code, (PCRE2_SPTR)c->subject, c->n_bytes, start,
+                         PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, c->match, c->limits);
+    *found = rc >= 0;
+    if (*found) {
+        const PCRE2_SIZE *ends = pcre2_get_ovector_pointer(c->match);
+        *match_start = ends[0];
+        *match_end = ends[1];
+        return MB_OK;
+    }
+    switch (rc) {
+    case PCRE2_ERROR_NOMATCH:
+        return MB_OK;
+    case PCRE2_ERROR_NOMEMORY:
+        return mb_fail(MB_ERR_MEMORY, "no memory to cut the text");
+    case PCRE2_ERROR_MATCHLIMIT:
+    case PCRE2_ERROR_DEPTHLIMIT:
+    case PCRE2_ERROR_HEAPLIMIT:
+        return mb_fail(MB_ERR_CAPACITY,
+                       "the tokenizer's pattern needs too many steps at byte %zu of the text; such a pattern "
+                       "(nested repeats) cannot be used",
+                       start);
+    default:
+        break;
+    }
+    char reason[160] = "";
+    pcre2_get_error_message(rc, (PCRE2_UCHAR *)reason, sizeof reason);
+    return mb_fail(MB_ERR_INTERNAL, "the tokenizer's pattern failed at byte %zu of the text: %s", start,
+                   reason);
+}
+
+static mb_status cut(cutting *c, mb_piece_fn on_piece, void *user) {
+    size_t done = 0; /* pieces were given out up to here */
+    for (size_t from = 0; from < c->n_bytes;) {
+        int found;
+        size_t start, end;
+        MB_TRY(find(c, from, &found, &start, &end));
+        if (!found)
+            break;
+        if (start > done)
+            MB_TRY(on_piece(user, c->text + done, start - done));
+        if (end > start)
+            MB_TRY(on_piece(user, c->text + start, end - start));
+        /* \K and lookbehind are not let through, so start >= from. An empty match cuts and goes on. */
+        done = end;
+        from = end;
+        if (end == start && end < c->n_bytes)
+            from += mb_utf8_length(c->text[end]);
+        else if (end == start)
+            break;
+    }
+    return done < c->n_bytes ? on_piece(user, c->text + done, c->n_bytes - done) : MB_OK;
+}
+
+mb_status mb_pretokenize(const mb_pretokenizer *pretokenizer, const char *text, size_t n_bytes,
+                         mb_piece_fn on_piece, void *user) {
+    cutting c = {.pretokenizer = pretokenizer, .text = text, .n_bytes = n_bytes};
+    mb_status status = prepare(&c);
+    if (status == MB_OK)
+        status = cut(&c, on_piece, user);
+    pcre2_match_data_free(c.match);
+    pcre2_match_context_free(c.limits);
+    mb_free(c.copy);
+    return status;
+}

@@ -1,0 +1,8 @@
+/* kind_fp8_block_sm90.cu - the experts' kernel for one kind of numbers; a file each, so that they compile
+ * side by side. */
+#include "ops/moe/experts/kernel.cuh"
+
+cudaError_t mb_experts_launch_fp8_block(const experts_params *params, int tile, int n_processors,
+                                        mb_stream stream) {
+    return launch_tile<KIND_FP8_BLOCK, MB_MOE_FP8>(params, tile, n_processors, stream);
+}

@@ -1,0 +1,239 @@
+/*
+ * launch_sm90.cu - host side of the experts' kernel: tensor maps, parameters, the choice of the compiled
+ * kind; for both GEMMs of the experts and for one grouped GEMM alone.
+ */
+#include "ops/moe/experts/launch_sm90.h"
+
+#include "ops/hopper/launch.cuh"
+#include "ops/moe/experts/params.cuh"
+#include "ops/moe/experts/pick.h"
+
+#include <cuda.h>
+
+/* Where all weights are fewer bytes than this they are loaded to leave L2 first: 6 us less at T = 1, none
+ * from T = 4 on. */
+static const int64_t READ_ONCE_BYTES = 200 << 20;
+
+static activation_shape shape_of(mb_activation activation) {
+    const float log2_e = 1.4426950408889634f, huge = 1e30f;
+    switch (activation) {
+    case MB_ACT_SWIGLU:
+    case MB_ACT_SILU:
+        return {log2_e, 0, 1, 0};
+    case MB_ACT_GEGLU: /* 2 sqrt(2 / pi) (v + 0.044715 v^3) */
+    case MB_ACT_GELU:
+        return {1.5957691216057308f * log2_e, 0.07135481282636983f * log2_e, 1, 0};
+    case MB_ACT_REGLU: /* a sigmoid as steep as floats allow */
+    case MB_ACT_RELU:
+        return {huge, 0, 1, 0};
+    case MB_ACT_RELU2:
+        return {huge, 0, 0, 1};
+    default: /* MB_ACT_NONE: not asked */
+        return {0, 0, 0, 0};
+    }
+}
+
+typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                    const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/* The driver's encoder, without linking the driver. */
+static encode_function tensor_map_encoder(void) {
+    static encode_function encoder;
+    if (!encoder) {
+        void *function = NULL;
+        cudaDriverEntryPointQueryResult found;
+        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                             &found) == cudaSuccess &&
+            found == cudaDriverEntryPointSuccess)
+            encoder = (encode_function)function;
+    }
+    return encoder;
+}
+
+static CUtensorMapDataType map_type(mb_dtype dtype) {
+    switch (dtype) {
+    case MB_F32: /* rounded to the nearest tf32 on the way; wgmma alone would cut the low bits off */
+        return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
+    case MB_BF16:
+        return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case MB_F16:
+        return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    default:
+        return CU_TENSOR_MAP_DATA_TYPE_UINT8;
+    }
+}
+
+/* Boxes of box_rows rows by 128 bytes of [count, rows, cols]. Dimensions: column, row in a group of eight,
+ * gate or up, group, expert; so rows of gate and up come in turns of eight. */
+static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int gated, int box_rows) {
+    encode_function encode = tensor_map_encoder();
+    if (!encode)
+        return mb_fail(MB_ERR_DEVICE,
+                       "moe_experts: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
+    const cuuint64_t bytes = mb_dtype_bytes(weight->dtype), row_bytes = (cuuint64_t)weight->cols * bytes;
+    const cuuint64_t rows = (cuuint64_t)weight->rows, halves = gated ? 2 : 1;
+    const cuuint64_t sizes[5] = {(cuuint64_t)weight->cols, 8, halves, rows / 8 / halves,
+                                 (cuuint64_t)weight->count};
+    const cuuint64_t strides[4] = {row_bytes, rows / halves * row_bytes, 8 * row_bytes, rows * row_bytes};
+    const cuuint32_t box[5] = {(cuuint32_t)(128 / bytes), 8, (cuuint32_t)halves,
+                               (cuuint32_t)(box_rows / 8 / halves), 1};
+    const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
+    CUresult result = encode(map, map_type(weight->dtype), 5, (void *)weight->data, sizes, strides, box,
+                             element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "moe_experts: no tensor map for weights [%lld, %lld, %lld] at %p (driver error %d); they must "
+            "be 16-byte aligned, rows a multiple of 8 and columns of 16 bytes",
+            (long long)weight->count, (long long)weight->rows, (long long)weight->cols, weight->data,
+            (int)result);
+    return MB_OK;
+}
+
+int mb_experts_kind(const mb_weight *weight) {
+    switch (weight->dtype) {
+    case MB_BF16:
+        return KIND_BF16;
+    case MB_F16:
+        return KIND_F16;
+    case MB_F32:
+        return KIND_TF32;
+    default:
+        return weight->scale_rows == 0 ? KIND_FP8_TENSOR : KIND_FP8_BLOCK;
+    }
+}
+
+/* The parts of a GEMM that follow from its weights and activation. */
+static mb_status describe(gemm_params *g, const mb_weight *weight, mb_activation activation,
+                          const mb_moe_tile *tile) {
+    g->gated = mb_activation_is_gated(activation);
+    g->activated = activation != MB_ACT_NONE;
+    g->activation = shape_of(activation);
+    g->b_scale = weight->scale;
+    g->k_size = (int32_t)weight->cols;
+    g->k_blocks = (int32_t)((weight->cols + 127) / 128);
+    g->width = (int32_t)(weight->rows / (g->gated ? 2 : 1));
+    while (weight->scale_rows >> (g->scale_shift + 1) > 0) /* a divisor of 128 */
+        g->scale_shift++;
+    if (weight->scale_rows > 0)
+        g->expert_scale_rows = (int32_t)((weight->rows + weight->scale_rows - 1) / weight->scale_rows);
+    const int32_t outputs = tile->weight_rows / (g->gated ? 2 : 1);
+    g->pieces = (g->width + outputs - 1) / outputs;
+    return encode_weight(&g->weights, weight, g->gated, tile->box_rows);
+}
+
+static mb_status launch(const experts_params *params, int kind, int tile, mb_stream stream) {
+    int device = 0, n_processors = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) {
+        switch (kind) {
+        case KIND_BF16:
+            error = mb_experts_launch_bf16(params, tile, n_processors, stream);
+            break;
+        case KIND_F16:
+            error = mb_experts_launch_f16(params, tile, n_processors, stream);
+            break;
+        case KIND_TF32:
+            error = mb_experts_launch_tf32(params, tile, n_processors, stream);
+            break;
+        case KIND_FP8_TENSOR:
+            error = mb_experts_launch_fp8_tensor(params, tile, n_processors, stream);
+            break;
+        default:
+            error = mb_experts_launch_fp8_block(params, tile, n_processors, stream);
+        }
+    }
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, "moe_experts: launch of tile %s failed: %s", mb_moe_tiles[tile].name,
+                       cudaGetErrorString(error));
+    return MB_OK;
+}
+
+/* next_item, ready and block_done, one after another. */
+int64_t mb_experts_n_counters(int64_t max_tiles, int32_t width) {
+    const int64_t n_blocks = (width + 127) / 128, most_ctas = 2;
+    return 1 + max_tiles * (1 + n_blocks * most_ctas);
+}
+
+static void set_counters(experts_params *params, int32_t *counters, int64_t max_tiles) {
+    params->next_item = counters;
+    params->ready = counters + 1;
+    params->block_done = counters + 1 + max_tiles;
+}
+
+static mb_status check_tile(int tile, mb_dtype weights) {
+    if (tile < 0 || tile >= MB_MOE_N_TILES || mb_moe_tiles[tile].family != mb_moe_family_of(weights))
+        return mb_fail(MB_ERR_ARGUMENT, "moe_experts: tile %d is not one of those for %s weights", tile,
+                       mb_dtype_name(weights));
+    return MB_OK;
+}
+
+extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream) {
+    const mb_moe_forward_args *f = args->forward;
+    MB_TRY(check_tile(args->tile, f->w13.dtype));
+    const mb_moe_tile *tile = &mb_moe_tiles[args->tile];
+    const int kind = mb_experts_kind(&f->w13);
+    const int is_fp8 = tile->family == MB_MOE_FP8;
+    experts_params params = {};
+    gemm_params *first = &params.gemm[0], *second = &params.gemm[1];
+    MB_TRY(describe(first, &f->w13, f->activation, tile));
+    MB_TRY(describe(second, &f->w2, MB_ACT_NONE, tile));
+    first->a = args->x;
+    first->a_scale = args->x_scale;
+    first->row_index = args->row_token;
+    first->bias = f->bias13;
+    first->out = args->h;
+    first->out8 = args->h8;
+    first->out_scale = args->h_scale;
+    first->store = kind == KIND_FP8_BLOCK    ? STORE_FP8_BLOCK
+                   : kind == KIND_FP8_TENSOR ? STORE_FP8_TENSOR
+                   : kind == KIND_TF32       ? STORE_F32
+                                             : STORE_16BIT;
+    second->a = is_fp8 ? args->h8 : args->h;
+    second->a_scale = args->h_scale;
+    second->bias = f->bias2;
+    second->out = args->y;
+    second->store = kind == KIND_TF32 ? STORE_F32 : STORE_16BIT;
+    first->bias_dtype = second->bias_dtype = f->dtype;
+    first->out_is_f16 = second->out_is_f16 = f->dtype == MB_F16;
+    params.tiles = args->tiles;
+    params.n_tiles = args->n_tiles;
+    set_counters(&params, args->counters, args->max_tiles);
+    const int64_t n_rows = f->n_tokens * f->top_k;
+    const int64_t n_hit = n_rows < f->n_local_experts ? n_rows : f->n_local_experts;
+    params.read_once =
+        n_hit * (f->w13.rows + f->intermediate) * f->hidden * (int64_t)mb_dtype_bytes(f->w13.dtype) <=
+        READ_ONCE_BYTES;
+    return launch(&params, kind, args->tile, stream);
+}
+
+mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_rows *rows, void *scratch,
+                              int tile, mb_stream stream) {
+    MB_TRY(check_tile(tile, args->b.dtype));
+    const int kind = mb_experts_kind(&args->b);
+    experts_params params = {};
+    gemm_params *g = &params.gemm[0];
+    MB_TRY(describe(g, &args->b, args->activation, &mb_moe_tiles[tile]));
+    g->a = args->a;
+    g->a_scale = args->a_scale;
+    g->row_index = args->row_index;
+    g->bias = args->bias;
+    g->bias_dtype = args->bias_dtype;
+    g->row_weight = args->row_weight;
+    const int to_fp8 = args->out_dtype == MB_F8_E4M3;
+    g->out = to_fp8 ? scratch : args->out;
+    g->out8 = to_fp8 ? args->out : NULL;
+    g->out_scale = args->out_scale;
+    g->out_is_f16 = args->out_dtype == MB_F16 || (to_fp8 && args->dtype == MB_F16);
+    g->store = to_fp8 ? STORE_FP8_BLOCK : args->out_dtype == MB_F32 ? STORE_F32 : STORE_16BIT;
+    params.gemm[1].weights = g->weights; /* prefetched, not used */
+    params.tiles = rows->tiles;
+    params.n_tiles = rows->n_tiles;
+    set_counters(&params, rows->counters, rows->max_tiles);
+    return launch(&params, kind, tile, stream);
+}

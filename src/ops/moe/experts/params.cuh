@@ -1,0 +1,74 @@
+/*
+ * params.cuh - what the host hands to the experts' kernel (kernel.cuh): one or two grouped GEMMs
+ * over the same token tiles.
+ */
+#ifndef MB_OPS_MOE_EXPERTS_PARAMS_CUH
+#define MB_OPS_MOE_EXPERTS_PARAMS_CUH
+
+#include "moebius/ops.h"
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+/* What is multiplied, and how: the kernel is compiled once for each. */
+enum experts_kind { KIND_BF16, KIND_F16, KIND_TF32, KIND_FP8_TENSOR, KIND_FP8_BLOCK };
+
+/* How a finished tile leaves shared memory. */
+enum experts_store {
+    STORE_16BIT,     /* as it is */
+    STORE_FP8_BLOCK, /* quantised, with a scale for each row and 128 columns */
+    STORE_FP8_TENSOR,
+    STORE_F32, /* it was written from registers already */
+};
+
+/* Every activation is v (constant + slope v) / (1 + 2^-(v (linear + cubic v^2))): one sequence of
+ * instructions, no branches. (With a switch in this place the epilogue took 17 us a tile, all of it fetching
+ * instructions.) */
+typedef struct activation_shape {
+    float linear, cubic, constant, slope;
+} activation_shape;
+
+typedef struct gemm_params {
+    CUtensorMap weights;
+    const void *a;            /* token rows */
+    const int32_t *row_index; /* rows of a, or NULL: in order */
+    const float *a_scale;     /* KIND_FP8_BLOCK [rows of a, k_blocks], KIND_FP8_TENSOR [1] */
+    const float *b_scale;     /* KIND_FP8_BLOCK [E, scale rows, k_blocks], KIND_FP8_TENSOR [E] */
+    const void *bias;         /* [E, weight rows] bias_dtype */
+    const float *row_weight;
+    void *out;                 /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
+    void *out8;                /* [R, width], STORE_FP8_* */
+    float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
+    int32_t k_size, k_blocks;  /* K, and in blocks of 128 */
+    int32_t width;             /* outputs */
+    int32_t pieces;            /* of one expert's matrix */
+    int32_t scale_shift;       /* log2 of the weight rows of a scale */
+    int32_t expert_scale_rows; /* scales' rows of an expert */
+    int32_t gated, activated, store;
+    int32_t out_is_f16;
+    mb_dtype bias_dtype;
+    activation_shape activation;
+} gemm_params;
+
+typedef struct experts_params {
+    gemm_params gemm[2]; /* the second has no pieces when there is only one */
+    const mb_moe_token_tile *tiles;
+    const int32_t *n_tiles;
+    int32_t *next_item; /* the work queue */
+    int32_t *ready;     /* [max_tiles]: finished pieces of a tile's first GEMM */
+    int32_t
+        *block_done;   /* [max_tiles, blocks of 128 outputs, CTAs of a cluster]: finished pieces of a block */
+    int32_t read_once; /* the weights should not push anything out of L2 */
+} experts_params;
+
+cudaError_t mb_experts_launch_bf16(const experts_params *params, int tile, int n_processors,
+                                   mb_stream stream);
+cudaError_t mb_experts_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream);
+cudaError_t mb_experts_launch_tf32(const experts_params *params, int tile, int n_processors,
+                                   mb_stream stream);
+cudaError_t mb_experts_launch_fp8_tensor(const experts_params *params, int tile, int n_processors,
+                                         mb_stream stream);
+cudaError_t mb_experts_launch_fp8_block(const experts_params *params, int tile, int n_processors,
+                                        mb_stream stream);
+
+#endif

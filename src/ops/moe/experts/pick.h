@@ -1,0 +1,44 @@
+/* pick.h - which tile (a row of tiles.def) runs a shape. Plain host C, from the shape alone. */
+#ifndef MB_OPS_MOE_PICK_H
+#define MB_OPS_MOE_PICK_H
+
+#include "moebius/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What a tile's bytes mean. Every row of a stage is 128 bytes: 64 elements of 16 bits, 128 of fp8, 32 of
+ * fp32. */
+typedef enum mb_moe_family {
+    MB_MOE_16BIT, /* bf16, fp16 */
+    MB_MOE_FP8,
+    MB_MOE_TF32,
+} mb_moe_family;
+
+typedef struct mb_moe_tile {
+    const char *name;
+    mb_moe_family family;
+    int32_t weight_rows, max_tokens; /* of the whole cluster */
+    int32_t box_rows;                /* weight rows that one CTA loads at a time */
+    int32_t token_step;              /* tokens are padded to a multiple of it */
+} mb_moe_tile;
+
+enum {
+#define X(family, name, weight_rows, n_groups, cta_tokens, token_step, n_stages, n_ctas) MB_MOE_TILE_##name,
+#include "ops/moe/experts/tiles.def"
+#undef X
+    MB_MOE_N_TILES
+};
+
+extern const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES];
+
+mb_moe_family mb_moe_family_of(mb_dtype weights);
+
+/* An index into mb_moe_tiles. */
+int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

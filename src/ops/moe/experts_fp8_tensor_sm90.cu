@@ -1,8 +1,0 @@
-/* experts_fp8_tensor_sm90.cu - the experts' kernel for one kind of numbers; a file each, so that they compile
- * side by side. */
-#include "ops/moe/experts.cuh"
-
-cudaError_t mb_experts_launch_fp8_tensor(const experts_params *params, int tile, int n_processors,
-                                         mb_stream stream) {
-    return launch_tile<KIND_FP8_TENSOR, MB_MOE_FP8>(params, tile, n_processors, stream);
-}

@@ -32,15 +32,6 @@ static const mb_ops sm90_ops = {
     .moe_forward = mb_moe_forward_sm90,
 };
 
-static int table_is_complete(const mb_ops *ops) {
-    return ops->embed && ops->rms_norm && ops->gemm_workspace && ops->gemm && ops->qk_norm_rope_store &&
-           ops->attention_workspace && ops->attention && ops->gated_activation &&
-           ops->moe_router_gemm_workspace && ops->moe_router_gemm && ops->moe_route &&
-           ops->moe_plan_workspace && ops->moe_plan && ops->grouped_gemm_workspace && ops->grouped_gemm &&
-           ops->moe_reduce && ops->moe_forward_workspace && ops->moe_forward && ops->sample_workspace &&
-           ops->sample && ops->log_softmax;
-}
-
 static mb_status check(cudaError_t error, const char *call) {
     if (error == cudaSuccess)
         return MB_OK;
@@ -137,8 +128,9 @@ mb_status mb_device_open_cuda(int ordinal, mb_device **device) {
     *device = NULL;
     struct cudaDeviceProp properties;
     MB_TRY(examine_card(ordinal, &properties));
-    if (!table_is_complete(&sm90_ops))
-        return mb_fail(MB_ERR_UNSUPPORTED, "cuda: this build has no CUDA operators yet: use --device cpu");
+    char names[512];
+    if (mb_ops_missing(&sm90_ops, names, sizeof names) > 0)
+        return mb_fail(MB_ERR_UNSUPPORTED, "cuda: this build has no kernel for %s; use --device cpu", names);
 
     cuda_device *cuda = mb_calloc(1, sizeof *cuda);
     if (!cuda)

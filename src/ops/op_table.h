@@ -2,7 +2,8 @@
  * op_table.h - the operators that a forward pass calls, as one struct of function pointers.
  *
  * A device fills the table: the CPU with the C references, a GPU with kernels. The model calls the table and
- * nothing else, so a backend is added without touching model/.
+ * nothing else, so a backend is added without touching model/. A table may have holes while a backend is
+ * being written; mb_ops_missing names them.
  *
  * Every operator: takes a struct of shapes and pointers, runs on `stream`, never allocates, synchronises,
  * prints or exits; T = 0 is legal and does nothing. `workspace` is device memory of at least the bytes that
@@ -21,41 +22,37 @@
 #include "ops/rope/rope.h"
 #include "ops/sample/sample.h"
 
+/* All operators, once. PLAIN(x) has none, WITH_WORKSPACE(x) has a workspace; x takes an mb_x_args. */
+#define MB_OPERATORS(PLAIN, WITH_WORKSPACE) \
+    PLAIN(embed)                            \
+    PLAIN(rms_norm)                         \
+    WITH_WORKSPACE(gemm)                    \
+    PLAIN(qk_norm_rope_store)               \
+    WITH_WORKSPACE(attention)               \
+    PLAIN(gated_activation)                 \
+    WITH_WORKSPACE(moe_router_gemm)         \
+    PLAIN(moe_route)                        \
+    WITH_WORKSPACE(moe_plan)                \
+    WITH_WORKSPACE(grouped_gemm)            \
+    PLAIN(moe_reduce)                       \
+    WITH_WORKSPACE(moe_forward)             \
+    WITH_WORKSPACE(sample)                  \
+    PLAIN(log_softmax)
+
+#define MB_OP_PLAIN(op) mb_status (*op)(const mb_##op##_args *args, mb_stream stream);
+#define MB_OP_WITH_WORKSPACE(op)                          \
+    size_t (*op##_workspace)(const mb_##op##_args *args); \
+    mb_status (*op)(const mb_##op##_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
+
 typedef struct mb_ops {
     const char *name; /* "cpu", "sm90" */
-
-    mb_status (*embed)(const mb_embed_args *args, mb_stream stream);
-    mb_status (*rms_norm)(const mb_rms_norm_args *args, mb_stream stream);
-
-    size_t (*gemm_workspace)(const mb_gemm_args *args);
-    mb_status (*gemm)(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
-
-    mb_status (*qk_norm_rope_store)(const mb_qk_norm_rope_store_args *args, mb_stream stream);
-
-    size_t (*attention_workspace)(const mb_attention_args *args);
-    mb_status (*attention)(const mb_attention_args *args, void *workspace, size_t workspace_bytes,
-                           mb_stream stream);
-
-    mb_status (*gated_activation)(const mb_gated_activation_args *args, mb_stream stream);
-    size_t (*moe_router_gemm_workspace)(const mb_moe_router_gemm_args *args);
-    mb_status (*moe_router_gemm)(const mb_moe_router_gemm_args *args, void *workspace, size_t workspace_bytes,
-                                 mb_stream stream);
-    mb_status (*moe_route)(const mb_moe_route_args *args, mb_stream stream);
-    size_t (*moe_plan_workspace)(const mb_moe_plan_args *args);
-    mb_status (*moe_plan)(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
-                          mb_stream stream);
-    size_t (*grouped_gemm_workspace)(const mb_grouped_gemm_args *args);
-    mb_status (*grouped_gemm)(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
-                              mb_stream stream);
-    mb_status (*moe_reduce)(const mb_moe_reduce_args *args, mb_stream stream);
-    size_t (*moe_forward_workspace)(const mb_moe_forward_args *args);
-    mb_status (*moe_forward)(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
-                             mb_stream stream);
-
-    size_t (*sample_workspace)(const mb_sample_args *args);
-    mb_status (*sample)(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
-                        mb_stream stream);
-    mb_status (*log_softmax)(const mb_log_softmax_args *args, mb_stream stream);
+    MB_OPERATORS(MB_OP_PLAIN, MB_OP_WITH_WORKSPACE)
 } mb_ops;
+
+#undef MB_OP_PLAIN
+#undef MB_OP_WITH_WORKSPACE
+
+/* How many operators the table lacks; their names go to `names`, cut off at its end: "embed, gemm". */
+int mb_ops_missing(const mb_ops *ops, char *names, size_t capacity);
 
 #endif

@@ -43,7 +43,8 @@ int main(void) {
                                     .n_tokens = TOKENS,
                                     .hidden = HIDDEN,
                                     .n_experts = EXPERTS};
-    size_t gemm_bytes = mb_moe_router_gemm_workspace(&gemm);
+    size_t gemm_bytes, layer_bytes;
+    check(mb_moe_router_gemm_workspace(&gemm, &gemm_bytes));
     void *gemm_workspace = allocate(gemm_bytes);
     check(mb_moe_router_gemm(&gemm, gemm_workspace, gemm_bytes, NULL));
 
@@ -70,7 +71,7 @@ int main(void) {
         .activation = MB_ACT_SWIGLU,
         .route = &route, /* the router runs first; without it, weights and ids are inputs */
     };
-    size_t layer_bytes = mb_moe_forward_workspace(&layer);
+    check(mb_moe_forward_workspace(&layer, &layer_bytes)); /* enough for fewer tokens as well */
     void *layer_workspace = allocate(layer_bytes);
     check(mb_moe_forward(&layer, layer_workspace, layer_bytes, NULL));
     for (int t = 0; t < TOKENS; t++) {

@@ -82,9 +82,10 @@ typedef enum mb_f32_math {
  * when it returns. No call allocates, and all can be captured in a CUDA graph. T = 0 is legal and does
  * nothing (but see mb_moe_plan). Same inputs give the same bits.
  *
- * `workspace` is memory of the same place, of at least the bytes that the operator's _workspace function
- * gives for the same arguments (which looks at their data pointers only to learn whether they are the GPU's;
- * SIZE_MAX: the arguments are wrong, mb_last_error() says how), 256-byte aligned, contents undefined.
+ * `workspace` is memory of the same place, 256-byte aligned, contents undefined. The operator's _workspace function
+ * says how many bytes: *bytes is enough for every call whose n_tokens or n_rows is that of `most` or less, all other
+ * sizes and types the same. Data pointers in `most` only say where the call will run (all NULL: on the CPU).
+ * When the arguments are wrong *bytes is not set.
  *
  * Errors: MB_ERR_ARGUMENT for a shape, dtype, alignment or pointer that is wrong, MB_ERR_UNSUPPORTED for what
  * this device cannot do, MB_ERR_CAPACITY for a workspace that is too small, MB_ERR_DEVICE for CUDA's own.
@@ -104,7 +105,7 @@ typedef struct mb_moe_router_gemm_args {
     int32_t hidden, n_experts;    /* E <= 1024 */
     mb_dtype dtype, weight_dtype; /* MB_F32, MB_BF16 or MB_F16 each */
 } mb_moe_router_gemm_args;
-MB_API size_t mb_moe_router_gemm_workspace(const mb_moe_router_gemm_args *args);
+MB_API mb_status mb_moe_router_gemm_workspace(const mb_moe_router_gemm_args *most, size_t *bytes);
 MB_API mb_status mb_moe_router_gemm(const mb_moe_router_gemm_args *args, void *workspace,
                                     size_t workspace_bytes, mb_stream stream);
 
@@ -145,7 +146,7 @@ typedef struct mb_moe_plan_args {
 } mb_moe_plan_args;
 /* How many tiles R rows of n_local_experts experts can take at most. */
 MB_API int64_t mb_moe_max_tiles(int64_t n_rows, int32_t n_local_experts, int32_t tile_rows);
-MB_API size_t mb_moe_plan_workspace(const mb_moe_plan_args *args);
+MB_API mb_status mb_moe_plan_workspace(const mb_moe_plan_args *most, size_t *bytes);
 MB_API mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
                              mb_stream stream);
 
@@ -180,7 +181,7 @@ typedef struct mb_grouped_gemm_args {
     mb_activation activation;
     mb_f32_math f32_math;
 } mb_grouped_gemm_args;
-MB_API size_t mb_grouped_gemm_workspace(const mb_grouped_gemm_args *args);
+MB_API mb_status mb_grouped_gemm_workspace(const mb_grouped_gemm_args *most, size_t *bytes);
 MB_API mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                                  mb_stream stream);
 
@@ -236,7 +237,7 @@ typedef struct mb_moe_forward_args {
      * ours, and so are its n_tokens, n_experts and top_k. */
     const mb_moe_route_args *route;
 } mb_moe_forward_args;
-MB_API size_t mb_moe_forward_workspace(const mb_moe_forward_args *args);
+MB_API mb_status mb_moe_forward_workspace(const mb_moe_forward_args *most, size_t *bytes);
 MB_API mb_status mb_moe_forward(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                                 mb_stream stream);
 

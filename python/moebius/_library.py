@@ -174,7 +174,7 @@ def _open() -> ctypes.CDLL:
         library = ctypes.CDLL(path)
         for name, struct in _WITH_WORKSPACE.items():
             size = getattr(library, name + "_workspace")
-            size.restype, size.argtypes = c_size_t, [ctypes.POINTER(struct)]
+            size.restype, size.argtypes = c_int32, [ctypes.POINTER(struct), ctypes.POINTER(c_size_t)]
             run = getattr(library, name)
             run.restype, run.argtypes = c_int32, [ctypes.POINTER(struct), c_void_p, c_size_t, c_void_p]
         for name, struct in _WITHOUT_WORKSPACE.items():
@@ -192,8 +192,6 @@ def _open() -> ctypes.CDLL:
 
 
 LIBRARY = _open()
-
-SIZE_MAX = 2 ** (8 * ctypes.sizeof(c_size_t)) - 1
 
 
 def failure(status: int) -> Error:

@@ -6,7 +6,7 @@ this is what torch.compile traces. Positional parameters stand in the order of t
 """
 
 import ctypes
-from ctypes import byref
+from ctypes import byref, c_size_t
 from typing import Any, NamedTuple
 
 from ._arrays import ACTIVATION_DTYPES, DTYPE_NAMES, INT32, shape_error
@@ -20,7 +20,6 @@ from ._library import (
     LIBRARY,
     MOE_ACTIVATIONS,
     ORDERS,
-    SIZE_MAX,
     ForwardArgs,
     GroupedGemmArgs,
     PlanArgs,
@@ -70,9 +69,11 @@ def _shape(name: str, array: Any, n_dimensions: int, wanted: str) -> tuple[int, 
 
 def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
     """Runs a function that takes a workspace."""
-    n_bytes = size(byref(args))
-    if n_bytes == SIZE_MAX:
-        raise failure(1)
+    bytes_needed = c_size_t()
+    status = size(byref(args), byref(bytes_needed))
+    if status:
+        raise failure(status)
+    n_bytes = bytes_needed.value
     # The memory is freed on return: on a GPU into the caching allocator, that gives it to later work of this stream.
     memory, pointer = arrays.workspace(n_bytes, like)
     status = arrays.run(function, like, byref(args), pointer, n_bytes)

@@ -187,9 +187,9 @@ static mb_status make_layer(layer *l, const mb_bench_moe_args *args, const mode 
         MB_TRY(random_f32(l, 1, UNIFORM, 1.0 / F8_DEVIATION, &f->h_scale));
     }
     MB_TRY(allocate(l, (size_t)(T * H) * mb_dtype_bytes(m->activations), &f->out));
-    l->workspace_bytes = mb_moe_forward_workspace(f);
-    if (l->workspace_bytes == SIZE_MAX)
-        return mb_fail_context(MB_ERR_ARGUMENT, "bench_moe");
+    mb_status status = mb_moe_forward_workspace(f, &l->workspace_bytes);
+    if (status != MB_OK)
+        return mb_fail_context(status, "bench_moe");
     return allocate(l, l->workspace_bytes, &l->workspace);
 }
 

@@ -49,11 +49,6 @@ static mb_status finish(const place *where, mb_status status) {
     return status;
 }
 
-static size_t finish_workspace(const place *where, size_t n_bytes) {
-    leave(where);
-    return n_bytes;
-}
-
 static mb_status check_workspace(const char *op, const void *workspace) {
     enum { ALIGNMENT = 256 };
     MB_REQUIRE((uintptr_t)workspace % ALIGNMENT == 0, "%s: workspace is not aligned to %d bytes", op,
@@ -69,11 +64,11 @@ static mb_status enter_router_gemm(const mb_moe_router_gemm_args *args, place *w
     return enter(POINTERS(args->x, args->weight, args->bias, args->logits), where);
 }
 
-size_t mb_moe_router_gemm_workspace(const mb_moe_router_gemm_args *args) {
+mb_status mb_moe_router_gemm_workspace(const mb_moe_router_gemm_args *most, size_t *bytes) {
     place where;
-    if (enter_router_gemm(args, &where) != MB_OK)
-        return SIZE_MAX;
-    return finish_workspace(&where, where.ops->moe_router_gemm_workspace(args));
+    MB_TRY(mb_need(bytes, "moe_router_gemm: bytes"));
+    MB_TRY(enter_router_gemm(most, &where));
+    return finish(&where, where.ops->moe_router_gemm_workspace(most, bytes));
 }
 
 mb_status mb_moe_router_gemm(const mb_moe_router_gemm_args *args, void *workspace, size_t workspace_bytes,
@@ -99,11 +94,11 @@ static mb_status enter_plan(const mb_moe_plan_args *args, place *where) {
     return enter(POINTERS(args->ids, args->offsets, args->row_token, args->token_row, args->tiles), where);
 }
 
-size_t mb_moe_plan_workspace(const mb_moe_plan_args *args) {
+mb_status mb_moe_plan_workspace(const mb_moe_plan_args *most, size_t *bytes) {
     place where;
-    if (enter_plan(args, &where) != MB_OK)
-        return SIZE_MAX;
-    return finish_workspace(&where, where.ops->moe_plan_workspace(args));
+    MB_TRY(mb_need(bytes, "moe_plan: bytes"));
+    MB_TRY(enter_plan(most, &where));
+    return finish(&where, where.ops->moe_plan_workspace(most, bytes));
 }
 
 mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
@@ -122,11 +117,11 @@ static mb_status enter_grouped_gemm(const mb_grouped_gemm_args *args, place *whe
     return enter(POINTERS(args->a, args->offsets, args->b.data, args->out), where);
 }
 
-size_t mb_grouped_gemm_workspace(const mb_grouped_gemm_args *args) {
+mb_status mb_grouped_gemm_workspace(const mb_grouped_gemm_args *most, size_t *bytes) {
     place where;
-    if (enter_grouped_gemm(args, &where) != MB_OK)
-        return SIZE_MAX;
-    return finish_workspace(&where, where.ops->grouped_gemm_workspace(args));
+    MB_TRY(mb_need(bytes, "grouped_gemm: bytes"));
+    MB_TRY(enter_grouped_gemm(most, &where));
+    return finish(&where, where.ops->grouped_gemm_workspace(most, bytes));
 }
 
 mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
@@ -153,11 +148,11 @@ static mb_status enter_forward(const mb_moe_forward_args *args, place *where) {
                  where);
 }
 
-size_t mb_moe_forward_workspace(const mb_moe_forward_args *args) {
+mb_status mb_moe_forward_workspace(const mb_moe_forward_args *most, size_t *bytes) {
     place where;
-    if (enter_forward(args, &where) != MB_OK)
-        return SIZE_MAX;
-    return finish_workspace(&where, where.ops->moe_forward_workspace(args));
+    MB_TRY(mb_need(bytes, "moe_forward: bytes"));
+    MB_TRY(enter_forward(most, &where));
+    return finish(&where, where.ops->moe_forward_workspace(most, bytes));
 }
 
 mb_status mb_moe_forward(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,

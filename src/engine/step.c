@@ -117,7 +117,7 @@ static mb_status open_buffers(mb_runner *runner) {
     cut_inputs(&arena, &most, &runner->in);
     runner->inputs_bytes = arena.used;
     mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};
-    runner->sample_workspace_bytes = device->ops->sample_workspace(&sample);
+    MB_TRY(device->ops->sample_workspace(&sample, &runner->sample_workspace_bytes));
 
     mb_arena on_device, pinned, host;
     mb_arena_measure(&on_device);

@@ -98,18 +98,21 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
 /* ---- Scratch memory -------------------------------------------------------------------------------------
  */
 
-static void larger(size_t *size, size_t other) {
-    if (other > *size)
-        *size = other;
+/* *most becomes `bytes` if that is more. */
+static void raise_to(size_t *most, size_t bytes) {
+    if (bytes > *most)
+        *most = bytes;
 }
 
-static size_t needed_workspace(const mb_forward *f) {
+static mb_status find_workspace(const mb_forward *f, size_t *most) {
     const mb_ops *ops = f->device->ops;
     const mb_config *c = f->config;
     int64_t n_tokens = f->limits.max_tokens;
-    size_t size = 0;
+    size_t bytes = 0;
+    *most = 0;
     mb_gemm_args head = linear_f32(f, NULL, &f->weights->lm_head, NULL, f->limits.max_logits);
-    larger(&size, ops->gemm_workspace(&head));
+    MB_TRY(ops->gemm_workspace(&head, &bytes));
+    raise_to(most, bytes);
     mb_kv_memory kv = {.dtype = f->dtype};
     mb_batch batch = {.n_tokens = f->limits.max_tokens,
                       .n_sequences = f->limits.max_sequences,
@@ -117,7 +120,8 @@ static size_t needed_workspace(const mb_forward *f) {
                       .max_q_len = f->limits.max_tokens,
                       .max_kv_len = f->limits.max_blocks * MB_KV_BLOCK};
     mb_attention_args attend = attention(f, &kv, &batch, 0);
-    larger(&size, ops->attention_workspace(&attend));
+    MB_TRY(ops->attention_workspace(&attend, &bytes));
+    raise_to(most, bytes);
     for (int i = 0; i < c->n_layers; i++) {
         const mb_layer_weights *w = &f->weights->layers[i];
         const mb_weight *matrices[] = {&w->qkv, &w->o, &w->router, &w->w13, &w->w2};
@@ -126,14 +130,16 @@ static size_t needed_workspace(const mb_forward *f) {
             if (!matrices[m]->data)
                 continue; /* a dense layer has no router */
             mb_gemm_args args = linear(f, NULL, matrices[m], NULL, n_tokens);
-            larger(&size, ops->gemm_workspace(&args));
+            MB_TRY(ops->gemm_workspace(&args, &bytes));
+            raise_to(most, bytes);
         }
         if (c->is_moe[i]) {
             mb_moe_forward_args args = experts(f, w, n_tokens);
-            larger(&size, ops->moe_forward_workspace(&args));
+            MB_TRY(ops->moe_forward_workspace(&args, &bytes));
+            raise_to(most, bytes);
         }
     }
-    return size;
+    return MB_OK;
 }
 
 static void cut_scratch(mb_forward *f, mb_arena *arena) {
@@ -169,7 +175,7 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
                           mb_device *device, mb_dtype dtype, const mb_forward_limits *limits) {
     *forward = (mb_forward){
         .config = config, .weights = weights, .device = device, .dtype = dtype, .limits = *limits};
-    forward->workspace_bytes = needed_workspace(forward);
+    MB_TRY(find_workspace(forward, &forward->workspace_bytes));
 
     mb_arena measure;
     mb_arena_measure(&measure);

@@ -6,9 +6,10 @@
  * being written; mb_ops_missing names them.
  *
  * Every operator: takes a struct of shapes and pointers, runs on `stream`, never allocates, synchronises,
- * prints or exits; T = 0 is legal and does nothing. `workspace` is device memory of at least the bytes that
- * the operator's *_workspace function gives for the same arguments (what pointers in them point at is not
- * looked at, so the sizes can be asked for before memory exists).
+ * prints or exits; T = 0 is legal and does nothing. `workspace` is device memory. The operator's *_workspace function
+ * sets *bytes to what is enough for every call with counts up to those of `most` (n_tokens, n_rows, n_sequences and
+ * the like), all else the same. Memory that pointers in `most` name is not read, so the sizes can be asked for before
+ * the memory exists.
  */
 #ifndef MB_OPS_OP_TABLE_H
 #define MB_OPS_OP_TABLE_H
@@ -40,8 +41,8 @@
     PLAIN(log_softmax)
 
 #define MB_OP_PLAIN(op) mb_status (*op)(const mb_##op##_args *args, mb_stream stream);
-#define MB_OP_WITH_WORKSPACE(op)                          \
-    size_t (*op##_workspace)(const mb_##op##_args *args); \
+#define MB_OP_WITH_WORKSPACE(op)                                            \
+    mb_status (*op##_workspace)(const mb_##op##_args *most, size_t *bytes); \
     mb_status (*op)(const mb_##op##_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
 
 typedef struct mb_ops {

@@ -95,7 +95,7 @@ static void run(const memory *m, cudaStream_t stream) {
     router.hidden = H;
     router.n_experts = E;
     router.dtype = router.weight_dtype = MB_BF16;
-    must("workspace of router", mb_moe_router_gemm_workspace(&router) <= WORKSPACE_BYTES);
+    must("workspace of router", bytes_of(mb_moe_router_gemm_workspace, &router) <= WORKSPACE_BYTES);
     MB(mb_moe_router_gemm(&router, m->workspace, WORKSPACE_BYTES, stream));
     mb_moe_route_args route = route_args(m);
     MB(mb_moe_route(&route, stream));
@@ -112,7 +112,7 @@ static void run(const memory *m, cudaStream_t stream) {
     plan.n_tiles = m->n_tiles;
     plan.tile_rows = 16;
     plan.tile_step = 8;
-    must("workspace of plan", mb_moe_plan_workspace(&plan) <= WORKSPACE_BYTES);
+    must("workspace of plan", bytes_of(mb_moe_plan_workspace, &plan) <= WORKSPACE_BYTES);
     MB(mb_moe_plan(&plan, m->workspace, WORKSPACE_BYTES, stream));
 
     mb_moe_forward_args forward = forward_args(m);
@@ -124,7 +124,7 @@ static void run(const memory *m, cudaStream_t stream) {
     gemm.out = m->h;
     gemm.n_rows = R;
     gemm.dtype = gemm.out_dtype = MB_BF16;
-    must("workspace of gemm", mb_grouped_gemm_workspace(&gemm) <= WORKSPACE_BYTES);
+    must("workspace of gemm", bytes_of(mb_grouped_gemm_workspace, &gemm) <= WORKSPACE_BYTES);
     MB(mb_grouped_gemm(&gemm, m->workspace, WORKSPACE_BYTES, stream));
     gemm.a = m->h;
     gemm.row_index = NULL;
@@ -145,7 +145,7 @@ static void run(const memory *m, cudaStream_t stream) {
     MB(mb_moe_reduce(&reduce, stream));
 
     forward.route = &route;
-    must("workspace of forward", mb_moe_forward_workspace(&forward) <= WORKSPACE_BYTES);
+    must("workspace of forward", bytes_of(mb_moe_forward_workspace, &forward) <= WORKSPACE_BYTES);
     MB(mb_moe_forward(&forward, m->workspace, WORKSPACE_BYTES, stream));
 }
 
@@ -242,8 +242,8 @@ static void check_refusals(const memory *gpu, cudaStream_t stream) {
     expect("api", "x at 2 bytes", mb_moe_forward(&odd, gpu->workspace, WORKSPACE_BYTES, stream),
            MB_ERR_ARGUMENT);
     must("the sentence says aligned", strstr(mb_last_error(), "aligned") != NULL);
-    expect("api", "workspace too small",
-           mb_moe_forward(&whole, gpu->workspace, mb_moe_forward_workspace(&whole) - 1, stream),
+    const size_t needed = bytes_of(mb_moe_forward_workspace, &whole); /* of so few tokens one tile's needs */
+    expect("api", "workspace too small", mb_moe_forward(&whole, gpu->workspace, needed - 1, stream),
            MB_ERR_CAPACITY);
 }
 

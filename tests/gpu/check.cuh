@@ -28,6 +28,15 @@
         }                                                                        \
     } while (0)
 
+/* The bytes that an operator's _workspace function gives. */
+template <class args_type>
+static inline size_t bytes_of(mb_status (*workspace)(const args_type *most, size_t *bytes),
+                              const args_type *most) {
+    size_t bytes = 0;
+    MB(workspace(most, &bytes));
+    return bytes;
+}
+
 static int wrong; /* checks that failed */
 
 /* `subject` says which problem. */

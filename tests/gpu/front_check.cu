@@ -152,7 +152,7 @@ static void time_tokens(int n_tokens, int hidden, void *flush) {
     make_front(&s, &t.front, &route);
     mb_moe_front_args without_fp8 = t.front;
     without_fp8.quantize.x = NULL;
-    t.workspace_bytes = mb_moe_plan_sm90_workspace(&t.front.plan);
+    t.workspace_bytes = bytes_of(mb_moe_plan_sm90_workspace, &t.front.plan);
     t.workspace = poisoned(t.workspace_bytes);
     launch_route(&t, NULL);
     const double route_us = time_graph(launch_route, &t, flush), plan_us = time_graph(launch_plan, &t, flush);
@@ -187,7 +187,7 @@ static void time_large_plan(int64_t n_rows, int32_t n_experts, enum ids ids, voi
     mb_moe_plan_args *plan = &t.front.plan;
     const plan_shape s = {n_rows, 1, n_experts, 0, n_experts, 288, 8, ids};
     make_plan(&s, plan);
-    t.workspace_bytes = mb_moe_plan_sm90_workspace(plan);
+    t.workspace_bytes = bytes_of(mb_moe_plan_sm90_workspace, plan);
     t.workspace = poisoned(t.workspace_bytes);
     launch_plan(&t, NULL);
     unsigned long long *n_wrong = (unsigned long long *)allocate(sizeof(*n_wrong)), found;

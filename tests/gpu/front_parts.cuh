@@ -290,7 +290,7 @@ static inline void check_plan_alone(const plan_shape *s) {
              s->first, s->n_local, (int)s->ids);
     mb_moe_plan_args p;
     make_plan(s, &p);
-    const size_t n_bytes = mb_moe_plan_sm90_workspace(&p);
+    const size_t n_bytes = bytes_of(mb_moe_plan_sm90_workspace, &p);
     void *workspace = poisoned(n_bytes);
     MB(mb_moe_plan_sm90(&p, workspace, n_bytes, NULL));
     check_plan(name, &p);
@@ -471,7 +471,7 @@ static inline void check_front(const front_shape *s) {
     mb_moe_front_args f;
     mb_moe_route_args route;
     make_front(s, &f, &route);
-    const size_t n_bytes = mb_moe_front_sm90_workspace(&f);
+    const size_t n_bytes = bytes_of(mb_moe_front_sm90_workspace, &f);
     void *workspace = poisoned(n_bytes);
     MB(mb_moe_front_sm90(&f, workspace, n_bytes, NULL));
     if (s->is_routed)

@@ -20,7 +20,7 @@ static inline void check_refusals(void) {
     mb_moe_front_args f;
     mb_moe_route_args r;
     make_front(&s, &f, &r);
-    size_t n = mb_moe_front_sm90_workspace(&f);
+    size_t n = bytes_of(mb_moe_front_sm90_workspace, &f);
     void *workspace = poisoned(n);
     const mb_status bad = MB_ERR_ARGUMENT;
 #define ROUTE mb_moe_route_sm90(&r, NULL)

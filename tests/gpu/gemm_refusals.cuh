@@ -21,7 +21,7 @@
 /* p has several groups and a bias. */
 static inline void check_gemm_refusals(const gemm_problem *p) {
     const mb_grouped_gemm_args *right = &p->args;
-    const size_t bytes = mb_grouped_gemm_sm90_workspace(right);
+    const size_t bytes = bytes_of(mb_grouped_gemm_sm90_workspace, right);
     void *workspace = allocate(bytes);
     const int is_fp8 = right->dtype == MB_F8_E4M3;
     NO_SUCH(dtype = (mb_dtype)9);

@@ -125,7 +125,7 @@ static double check_gemm(const gemm_problem *p, int poison) {
     const mb_grouped_gemm_args *g = &p->args;
     const size_t out_bytes = gemm_out_bytes(p), scale_bytes = gemm_scale_bytes(p);
     const int64_t n_blocks = n_scale_blocks(p->s.width);
-    const size_t workspace_bytes = mb_grouped_gemm_sm90_workspace(g);
+    const size_t workspace_bytes = bytes_of(mb_grouped_gemm_sm90_workspace, g);
     void *workspace = allocate(workspace_bytes), *first = allocate(out_bytes);
     float *first_scale = (float *)allocate(scale_bytes);
     for (int repeat = 0; repeat < 2; repeat++) {
@@ -184,7 +184,7 @@ static void run_timed(const kind *k, const timed_shape *t, mb_dtype out_dtype, c
     const double difference = check_gemm(&p, !o->bare);
     printf("%-10s %-12s to %-8s diff %.1e", k->name, t->what, mb_dtype_name(out_dtype), difference);
     if (!o->check_only) {
-        timed_call call = {&p.args, NULL, mb_grouped_gemm_sm90_workspace(&p.args)};
+        timed_call call = {&p.args, NULL, bytes_of(mb_grouped_gemm_sm90_workspace, &p.args)};
         call.workspace = allocate(call.workspace_bytes);
         const double us = time_graph(launch, &call, flush);
         const double flops = 2.0 * t->s.R * (double)p.args.b.rows * t->s.K;

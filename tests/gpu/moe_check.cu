@@ -83,7 +83,10 @@ typedef struct options {
 } options;
 
 static size_t workspace_of(const mb_moe_forward_args *f, int tile) {
-    return tile == NO_TILE ? mb_moe_forward_sm90_workspace(f) : mb_moe_forward_sm90_tile_workspace(f, tile);
+    size_t bytes = 0;
+    MB(tile == NO_TILE ? mb_moe_forward_sm90_workspace(f, &bytes)
+                       : mb_moe_forward_sm90_tile_workspace(f, tile, &bytes));
+    return bytes;
 }
 
 static mb_status run_forward(const mb_moe_forward_args *f, int tile, void *workspace, size_t workspace_bytes,

@@ -24,7 +24,8 @@ static inline void check_repeated_ids(const problem *p, int poison) {
             continue;
         mb_moe_forward_args f = fresh_forward(p, poison);
         f.ids = ids;
-        const size_t workspace_bytes = mb_moe_forward_sm90_tile_workspace(&f, tile);
+        size_t workspace_bytes = 0;
+        MB(mb_moe_forward_sm90_tile_workspace(&f, tile, &workspace_bytes));
         void *workspace = allocate(workspace_bytes);
         MB(mb_moe_forward_sm90_tile(&f, tile, workspace, workspace_bytes, NULL));
         CUDA(cudaFree(workspace));
@@ -90,13 +91,13 @@ static inline chain make_chain(const problem *p) {
     router->dtype = router->weight_dtype = MB_BF16;
     c.router[1] = *router;
     c.router[1].weight = random_values(E * CHAIN_HIDDEN, MB_BF16, 3, 1.0f / 64);
-    c.router_workspace_bytes = mb_moe_router_gemm_sm90_workspace(router);
+    c.router_workspace_bytes = bytes_of(mb_moe_router_gemm_sm90_workspace, router);
     c.router_workspace = allocate(c.router_workspace_bytes);
     c.forward = p->forward;
     c.forward.ids = c.route.ids;
     c.forward.weights = c.route.weights;
     c.forward.route = &p->route; /* of the same sizes */
-    c.workspace_bytes = mb_moe_forward_sm90_workspace(&c.forward);
+    c.workspace_bytes = bytes_of(mb_moe_forward_sm90_workspace, &c.forward);
     c.workspace = allocate(c.workspace_bytes);
     c.link_bytes = (out_bytes(p) + 15) / 16 * 16;
     c.outs = (char *)allocate(CHAIN_LINKS * c.link_bytes);

@@ -83,7 +83,7 @@ static inline void check_dtype_refusals(const problem *p, void *workspace, size_
 }
 
 static inline void check_refusals(const problem *p) {
-    const size_t workspace_bytes = mb_moe_forward_sm90_workspace(&p->forward);
+    const size_t workspace_bytes = bytes_of(mb_moe_forward_sm90_workspace, &p->forward);
     void *workspace = allocate(workspace_bytes);
     const mb_moe_forward_args *right = &p->forward;
     check_dtype_refusals(p, workspace, workspace_bytes);

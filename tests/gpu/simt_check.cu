@@ -146,7 +146,7 @@ static void check_router(const router_case *c, int is_timed) {
     run.args.n_experts = c->E;
     run.args.dtype = c->dtype;
     run.args.weight_dtype = c->weight_dtype;
-    run.workspace_bytes = mb_moe_router_gemm_sm90_workspace(&run.args);
+    MB(mb_moe_router_gemm_sm90_workspace(&run.args, &run.workspace_bytes));
     run.workspace = allocate(run.workspace_bytes);
     float *first = router_logits(&run, 0, T), *second = router_logits(&run, 0, T);
     expect(memcmp(first, second, sizeof(float) * (size_t)(T * E)) == 0, "differs on repeat", 0, name);

@@ -157,7 +157,9 @@ static void check_sentence(const char *sentence, const char *start, const char *
         REFUSED(op, make, change, word);                                     \
         __typeof__(make()) args = make();                                    \
         change;                                                              \
-        assert_true(function(&args) == SIZE_MAX);                            \
+        size_t bytes = 7;                                                    \
+        assert_int_equal(function(&args, &bytes), MB_ERR_ARGUMENT);          \
+        assert_int_equal(bytes, 7);                                          \
         check_sentence(mb_last_error(), SENTENCE_##op ": ", word, __LINE__); \
     } while (0)
 
@@ -335,8 +337,11 @@ static void test_workspaces(void **state) {
     mb_grouped_gemm_args grouped = gemm();
     mb_moe_forward_args whole = forward();
     assert_int_equal(call_plan(&planned), MB_OK);
-    size_t sizes[] = {mb_moe_router_gemm_workspace(&router), mb_moe_plan_workspace(&planned),
-                      mb_grouped_gemm_workspace(&grouped), mb_moe_forward_workspace(&whole)};
+    size_t sizes[4];
+    assert_int_equal(mb_moe_router_gemm_workspace(&router, &sizes[0]), MB_OK);
+    assert_int_equal(mb_moe_plan_workspace(&planned, &sizes[1]), MB_OK);
+    assert_int_equal(mb_grouped_gemm_workspace(&grouped, &sizes[2]), MB_OK);
+    assert_int_equal(mb_moe_forward_workspace(&whole, &sizes[3]), MB_OK);
     for (int i = 0; i < 4; i++) {
         assert_true(sizes[i] > 0 && sizes[i] <= sizeof workspace - 256);
         char *const places[] = {workspace, workspace, NULL, workspace + 64};
@@ -352,8 +357,12 @@ static void test_workspaces(void **state) {
                 assert_non_null(strstr(mb_last_error(), "workspace"));
         }
     }
-    assert_true(mb_moe_router_gemm_workspace(NULL) == SIZE_MAX && mb_moe_plan_workspace(NULL) == SIZE_MAX);
-    assert_true(mb_grouped_gemm_workspace(NULL) == SIZE_MAX && mb_moe_forward_workspace(NULL) == SIZE_MAX);
+    assert_int_equal(mb_moe_router_gemm_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_moe_plan_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_grouped_gemm_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_moe_forward_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_moe_forward_workspace(&whole, NULL), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "moe_forward: bytes is NULL");
     assert_int_equal(call_router_gemm(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_route(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_plan(NULL), MB_ERR_ARGUMENT);
@@ -376,8 +385,12 @@ static void test_nothing_to_do(void **state) {
     whole.x = whole.weights = whole.out = NULL;
     whole.ids = NULL;
     whole.w13.data = whole.w2.data = NULL;
-    assert_true(mb_moe_router_gemm_workspace(&router) == 0 && mb_moe_plan_workspace(&planned) == 0);
-    assert_true(mb_grouped_gemm_workspace(&grouped) == 0 && mb_moe_forward_workspace(&whole) == 0);
+    size_t bytes[4] = {1, 1, 1, 1};
+    assert_int_equal(mb_moe_router_gemm_workspace(&router, &bytes[0]), MB_OK);
+    assert_int_equal(mb_moe_plan_workspace(&planned, &bytes[1]), MB_OK);
+    assert_int_equal(mb_grouped_gemm_workspace(&grouped, &bytes[2]), MB_OK);
+    assert_int_equal(mb_moe_forward_workspace(&whole, &bytes[3]), MB_OK);
+    assert_true(bytes[0] == 0 && bytes[1] == 0 && bytes[2] == 0 && bytes[3] == 0);
     assert_int_equal(mb_moe_router_gemm(&router, NULL, 0, NULL), MB_OK);
     assert_int_equal(mb_moe_route(&routed, NULL), MB_OK);
     assert_int_equal(mb_moe_plan(&planned, NULL, 0, NULL), MB_OK);

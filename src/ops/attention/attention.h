@@ -26,7 +26,7 @@ typedef struct mb_attention_args {
     mb_dtype dtype, cache_dtype;
 } mb_attention_args;
 
-size_t mb_attention_ref_workspace(const mb_attention_args *args);
+mb_status mb_attention_ref_workspace(const mb_attention_args *most, size_t *bytes);
 mb_status mb_attention_ref(const mb_attention_args *args, void *workspace, size_t workspace_bytes,
                            mb_stream stream);
 

@@ -93,7 +93,8 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
             for (int32_t head = 0; head < h.n; head++)
                 expect_head(&args, s, t, head, n_visible, scores, expected + (t * h.n + head) * h.dim);
         }
-    size_t workspace_bytes = check->ops->attention_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->attention_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     MB_CHECK_CALL(check, check->ops->attention(&args, workspace, workspace_bytes, check->stream));
     mb_check_compare(check, "out", dtype, args.out, expected, n_out);

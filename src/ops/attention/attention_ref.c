@@ -127,9 +127,10 @@ static void attend_item(const void *context, int64_t item) {
                heads_per_kv - h < HEAD_GROUP ? heads_per_kv - h : HEAD_GROUP);
 }
 
-size_t mb_attention_ref_workspace(const mb_attention_args *args) {
-    (void)args;
-    return 0;
+mb_status mb_attention_ref_workspace(const mb_attention_args *most, size_t *bytes) {
+    (void)most;
+    *bytes = 0;
+    return MB_OK;
 }
 
 static mb_status check(const mb_attention_args *args) {

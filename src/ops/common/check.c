@@ -42,6 +42,11 @@ void mb_check_fail(mb_check *check, const char *format, ...) {
     check->failed = 1;
 }
 
+void mb_check_ok(mb_check *check, mb_status status) {
+    if (status != MB_OK)
+        mb_check_fail(check, "the call failed: %s", mb_last_error());
+}
+
 void mb_check_skip(mb_check *check, const char *name, const char *why) {
     fprintf(check->report ? check->report : stderr, "SKIP %s: %s\n", name, why);
     check->n_skipped++;

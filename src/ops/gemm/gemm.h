@@ -18,7 +18,7 @@ typedef struct mb_gemm_args {
     mb_dtype dtype, out_dtype, bias_dtype;
 } mb_gemm_args;
 
-size_t mb_gemm_ref_workspace(const mb_gemm_args *args);
+mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes);
 mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
 
 #endif

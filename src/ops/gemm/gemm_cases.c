@@ -34,7 +34,8 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dt
                     mb_check_value(dtype, args.x, t * s.k + k) * mb_check_weight_value(&args.weight, 0, n, k);
             expected[t * s.n + n] = sum;
         }
-    size_t workspace_bytes = check->ops->gemm_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->gemm_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     if (with_extras) { /* a second call would add the residual again */
         double min_seconds = check->min_seconds;

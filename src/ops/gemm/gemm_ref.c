@@ -6,6 +6,7 @@
 #include "ops/common/tensor.h"
 #include "ops/common/tile_matmul.h"
 #include "ops/common/vector.h"
+#include "ops/common/workspace.h"
 
 #include <inttypes.h>
 
@@ -22,20 +23,13 @@ static int64_t n_row_tiles(const mb_gemm_args *args) {
 }
 
 static float *cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
-    if (args->n_tokens <= 0 || args->weight.cols <= 0 || !needs_copy(args))
+    if (!needs_copy(args))
         return NULL;
     return mb_arena_push(arena, (size_t)args->n_tokens,
                          (size_t)mb_pad_lanes(args->weight.cols) * sizeof(float));
 }
 
-size_t mb_gemm_ref_workspace(const mb_gemm_args *args) {
-    mb_arena arena;
-    mb_arena_measure(&arena);
-    cut_workspace(args, &arena);
-    return arena.overflowed ? SIZE_MAX : arena.used;
-}
-
-static mb_status check(const mb_gemm_args *args) {
+static mb_status check_sizes(const mb_gemm_args *args) {
     const mb_weight *weight = &args->weight;
     MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "gemm: n_tokens is %" PRId64,
                args->n_tokens);
@@ -47,7 +41,20 @@ static mb_status check(const mb_gemm_args *args) {
                mb_dtype_name(args->out_dtype));
     MB_REQUIRE(!args->bias || mb_dtype_is_activation(args->bias_dtype),
                "gemm: bias_dtype %s is not one of activations", mb_dtype_name(args->bias_dtype));
-    MB_TRY(mb_weight_check(weight, "gemm: weight", 1, weight->rows, weight->cols, 1));
+    return mb_weight_check_shape(weight, "gemm: weight", 1, weight->rows, weight->cols, 1);
+}
+
+mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes) {
+    MB_TRY(check_sizes(most));
+    mb_arena arena;
+    mb_arena_measure(&arena);
+    cut_workspace(most, &arena);
+    return mb_workspace_measured("gemm", &arena, bytes);
+}
+
+static mb_status check(const mb_gemm_args *args) {
+    MB_TRY(check_sizes(args));
+    MB_REQUIRE(args->weight.data, "gemm: weight.data is NULL");
     MB_REQUIRE(args->n_tokens == 0 || (args->x && args->out), "gemm: x or out is NULL");
     return MB_OK;
 }
@@ -109,11 +116,12 @@ mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspac
     MB_TRY(check(args));
     if (args->n_tokens == 0)
         return MB_OK;
+    size_t needed;
+    MB_TRY(mb_gemm_ref_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
     mb_arena arena;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);
     float *copy = cut_workspace(args, &arena);
-    MB_REQUIRE(!needs_copy(args) || copy, "gemm: workspace has %zu bytes, needs %zu", workspace_bytes,
-               mb_gemm_ref_workspace(args));
     multiplication m = {args, copy, copy ? copy : args->x};
     double x_values = (double)args->n_tokens * (double)args->weight.cols;
     int64_t n_strips = (args->weight.rows + STRIP - 1) / STRIP;

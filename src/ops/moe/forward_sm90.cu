@@ -2,6 +2,7 @@
  * forward_sm90.cu - the whole MoE layer: front (router, plan, x to fp8), experts, reduce, each launched so
  * that it starts while the one in front of it ends.
  */
+#include "ops/common/workspace.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/arguments.h"
 #include "ops/moe/experts/launch_sm90.h"
@@ -97,7 +98,7 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
     reduce->top_k = args->top_k;
     reduce->dtype = reduce->out_dtype = args->dtype;
 
-    steps->front_workspace_bytes = mb_moe_front_sm90_workspace(front);
+    mb_moe_front_sm90_workspace(front, &steps->front_workspace_bytes); /* its sizes were checked */
     steps->front_workspace = take(base, &used, steps->front_workspace_bytes);
     steps->workspace_bytes = used;
 }
@@ -139,12 +140,11 @@ static mb_status check_sizes(const mb_moe_forward_args *args) {
             "be multiples of %d and 16 at least, top_k at most 32",
             args->top_k, args->hidden, args->intermediate, step);
     /* The experts' kernel counts the places of x in 32 bits. */
-    const int64_t x_bytes = args->n_tokens * args->hidden * (int64_t)mb_dtype_bytes(args->w13.dtype);
-    if (!is_exact(args) && x_bytes > (int64_t)UINT32_MAX + 1)
+    const int64_t most_values = ((int64_t)UINT32_MAX + 1) / (int64_t)mb_dtype_bytes(args->w13.dtype);
+    if (!is_exact(args) && args->n_tokens * args->hidden > most_values)
         return mb_fail(MB_ERR_UNSUPPORTED,
-                       "moe_forward: x is [%lld, %d], %lld bytes in %s; at most 2^32 can be done in one call",
-                       (long long)args->n_tokens, args->hidden, (long long)x_bytes,
-                       mb_dtype_name(args->w13.dtype));
+                       "moe_forward: x is [%lld, %d] in %s; at most 2^32 bytes can be done in one call",
+                       (long long)args->n_tokens, args->hidden, mb_dtype_name(args->w13.dtype));
     return MB_OK;
 }
 
@@ -191,26 +191,51 @@ static mb_status run_exact(const mb_moe_steps *steps, mb_stream stream) {
     return mb_grouped_gemm_f32_sm90(&gemm, experts->tiles, experts->n_tiles, experts->max_tiles, stream);
 }
 
-extern "C" size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int tile) {
-    if (check_sizes(args) != MB_OK)
-        return SIZE_MAX;
+static mb_status check_tile(int tile) {
+    if (tile < 0 || tile >= MB_MOE_N_TILES)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: tile %d is not in 0 .. %d", tile, MB_MOE_N_TILES - 1);
+    return MB_OK;
+}
+
+static size_t tile_workspace(const mb_moe_forward_args *args, int tile) {
     mb_moe_steps steps;
     mb_moe_forward_sm90_steps(args, tile, NULL, &steps);
     return steps.workspace_bytes;
 }
 
-extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
-                                              size_t workspace_bytes, mb_stream stream) {
-    MB_TRY(check(args));
-    if (tile < 0 || tile >= MB_MOE_N_TILES)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_forward: tile %d is not in 0 .. %d", tile, MB_MOE_N_TILES - 1);
+extern "C" mb_status mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *most, int tile,
+                                                        size_t *bytes) {
+    MB_TRY(check_sizes(most));
+    MB_TRY(check_tile(tile));
+    *bytes = tile_workspace(most, tile);
+    return MB_OK;
+}
+
+/* What a tile needs grows with the tokens, so the most tokens that each tile is picked for decide. */
+extern "C" mb_status mb_moe_forward_sm90_workspace(const mb_moe_forward_args *most, size_t *bytes) {
+    MB_TRY(check_sizes(most));
+    const mb_moe_family family = mb_moe_family_of(most->w13.dtype);
+    *bytes = 0;
+    int64_t limit = -1;
+    for (int choice = 0; limit < most->n_tokens; choice++) {
+        limit = mb_moe_choice_most_rows(family, choice, most->n_local_experts) / most->top_k;
+        mb_moe_forward_args args = *most;
+        if (args.n_tokens > limit)
+            args.n_tokens = limit;
+        const size_t needed = tile_workspace(&args, mb_moe_choice(family, choice));
+        *bytes = needed > *bytes ? needed : *bytes;
+    }
+    return MB_OK;
+}
+
+/* The arguments were checked. */
+static mb_status run(const mb_moe_forward_args *args, int tile, void *workspace, size_t workspace_bytes,
+                     mb_stream stream) {
     if (args->n_tokens == 0)
         return MB_OK;
     mb_moe_steps steps;
     mb_moe_forward_sm90_steps(args, tile, workspace, &steps);
-    if (!workspace || workspace_bytes < steps.workspace_bytes)
-        return mb_fail(MB_ERR_CAPACITY, "moe_forward: workspace of %zu bytes, %zu are needed",
-                       workspace ? workspace_bytes : 0, steps.workspace_bytes);
+    MB_TRY(mb_workspace_check("moe_forward", workspace, workspace_bytes, steps.workspace_bytes));
     MB_TRY(mb_moe_front_sm90(&steps.front, steps.front_workspace, steps.front_workspace_bytes, stream));
     if (is_exact(args)) {
         MB_TRY(run_exact(&steps, stream));
@@ -220,16 +245,17 @@ extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, i
     return mb_moe_reduce_experts_sm90(&steps.reduce, stream);
 }
 
-static int pick(const mb_moe_forward_args *args) {
-    return mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_tokens * args->top_k,
-                       args->n_local_experts);
-}
-
-extern "C" size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args) {
-    return mb_moe_forward_sm90_tile_workspace(args, pick(args));
+extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
+                                              size_t workspace_bytes, mb_stream stream) {
+    MB_TRY(check(args));
+    MB_TRY(check_tile(tile));
+    return run(args, tile, workspace, workspace_bytes, stream);
 }
 
 extern "C" mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace,
                                          size_t workspace_bytes, mb_stream stream) {
-    return mb_moe_forward_sm90_tile(args, pick(args), workspace, workspace_bytes, stream);
+    MB_TRY(check(args));
+    const int tile =
+        mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_tokens * args->top_k, args->n_local_experts);
+    return run(args, tile, workspace, workspace_bytes, stream);
 }

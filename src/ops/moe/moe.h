@@ -25,23 +25,23 @@ typedef struct mb_gated_activation_args {
 
 mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_stream stream);
 
-size_t mb_moe_router_gemm_ref_workspace(const mb_moe_router_gemm_args *args);
+mb_status mb_moe_router_gemm_ref_workspace(const mb_moe_router_gemm_args *most, size_t *bytes);
 mb_status mb_moe_router_gemm_ref(const mb_moe_router_gemm_args *args, void *workspace, size_t workspace_bytes,
                                  mb_stream stream);
 
 mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream);
 
-size_t mb_moe_plan_ref_workspace(const mb_moe_plan_args *args);
+mb_status mb_moe_plan_ref_workspace(const mb_moe_plan_args *most, size_t *bytes);
 mb_status mb_moe_plan_ref(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
                           mb_stream stream);
 
-size_t mb_grouped_gemm_ref_workspace(const mb_grouped_gemm_args *args);
+mb_status mb_grouped_gemm_ref_workspace(const mb_grouped_gemm_args *most, size_t *bytes);
 mb_status mb_grouped_gemm_ref(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
 
 mb_status mb_moe_reduce_ref(const mb_moe_reduce_args *args, mb_stream stream);
 
-size_t mb_moe_forward_ref_workspace(const mb_moe_forward_args *args);
+mb_status mb_moe_forward_ref_workspace(const mb_moe_forward_args *most, size_t *bytes);
 mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                              mb_stream stream);
 

@@ -13,7 +13,7 @@ extern "C" {
 
 mb_status mb_moe_route_sm90(const mb_moe_route_args *args, mb_stream stream);
 
-size_t mb_moe_plan_sm90_workspace(const mb_moe_plan_args *args);
+mb_status mb_moe_plan_sm90_workspace(const mb_moe_plan_args *most, size_t *bytes);
 mb_status mb_moe_plan_sm90(const mb_moe_plan_args *args, void *workspace, size_t workspace_bytes,
                            mb_stream stream);
 
@@ -39,7 +39,7 @@ typedef struct mb_moe_front_args {
     int32_t *counters;             /* [n_counters] set to 0 */
     int32_t n_counters;
 } mb_moe_front_args;
-size_t mb_moe_front_sm90_workspace(const mb_moe_front_args *args);
+mb_status mb_moe_front_sm90_workspace(const mb_moe_front_args *most, size_t *bytes);
 mb_status mb_moe_front_sm90(const mb_moe_front_args *args, void *workspace, size_t workspace_bytes,
                             mb_stream stream);
 
@@ -54,11 +54,11 @@ typedef struct mb_moe_tiles_args {
 } mb_moe_tiles_args;
 mb_status mb_moe_tiles_sm90(const mb_moe_tiles_args *args, mb_stream stream);
 
-size_t mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_args *args);
+mb_status mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_args *most, size_t *bytes);
 mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args, void *workspace,
                                   size_t workspace_bytes, mb_stream stream);
 
-size_t mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *args);
+mb_status mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *most, size_t *bytes);
 mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                                mb_stream stream);
 
@@ -91,12 +91,12 @@ mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream);
  * them. */
 mb_status mb_moe_reduce_experts_sm90(const mb_moe_reduce_args *args, mb_stream stream);
 
-size_t mb_moe_forward_sm90_workspace(const mb_moe_forward_args *args);
+mb_status mb_moe_forward_sm90_workspace(const mb_moe_forward_args *most, size_t *bytes);
 mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
 
 /* The same with a given row of experts/tiles.def, for tests and benchmarks. */
-size_t mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *args, int tile);
+mb_status mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *most, int tile, size_t *bytes);
 mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
                                    size_t workspace_bytes, mb_stream stream);
 

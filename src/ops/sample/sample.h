@@ -36,7 +36,7 @@ typedef struct mb_sample_args {
     int32_t vocab;
 } mb_sample_args;
 
-size_t mb_sample_ref_workspace(const mb_sample_args *args);
+mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes);
 mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
                         mb_stream stream);
 

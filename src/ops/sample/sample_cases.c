@@ -122,7 +122,8 @@ static void check_sample(mb_check *check, int32_t n_rows, int32_t vocab, double 
     };
     for (int32_t r = 0; r < n_rows; r++)
         rows[r] = random_row(check, vocab, r);
-    size_t workspace_bytes = check->ops->sample_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->sample_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     MB_CHECK_CALL(check, check->ops->sample(&args, workspace, workspace_bytes, check->stream));
     for (int32_t r = 0; r < n_rows; r++) {

@@ -3,6 +3,7 @@
 #include "base/arena.h"
 #include "ops/common/parallel.h"
 #include "ops/common/tensor.h"
+#include "ops/common/workspace.h"
 #include "ops/sample/log_sum_exp.h"
 #include "ops/sample/philox.h"
 
@@ -161,31 +162,37 @@ static void sample_row(const void *context, int64_t r) {
 }
 
 static row_buffers cut_workspace(const mb_sample_args *args, mb_arena *arena) {
-    size_t n = args->n_rows > 0 ? (size_t)args->n_rows : 0, vocab = args->vocab > 0 ? (size_t)args->vocab : 0;
+    size_t n = (size_t)args->n_rows, vocab = (size_t)args->vocab;
     row_buffers buffers;
     buffers.z = mb_arena_push(arena, n, vocab * sizeof *buffers.z);
     buffers.candidates = mb_arena_push(arena, n, vocab * sizeof *buffers.candidates);
     return buffers;
 }
 
-size_t mb_sample_ref_workspace(const mb_sample_args *args) {
+static mb_status check_sizes(const mb_sample_args *args) {
+    MB_REQUIRE(args->n_rows >= 0, "sample: n_rows is %" PRId64, args->n_rows);
+    MB_REQUIRE(args->vocab > 0, "sample: vocab is %d", args->vocab);
+    return MB_OK;
+}
+
+mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes) {
+    MB_TRY(check_sizes(most));
     mb_arena arena;
     mb_arena_measure(&arena);
-    cut_workspace(args, &arena);
-    return arena.overflowed ? SIZE_MAX : arena.used;
+    cut_workspace(most, &arena);
+    return mb_workspace_measured("sample", &arena, bytes);
 }
 
 mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
                         mb_stream stream) {
-    MB_REQUIRE(args->n_rows >= 0, "sample: n_rows is %" PRId64, args->n_rows);
-    MB_REQUIRE(args->vocab > 0, "sample: vocab is %d", args->vocab);
+    MB_TRY(check_sizes(args));
     if (args->n_rows == 0)
         return MB_OK;
     MB_REQUIRE(args->logits && args->rows && args->ids && args->logprobs,
                "sample: one of logits, rows, ids, logprobs is NULL");
-    size_t needed = mb_sample_ref_workspace(args);
-    MB_REQUIRE(workspace && workspace_bytes >= needed, "sample: workspace has %zu bytes, needs %zu",
-               workspace_bytes, needed);
+    size_t needed;
+    MB_TRY(mb_sample_ref_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("sample", workspace, workspace_bytes, needed));
     mb_arena arena;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);
     sampling s = {args, cut_workspace(args, &arena)};

@@ -119,7 +119,8 @@ static void check_gemm(mb_check *check, const shape *s, const types *t, mb_activ
     for (int32_t e = 0; e < s->n_groups; e++)
         for (int32_t r = dense ? 0 : offsets[e]; r < (dense ? s->n_rows : offsets[e + 1]); r++)
             expect_row(&args, t->per_tensor, e, r, scratch, expected + (r - first) * n_out);
-    size_t workspace_bytes = check->ops->grouped_gemm_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->grouped_gemm_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     MB_CHECK_CALL(check, check->ops->grouped_gemm(&args, workspace, workspace_bytes, check->stream));
     const char *out = (const char *)args.out + (size_t)first * out_row_bytes;
@@ -161,7 +162,8 @@ static void check_router(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype,
                     mb_check_value(dtype, args.x, t * hidden + i) * mb_check_weight_value(&weight, 0, e, i);
             expected[t * n_experts + e] = sum;
         }
-    size_t workspace_bytes = check->ops->moe_router_gemm_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->moe_router_gemm_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     MB_CHECK_CALL(check, check->ops->moe_router_gemm(&args, workspace, workspace_bytes, check->stream));
     mb_check_compare(check, "logits", MB_F32, args.logits, expected, n_tokens * n_experts);

@@ -257,7 +257,8 @@ static void check_forward(mb_check *check, const shape *s, mb_activation activat
             add_expert(&args, e, weights[t * s->top_k + k], x, scratch, out);
         }
     }
-    size_t workspace_bytes = check->ops->moe_forward_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->moe_forward_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     MB_CHECK_CALL(check, check->ops->moe_forward(&args, workspace, workspace_bytes, check->stream));
     mb_check_compare(check, "out", dtype, args.out, expected, n);

@@ -123,7 +123,8 @@ static void check_plan(mb_check *check, const shape *s, const int32_t *lengths) 
         .tile_rows = s->tile_rows,
         .tile_step = s->tile_step,
     };
-    size_t workspace_bytes = check->ops->moe_plan_workspace(&args);
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->moe_plan_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
     MB_CHECK_CALL(check, check->ops->moe_plan(&args, workspace, workspace_bytes, check->stream));
     if (!check->failed)

@@ -2,6 +2,7 @@
  * grouped_gemm_sm90.cu - one grouped (or dense) GEMM by the experts' kernel: the tiles of the groups, then
  * the kernel's first GEMM alone.
  */
+#include "ops/common/workspace.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/arguments.h"
 #include "ops/moe/experts/launch_sm90.h"
@@ -20,14 +21,17 @@ static int64_t width_of(const mb_grouped_gemm_args *args) {
     return args->b.rows / (mb_activation_is_gated(args->activation) ? 2 : 1);
 }
 
-static layout cut_workspace(const mb_grouped_gemm_args *args, void *workspace) {
+static int is_exact(const mb_grouped_gemm_args *args) {
+    return args->dtype == MB_F32 && args->f32_math == MB_F32_EXACT;
+}
+
+static layout cut_workspace(const mb_grouped_gemm_args *args, int tile, void *workspace) {
     layout l = {};
-    const int is_exact = args->dtype == MB_F32 && args->f32_math == MB_F32_EXACT;
     const int to_fp8 = args->out_dtype == MB_F8_E4M3;
     const int32_t n_groups = (int32_t)args->b.count;
-    l.tile = is_exact ? -1 : mb_moe_pick(mb_moe_family_of(args->b.dtype), args->n_rows, n_groups);
-    l.tile_rows = is_exact ? MB_F32_TILE_ROWS : mb_moe_tiles[l.tile].max_tokens;
-    l.tile_step = is_exact ? 1 : mb_moe_tiles[l.tile].token_step;
+    l.tile = is_exact(args) ? -1 : tile;
+    l.tile_rows = is_exact(args) ? MB_F32_TILE_ROWS : mb_moe_tiles[tile].max_tokens;
+    l.tile_step = is_exact(args) ? 1 : mb_moe_tiles[tile].token_step;
     l.max_tiles = mb_moe_max_tiles(args->n_rows, n_groups, l.tile_rows);
     l.n_counters = mb_experts_n_counters(l.max_tiles, to_fp8 ? (int32_t)width_of(args) : 0);
     const size_t sizes[] = {sizeof(mb_moe_token_tile) * (size_t)l.max_tiles, sizeof(int32_t),
@@ -74,8 +78,21 @@ static mb_status check(const mb_grouped_gemm_args *args) {
     return mb_grouped_gemm_check(args);
 }
 
-extern "C" size_t mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *args) {
-    return check_sizes(args) == MB_OK ? cut_workspace(args, NULL).bytes : SIZE_MAX;
+/* What a tile needs grows with the rows, so the most rows that each tile is picked for decide. */
+extern "C" mb_status mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *most, size_t *bytes) {
+    MB_TRY(check_sizes(most));
+    const mb_moe_family family = mb_moe_family_of(most->b.dtype);
+    *bytes = 0;
+    int64_t limit = -1;
+    for (int choice = 0; limit < most->n_rows; choice++) {
+        limit = mb_moe_choice_most_rows(family, choice, (int32_t)most->b.count);
+        mb_grouped_gemm_args args = *most;
+        if (args.n_rows > limit)
+            args.n_rows = limit;
+        const size_t needed = cut_workspace(&args, mb_moe_choice(family, choice), NULL).bytes;
+        *bytes = needed > *bytes ? needed : *bytes;
+    }
+    return MB_OK;
 }
 
 extern "C" mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void *workspace,
@@ -83,10 +100,9 @@ extern "C" mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void
     MB_TRY(check(args));
     if (args->n_rows == 0)
         return MB_OK;
-    const layout l = cut_workspace(args, workspace);
-    if (!workspace || workspace_bytes < l.bytes)
-        return mb_fail(MB_ERR_CAPACITY, "grouped_gemm: workspace of %zu bytes, %zu are needed",
-                       workspace ? workspace_bytes : 0, l.bytes);
+    const int tile = mb_moe_pick(mb_moe_family_of(args->b.dtype), args->n_rows, (int32_t)args->b.count);
+    const layout l = cut_workspace(args, tile, workspace);
+    MB_TRY(mb_workspace_check("grouped_gemm", workspace, workspace_bytes, l.bytes));
     mb_moe_tiles_args tiles = {};
     tiles.offsets = args->offsets;
     tiles.n_rows = args->n_rows;

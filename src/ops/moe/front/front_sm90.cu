@@ -151,8 +151,9 @@ static mb_status check(const mb_moe_front_args *args, quantize_params *quantize)
     return MB_OK;
 }
 
-extern "C" size_t mb_moe_front_sm90_workspace(const mb_moe_front_args *args) {
-    return is_few(args) ? 0 : mb_moe_plan_sm90_workspace(&args->plan);
+extern "C" mb_status mb_moe_front_sm90_workspace(const mb_moe_front_args *most, size_t *bytes) {
+    *bytes = 0;
+    return is_few(most) ? MB_OK : mb_moe_plan_sm90_workspace(&most->plan, bytes);
 }
 
 extern "C" mb_status mb_moe_front_sm90(const mb_moe_front_args *args, void *workspace, size_t workspace_bytes,

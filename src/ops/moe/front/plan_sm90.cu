@@ -3,6 +3,7 @@
  * CTAs `count` runs before and leaves each CTA's counts.
  */
 #include "base/status.h"
+#include "ops/common/workspace.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/arguments.h"
 #include "ops/moe/front/plan.cuh"
@@ -39,13 +40,25 @@ static __global__ void __launch_bounds__(MAX_THREADS) place(const __grid_constan
     place_choices(&params, params.plan.ids, first_rows, blockIdx.x, gridDim.x);
 }
 
-extern "C" size_t mb_moe_plan_sm90_workspace(const mb_moe_plan_args *args) {
-    if (mb_moe_plan_check_sizes(args) != MB_OK)
-        return SIZE_MAX;
+static size_t needed_bytes(const mb_moe_plan_args *args) {
     if (is_plan_of_many(args))
         return mb_moe_plan_many_workspace(args);
     const uint32_t n_ctas = n_plan_ctas(args->n_tokens * args->top_k);
     return n_ctas == 1 ? 0 : sizeof(int32_t) * n_ctas * (size_t)args->n_local_experts;
+}
+
+/* Each of the two ways needs more for more tokens. The way of many choices comes after the other, and its bytes may
+ * be fewer. */
+extern "C" mb_status mb_moe_plan_sm90_workspace(const mb_moe_plan_args *most, size_t *bytes) {
+    MB_TRY(mb_moe_plan_check_sizes(most));
+    *bytes = needed_bytes(most);
+    mb_moe_plan_args fewer = *most;
+    fewer.n_tokens = (MANY_CHOICES - 1) / most->top_k;
+    if (fewer.n_tokens < most->n_tokens) {
+        const size_t of_fewer = needed_bytes(&fewer);
+        *bytes = of_fewer > *bytes ? of_fewer : *bytes;
+    }
+    return MB_OK;
 }
 
 mb_status mb_moe_plan_sm90_check(const mb_moe_plan_args *args) {
@@ -83,10 +96,7 @@ static cudaError_t launch(const plan_params *params, mb_stream stream) {
 
 mb_status mb_moe_plan_launch(const mb_moe_plan_args *args, int32_t *counters, int32_t n_counters,
                              void *workspace, size_t workspace_bytes, mb_stream stream) {
-    const size_t needed = mb_moe_plan_sm90_workspace(args);
-    if (needed > 0 && (!workspace || workspace_bytes < needed))
-        return mb_fail(MB_ERR_CAPACITY, "moe_plan: workspace of %zu bytes, %zu are needed",
-                       workspace ? workspace_bytes : 0, needed);
+    MB_TRY(mb_workspace_check("moe_plan", workspace, workspace_bytes, needed_bytes(args)));
     if (is_plan_of_many(args))
         return mb_moe_plan_many_launch(args, counters, n_counters, workspace, stream);
     plan_params params = cut_plan(args, workspace);

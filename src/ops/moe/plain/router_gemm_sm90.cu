@@ -13,6 +13,7 @@
  *   many tokens   the weight is split once into the workspace; CTA = 128 tokens x 128 (or 32) experts in
  *                 stages of 64 columns by cp.async, ldmatrix, mma
  */
+#include "ops/common/workspace.h"
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/memory.cuh"
@@ -392,8 +393,10 @@ static size_t workspace_of(const mb_moe_router_gemm_args *args) {
     return (size_t)n_parts(args->weight_dtype) * (size_t)args->n_experts * (size_t)pitch_of(args) * 2;
 }
 
-extern "C" size_t mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_args *args) {
-    return check_shape(args) == MB_OK ? workspace_of(args) : SIZE_MAX;
+extern "C" mb_status mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_args *most, size_t *bytes) {
+    MB_TRY(check_shape(most));
+    *bytes = workspace_of(most);
+    return MB_OK;
 }
 
 static const char *bad_pointer(const mb_moe_router_gemm_args *args) {
@@ -486,11 +489,9 @@ extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args
     if (bad)
         return mb_fail(MB_ERR_ARGUMENT, "moe_router_gemm: %s is NULL or not 16-byte aligned", bad);
     const size_t needed = workspace_of(args);
-    if (workspace_bytes < needed)
-        return mb_fail(MB_ERR_CAPACITY, "moe_router_gemm: workspace is %zu bytes, needed are %zu",
-                       workspace_bytes, needed);
-    if (needed && (!workspace || (uintptr_t)workspace % 256 != 0))
-        return mb_fail(MB_ERR_ARGUMENT, "moe_router_gemm: workspace is NULL or not 256-byte aligned");
+    MB_TRY(mb_workspace_check("moe_router_gemm", workspace, workspace_bytes, needed));
+    if (needed && (uintptr_t)workspace % 256 != 0)
+        return mb_fail(MB_ERR_ARGUMENT, "moe_router_gemm: workspace is not 256-byte aligned");
 
     router_params p;
     p.x = args->x;

@@ -4,6 +4,7 @@
 #include "ops/common/tensor.h"
 #include "ops/common/tile_matmul.h"
 #include "ops/common/vector.h"
+#include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
 #include "ops/moe/ref/activation.h"
@@ -48,23 +49,18 @@ static multiplication cut_workspace(const mb_grouped_gemm_args *args, mb_arena *
                             .n_out_columns = gated ? args->b.rows / 2 : args->b.rows};
 }
 
-size_t mb_grouped_gemm_any_workspace(const mb_grouped_gemm_args *args) {
-    if (args->n_rows == 0)
-        return 0;
+mb_status mb_grouped_gemm_any_workspace(const mb_grouped_gemm_args *most, size_t *bytes) {
     mb_arena arena;
     mb_moe_token_tile *tiles;
     mb_arena_measure(&arena);
-    cut_workspace(args, &arena, &tiles);
-    if (arena.overflowed) {
-        mb_fail(MB_ERR_ARGUMENT, "grouped_gemm: n_rows %" PRId64 " times b.cols %" PRId64 " is too large",
-                args->n_rows, args->b.cols);
-        return SIZE_MAX;
-    }
-    return arena.used;
+    if (most->n_rows > 0)
+        cut_workspace(most, &arena, &tiles);
+    return mb_workspace_measured("grouped_gemm", &arena, bytes);
 }
 
-size_t mb_grouped_gemm_ref_workspace(const mb_grouped_gemm_args *args) {
-    return mb_grouped_gemm_check_sizes(args) == MB_OK ? mb_grouped_gemm_any_workspace(args) : SIZE_MAX;
+mb_status mb_grouped_gemm_ref_workspace(const mb_grouped_gemm_args *most, size_t *bytes) {
+    MB_TRY(mb_grouped_gemm_check_sizes(most));
+    return mb_grouped_gemm_any_workspace(most, bytes);
 }
 
 static void widen_row(const void *context, int64_t i) {
@@ -161,10 +157,9 @@ mb_status mb_grouped_gemm_any(const mb_grouped_gemm_args *args, void *workspace,
     const int32_t one_group[2] = {0, (int32_t)args->n_rows};
     const int32_t *offsets = args->offsets ? args->offsets : one_group;
     MB_TRY(check_contents(args, offsets));
-    size_t needed = mb_grouped_gemm_any_workspace(args);
-    if (!workspace || workspace_bytes < needed)
-        return mb_fail(MB_ERR_CAPACITY, "grouped_gemm: workspace has %zu bytes, needs %zu",
-                       workspace ? workspace_bytes : 0, needed);
+    size_t needed;
+    MB_TRY(mb_grouped_gemm_any_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("grouped_gemm", workspace, workspace_bytes, needed));
     mb_arena arena;
     mb_moe_token_tile *tiles;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);

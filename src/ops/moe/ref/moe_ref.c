@@ -6,11 +6,10 @@
 #include "ops/common/parallel.h"
 #include "ops/common/tile_matmul.h"
 #include "ops/common/vector.h"
+#include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/ref/activation.h"
 #include "ops/moe/ref/ref.h"
-
-#include <inttypes.h>
 
 /*
  * Schedule: the router if it is asked for; the plan sorts the choices by expert and cuts each expert's rows
@@ -50,7 +49,7 @@ static forward cut_workspace(const mb_moe_forward_args *args, mb_arena *arena) {
                           .n_local_experts = args->n_local_experts,
                           .tile_rows = MB_TILE_ROWS,
                           .tile_step = TILE_STEP}};
-    f.plan_workspace_bytes = mb_moe_plan_ref_workspace(&f.plan);
+    mb_moe_plan_ref_workspace(&f.plan, &f.plan_workspace_bytes); /* its sizes are the forward's: checked */
     f.plan_workspace = mb_arena_push(arena, f.plan_workspace_bytes, 1);
     f.plan.offsets = mb_arena_push(arena, (size_t)args->n_local_experts + 1, sizeof(int32_t));
     f.plan.row_token = mb_arena_push(arena, n_rows, sizeof(int32_t));
@@ -64,19 +63,13 @@ static forward cut_workspace(const mb_moe_forward_args *args, mb_arena *arena) {
     return f;
 }
 
-size_t mb_moe_forward_ref_workspace(const mb_moe_forward_args *args) {
-    if (mb_moe_forward_check_sizes(args) != MB_OK)
-        return SIZE_MAX;
-    if (args->n_tokens == 0)
-        return 0;
+mb_status mb_moe_forward_ref_workspace(const mb_moe_forward_args *most, size_t *bytes) {
+    MB_TRY(mb_moe_forward_check_sizes(most));
     mb_arena arena;
     mb_arena_measure(&arena);
-    cut_workspace(args, &arena);
-    if (!arena.overflowed)
-        return arena.used;
-    mb_fail(MB_ERR_ARGUMENT, "moe_forward: n_tokens %" PRId64 " with hidden %d are too many", args->n_tokens,
-            args->hidden);
-    return SIZE_MAX;
+    if (most->n_tokens > 0)
+        cut_workspace(most, &arena);
+    return mb_workspace_measured("moe_forward", &arena, bytes);
 }
 
 static void widen_token(const void *context, int64_t t) {
@@ -159,10 +152,9 @@ mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, s
     MB_TRY(mb_moe_forward_check(args));
     if (args->n_tokens == 0)
         return MB_OK;
-    size_t needed = mb_moe_forward_ref_workspace(args);
-    if (!workspace || workspace_bytes < needed)
-        return mb_fail(MB_ERR_CAPACITY, "moe_forward: workspace has %zu bytes, needs %zu",
-                       workspace ? workspace_bytes : 0, needed);
+    size_t needed;
+    MB_TRY(mb_moe_forward_ref_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("moe_forward", workspace, workspace_bytes, needed));
     if (args->route)
         MB_TRY(mb_moe_route_ref(args->route, stream));
     mb_arena arena;

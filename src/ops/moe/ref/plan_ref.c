@@ -1,4 +1,5 @@
 #include "base/status.h"
+#include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
 #include "ops/moe/ref/ref.h"
@@ -29,10 +30,10 @@ int32_t mb_moe_cut_tiles(const int32_t *offsets, int64_t n_groups, int32_t tile_
     return n_tiles;
 }
 
-size_t mb_moe_plan_ref_workspace(const mb_moe_plan_args *args) {
-    if (mb_moe_plan_check_sizes(args) != MB_OK)
-        return SIZE_MAX;
-    return args->n_tokens > 0 ? (size_t)args->n_local_experts * sizeof(int32_t) : 0;
+mb_status mb_moe_plan_ref_workspace(const mb_moe_plan_args *most, size_t *bytes) {
+    MB_TRY(mb_moe_plan_check_sizes(most));
+    *bytes = most->n_tokens > 0 ? (size_t)most->n_local_experts * sizeof(int32_t) : 0;
+    return MB_OK;
 }
 
 /* No rows: still a plan that the GEMMs behind it can read. */
@@ -50,10 +51,9 @@ mb_status mb_moe_plan_ref(const mb_moe_plan_args *args, void *workspace, size_t 
     plan_nothing(args);
     if (args->n_tokens == 0)
         return MB_OK;
-    size_t needed = mb_moe_plan_ref_workspace(args);
-    if (!workspace || workspace_bytes < needed)
-        return mb_fail(MB_ERR_CAPACITY, "moe_plan: workspace has %zu bytes, needs %zu",
-                       workspace ? workspace_bytes : 0, needed);
+    size_t needed;
+    MB_TRY(mb_moe_plan_ref_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("moe_plan", workspace, workspace_bytes, needed));
 
     int64_t n_choices = args->n_tokens * args->top_k;
     int32_t n_local = args->n_local_experts, *offsets = args->offsets, *next_row = workspace;

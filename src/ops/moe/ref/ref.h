@@ -9,7 +9,7 @@ int32_t mb_moe_cut_tiles(const int32_t *offsets, int64_t n_groups, int32_t tile_
                          mb_moe_token_tile *tiles);
 
 /* mb_grouped_gemm with any dtype of b. Looks into offsets and row_index, and refuses what is not sane. */
-size_t mb_grouped_gemm_any_workspace(const mb_grouped_gemm_args *args);
+mb_status mb_grouped_gemm_any_workspace(const mb_grouped_gemm_args *most, size_t *bytes);
 mb_status mb_grouped_gemm_any(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
 

@@ -20,11 +20,11 @@ static mb_grouped_gemm_args as_grouped_gemm(const mb_moe_router_gemm_args *args)
                                   .activation = MB_ACT_NONE};
 }
 
-size_t mb_moe_router_gemm_ref_workspace(const mb_moe_router_gemm_args *args) {
-    if (mb_moe_router_gemm_check_sizes(args) != MB_OK)
-        return SIZE_MAX;
-    mb_grouped_gemm_args gemm = as_grouped_gemm(args);
-    return mb_grouped_gemm_any_workspace(&gemm);
+mb_status mb_moe_router_gemm_ref_workspace(const mb_moe_router_gemm_args *most, size_t *bytes) {
+    MB_TRY(mb_moe_router_gemm_check_sizes(most));
+    mb_grouped_gemm_args gemm = as_grouped_gemm(most);
+    mb_status status = mb_grouped_gemm_any_workspace(&gemm, bytes);
+    return status == MB_OK ? MB_OK : mb_fail_context(status, "moe_router_gemm");
 }
 
 mb_status mb_moe_router_gemm_ref(const mb_moe_router_gemm_args *args, void *workspace, size_t workspace_bytes,

@@ -1,0 +1,22 @@
+/* workspace.h - how an operator says how many bytes of workspace it needs, and refuses fewer. */
+#ifndef MB_OPS_COMMON_WORKSPACE_H
+#define MB_OPS_COMMON_WORKSPACE_H
+
+#include "base/arena.h"
+#include "moebius/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* *bytes is what the measuring arena has handed out. MB_ERR_ARGUMENT when the sum is more than a size_t. */
+mb_status mb_workspace_measured(const char *op, const mb_arena *measured, size_t *bytes);
+
+/* MB_ERR_CAPACITY when the caller's workspace is NULL or too small; nothing is needed of 0 bytes. */
+mb_status mb_workspace_check(const char *op, const void *workspace, size_t workspace_bytes,
+                             size_t needed_bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

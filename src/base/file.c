@@ -51,6 +51,17 @@ mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t 
     return status;
 }
 
+mb_status mb_lfs_pointer_check(const char *path, const char *bytes, size_t n_bytes) {
+    static const char first_line[] = "version https://git-lfs.github.com/spec/";
+    if (n_bytes < sizeof first_line - 1 || memcmp(bytes, first_line, sizeof first_line - 1) != 0)
+        return MB_OK;
+    return mb_fail(
+        MB_ERR_FORMAT,
+        "%s: this is a Git LFS pointer, the file itself was not fetched; run \"git lfs pull\" in its "
+        "directory",
+        path);
+}
+
 mb_status mb_path_join(char *path, size_t capacity, const char *directory, const char *name) {
     int n = snprintf(path, capacity, "%s/%s", directory, name);
     if (n < 0 || (size_t)n >= capacity)

@@ -10,6 +10,10 @@
  * MB_ERR_NOT_FOUND: there is none. MB_ERR_FORMAT: larger than max_bytes, or not a regular file. */
 mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t *n_bytes);
 
+/* MB_ERR_FORMAT with a sentence when the bytes are not a file but Git LFS's note of one: the repository was
+ * cloned without its large files. */
+mb_status mb_lfs_pointer_check(const char *path, const char *bytes, size_t n_bytes);
+
 /* Writes "directory/name" to path. MB_ERR_ARGUMENT when it does not fit. */
 mb_status mb_path_join(char *path, size_t capacity, const char *directory, const char *name);
 

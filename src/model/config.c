@@ -207,7 +207,7 @@ static mb_status read_quantization(const reader *r, mb_config *c) {
     const json_t *q = mb_json_present(r->root, key);
     if (!q)
         return MB_OK;
-    if (!json_is_object(q))
+    if (!mb_json_is_object(q))
         return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" is %s; it must be an object or null", r->path, key,
                        mb_json_describe(shown, sizeof shown, q));
     const char *method = "(none)", *format = "e4m3", *activations = "dynamic";
@@ -295,13 +295,13 @@ static mb_status read_config(const reader *r, mb_config *c) {
 }
 
 static mb_status parse_object(const char *path, const char *json, size_t n_bytes, json_t **root) {
-    MB_TRY(mb_json_parse(path, json, n_bytes, root));
-    if (json_is_object(*root))
+    MB_TRY(mb_json_parse_config(path, json, n_bytes, root));
+    if (mb_json_is_object(*root))
         return MB_OK;
     char shown[SHOWN];
     mb_status status = mb_fail(MB_ERR_CONFIG, "%s: holds %s; it must be a JSON object", path,
                                mb_json_describe(shown, sizeof shown, *root));
-    json_decref(*root);
+    mb_json_free(*root);
     return status;
 }
 
@@ -311,7 +311,7 @@ mb_status mb_config_parse(const char *path, const char *json, size_t n_bytes, mb
     MB_TRY(parse_object(path, json, n_bytes, &root));
     reader r = {path, root};
     mb_status status = read_config(&r, config);
-    json_decref(root);
+    mb_json_free(root);
     return status;
 }
 
@@ -342,6 +342,6 @@ mb_status mb_generation_parse(const char *path, const char *json, size_t n_bytes
     MB_TRY(parse_object(path, json, n_bytes, &root));
     reader r = {path, root};
     mb_status status = read_generation(&r, config, generation);
-    json_decref(root);
+    mb_json_free(root);
     return status;
 }

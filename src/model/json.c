@@ -1,69 +1,70 @@
 #include "model/json.h"
 
-#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "model/json_alloc.h"
+#include "model/json_prepare.h"
 
-enum { MAX_DEPTH = 100 };
-
-/* jansson does not always say that memory ran out, and may even go on without a member: so this thread notes
- * it. */
-static _Thread_local int out_of_memory;
-
-static void *allocate(size_t n_bytes) {
-    void *pointer = mb_malloc(n_bytes);
-    if (!pointer)
-        out_of_memory = 1;
-    return pointer;
-}
-
-static void use_our_allocator(void) {
-    json_set_alloc_funcs(allocate, mb_free);
-}
-
-/* jansson recurses once per level, so the depth is bounded before it sees the text. */
-static mb_status check_depth(const char *path, const char *bytes, size_t n_bytes) {
-    size_t depth = 0;
-    int in_string = 0;
-    for (size_t i = 0; i < n_bytes; i++) {
-        char c = bytes[i];
-        if (in_string) {
-            if (c == '\\')
-                i++;
-            else if (c == '"')
-                in_string = 0;
-        } else if (c == '"') {
-            in_string = 1;
-        } else if (c == '{' || c == '[') {
-            if (++depth > MAX_DEPTH)
-                return mb_fail(MB_ERR_FORMAT, "%s: JSON nested deeper than %d levels at byte %zu", path,
-                               MAX_DEPTH, i);
-        } else if ((c == '}' || c == ']') && depth > 0) {
-            depth--;
-        }
-    }
-    return MB_OK;
-}
-
-mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, json_t **root) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, use_our_allocator);
-    *root = NULL;
-    MB_TRY(check_depth(path, bytes, n_bytes));
-    json_error_t error;
-    out_of_memory = 0;
-    *root = json_loadb(bytes, n_bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
-    if (out_of_memory) {
-        json_decref(*root);
+/* Parses once. *root is NULL on failure; `error` says more when the failure is MB_ERR_FORMAT. */
+static mb_status load(const char *path, const mb_json_text *text, size_t flags, json_t **root,
+                      json_error_t *error) {
+    mb_json_enter();
+    *root = json_loadb(text->bytes, text->n_bytes, JSON_DECODE_ANY | JSON_ALLOW_NUL | flags, error);
+    if (mb_json_leave()) {
+        mb_json_free(*root);
         *root = NULL;
-        return mb_fail(MB_ERR_MEMORY, "%s: no memory while parsing JSON of %zu bytes", path, n_bytes);
+        return mb_fail(MB_ERR_MEMORY, "%s: no memory while parsing JSON of %zu bytes", path, text->n_bytes);
     }
     if (*root)
         return MB_OK;
-    return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON at line %d, column %d: %s", path, error.line,
-                   error.column, error.text);
+    return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON at line %d, column %d: %s", path, error->line,
+                   error->column, error->text);
+}
+
+static mb_status parse(const char *path, const char *bytes, size_t n_bytes, int last_key_counts,
+                       json_t **root) {
+    *root = NULL;
+    MB_TRY(mb_lfs_pointer_check(path, bytes, n_bytes));
+    mb_json_text text;
+    json_error_t error = {0};
+    mb_status status = mb_json_prepare(path, bytes, n_bytes, &text);
+    if (status == MB_OK)
+        status = load(path, &text, JSON_REJECT_DUPLICATES, root, &error);
+    if (status == MB_ERR_FORMAT && last_key_counts && json_error_code(&error) == json_error_duplicate_key) {
+        mb_log(MB_LOG_WARN, "%s: line %d: %s; the last one counts", path, error.line, error.text);
+        status = load(path, &text, 0, root, &error);
+    }
+    mb_free(text.owned);
+    return status;
+}
+
+mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, json_t **root) {
+    return parse(path, bytes, n_bytes, 0, root);
+}
+
+mb_status mb_json_parse_config(const char *path, const char *bytes, size_t n_bytes, json_t **root) {
+    return parse(path, bytes, n_bytes, 1, root);
+}
+
+void mb_json_free(json_t *root) {
+    mb_json_enter();
+    json_decref(root);
+    mb_json_leave();
+}
+
+const char *mb_json_number(const json_t *value) {
+    const json_t *text =
+        json_is_object(value) && json_object_size(value) == 1 ? json_object_get(value, "") : NULL;
+    const char *bytes = json_string_value(text);
+    return json_string_length(text) > 1 && bytes[0] == '\0' ? bytes + 1 : NULL;
+}
+
+int mb_json_is_object(const json_t *value) {
+    return json_is_object(value) && !mb_json_number(value);
 }
 
 const char *mb_quote(char *buffer, size_t capacity, const char *text) {
@@ -76,6 +77,12 @@ const char *mb_quote(char *buffer, size_t capacity, const char *text) {
 }
 
 const char *mb_json_describe(char *buffer, size_t capacity, const json_t *value) {
+    const char *number = mb_json_number(value);
+    if (number) {
+        int is_cut = strlen(number) >= capacity;
+        snprintf(buffer, capacity, "%.*s%s", is_cut ? (int)capacity - 4 : -1, number, is_cut ? "..." : "");
+        return buffer;
+    }
     switch (json_typeof(value)) {
     case JSON_INTEGER:
         snprintf(buffer, capacity, "%lld", (long long)json_integer_value(value));

@@ -8,8 +8,22 @@
 #include "base/status.h"
 
 /* Parses a whole document (any value at the top). Refused with MB_ERR_FORMAT and line and column: ill-formed
- * JSON or UTF-8, duplicate keys, NUL in keys, nesting deeper than 100. Free with json_decref. */
+ * JSON or UTF-8, a key twice in one object, NUL in strings, nesting deeper than 100. Accepted as Python's json
+ * does: integers of any size, NaN, Infinity and -Infinity (see mb_json_number). */
 mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, json_t **root);
+
+/* The same for files that Python reads for other programs: of a key that is there twice the last value counts,
+ * and a warning names it. */
+mb_status mb_json_parse_config(const char *path, const char *bytes, size_t n_bytes, json_t **root);
+
+/* Instead of json_decref: the tree lies in memory of our allocator. NULL allowed. */
+void mb_json_free(json_t *root);
+
+/* The text of a number that json_t cannot hold (an integer beyond 64 bits, NaN, Infinity, -Infinity), exactly
+ * as the document spells it; NULL for every other value. jansson sees an object in its place. */
+const char *mb_json_number(const json_t *value);
+/* A real object, not such a number. */
+int mb_json_is_object(const json_t *value);
 
 /* For error sentences: text in double quotes, cut to `capacity` and with everything unprintable as '?'.
  * Returns buffer. */

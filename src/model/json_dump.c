@@ -106,6 +106,11 @@ static void append_object(mb_text_buffer *out, const json_t *object) {
 /* Recursion is bounded by mb_json_parse's limit on depth. */
 static void append_value(mb_text_buffer *out, const json_t *value) {
     char number[32];
+    const char *large = mb_json_number(value);
+    if (large) { /* Python's integers have no limit: the digits are kept */
+        mb_text_append_string(out, large);
+        return;
+    }
     switch (json_typeof(value)) {
     case JSON_OBJECT:
         append_object(out, value);

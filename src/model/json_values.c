@@ -1,5 +1,7 @@
 #include "model/json_values.h"
 
+#include <stdlib.h>
+
 #include "model/json.h"
 
 enum { SHOWN = 64 };
@@ -28,9 +30,10 @@ mb_status mb_json_read_double(const char *path, const json_t *object, const char
     const json_t *item = mb_json_present(object, key);
     if (!item)
         return MB_OK;
-    double number = json_number_value(item);
+    const char *large = mb_json_number(item); /* whole or not a number: no point that a locale could change */
+    double number = large ? strtod(large, NULL) : json_number_value(item);
     char shown[SHOWN];
-    if (!json_is_number(item) || !(number >= min && number <= max))
+    if ((!large && !json_is_number(item)) || !(number >= min && number <= max))
         return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" is %s; it must be a number from %g to %g", path, key,
                        mb_json_describe(shown, sizeof shown, item), min, max);
     *value = number;

@@ -93,7 +93,7 @@ mb_status mb_rope_scaling_parse(const char *path, const json_t *root, mb_config 
     const char *key = mb_json_present(root, "rope_scaling") ? "rope_scaling" : "rope_parameters";
     const json_t *rope = mb_json_present(root, key);
     char shown[SHOWN];
-    if (rope && !json_is_object(rope))
+    if (rope && !mb_json_is_object(rope))
         return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" is %s; it must be an object or null", path, key,
                        mb_json_describe(shown, sizeof shown, rope));
     double theta = 10000, partial = 1, factor = 0;

@@ -132,7 +132,7 @@ static void dump(const char *json, size_t n_bytes) {
     mb_status status = mb_json_parse("value", json, n_bytes, &value);
     if (status == MB_OK) {
         status = mb_json_dump_python(value, &text);
-        json_decref(value);
+        mb_json_free(value);
     }
     if (status != MB_OK) {
         reply_failure(status);

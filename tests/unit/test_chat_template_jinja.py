@@ -4,6 +4,7 @@ Our own template text (tools/demo/chat_template.jinja) always; the genuine ones 
 PyPI package `trl`, which carries them, can be fetched.
 """
 import json
+import math
 import os
 import random
 import subprocess
@@ -286,3 +287,6 @@ def test_json_as_python_prints_it(tool):
         value = rng.choice([rng.random() * 10.0**rng.randint(-20, 25), float(rng.randint(0, 10**18)), rng.random(),
                             round(rng.random() * 1000, rng.randint(0, 4))])
         assert tool.ask("dump", json.dumps(value))["text"] == repr(value)
+    for value in (2**63, -(2**63) - 1, 2**64 - 1, int(1e30), 10**400, math.inf, -math.inf, math.nan):
+        text = json.dumps({"a": [value, {"b": value}]})
+        assert tool.ask("dump", text)["text"] == text

@@ -264,8 +264,9 @@ static void test_raw_documents(void **state) {
         {"", "{\"model\": {\"vocab\": {\"a\": 1, \"a\": 2}}}", MB_ERR_FORMAT, "duplicate object key"},
         {"", "{\"model\": {\"vocab\": {\"\\ud800\": 1}}}", MB_ERR_FORMAT, "not valid JSON"},
         {"", "{\"model\": {\"vocab\": {\"\\udc00\\ud800\": 1}}}", MB_ERR_FORMAT, "not valid JSON"},
-        {"", "{\"model\": {\"vocab\": {\"a\": 99999999999999999999}}}", MB_ERR_FORMAT, "too big integer"},
-        {"", "{\"model\": {\"vocab\": {\"a\": NaN}}}", MB_ERR_FORMAT, "not valid JSON"},
+        {"", "{\"model\": {\"vocab\": {\"a\": 99999999999999999999}}}", MB_ERR_UNSUPPORTED,
+         "\"pre_tokenizer\" is missing"},
+        {"", "{\"model\": {\"vocab\": {\"a\": NaN}}}", MB_ERR_UNSUPPORTED, "\"pre_tokenizer\" is missing"},
         {"", "{\"model\": {\"merges\": [\"\xff \xff\"]}}", MB_ERR_FORMAT, "unable to decode byte 0xff"},
         {"", "{\"model\"", MB_ERR_FORMAT, "not valid JSON"},
     };

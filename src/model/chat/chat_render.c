@@ -346,7 +346,7 @@ mb_status mb_chat_template_render(mb_chat_template which, const char *messages_j
     if (status == MB_OK)
         status = render_parsed(&r, messages, tools, text);
     mb_free(r.messages);
-    json_decref(tools);
-    json_decref(messages);
+    mb_json_free(tools);
+    mb_json_free(messages);
     return status;
 }

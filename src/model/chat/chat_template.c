@@ -124,10 +124,10 @@ mb_status mb_chat_template_find(const char *path, const char *bytes, size_t n_by
     }
     json_t *root;
     const json_t *found;
-    MB_TRY(mb_json_parse(path, bytes, n_bytes, &root));
+    MB_TRY(mb_json_parse_config(path, bytes, n_bytes, &root));
     mb_status status = find_in_config(path, root, &found);
     if (status == MB_OK && json_is_string(found))
         *which = mb_chat_template_recognise(json_string_value(found), json_string_length(found));
-    json_decref(root);
+    mb_json_free(root);
     return status;
 }

@@ -358,7 +358,7 @@ mb_status mb_tokenizer_open(const char *path, const char *json, size_t n_bytes, 
     MB_TRY(mb_json_parse(path, json, n_bytes, &root));
     loading l = {.path = path, .vocab = vocab, .tokenizer = mb_calloc(1, sizeof *l.tokenizer)};
     mb_status status = l.tokenizer ? read_all(&l, root) : no_memory(&l);
-    json_decref(root);
+    mb_json_free(root);
     if (status == MB_OK)
         *tokenizer = l.tokenizer;
     else

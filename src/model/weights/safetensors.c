@@ -247,7 +247,7 @@ mb_status mb_safetensors_parse(const char *path, const char *header, size_t n_by
     json_t *root;
     MB_TRY(mb_json_parse(path, header, n_bytes, &root));
     mb_status status = parse_header(path, root, n_bytes, file_size, file);
-    json_decref(root);
+    mb_json_free(root);
     if (status != MB_OK)
         mb_safetensors_free(file);
     return status;

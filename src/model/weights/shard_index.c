@@ -56,7 +56,7 @@ static mb_status collect_shards(const char *path, mb_shard_index *index) {
 
 mb_status mb_shard_index_parse(const char *path, const char *json, size_t n_bytes, mb_shard_index *index) {
     *index = (mb_shard_index){0};
-    MB_TRY(mb_json_parse(path, json, n_bytes, &index->root));
+    MB_TRY(mb_json_parse_config(path, json, n_bytes, &index->root));
     index->weight_map = json_object_get(index->root, "weight_map");
     mb_status status;
     if (!json_is_object(index->weight_map) || json_object_size(index->weight_map) == 0)
@@ -70,7 +70,7 @@ mb_status mb_shard_index_parse(const char *path, const char *json, size_t n_byte
 }
 
 void mb_shard_index_free(mb_shard_index *index) {
-    json_decref(index->root);
+    mb_json_free(index->root);
     mb_free(index->shards);
     *index = (mb_shard_index){0};
 }

@@ -43,7 +43,9 @@ MB_API const char *mb_version(void);
 typedef void *(*mb_allocate_fn)(void *user, void *pointer, size_t n_bytes);
 
 /* Replaces the allocator of all host memory of the library; allocate = NULL restores the system's. Call it
- * before any other function and never while objects made with the former allocator live. */
+ * before any other function and never while objects made with the former allocator live. jansson, which this
+ * library reads JSON with, uses it inside of our calls only: a program with a jansson of its own keeps the
+ * functions that it set with json_set_alloc_funcs, but must not set them while another thread is in a call. */
 MB_API void mb_set_allocator(mb_allocate_fn allocate, void *user);
 
 /* Frees a string or array that the library returned as "free with mb_free_text". NULL is allowed. */
@@ -88,12 +90,13 @@ typedef struct mb_model_info {
     uint64_t weight_bytes;   /* as held in memory */
     uint64_t kv_bytes_per_token;
     uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives */
-    int32_t eos_ids[8], n_eos_ids;                   /* generation stops at these */
+    const int32_t *eos_ids;                          /* [n_eos_ids] generation stops at these */
+    int32_t n_eos_ids;
     int has_tokenizer, has_chat_template;
     int has_unknown_chat_template; /* there is one, but it is not recognised: mb_chat_render refuses */
 } mb_model_info;
 
-/* Strings live as long as the model. */
+/* Strings and arrays live as long as the model. */
 MB_API void mb_model_get_info(const mb_model *model, mb_model_info *info);
 
 /* ---- Text --------------------------------------------------------------------------------------------- */
@@ -142,10 +145,10 @@ typedef struct mb_logit_bias {
 
 /* Order of work: penalties and bias, temperature, top-k, top-p, min-p, draw. */
 typedef struct mb_sampling {
-    float temperature;        /* >= 0; 0 is greedy */
+    float temperature;        /* >= 0; 0 is greedy, and top_k, top_p, min_p are not looked at */
     int32_t top_k;            /* 0: off */
-    float top_p;              /* (0, 1]; 1: off */
-    float min_p;              /* [0, 1); 0: off */
+    float top_p;              /* [0, 1]; 1: off; 0: only the best token */
+    float min_p;              /* [0, 1]; 0: off; 1: only the best token, and those as probable */
     float repetition_penalty; /* > 0; 1: off; over prompt and answer (Keskar et al. 2019) */
     float presence_penalty;   /* [-2, 2]; once for each token already in the answer */
     float frequency_penalty;  /* [-2, 2]; times its count in the answer */
@@ -191,7 +194,8 @@ typedef struct mb_request {
     int prompt_logprobs; /* also call on_logprobs for the prompt's positions */
 } mb_request;
 
-/* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. */
+/* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. A setting that
+ * the file has wrong becomes NaN (top_k: -1), which mb_submit refuses: set your own. */
 MB_API void mb_request_init(const mb_model *model, mb_request *request);
 
 /* Queues a sequence; *id names it until mb_release. MB_ERR_ARGUMENT: bad request (the sentence names the

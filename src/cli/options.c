@@ -45,8 +45,6 @@ void cli_describe_values(const cli_option *option, char *text, size_t capacity) 
     case CLI_NUMBER:
         if (option->ends == CLI_OPEN_BELOW)
             snprintf(text, capacity, "a number above %g, at most %g", low, high);
-        else if (option->ends == CLI_OPEN_ABOVE)
-            snprintf(text, capacity, "a number from %g, below %g", low, high);
         else
             snprintf(text, capacity, "a number from %g to %g", low, high);
         break;
@@ -87,8 +85,7 @@ static verdict parse_number(const cli_option *option, const char *text, size_t l
         return MALFORMED;
     if (!isfinite(*value) || *value < option->minimum || *value > option->maximum)
         return OUT_OF_RANGE;
-    if ((option->ends == CLI_OPEN_BELOW && *value == option->minimum) ||
-        (option->ends == CLI_OPEN_ABOVE && *value == option->maximum))
+    if (option->ends == CLI_OPEN_BELOW && *value == option->minimum)
         return OUT_OF_RANGE;
     return GOOD;
 }

@@ -51,7 +51,7 @@ typedef enum cli_kind {
     CLI_SHAPES,  /* cli_ids: five whole numbers T,H,I,E,K in [minimum, maximum]; each mention adds five */
 } cli_kind;
 
-typedef enum cli_ends { CLI_CLOSED, CLI_OPEN_BELOW, CLI_OPEN_ABOVE } cli_ends;
+typedef enum cli_ends { CLI_CLOSED, CLI_OPEN_BELOW } cli_ends;
 
 typedef struct cli_option {
     char letter;            /* 0: none */

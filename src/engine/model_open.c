@@ -182,6 +182,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .n_active_parameters = model->weights.n_active_parameters,
         .weight_bytes = model->weights.n_bytes,
         .kv_bytes_per_token = mb_kv_bytes_per_token(config, model->dtype),
+        .eos_ids = model->generation.eos_ids,
         .n_eos_ids = model->generation.n_eos_ids,
         .has_tokenizer = model->tokenizer != NULL,
         .has_chat_template = model->chat_template != MB_CHAT_NONE && model->chat_template != MB_CHAT_UNKNOWN,
@@ -189,10 +190,6 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
     };
     for (int i = 0; i < config->n_layers; i++)
         info->n_moe_layers += config->is_moe[i];
-    memcpy(info->eos_ids, model->generation.eos_ids, sizeof info->eos_ids);
     if (model->device->memory(model->device, &info->device_memory_bytes, &info->device_free_bytes) != MB_OK)
         info->device_memory_bytes = info->device_free_bytes = 0;
 }
-
-_Static_assert(sizeof(((mb_model_info *)0)->eos_ids) == sizeof(((mb_generation *)0)->eos_ids),
-               "the header's room for end-of-text ids");

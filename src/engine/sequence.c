@@ -23,14 +23,15 @@ static mb_status check_sampling(const mb_sampling *s, int32_t vocab) {
     if (!(s->temperature >= 0 && s->temperature <= FLT_MAX))
         return mb_fail(MB_ERR_ARGUMENT, "request.sampling.temperature is %g; it must be finite and >= 0",
                        (double)s->temperature);
-    if (s->top_k < 0)
+    int draws = s->temperature > 0; /* else the three that cut off the draw's tail are not used */
+    if (draws && s->top_k < 0)
         return mb_fail(MB_ERR_ARGUMENT, "request.sampling.top_k is %d; it must be >= 0 (0 is off)",
                        (int)s->top_k);
-    if (!(s->top_p > 0 && s->top_p <= 1))
-        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.top_p is %g; it must be in (0, 1] (1 is off)",
+    if (draws && !(s->top_p >= 0 && s->top_p <= 1))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.top_p is %g; it must be in [0, 1] (1 is off)",
                        (double)s->top_p);
-    if (!(s->min_p >= 0 && s->min_p < 1))
-        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.min_p is %g; it must be in [0, 1) (0 is off)",
+    if (draws && !(s->min_p >= 0 && s->min_p <= 1))
+        return mb_fail(MB_ERR_ARGUMENT, "request.sampling.min_p is %g; it must be in [0, 1] (0 is off)",
                        (double)s->min_p);
     if (!(s->repetition_penalty > 0 && s->repetition_penalty <= FLT_MAX))
         return mb_fail(MB_ERR_ARGUMENT,

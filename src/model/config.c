@@ -4,6 +4,7 @@
 
 #include "model/json.h"
 #include "model/json_values.h"
+#include "model/quantization.h"
 #include "model/rope_scaling.h"
 
 enum {
@@ -64,6 +65,22 @@ static mb_status check_architecture(const reader *r) {
                    mb_json_describe(shown, sizeof shown, first));
 }
 
+/* A window counts when it is switched on, has a size, and is shorter than what the model can see anyway. */
+static mb_status check_sliding_window(const reader *r, int32_t max_positions) {
+    int32_t is_used = 0, window = max_positions;
+    MB_TRY(mb_json_read_bool(r->path, r->root, "use_sliding_window", &is_used));
+    if (!is_used)
+        return MB_OK;
+    MB_TRY(read_int(r, "sliding_window", 0, INT32_MAX, &window));
+    if (window >= max_positions)
+        return MB_OK;
+    return mb_fail(
+        MB_ERR_UNSUPPORTED,
+        "%s: \"use_sliding_window\" is true and \"sliding_window\" is %d, less than the %d positions; "
+        "only full attention is supported",
+        r->path, window, max_positions);
+}
+
 static mb_status read_attention(const reader *r, mb_config *c) {
     MB_TRY(require_int(r, "hidden_size", 1, MAX_WIDTH, &c->hidden));
     MB_TRY(require_int(r, "num_hidden_layers", 1, MB_MAX_LAYERS, &c->n_layers));
@@ -85,12 +102,7 @@ static mb_status read_attention(const reader *r, mb_config *c) {
     c->max_positions = 32768;
     MB_TRY(read_int(r, "max_position_embeddings", 1, MAX_POSITIONS, &c->max_positions));
     MB_TRY(mb_json_read_bool(r->path, r->root, "attention_bias", &c->attention_bias));
-    int32_t use_sliding_window = 0;
-    MB_TRY(mb_json_read_bool(r->path, r->root, "use_sliding_window", &use_sliding_window));
-    if (use_sliding_window)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: \"use_sliding_window\" is true; only full attention is supported", r->path);
-    return MB_OK;
+    return check_sliding_window(r, c->max_positions);
 }
 
 /* "num_experts", or "num_local_experts" as transformers 5 writes it. */
@@ -201,65 +213,6 @@ static mb_status read_dtype(const reader *r, mb_config *c) {
                    mb_quote(shown, sizeof shown, name));
 }
 
-static mb_status read_quantization(const reader *r, mb_config *c) {
-    static const char *const key = "quantization_config";
-    char shown[SHOWN];
-    const json_t *q = mb_json_present(r->root, key);
-    if (!q)
-        return MB_OK;
-    if (!mb_json_is_object(q))
-        return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" is %s; it must be an object or null", r->path, key,
-                       mb_json_describe(shown, sizeof shown, q));
-    const char *method = "(none)", *format = "e4m3", *activations = "dynamic";
-    MB_TRY(mb_json_read_string(r->path, q, "quant_method", &method));
-    MB_TRY(mb_json_read_string(r->path, q, "fmt", &format));
-    MB_TRY(mb_json_read_string(r->path, q, "activation_scheme", &activations));
-    if (strcmp(method, "fp8") != 0)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: \"%s\" has \"quant_method\" %s; only \"fp8\" with 128x128 blocks is "
-                       "supported",
-                       r->path, key, mb_quote(shown, sizeof shown, method));
-    if (strcmp(format, "e4m3") != 0)
-        return mb_fail(MB_ERR_UNSUPPORTED, "%s: \"%s\" has \"fmt\" %s; only \"e4m3\" is supported", r->path,
-                       key, mb_quote(shown, sizeof shown, format));
-    if (strcmp(activations, "dynamic") != 0)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: \"%s\" has \"activation_scheme\" %s; only \"dynamic\" is supported", r->path, key,
-                       mb_quote(shown, sizeof shown, activations));
-    const json_t *block = json_object_get(q, "weight_block_size");
-    if (!json_is_array(block) || json_array_size(block) != 2 ||
-        json_integer_value(json_array_get(block, 0)) != 128 ||
-        json_integer_value(json_array_get(block, 1)) != 128)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: \"%s\" has no \"weight_block_size\" [128, 128]; other fp8 scalings are "
-                       "not supported",
-                       r->path, key);
-    c->fp8_blocks = 1;
-    return MB_OK;
-}
-
-/* One id, or an array of them. */
-static mb_status read_eos(const reader *r, int32_t vocab, int32_t *ids, int32_t *n_ids) {
-    static const char *const key = "eos_token_id";
-    const json_t *item = mb_json_present(r->root, key);
-    if (!item)
-        return MB_OK;
-    char shown[SHOWN];
-    size_t count = json_is_array(item) ? json_array_size(item) : 1;
-    if (count > MB_MAX_EOS)
-        return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" has %zu ids; at most %d are supported", r->path, key, count,
-                       MB_MAX_EOS);
-    *n_ids = 0;
-    for (size_t i = 0; i < count; i++) {
-        const json_t *id = json_is_array(item) ? json_array_get(item, i) : item;
-        if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) >= vocab)
-            return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" has %s; token ids are integers from 0 to %d", r->path,
-                           key, mb_json_describe(shown, sizeof shown, id), vocab - 1);
-        ids[(*n_ids)++] = (int32_t)json_integer_value(id);
-    }
-    return MB_OK;
-}
-
 /* The ranges above keep every product below 2^63: this bounds what one checkpoint may ask for. */
 static mb_status check_parameters(const reader *r, const mb_config *c) {
     uint64_t hidden = (uint64_t)c->hidden;
@@ -286,62 +239,18 @@ static mb_status read_config(const reader *r, mb_config *c) {
     MB_TRY(mb_json_read_double(r->path, r->root, "rms_norm_eps", 1e-30, 1, &eps));
     c->rms_eps = (float)eps;
     MB_TRY(read_dtype(r, c));
-    MB_TRY(read_quantization(r, c));
+    MB_TRY(mb_quantization_read(r->path, r->root, &c->fp8_blocks));
     MB_TRY(mb_rope_scaling_parse(r->path, r->root, c));
-    c->bos_id = -1;
-    MB_TRY(read_int(r, "bos_token_id", 0, c->vocab - 1, &c->bos_id));
-    MB_TRY(read_eos(r, c->vocab, c->eos_ids, &c->n_eos_ids));
+    MB_TRY(mb_eos_read(r->path, r->root, c->vocab, c->eos_ids, &c->n_eos_ids));
     return check_parameters(r, c);
-}
-
-static mb_status parse_object(const char *path, const char *json, size_t n_bytes, json_t **root) {
-    MB_TRY(mb_json_parse_config(path, json, n_bytes, root));
-    if (mb_json_is_object(*root))
-        return MB_OK;
-    char shown[SHOWN];
-    mb_status status = mb_fail(MB_ERR_CONFIG, "%s: holds %s; it must be a JSON object", path,
-                               mb_json_describe(shown, sizeof shown, *root));
-    mb_json_free(*root);
-    return status;
 }
 
 mb_status mb_config_parse(const char *path, const char *json, size_t n_bytes, mb_config *config) {
     *config = (mb_config){0};
     json_t *root;
-    MB_TRY(parse_object(path, json, n_bytes, &root));
+    MB_TRY(mb_json_parse_object(path, json, n_bytes, &root));
     reader r = {path, root};
     mb_status status = read_config(&r, config);
-    mb_json_free(root);
-    return status;
-}
-
-static mb_status read_generation(const reader *r, const mb_config *config, mb_generation *g) {
-    double temperature = g->temperature, top_p = g->top_p, min_p = g->min_p;
-    double penalty = g->repetition_penalty;
-    MB_TRY(mb_json_read_bool(r->path, r->root, "do_sample", &g->do_sample));
-    MB_TRY(mb_json_read_double(r->path, r->root, "temperature", 0, 100, &temperature));
-    MB_TRY(mb_json_read_double(r->path, r->root, "top_p", 1e-6, 1, &top_p));
-    MB_TRY(mb_json_read_double(r->path, r->root, "min_p", 0, 0.999999, &min_p));
-    MB_TRY(mb_json_read_double(r->path, r->root, "repetition_penalty", 0.01, 100, &penalty));
-    MB_TRY(read_int(r, "top_k", 0, INT32_MAX, &g->top_k));
-    g->temperature = (float)temperature;
-    g->top_p = (float)top_p;
-    g->min_p = (float)min_p;
-    g->repetition_penalty = (float)penalty;
-    return read_eos(r, config->vocab, g->eos_ids, &g->n_eos_ids);
-}
-
-mb_status mb_generation_parse(const char *path, const char *json, size_t n_bytes, const mb_config *config,
-                              mb_generation *generation) {
-    *generation = (mb_generation){
-        .temperature = 1, .top_p = 1, .repetition_penalty = 1, .n_eos_ids = config->n_eos_ids};
-    memcpy(generation->eos_ids, config->eos_ids, sizeof generation->eos_ids);
-    if (!json)
-        return MB_OK;
-    json_t *root;
-    MB_TRY(parse_object(path, json, n_bytes, &root));
-    reader r = {path, root};
-    mb_status status = read_generation(&r, config, generation);
     mb_json_free(root);
     return status;
 }

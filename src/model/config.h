@@ -2,12 +2,13 @@
 #ifndef MB_MODEL_CONFIG_H
 #define MB_MODEL_CONFIG_H
 
+#include <jansson.h>
 #include <stdint.h>
 
 #include "base/status.h"
 #include "moebius/ops.h"
 
-enum { MB_MAX_LAYERS = 1024, MB_MAX_EOS = 8, MB_MAX_HEAD_DIM = 512 };
+enum { MB_MAX_LAYERS = 1024, MB_MAX_EOS = 256, MB_MAX_HEAD_DIM = 512 };
 
 typedef struct mb_config {
     int32_t hidden, n_layers, n_heads, n_kv_heads, head_dim;
@@ -24,24 +25,31 @@ typedef struct mb_config {
     float inv_freq[MB_MAX_HEAD_DIM / 2]; /* rotary frequencies, scaling (default, linear, yarn) applied */
     float rope_scale;                    /* YaRN's attention factor, else 1 */
 
-    int32_t bos_id; /* -1: none */
     int32_t eos_ids[MB_MAX_EOS], n_eos_ids;
 } mb_config;
 
 /* Parses and checks config.json's bytes. `path` is for the error sentence. MB_ERR_FORMAT: not JSON;
  * MB_ERR_CONFIG: a value is missing, of the wrong type or out of range (the sentence names the key);
- * MB_ERR_UNSUPPORTED: another architecture, sliding window, unknown rope or quantisation type. */
+ * MB_ERR_UNSUPPORTED: another architecture, sliding window, unknown rope or quantisation type. A key that is
+ * there twice: the last one counts, with a warning. */
 mb_status mb_config_parse(const char *path, const char *json, size_t n_bytes, mb_config *config);
 
+/* A number that the file has wrong is NaN, top_k then -1: mb_submit refuses them unless the request sets its
+ * own. */
 typedef struct mb_generation {
     float temperature, top_p, min_p, repetition_penalty;
-    int32_t top_k;
+    int32_t top_k;     /* 0: off */
     int32_t do_sample; /* 0: greedy */
     int32_t eos_ids[MB_MAX_EOS], n_eos_ids;
 } mb_generation;
 
-/* Defaults (greedy; eos of `config`) where the file has no value. json NULL: no file. */
+/* Defaults (greedy; eos of `config`) where the file has no value. json NULL: no file. Fails only when the file
+ * is no JSON object; single settings that are wrong give a warning. */
 mb_status mb_generation_parse(const char *path, const char *json, size_t n_bytes, const mb_config *config,
                               mb_generation *generation);
+
+/* "eos_token_id" of either file, one id or an array; ids and n_ids [MB_MAX_EOS] stay as they are without it.
+ * Ids outside of the vocabulary are left out with a warning, others than integers are MB_ERR_CONFIG. */
+mb_status mb_eos_read(const char *path, const json_t *root, int32_t vocab, int32_t *ids, int32_t *n_ids);
 
 #endif

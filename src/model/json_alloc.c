@@ -6,9 +6,7 @@
 
 #include "base/alloc.h"
 
-static _Thread_local struct {
-    int inside, out_of_memory;
-} here;
+static _Thread_local struct { int inside, out_of_memory; } here;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards n_inside and jansson's pair */
 static int n_inside;                                     /* threads */
@@ -30,7 +28,7 @@ static void release(void *pointer) {
     if (here.inside)
         mb_free(pointer);
     else
-        atomic_load(&program_release)(pointer);
+        atomic_load (&program_release)(pointer);
 }
 
 void mb_json_enter(void) {

@@ -12,8 +12,8 @@ static const char opening[] = "{\"\":\"\\u0000", closing[] = "\"}";
 
 /* Letters, digits, signs and points: what numbers and literals are made of. */
 static int is_token_byte(char c) {
-    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' || c == '-' ||
-           c == '.' || c == '_';
+    return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' ||
+           c == '-' || c == '.' || c == '_';
 }
 
 static size_t token_length(const char *bytes, size_t n_bytes) {
@@ -63,7 +63,8 @@ static mb_status string_length(const char *path, const char *bytes, size_t n_byt
         if (bytes[i] != '\\')
             continue;
         if (n_bytes - i > 5 && memcmp(bytes + i, "\\u0000", 6) == 0)
-            return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON here: a string holds \\u0000; take it out", path);
+            return mb_fail(MB_ERR_FORMAT, "%s: not valid JSON here: a string holds \\u0000; take it out",
+                           path);
         i++;
     }
     *length = i < n_bytes ? i + 1 : n_bytes;
@@ -87,8 +88,8 @@ static mb_status rewrite(const char *path, const char *bytes, size_t n_bytes, ch
         else if ((c == '}' || c == ']') && depth > 0)
             depth--;
         if (depth > MAX_DEPTH)
-            return mb_fail(MB_ERR_FORMAT, "%s: JSON nested deeper than %d levels at byte %zu", path, MAX_DEPTH,
-                           i);
+            return mb_fail(MB_ERR_FORMAT, "%s: JSON nested deeper than %d levels at byte %zu", path,
+                           MAX_DEPTH, i);
         int is_rewritten = is_token_byte(c) && needs_rewriting(bytes + i, length);
         if (is_rewritten)
             at = put(out, at, opening, sizeof opening - 1);

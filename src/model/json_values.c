@@ -11,6 +11,26 @@ const json_t *mb_json_present(const json_t *object, const char *key) {
     return json_is_null(value) ? NULL : value;
 }
 
+mb_status mb_json_parse_object(const char *path, const char *json, size_t n_bytes, json_t **root) {
+    MB_TRY(mb_json_parse_config(path, json, n_bytes, root));
+    if (mb_json_is_object(*root))
+        return MB_OK;
+    char shown[SHOWN];
+    mb_status status = mb_fail(MB_ERR_CONFIG, "%s: holds %s; it must be a JSON object", path,
+                               mb_json_describe(shown, sizeof shown, *root));
+    mb_json_free(*root);
+    *root = NULL;
+    return status;
+}
+
+/* Any number, also one that json_t cannot hold. 0: it is none. */
+int mb_json_number_value(const json_t *value, double *number) {
+    const char *large =
+        mb_json_number(value); /* whole or not a number: no point that a locale could change */
+    *number = large ? strtod(large, NULL) : json_number_value(value);
+    return large || json_is_number(value);
+}
+
 mb_status mb_json_read_int(const char *path, const json_t *object, const char *key, int32_t min, int32_t max,
                            int32_t *value) {
     const json_t *item = mb_json_present(object, key);
@@ -30,10 +50,9 @@ mb_status mb_json_read_double(const char *path, const json_t *object, const char
     const json_t *item = mb_json_present(object, key);
     if (!item)
         return MB_OK;
-    const char *large = mb_json_number(item); /* whole or not a number: no point that a locale could change */
-    double number = large ? strtod(large, NULL) : json_number_value(item);
+    double number;
     char shown[SHOWN];
-    if ((!large && !json_is_number(item)) || !(number >= min && number <= max))
+    if (!mb_json_number_value(item, &number) || !(number >= min && number <= max))
         return mb_fail(MB_ERR_CONFIG, "%s: \"%s\" is %s; it must be a number from %g to %g", path, key,
                        mb_json_describe(shown, sizeof shown, item), min, max);
     *value = number;

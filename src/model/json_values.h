@@ -19,6 +19,13 @@ mb_status mb_json_read_double(const char *path, const json_t *object, const char
 mb_status mb_json_read_bool(const char *path, const json_t *object, const char *key, int32_t *value);
 mb_status mb_json_read_string(const char *path, const json_t *object, const char *key, const char **value);
 
+/* Any number as a double, one that json_t cannot hold too. 0: the value is no number. */
+int mb_json_number_value(const json_t *value, double *number);
+
+/* A whole file that must hold an object; of a key that is there twice the last value counts. Free with
+ * mb_json_free. */
+mb_status mb_json_parse_object(const char *path, const char *json, size_t n_bytes, json_t **root);
+
 /* The value of `key`; NULL when it is absent or null. */
 const json_t *mb_json_present(const json_t *object, const char *key);
 

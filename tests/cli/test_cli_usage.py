@@ -98,9 +98,10 @@ MISTAKES = [
     (RUN + ["--temperature", "1.2.3"], '--temperature: "1.2.3" is not understood'),
     (RUN + ["--temperature", "0x1p3"], '--temperature: "0x1p3" is not understood'),
     (RUN + ["--top-k", "-1"], '--top-k: "-1" is out of range; give a whole number from 0 to 1000000'),
-    (RUN + ["--top-p", "0"], '--top-p: "0" is out of range; give a number above 0, at most 1'),
+    (RUN + ["--top-p", "-0.1"], '--top-p: "-0.1" is out of range; give a number from 0 to 1'),
+    (RUN + ["--repetition-penalty", "0"], '"0" is out of range; give a number above 0, at most 100'),
     (RUN + ["--top-p", "1.01"], '--top-p: "1.01" is out of range'),
-    (RUN + ["--min-p", "1"], '--min-p: "1" is out of range; give a number from 0, below 1'),
+    (RUN + ["--min-p", "1.01"], '--min-p: "1.01" is out of range; give a number from 0 to 1'),
     (RUN + ["--repetition-penalty", "0"], '--repetition-penalty: "0" is out of range'),
     (RUN + ["--presence-penalty", "2.5"], '--presence-penalty: "2.5" is out of range; give a number from -2 to 2'),
     (RUN + ["--frequency-penalty", "-3"], '--frequency-penalty: "-3" is out of range'),
@@ -149,7 +150,7 @@ def test_mistake(moebius, arguments, sentence):
 
 
 def test_range_ends_are_allowed(moebius):
-    ends = ["-n", "0", "--top-p", "1", "--min-p", "0", "--presence-penalty", "-2", "--frequency-penalty=2"]
+    ends = ["-n", "0", "--top-p", "0", "--min-p", "1", "--presence-penalty", "-2", "--frequency-penalty=2"]
     ends += ["--top-k", "1000000", "--temperature", "100", "--logit-bias", "5:-100,6:1e2", "--device", "cpu"]
     result = moebius(*RUN, "--print-ids", *ends)
     assert (result.returncode, result.stdout) == (0, b"\n"), result.stderr

@@ -156,8 +156,34 @@ static void test_request_defaults_come_from_generation_config(void **state) {
     assert_int_equal(info.n_eos_ids, 2);
     assert_int_equal(info.eos_ids[1], 6);
     mb_model_close(model);
-    tiny_text_write(directory, "generation_config.json", "{\"top_p\": 7}");
-    expect_failure(directory, NULL, MB_ERR_CONFIG, "generation_config.json");
+}
+
+/* A setting that the request can override does not stop the model from opening; used as it is, it is refused. */
+static void test_wrong_generation_settings_open(void **state) {
+    (void)state;
+    mb_model *model;
+    mb_request request;
+    uint64_t id;
+    const int32_t ids[] = {1, 2};
+    tiny_text_write(directory, "generation_config.json",
+                    "{\"do_sample\": true, \"temperature\": 0.7, \"top_p\": 7, \"eos_token_id\": \"</s>\"}");
+    assert_int_equal(mb_model_open(directory, &(mb_model_options){.device = "cpu"}, &model), MB_OK);
+    mb_model_info info;
+    mb_model_get_info(model, &info);
+    assert_int_equal(info.n_eos_ids, 1);
+    assert_int_equal(info.eos_ids[0], 3); /* config.json's */
+    mb_session *session = session_with(model, 0, 0, 0, 256);
+    mb_request_init(model, &request);
+    request.ids = ids;
+    request.n_ids = 2;
+    assert_int_equal(mb_submit(session, &request, &id), MB_ERR_ARGUMENT);
+    assert_non_null(strstr(mb_last_error(), "top_p is nan"));
+    request.sampling.top_p = 0.9f;
+    assert_int_equal(mb_submit(session, &request, &id), MB_OK);
+    mb_session_close(session);
+    mb_model_close(model);
+    tiny_text_write(directory, "generation_config.json", "{\"top_p\": ");
+    expect_failure(directory, NULL, MB_ERR_FORMAT, "generation_config.json");
 }
 
 /* Half precision stays near fp32. With all experts chosen, because rounding may turn a close choice of the
@@ -213,6 +239,7 @@ int main(void) {
         FRESH(test_without_tokenizer),
         FRESH(test_malformed_tokenizer_is_an_error),
         FRESH(test_request_defaults_come_from_generation_config),
+        FRESH(test_wrong_generation_settings_open),
         FRESH(test_compute_types),
         FRESH(test_version),
     };

@@ -207,12 +207,12 @@ static void test_bad_requests_are_named(void **state) {
     REFUSED(MB_ERR_ARGUMENT, "temperature", r.sampling.temperature = -0.1f);
     REFUSED(MB_ERR_ARGUMENT, "temperature", r.sampling.temperature = NAN);
     REFUSED(MB_ERR_ARGUMENT, "temperature", r.sampling.temperature = INFINITY);
-    REFUSED(MB_ERR_ARGUMENT, "top_k", r.sampling.top_k = -1);
-    REFUSED(MB_ERR_ARGUMENT, "top_p", r.sampling.top_p = 0);
-    REFUSED(MB_ERR_ARGUMENT, "top_p", r.sampling.top_p = 1.01f);
-    REFUSED(MB_ERR_ARGUMENT, "top_p", r.sampling.top_p = NAN);
-    REFUSED(MB_ERR_ARGUMENT, "min_p", r.sampling.min_p = 1);
-    REFUSED(MB_ERR_ARGUMENT, "min_p", r.sampling.min_p = -1);
+    REFUSED(MB_ERR_ARGUMENT, "top_k", r.sampling.temperature = 1; r.sampling.top_k = -1);
+    REFUSED(MB_ERR_ARGUMENT, "top_p", r.sampling.temperature = 1; r.sampling.top_p = -0.1f);
+    REFUSED(MB_ERR_ARGUMENT, "top_p", r.sampling.temperature = 1; r.sampling.top_p = 1.01f);
+    REFUSED(MB_ERR_ARGUMENT, "top_p", r.sampling.temperature = 1; r.sampling.top_p = NAN);
+    REFUSED(MB_ERR_ARGUMENT, "min_p", r.sampling.temperature = 1; r.sampling.min_p = 1.01f);
+    REFUSED(MB_ERR_ARGUMENT, "min_p", r.sampling.temperature = 1; r.sampling.min_p = -1);
     REFUSED(MB_ERR_ARGUMENT, "repetition_penalty", r.sampling.repetition_penalty = 0);
     REFUSED(MB_ERR_ARGUMENT, "repetition_penalty", r.sampling.repetition_penalty = NAN);
     REFUSED(MB_ERR_ARGUMENT, "presence_penalty", r.sampling.presence_penalty = 2.5f);
@@ -228,6 +228,27 @@ static void test_bad_requests_are_named(void **state) {
 #undef REFUSED
     assert_session_idle(session);
     generation_free(&g);
+    mb_session_close(session);
+}
+
+/* top_p 0 and min_p 1 leave the best token alone; greedy does not look at them, wrong or not. */
+static void test_settings_that_mean_greedy(void **state) {
+    (void)state;
+    mb_session *session = session_with(model, 0, 0, 0, 256);
+    generation greedy = random_generation(6, 8, 12);
+    generation_run_alone(&greedy, session);
+    for (int i = 0; i < 3; i++) {
+        generation g = random_generation(6, 8, 12);
+        mb_sampling *s = &g.request.sampling;
+        s->temperature = i < 2 ? 1.5f : 0;
+        s->top_p = i == 0 ? 0 : i == 1 ? 1 : NAN;
+        s->min_p = i == 0 ? 0 : i == 1 ? 1 : NAN;
+        s->top_k = i < 2 ? 0 : -1;
+        generation_run_alone(&g, session);
+        assert_true(generation_same_tokens(&g, &greedy));
+        generation_free(&g);
+    }
+    generation_free(&greedy);
     mb_session_close(session);
 }
 
@@ -402,11 +423,17 @@ static void test_cancel_and_release_in_flight(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_states_follow_the_life), cmocka_unit_test(test_stop_tokens_end_the_answer),
-        cmocka_unit_test(test_eos_of_the_model_stops), cmocka_unit_test(test_scoring_a_prompt_only),
-        cmocka_unit_test(test_bad_requests_are_named), cmocka_unit_test(test_null_arguments_are_refused),
-        cmocka_unit_test(test_full_queue_is_refused),  cmocka_unit_test(test_bad_session_options_are_named),
-        cmocka_unit_test(test_cancel_in_every_state),  cmocka_unit_test(test_cancel_and_release_in_flight),
+        cmocka_unit_test(test_states_follow_the_life),
+        cmocka_unit_test(test_stop_tokens_end_the_answer),
+        cmocka_unit_test(test_eos_of_the_model_stops),
+        cmocka_unit_test(test_scoring_a_prompt_only),
+        cmocka_unit_test(test_bad_requests_are_named),
+        cmocka_unit_test(test_settings_that_mean_greedy),
+        cmocka_unit_test(test_null_arguments_are_refused),
+        cmocka_unit_test(test_full_queue_is_refused),
+        cmocka_unit_test(test_bad_session_options_are_named),
+        cmocka_unit_test(test_cancel_in_every_state),
+        cmocka_unit_test(test_cancel_and_release_in_flight),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

@@ -37,7 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n_bytes) {
         config = (mb_config){.vocab = 64};
     mb_generation generation;
     if (mb_generation_parse("fuzz", (const char *)bytes, n_bytes, &config, &generation) == MB_OK)
-        require(isfinite(generation.temperature) && generation.top_p > 0 &&
-                generation.n_eos_ids <= MB_MAX_EOS);
+        require(!(generation.temperature < 0) && !(generation.top_p < 0) && !(generation.min_p > 1) &&
+                generation.top_k >= -1 && generation.n_eos_ids <= MB_MAX_EOS);
     return 0;
 }

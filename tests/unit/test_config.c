@@ -60,7 +60,6 @@ static void test_published(void **state) {
     assert_true(c.rms_eps == 1e-6f);
     assert_int_equal(c.activation, MB_ACT_SWIGLU);
     assert_int_equal(c.dtype, MB_BF16);
-    assert_int_equal(c.bos_id, 151643);
     assert_int_equal(c.n_eos_ids, 1);
     assert_int_equal(c.eos_ids[0], 151645);
     assert_true(c.rope_scale == 1);
@@ -102,7 +101,6 @@ static void test_defaults(void **state) {
     assert_int_equal(c.attention_bias, 0);
     assert_int_equal(c.tie_embeddings, 0);
     assert_int_equal(c.activation, MB_ACT_SWIGLU);
-    assert_int_equal(c.bos_id, -1);
     assert_int_equal(c.n_eos_ids, 0);
     assert_true(c.rope_scale == 1);
     assert_true(fabsf(c.inv_freq[1] - 0.1f) < 1e-7f); /* 10000^(-2/8) */
@@ -245,6 +243,109 @@ static void test_generation(void **state) {
     }
 }
 
+/* Values that other programs write for "off", "no limit" or "none". */
+static void test_generation_as_others_write_it(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        float temperature, top_p, min_p, repetition_penalty;
+        int32_t top_k, do_sample;
+    } cases[] = {
+        {"{\"top_k\": -1}", 1, 1, 0, 1, 0, 0},
+        {"{\"top_k\": 0}", 1, 1, 0, 1, 0, 0},
+        {"{\"top_k\": 20.0}", 1, 1, 0, 1, 20, 0},
+        {"{\"top_k\": 1000000000000000000000}", 1, 1, 0, 1, INT32_MAX, 0},
+        {"{\"top_k\": null, \"top_p\": null}", 1, 1, 0, 1, 0, 0},
+        {"{\"top_p\": 0}", 1, 0, 0, 1, 0, 0},
+        {"{\"top_p\": 0.0, \"do_sample\": true}", 1, 0, 0, 1, 0, 1},
+        {"{\"min_p\": 1}", 1, 1, 1, 1, 0, 0},
+        {"{\"temperature\": 0, \"do_sample\": true}", 0, 1, 0, 1, 0, 1},
+        {"{\"temperature\": 0.5, \"temperature\": 0.75}", 0.75f, 1, 0, 1, 0, 0},
+        {"{\"max_length\": 1000000000000000019884624838656, \"penalty_alpha\": NaN}", 1, 1, 0, 1, 0, 0},
+        /* wrong: opens, and is refused where it is used */
+        {"{\"temperature\": -0.1}", NAN, 1, 0, 1, 0, 0},
+        {"{\"temperature\": NaN}", NAN, 1, 0, 1, 0, 0},
+        {"{\"temperature\": Infinity}", NAN, 1, 0, 1, 0, 0},
+        {"{\"temperature\": \"hot\"}", NAN, 1, 0, 1, 0, 0},
+        {"{\"top_p\": 1.01}", 1, NAN, 0, 1, 0, 0},
+        {"{\"min_p\": -1}", 1, 1, NAN, 1, 0, 0},
+        {"{\"repetition_penalty\": 0}", 1, 1, 0, NAN, 0, 0},
+        {"{\"top_k\": -5}", 1, 1, 0, 1, -1, 0},
+        {"{\"top_k\": 2.5}", 1, 1, 0, 1, -1, 0},
+        {"{\"top_k\": true}", 1, 1, 0, 1, -1, 0},
+        {"{\"top_k\": NaN}", 1, 1, 0, 1, -1, 0},
+        {"{\"do_sample\": \"yes\"}", NAN, 1, 0, 1, 0, 1},
+    };
+    mb_config config = {.vocab = 64, .eos_ids = {5}, .n_eos_ids = 1};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        mb_generation g;
+        if (mb_generation_parse("g.json", cases[i].text, strlen(cases[i].text), &config, &g) != MB_OK)
+            fail_msg("%s: %s", cases[i].text, mb_last_error());
+        const float is[] = {g.temperature, g.top_p, g.min_p, g.repetition_penalty};
+        const float wanted[] = {cases[i].temperature, cases[i].top_p, cases[i].min_p,
+                                cases[i].repetition_penalty};
+        for (int k = 0; k < 4; k++)
+            if (is[k] != wanted[k] && !(isnan(is[k]) && isnan(wanted[k])))
+                fail_msg("%s: setting %d is %g, wanted %g", cases[i].text, k, is[k], wanted[k]);
+        if (g.top_k != cases[i].top_k || g.do_sample != cases[i].do_sample)
+            fail_msg("%s: top_k %d, do_sample %d", cases[i].text, g.top_k, g.do_sample);
+    }
+}
+
+static void test_end_tokens(void **state) {
+    (void)state;
+    mb_config config = {.vocab = 2000, .eos_ids = {5}, .n_eos_ids = 1};
+    mb_generation g;
+    char text[8192];
+    size_t n = (size_t)snprintf(text, sizeof text, "{\"eos_token_id\": [");
+    for (int i = 0; i < MB_MAX_EOS; i++) /* each twice: that is no second token */
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%d, %d", i ? ", " : "", i + 100, i + 100);
+    snprintf(text + n, sizeof text - n, ", -1, 2000, 151645]}"); /* never drawn */
+    assert_int_equal(mb_generation_parse("g.json", text, strlen(text), &config, &g), MB_OK);
+    assert_int_equal(g.n_eos_ids, MB_MAX_EOS);
+    for (int i = 0; i < MB_MAX_EOS; i++)
+        assert_int_equal(g.eos_ids[i], i + 100);
+    snprintf(text + n, sizeof text - n, ", 1]}"); /* one too many: those of config.json count */
+    assert_int_equal(mb_generation_parse("g.json", text, strlen(text), &config, &g), MB_OK);
+    assert_int_equal(g.n_eos_ids, 1);
+    assert_int_equal(g.eos_ids[0], 5);
+}
+
+static void test_config_as_others_write_it(void **state) {
+    (void)state;
+    mb_config plain, other;
+    parse("{" SHAPE ", \"num_experts\": 6}", &plain);
+    static const char *const members[] = {
+        "\"hidden_size\": 32", /* there already */
+        "\"initializer_range\": NaN, \"router_aux_loss_coef\": -Infinity, \"pad_token_id\": Infinity",
+        "\"max_length\": 1000000000000000019884624838656, \"bos_token_id\": 151643",
+        "\"use_sliding_window\": true, \"sliding_window\": null",
+        "\"use_sliding_window\": true, \"sliding_window\": 32768",
+        "\"use_sliding_window\": true",
+        "\"use_sliding_window\": false, \"sliding_window\": 128, \"max_window_layers\": 0",
+        "\"eos_token_id\": 151645, \"eos_token_id\": null"};
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++) {
+        char text[1024];
+        snprintf(text, sizeof text, "{" SHAPE ", \"num_experts\": 6, %s}", members[i]);
+        parse(text, &other);
+        assert_memory_equal(&plain, &other, sizeof plain);
+    }
+    static const char *const quantized[] = {
+        "\"strategy\": \"block\", \"block_structure\": [128, 128]}, \"input_activations\": {\"dynamic\": true}",
+        "\"strategy\": \"block\", \"block_structure\": \"128x128\"}, \"input_activations\": null"};
+    for (int i = 0; i < 2; i++) {
+        char text[1024];
+        snprintf(text, sizeof text,
+                 "{" SHAPE ", \"num_experts\": 6, \"quantization_config\": {\"quant_method\": "
+                 "\"compressed-tensors\", \"format\": \"float-quantized\", \"ignore\": [\"lm_head\"], "
+                 "\"transform_config\": {}, \"config_groups\": {\"group_0\": {\"targets\": [\"Linear\"], "
+                 "\"weights\": {\"num_bits\": 8, \"type\": \"float\", %s}}}}",
+                 quantized[i]);
+        parse(text, &other);
+        assert_int_equal(other.fp8_blocks, 1);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_published),
@@ -254,6 +355,9 @@ int main(void) {
         cmocka_unit_test(test_activations_and_quantization),
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_generation_as_others_write_it),
+        cmocka_unit_test(test_end_tokens),
+        cmocka_unit_test(test_config_as_others_write_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

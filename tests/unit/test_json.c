@@ -38,15 +38,24 @@ static void check_dump(const char *text, const char *wanted) {
 static void test_numbers_keep_their_digits(void **state) {
     (void)state;
     static const char *const numbers[] = {
-        "0", "-1", "9223372036854775807", "-9223372036854775808", /* the last that jansson holds */
-        "9223372036854775808", "-9223372036854775809", "18446744073709551615", "-18446744073709551616",
+        "0",
+        "-1",
+        "9223372036854775807",
+        "-9223372036854775808", /* the last that jansson holds */
+        "9223372036854775808",
+        "-9223372036854775809",
+        "18446744073709551615",
+        "-18446744073709551616",
         "1000000000000000019884624838656", /* what Python makes of int(1e30) */
-        "-123456789012345678901234567890123456789012345678901234567890", "NaN", "Infinity", "-Infinity"};
+        "-123456789012345678901234567890123456789012345678901234567890",
+        "NaN",
+        "Infinity",
+        "-Infinity"};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         char text[512], wanted[512];
         check_dump(numbers[i], numbers[i]);
-        snprintf(text, sizeof text, " [%s,{\"a\":%s , \"NaN\":\"%s\"},%s] ", numbers[i], numbers[i], numbers[i],
-                 numbers[i]);
+        snprintf(text, sizeof text, " [%s,{\"a\":%s , \"NaN\":\"%s\"},%s] ", numbers[i], numbers[i],
+                 numbers[i], numbers[i]);
         snprintf(wanted, sizeof wanted, "[%s, {\"a\": %s, \"NaN\": \"%s\"}, %s]", numbers[i], numbers[i],
                  numbers[i], numbers[i]);
         check_dump(text, wanted);
@@ -78,7 +87,8 @@ static void test_large_numbers_are_numbers(void **state) {
     assert_non_null(strstr(mb_last_error(), "\"nan\" is NaN"));
     int32_t integer;
     assert_int_equal(mb_json_read_int("f", root, "big", 0, INT32_MAX, &integer), MB_ERR_CONFIG);
-    assert_non_null(strstr(mb_last_error(), "\"big\" is 1000000000000000019884624838656; it must be an integer"));
+    assert_non_null(
+        strstr(mb_last_error(), "\"big\" is 1000000000000000019884624838656; it must be an integer"));
     char shown[16];
     assert_string_equal(mb_json_describe(shown, sizeof shown, big), "100000000000...");
     mb_json_free(root);
@@ -86,10 +96,22 @@ static void test_large_numbers_are_numbers(void **state) {
 
 static void test_what_is_no_number(void **state) {
     (void)state;
-    static const char *const wrong[] = {
-        "012345678901234567890", "-012345678901234567890", "+12345678901234567890", "12345678901234567890.",
-        "1234567890123456789O1", "nan", "NaNs", "-NaN", "+Infinity", "Inf", "--Infinity", "{NaN: 1}",
-        "{12345678901234567890: 1}", "[NaN NaN]", "\"a\" NaN", "1e999"};
+    static const char *const wrong[] = {"012345678901234567890",
+                                        "-012345678901234567890",
+                                        "+12345678901234567890",
+                                        "12345678901234567890.",
+                                        "1234567890123456789O1",
+                                        "nan",
+                                        "NaNs",
+                                        "-NaN",
+                                        "+Infinity",
+                                        "Inf",
+                                        "--Infinity",
+                                        "{NaN: 1}",
+                                        "{12345678901234567890: 1}",
+                                        "[NaN NaN]",
+                                        "\"a\" NaN",
+                                        "1e999"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         json_t *root = (json_t *)1;
         if (mb_json_parse("text", wrong[i], strlen(wrong[i]), &root) != MB_ERR_FORMAT)
@@ -109,7 +131,8 @@ static void test_nul_is_refused(void **state) {
         assert_int_equal(mb_json_parse("text", wrong[i], strlen(wrong[i]), &root), MB_ERR_FORMAT);
         assert_non_null(strstr(mb_last_error(), "\\u0000"));
     }
-    check_dump("\"\\\\u0000 \\u0001\"", "\"\\\\u0000 \\u0001\""); /* a backslash, and another control character */
+    check_dump("\"\\\\u0000 \\u0001\"",
+               "\"\\\\u0000 \\u0001\""); /* a backslash, and another control character */
 }
 
 /* ---- Keys that are there twice ------------------------------------------------------------------------ */

@@ -5,8 +5,12 @@
  * Work items: for every token tile of the plan each piece (weight_rows rows) of w13, then for every token
  * tile each piece of w2. CTAs, or pairs of them, take items from a counter, so they stay busy whatever the
  * experts' sizes are, and the weights of w2 begin to stream while the last pieces of w13 are still
- * multiplied. An item of w2 waits until all pieces of its token tile's intermediate are written (`ready`);
- * those items came earlier in the queue, so the wait ends.
+ * multiplied. An item of w2 waits until all pieces of its token tile's intermediate are written (`ready`).
+ *
+ * That wait ends however few of the CTAs run at once, as when other kernels hold SMs: an item is taken by a CTA
+ * that runs, also a CTA's first one; a CTA works on its items in the order of the queue; and what an item of w2
+ * waits for stands earlier in the queue. So the first unfinished item of the queue never waits. (The two CTAs
+ * of a pair always run together.)
  *
  * The product is computed transposed (swap-AB): rows of the weights are wgmma's M, tokens are its N, so a
  * tile of few tokens costs few tokens' work. (Large tiles of block-scaled fp8: the other way round.) Roles:
@@ -32,19 +36,21 @@
 
 /* ---- weights: one thread takes items and streams the matrices */
 
-static __device__ __forceinline__ item decode(const experts_params *p, int32_t index, int32_t n_token_tiles) {
+static __device__ __forceinline__ item decode(const experts_params *p, uint32_t index,
+                                              int32_t n_token_tiles) {
     item work = {NO_MORE, 0, 0, 0, 0, 0};
-    int64_t i = index;
+    int64_t first = 0; /* of this GEMM's items */
 #pragma unroll
     for (int gemm = GEMM_FIRST; gemm <= GEMM_SECOND; gemm++) {
-        const int32_t pieces = p->gemm[gemm].pieces;
-        const int64_t n = (int64_t)n_token_tiles * pieces;
-        if (i >= 0 && i < n) {
+        const uint32_t pieces = (uint32_t)p->gemm[gemm].pieces;
+        const int64_t end = first + (int64_t)n_token_tiles * pieces;
+        if (index >= first && index < end) {
+            const uint32_t i = index - (uint32_t)first;
             work.gemm = gemm;
             work.token_tile = (int32_t)(i / pieces);
             work.piece = (int32_t)(i % pieces);
         }
-        i -= n;
+        first = end;
     }
     if (work.gemm == NO_MORE)
         return work;
@@ -55,18 +61,23 @@ static __device__ __forceinline__ item decode(const experts_params *p, int32_t i
     return work;
 }
 
-/* The index of the next item, from the counter, or of a pair's second CTA from the first. */
+/* Takes the next item of the queue. Every item is taken this way, a CTA's first one too: so an item that was
+ * taken belongs to a CTA that runs. Of a pair the first CTA takes it, for both. */
+static __device__ __forceinline__ uint32_t take_item(const experts_params *p, int rank) {
+    return rank == 0 ? (uint32_t)atomicAdd(p->next_item, 1) : 0;
+}
+
+/* The index that the first CTA of a pair has taken, in both. */
 template <int n_ctas, class shared>
-static __device__ __forceinline__ int32_t next_index(shared *s, int rank, int32_t taken, cursor *given) {
-    int32_t index = gridDim.x / n_ctas + taken;
+static __device__ __forceinline__ uint32_t share_item(shared *s, int rank, uint32_t index, cursor *given) {
     if constexpr (n_ctas > 1) {
         if (rank == 0) {
             mb_mbarrier_wait(&s->index_empty[given->at], given->parity ^ 1);
-            mb_store_async_cluster(&s->index[given->at], &s->index_full[given->at], 1, index);
+            mb_store_async_cluster(&s->index[given->at], &s->index_full[given->at], 1, (int32_t)index);
         } else {
             mb_mbarrier_arrive_expect(&s->index_full[given->at], sizeof(int32_t));
             mb_mbarrier_wait(&s->index_full[given->at], given->parity);
-            index = s->index[given->at];
+            index = (uint32_t)s->index[given->at];
             mb_mbarrier_arrive_cluster(&s->index_empty[given->at], 0);
         }
         advance<2>(given);
@@ -83,8 +94,9 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     constexpr int stage_bytes = weight_rows * ROW_BYTES;
     unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
     cursor stage = {0, 1}, ring = {0, 1}, given = {0, 0};
-    const int32_t n_token_tiles = *p->n_tiles;
-    item work = decode(p, blockIdx.x / n_ctas, n_token_tiles);
+    const uint32_t first = take_item(p, rank);
+    const int32_t n_token_tiles = *p->n_tiles; /* the load and the atomic are under way side by side */
+    item work = decode(p, share_item<n_ctas>(s, rank, first, &given), n_token_tiles);
     for (;;) {
         item mine = work;
         if (n_ctas > 1) {
@@ -119,11 +131,11 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
                 advance<n_stages>(&stage);
             }
         };
-        /* The counter takes its time: the next item is looked at when all stages have been asked for. */
-        const int32_t taken = rank == 0 ? atomicAdd(p->next_item, 1) : 0;
+        /* The atomic is slow: issue it now, use its result once this item's first loads are in flight. */
+        const uint32_t taken = take_item(p, rank);
         const int32_t k_first = min(g->k_size, n_stages * k_step);
         load_steps(0, k_first);
-        const item next = decode(p, next_index<n_ctas>(s, rank, taken, &given), n_token_tiles);
+        const item next = decode(p, share_item<n_ctas>(s, rank, taken, &given), n_token_tiles);
         load_steps(k_first, g->k_size);
         work = next;
     }

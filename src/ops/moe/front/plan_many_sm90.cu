@@ -34,8 +34,9 @@ enum {
 
 typedef struct many_params {
     mb_moe_plan_args plan;
-    uint32_t *counts; /* [n_chunks, n_local_experts], then first rows */
-    uint64_t *sums;   /* [MAX_SCAN_CTAS]: rows and tiles of a CTA of the scan; 0: not known yet */
+    uint32_t *counts;    /* [n_chunks, n_local_experts], then first rows */
+    uint64_t *sums;      /* [MAX_SCAN_CTAS]: rows and tiles of a part of the scan; 0: not known yet */
+    uint64_t *next_part; /* of the scan: what no CTA has taken yet */
     int32_t *counters;
     int32_t n_counters;
     uint32_t n_choices, n_chunks, chunk_choices; /* a multiple of BATCH */
@@ -66,6 +67,8 @@ static __global__ void __launch_bounds__(MAX_THREADS) count_many(const __grid_co
     set_counters_zero(params.counters, params.n_counters, blockIdx.x, gridDim.x);
     if (blockIdx.x == 0 && threadIdx.x < MAX_SCAN_CTAS)
         params.sums[threadIdx.x] = 0;
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        *params.next_part = 0;
     const uint64_t begin = (uint64_t)chunk * params.chunk_choices;
     const uint64_t end = min(begin + params.chunk_choices, (uint64_t)params.n_choices);
     const uint32_t base = (uint32_t)params.plan.first_expert + first_expert;
@@ -87,15 +90,25 @@ static __global__ void __launch_bounds__(MAX_THREADS) count_many(const __grid_co
         to[e] = counts[e];
 }
 
-/* Rows and tiles of the CTAs before this one; they were started earlier, so waiting for them ends. */
-static __device__ __forceinline__ row_sum sum_ctas_before(volatile uint64_t *sums) {
+/* The next part of the scan. A part that was taken belongs to a CTA that runs and waits for earlier parts only:
+ * so waiting for earlier parts ends, however few CTAs run at once. */
+static __device__ __forceinline__ uint32_t take_part(uint64_t *next_part) {
+    __shared__ uint32_t part;
+    if (threadIdx.x == 0)
+        part = (uint32_t)atomicAdd((unsigned long long *)next_part, 1ull);
+    __syncthreads();
+    return part;
+}
+
+/* Rows and tiles of the parts before this one. */
+static __device__ __forceinline__ row_sum sum_parts_before(volatile uint64_t *sums, uint32_t part) {
     __shared__ row_sum before;
     if (threadIdx.x < 32) {
         row_sum mine = {0, 0};
-        for (uint32_t cta = threadIdx.x; cta < blockIdx.x; cta += 32) {
+        for (uint32_t earlier = threadIdx.x; earlier < part; earlier += 32) {
             uint64_t sum = 0;
             while (sum == 0)
-                sum = sums[cta];
+                sum = sums[earlier];
             mine = add(mine, row_sum{(uint32_t)sum & INT32_MAX, (uint32_t)(sum >> 32)});
         }
         mine = warp_reduce_add(mine);
@@ -106,14 +119,15 @@ static __device__ __forceinline__ row_sum sum_ctas_before(volatile uint64_t *sum
     return before;
 }
 
-/* Thread e of a CTA: expert e of MAX_THREADS. */
+/* A CTA takes MAX_THREADS experts, one for each thread. */
 static __global__ void __launch_bounds__(MAX_THREADS) scan_many(const __grid_constant__ many_params params) {
     const mb_moe_plan_args *plan = &params.plan;
     const uint32_t n_experts = (uint32_t)plan->n_local_experts;
-    const uint32_t first_expert = blockIdx.x * MAX_THREADS, expert = first_expert + threadIdx.x;
-    const int is_last_cta = blockIdx.x == gridDim.x - 1;
     mb_grid_launch_dependents();
     mb_grid_wait();
+    const uint32_t part = take_part(params.next_part);
+    const uint32_t first_expert = part * MAX_THREADS, expert = first_expert + threadIdx.x;
+    const int is_last_part = part == gridDim.x - 1;
     uint32_t n_rows = 0;
     if (expert < n_experts) {
 #pragma unroll 8
@@ -124,9 +138,8 @@ static __global__ void __launch_bounds__(MAX_THREADS) scan_many(const __grid_con
     row_sum of_cta = {0, 0};
     const row_sum in_cta = exclusive_scan(mine, &of_cta);
     if (threadIdx.x == 0) /* one store: whoever sees a part of it sees all */
-        *(volatile uint64_t *)&params.sums[blockIdx.x] =
-            (uint64_t)of_cta.tiles << 32 | 1u << 31 | of_cta.rows;
-    const row_sum before = sum_ctas_before(params.sums);
+        *(volatile uint64_t *)&params.sums[part] = (uint64_t)of_cta.tiles << 32 | 1u << 31 | of_cta.rows;
+    const row_sum before = sum_parts_before(params.sums, part);
     const uint32_t offset = before.rows + in_cta.rows;
     if (expert < n_experts && plan->offsets) {
         plan->offsets[expert] = (int32_t)offset;
@@ -145,7 +158,7 @@ static __global__ void __launch_bounds__(MAX_THREADS) scan_many(const __grid_con
     }
     if (!plan->tiles)
         return;
-    if (is_last_cta && threadIdx.x == 0)
+    if (is_last_part && threadIdx.x == 0)
         *plan->n_tiles = (int32_t)(before.tiles + of_cta.tiles);
     const tile_cut cut = {
         plan->tiles, (uint32_t)plan->tile_rows, (uint32_t)plan->tile_step, first_expert, before.tiles, 0, 1};
@@ -294,13 +307,14 @@ static many_params cut_many(const mb_moe_plan_args *args, void *workspace) {
     params.n_groups = (uint32_t)(CTAS / n_chunks);
     params.group_experts = (uint32_t)divide_up(n_experts, params.n_groups);
     params.sums = (uint64_t *)workspace;
-    params.counts = (uint32_t *)(params.sums + MAX_SCAN_CTAS);
+    params.next_part = params.sums + MAX_SCAN_CTAS;
+    params.counts = (uint32_t *)(params.next_part + 1);
     return params;
 }
 
 size_t mb_moe_plan_many_workspace(const mb_moe_plan_args *args) {
     const many_params params = cut_many(args, NULL);
-    return sizeof(uint64_t) * MAX_SCAN_CTAS +
+    return sizeof(uint64_t) * (MAX_SCAN_CTAS + 1) +
            sizeof(uint32_t) * params.n_chunks * (size_t)args->n_local_experts;
 }
 

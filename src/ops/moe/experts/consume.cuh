@@ -159,9 +159,13 @@ static __device__ __forceinline__ float bias_at(const gemm_params *g, int64_t i)
     return ((const float *)g->bias)[i];
 }
 
-static __device__ __forceinline__ float activate(const activation_shape *shape, float v) {
+/* Infinities and NaN too give what PyTorch gives. slope v is NaN where slope is 0 and v infinite: fmaxf then
+ * gives the other one, constant. */
+static __device__ __forceinline__ float activate(const activation_shape *shape, float any) {
+    const float v = mb_max_nan(any, shape->floor);
     const float exponent = v * (shape->linear + shape->cubic * (v * v));
-    return v * (shape->constant + shape->slope * v) * mb_reciprocal(1.0f + mb_exp2(-exponent));
+    const float factor = fmaxf(shape->constant + shape->slope * v, shape->constant);
+    return v * factor * mb_reciprocal(1.0f + mb_exp2(-exponent));
 }
 
 static __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {

@@ -21,11 +21,12 @@ enum experts_store {
     STORE_F32, /* it was written from registers already */
 };
 
-/* Every activation is v (constant + slope v) / (1 + 2^-(v (linear + cubic v^2))): one sequence of
- * instructions, no branches. (With a switch in this place the epilogue took 17 us a tile, all of it fetching
- * instructions.) */
+/* Every activation is v (constant + slope v) / (1 + 2^-(v (linear + cubic v^2))), v being floor at least: one
+ * sequence of instructions, no branches. (With a switch in this place the epilogue took 17 us a tile, all of it
+ * fetching instructions.) */
 typedef struct activation_shape {
-    float linear, cubic, constant, slope;
+    float linear, cubic; /* cubic is never 0: 0 times the square of a large value could be NaN */
+    float constant, slope, floor;
 } activation_shape;
 
 typedef struct gemm_params {

@@ -41,18 +41,19 @@ typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32
                                     const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
                                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
 
-/* The driver's encoder, without linking the driver. */
+/* The driver's encoder, without linking the driver. Threads that ask at the same time find the same one. */
 static encode_function tensor_map_encoder(void) {
-    static encode_function encoder;
-    if (!encoder) {
-        void *function = NULL;
-        cudaDriverEntryPointQueryResult found;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
-                                             &found) == cudaSuccess &&
-            found == cudaDriverEntryPointSuccess)
-            encoder = (encode_function)function;
-    }
-    return encoder;
+    static void *encoder;
+    void *found = __atomic_load_n(&encoder, __ATOMIC_RELAXED);
+    if (found)
+        return (encode_function)found;
+    cudaDriverEntryPointQueryResult result;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                         &result) != cudaSuccess ||
+        result != cudaDriverEntryPointSuccess)
+        return NULL;
+    __atomic_store_n(&encoder, found, __ATOMIC_RELAXED);
+    return (encode_function)found;
 }
 
 static CUtensorMapDataType map_type(mb_dtype dtype) {

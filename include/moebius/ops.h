@@ -81,6 +81,8 @@ typedef enum mb_f32_math {
  * that holds the first of them, on `stream`, without waiting for it; or on the CPU, where it has finished
  * when it returns. No call allocates, and all can be captured in a CUDA graph. T = 0 is legal and does
  * nothing (but see mb_moe_plan). Same inputs give the same bits.
+ * Calls may run at the same time on any number of streams, each with a workspace of its own, and beside other kernels
+ * that hold any part of the GPU: no kernel waits for work that has not been started.
  *
  * `workspace` is memory of the same place, 256-byte aligned, contents undefined. The operator's _workspace function
  * says how many bytes: *bytes is enough for every call whose n_tokens or n_rows is that of `most` or less, all other

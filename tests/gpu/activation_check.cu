@@ -114,7 +114,7 @@ static void check_kind(const kind *k, mb_dtype out_dtype, int n_rows) {
         g.n_rows = n_rows;
         g.activation = (mb_activation)activation;
         g.f32_math = k->math;
-        const size_t workspace_bytes = mb_grouped_gemm_sm90_workspace(&g);
+        const size_t workspace_bytes = bytes_of(mb_grouped_gemm_sm90_workspace, &g);
         void *workspace = allocate(workspace_bytes);
         MB(mb_grouped_gemm_sm90(&g, workspace, workspace_bytes, NULL));
         CUDA(cudaDeviceSynchronize());

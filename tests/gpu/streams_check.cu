@@ -100,7 +100,7 @@ static void make_forward(forward *f, int n_tokens, mb_weight w13, mb_weight w2, 
     f->out_bytes = (size_t)n_tokens * HIDDEN * mb_dtype_bytes(MB_BF16);
     a->out = allocate(f->out_bytes);
     f->alone = allocate(f->out_bytes);
-    f->workspace_bytes = mb_moe_forward_sm90_workspace(a);
+    f->workspace_bytes = bytes_of(mb_moe_forward_sm90_workspace, a);
     f->workspace = allocate(f->workspace_bytes);
     MB(mb_moe_forward_sm90(a, f->workspace, f->workspace_bytes, NULL));
     CUDA(cudaDeviceSynchronize());
@@ -161,7 +161,7 @@ static void run_plan(holder *h, int n_held, cudaStream_t stream, cudaStream_t ho
     plan.offsets = (int32_t *)allocate(sizeof(int32_t) * (N_EXPERTS + 1));
     plan.row_token = (int32_t *)allocate(sizeof(int32_t) * N_TOKENS);
     plan.token_row = (int32_t *)allocate(sizeof(int32_t) * N_TOKENS);
-    const size_t workspace_bytes = mb_moe_plan_sm90_workspace(&plan);
+    const size_t workspace_bytes = bytes_of(mb_moe_plan_sm90_workspace, &plan);
     void *workspace = allocate(workspace_bytes);
     int32_t *offsets[2];
     for (int i = 0; i < 2; i++) { /* alone, then beside the kernel that holds SMs */

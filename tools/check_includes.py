@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Enforces who may include whom (docs/architecture.md): greps every #include "..." and fails on a breach.
+"""Enforces who may include whom (docs/architecture.md): greps every #include "..." and fails on a breach. And where PTX is
+written: asm in CUDA sources of src/ stands in src/ops/hopper/ alone, one instruction a function.
 
 A rule names the folders whose headers a part of the tree may use. The part is found by the longest matching prefix of
 the file's path, so a rule for one file goes before the rule of its folder.
@@ -31,6 +32,8 @@ RULES = {
 # CUDA's headers stay where CUDA is spoken.
 CUDA_ALLOWED = re.compile(r"\.cuh?$|^src/device/(timing_)?cuda\.c$|^src/comm/|^tests/gpu/")
 CUDA_HEADER = re.compile(r"^(cuda|cublas|nccl|nvtx|nvToolsExt)")
+PTX = re.compile(r"\b(asm|__asm__)\b\s*(volatile|__volatile__)?\s*\(")
+PTX_ALLOWED = re.compile(r"^src/ops/hopper/|^(?!src/)|\.[ch]$")
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]')
 
 
@@ -43,6 +46,8 @@ def breaches(path: str):
     allowed = allowed_for(path)
     own_folder = "/".join(path.removeprefix("src/").split("/")[:2]) + "/"  # ops/moe/ for all below src/ops/moe/
     for number, line in enumerate(open(path, encoding="utf-8"), 1):
+        if PTX.search(line) and not PTX_ALLOWED.search(path):
+            yield f"{path}:{number}: asm outside of src/ops/hopper/; give the instruction a function there"
         match = INCLUDE.match(line)
         if not match:
             continue

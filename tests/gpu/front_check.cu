@@ -192,7 +192,7 @@ static void time_large_plan(int64_t n_rows, int32_t n_experts, enum ids ids, voi
     launch_plan(&t, NULL);
     unsigned long long *n_wrong = (unsigned long long *)allocate(sizeof(*n_wrong)), found;
     CUDA(cudaMemset(n_wrong, 0, sizeof(*n_wrong)));
-    count_misplaced<<<132 * 8, 256>>>(*plan, n_wrong);
+    count_misplaced<<<8 * mb_n_processors(), 256>>>(*plan, n_wrong);
     CUDA(cudaMemcpy(&found, n_wrong, sizeof(found), cudaMemcpyDeviceToHost));
     CUDA(cudaFree(n_wrong));
     if (found)

@@ -5,6 +5,7 @@
 #ifndef MB_TESTS_FRONT_PARTS_CUH
 #define MB_TESTS_FRONT_PARTS_CUH
 
+#include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 #include "values.cuh"
 
@@ -216,7 +217,7 @@ static inline void make_plan_outputs(const plan_shape *s, mb_moe_plan_args *p) {
 
 static inline void make_plan(const plan_shape *s, mb_moe_plan_args *p) {
     int32_t *ids = (int32_t *)poisoned(sizeof(int32_t) * (size_t)(s->T * s->K));
-    fill_ids<<<132 * 8, 256>>>(ids, s->T * s->K, s->E, s->ids);
+    fill_ids<<<8 * mb_n_processors(), 256>>>(ids, s->T * s->K, s->E, s->ids);
     CUDA(cudaGetLastError());
     *p = mb_moe_plan_args();
     p->ids = ids;

@@ -1,5 +1,4 @@
-/* barrier.cuh - mbarriers in shared memory, named barriers of some warps, and the fence to the async proxy.
- */
+/* barrier.cuh - mbarriers in shared memory, named barriers of some warps, and the fence to the async proxy. */
 #ifndef MB_OPS_HOPPER_BARRIER_CUH
 #define MB_OPS_HOPPER_BARRIER_CUH
 
@@ -24,48 +23,10 @@ static __device__ __forceinline__ void mb_mbarrier_arrive(uint64_t *barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mb_shared_address(barrier)) : "memory");
 }
 
-/* The same barrier of the CTA of that rank in the cluster. (Not .release.cluster, which costs a fence of the
- * whole GPU and is not needed to say that shared memory has been read.) */
-static __device__ __forceinline__ void mb_mbarrier_arrive_cluster(uint64_t *barrier, uint32_t cta_rank) {
-    asm volatile("{\n"
-                 ".reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-                 "}" ::"r"(mb_shared_address(barrier)),
-                 "r"(cta_rank)
-                 : "memory");
-}
-
-/* The same, n_arrivals at once. */
-static __device__ __forceinline__ void mb_mbarrier_arrive_cluster_n(uint64_t *barrier, uint32_t cta_rank,
-                                                                    uint32_t n_arrivals) {
-    asm volatile("{\n"
-                 ".reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote], %2;\n"
-                 "}" ::"r"(mb_shared_address(barrier)),
-                 "r"(cta_rank), "r"(n_arrivals)
-                 : "memory");
-}
-
 /* One arrival, and that many bytes still to come from the copy engine. */
 static __device__ __forceinline__ void mb_mbarrier_arrive_expect(uint64_t *barrier, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mb_shared_address(barrier)),
                  "r"(n_bytes)
-                 : "memory");
-}
-
-/* A value into the same place of the CTA of that rank in the cluster; its four bytes are counted on its
- * barrier. */
-static __device__ __forceinline__ void mb_store_async_cluster(int32_t *to, uint64_t *full, uint32_t cta_rank,
-                                                              int32_t value) {
-    asm volatile("{\n"
-                 ".reg .b32 place, barrier;\n"
-                 "mapa.shared::cluster.u32 place, %0, %2;\n"
-                 "mapa.shared::cluster.u32 barrier, %1, %2;\n"
-                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [place], %3, [barrier];\n"
-                 "}" ::"r"(mb_shared_address(to)),
-                 "r"(mb_shared_address(full)), "r"(cta_rank), "r"(value)
                  : "memory");
 }
 

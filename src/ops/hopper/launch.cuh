@@ -15,15 +15,12 @@ template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n_registers));
 }
 
-static __device__ __forceinline__ uint32_t mb_cluster_rank(void) {
-    uint32_t rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-/* All threads of all CTAs of the cluster. */
-static __device__ __forceinline__ void mb_cluster_sync(void) {
-    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+/* threadIdx.x, read again. What is computed from it after a long loop is then not computed before the loop and kept
+ * in registers. */
+static __device__ __forceinline__ uint32_t mb_thread_index_again(void) {
+    uint32_t index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
 }
 
 /* The kernels before this one in the stream have finished and their writes are visible. */
@@ -35,6 +32,15 @@ static __device__ __forceinline__ void mb_grid_wait(void) {
  * mb_grid_wait until this one has finished). */
 static __device__ __forceinline__ void mb_grid_launch_dependents(void) {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* Host side: the SMs of the current device. Without one it is what an H100 has: for sizes that a test without a GPU
+ * asks for. */
+static inline int mb_n_processors(void) {
+    int device = 0, n_processors = 132;
+    if (cudaGetDevice(&device) == cudaSuccess)
+        cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
+    return n_processors;
 }
 
 /* Host side: a launch that may start before the kernel in front of it has finished. The kernel must call

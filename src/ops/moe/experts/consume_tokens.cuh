@@ -11,15 +11,9 @@
 #ifndef MB_OPS_MOE_EXPERTS_CONSUME_TOKENS_CUH
 #define MB_OPS_MOE_EXPERTS_CONSUME_TOKENS_CUH
 
+#include "ops/hopper/launch.cuh"
 #include "ops/moe/experts/consume.cuh"
 #include "ops/moe/to_fp8.cuh"
-
-/* threadIdx.x, read again: what is computed from it after a long loop is not computed before it and kept. */
-static __device__ __forceinline__ int thread_index(void) {
-    int index;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
-    return index;
-}
 
 enum { HALF = 128, HALF_SUMS = HALF / 2, EIGHTS = HALF / 8, GROUP_TOKENS = 64 };
 
@@ -86,7 +80,7 @@ static __device__ __forceinline__ void store_pair_f32(const gemm_params *g, cons
 static __device__ __forceinline__ void add_bias(const gemm_params *g, const item *work, int32_t half_output,
                                                 float (&sum)[HALF_SUMS]) {
     const int64_t expert_row = (int64_t)work->expert * (g->gated ? 2 : 1) * g->width;
-    const int thread = thread_index();
+    const int thread = (int)mb_thread_index_again();
 #pragma unroll
     for (int j = 0; j < EIGHTS; j++) {
         const int32_t output = half_output + (g->gated ? j / 2 : j) * 8 + thread % 4 * 2;
@@ -107,7 +101,7 @@ template <int mode, int gated>
 static __device__ __forceinline__ void emit_tokens(const gemm_params *g, const item *work, int group,
                                                    uint32_t staging, int32_t first, int begin,
                                                    const float (&sum)[HALF_SUMS]) {
-    const int thread = thread_index(), lane = thread % 32;
+    const int thread = (int)mb_thread_index_again(), lane = thread % 32;
     const int warp_token = group * GROUP_TOKENS + thread % WARPGROUP / 32 * 16;
     const int token = warp_token + lane / 4; /* and + 8 */
     const int any = mode == EMIT_ANY, activated = any ? g->activated : mode != EMIT_PLAIN;
@@ -158,7 +152,7 @@ template <int gated, int activated>
 static __device__ __forceinline__ void quantise_tokens(const gemm_params *g, const item *work, int group,
                                                        uint32_t staging, int32_t block, int unit,
                                                        float (&sum)[2][HALF_SUMS]) {
-    const int thread = thread_index(), lane = thread % 32, pair = lane % 4;
+    const int thread = (int)mb_thread_index_again(), lane = thread % 32, pair = lane % 4;
     const int token = group * GROUP_TOKENS + thread % WARPGROUP / 32 * 16 + lane / 4; /* and + 8 */
     float v[2][2 * EIGHTS], largest[2] = {0, 0};
 #pragma unroll

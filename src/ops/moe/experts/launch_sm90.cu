@@ -130,27 +130,23 @@ static mb_status describe(gemm_params *g, const mb_weight *weight, mb_activation
 }
 
 static mb_status launch(const experts_params *params, int kind, int tile, mb_stream stream) {
-    int device = 0, n_processors = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&n_processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess) {
-        switch (kind) {
-        case KIND_BF16:
-            error = mb_experts_launch_bf16(params, tile, n_processors, stream);
-            break;
-        case KIND_F16:
-            error = mb_experts_launch_f16(params, tile, n_processors, stream);
-            break;
-        case KIND_TF32:
-            error = mb_experts_launch_tf32(params, tile, n_processors, stream);
-            break;
-        case KIND_FP8_TENSOR:
-            error = mb_experts_launch_fp8_tensor(params, tile, n_processors, stream);
-            break;
-        default:
-            error = mb_experts_launch_fp8_block(params, tile, n_processors, stream);
-        }
+    const int n_processors = mb_n_processors();
+    cudaError_t error;
+    switch (kind) {
+    case KIND_BF16:
+        error = mb_experts_launch_bf16(params, tile, n_processors, stream);
+        break;
+    case KIND_F16:
+        error = mb_experts_launch_f16(params, tile, n_processors, stream);
+        break;
+    case KIND_TF32:
+        error = mb_experts_launch_tf32(params, tile, n_processors, stream);
+        break;
+    case KIND_FP8_TENSOR:
+        error = mb_experts_launch_fp8_tensor(params, tile, n_processors, stream);
+        break;
+    default:
+        error = mb_experts_launch_fp8_block(params, tile, n_processors, stream);
     }
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_experts: launch of tile %s failed: %s", mb_moe_tiles[tile].name,

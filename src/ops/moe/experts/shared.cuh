@@ -6,6 +6,7 @@
 #define MB_OPS_MOE_EXPERTS_SHARED_CUH
 
 #include "ops/hopper/barrier.cuh"
+#include "ops/hopper/cluster.cuh"
 #include "ops/hopper/memory.cuh"
 #include "ops/moe/experts/params.cuh"
 

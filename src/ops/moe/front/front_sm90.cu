@@ -16,7 +16,7 @@ enum {
     FEW_ROUTED_EXPERTS = 256, /* more do not fit into the registers of a CTA of 1024 threads */
     FEW_ROUTED_TOKENS = 16,   /* one SM routes 32 tokens in 2 us, all SMs together in less */
     TOKENS_THREADS = 128,
-    ROUTE_CTAS_AT_ONCE = 132 * 12,
+    ROUTE_CTAS_PER_SM = 12,
 };
 
 typedef struct few_params {
@@ -112,10 +112,11 @@ static cudaError_t launch_route_and_quantize(const mb_moe_route_args *route, con
                                              mb_stream stream) {
     enum { TOKENS_PER_CTA = TOKENS_THREADS / 32 };
     const int64_t wanted = (route->n_tokens + TOKENS_PER_CTA - 1) / TOKENS_PER_CTA;
+    const int64_t most = ROUTE_CTAS_PER_SM * mb_n_processors();
     token_params params = {};
     params.route = *route;
     params.quantize = *quantize;
-    params.n_route_ctas = wanted < ROUTE_CTAS_AT_ONCE ? (uint32_t)wanted : ROUTE_CTAS_AT_ONCE;
+    params.n_route_ctas = (uint32_t)(wanted < most ? wanted : most);
     void (*kernel)(token_params) = route->n_experts <= 128   ? route_and_quantize<4>
                                    : route->n_experts <= 256 ? route_and_quantize<8>
                                    : route->n_experts <= 512 ? route_and_quantize<16>

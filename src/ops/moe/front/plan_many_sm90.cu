@@ -21,7 +21,6 @@
 #include "ops/moe/front/plan.cuh"
 
 enum {
-    CTAS = 132,
     MAX_CHUNK_EXPERTS = 1700000, /* chunks times experts */
     BATCH = 1024,                /* choices of a turn: 10 bits */
     PLACE_THREADS = 512,
@@ -296,15 +295,16 @@ static many_params cut_many(const mb_moe_plan_args *args, void *workspace) {
     many_params params = {};
     const int64_t n_choices = args->n_tokens * args->top_k, n_experts = args->n_local_experts;
     const int64_t of_shared = divide_up(n_experts, MAX_GROUP_EXPERTS);
-    const int64_t of_rows = divide_up(n_experts * CTAS, MAX_CHUNK_EXPERTS);
-    const int64_t most_chunks = CTAS / (of_shared > of_rows ? of_shared : of_rows);
+    const int64_t n_ctas = mb_n_processors();
+    const int64_t of_rows = divide_up(n_experts * n_ctas, MAX_CHUNK_EXPERTS);
+    const int64_t most_chunks = n_ctas / (of_shared > of_rows ? of_shared : of_rows);
     const int64_t of_choices = divide_up(n_choices > 0 ? n_choices : 1, PLACE_WARPS * BATCH);
     const int64_t n_chunks = of_choices < most_chunks ? of_choices : most_chunks;
     params.plan = *args;
     params.n_choices = (uint32_t)n_choices;
     params.n_chunks = (uint32_t)n_chunks;
     params.chunk_choices = (uint32_t)(divide_up(n_choices, n_chunks * BATCH) * BATCH);
-    params.n_groups = (uint32_t)(CTAS / n_chunks);
+    params.n_groups = (uint32_t)(n_ctas / n_chunks);
     params.group_experts = (uint32_t)divide_up(n_experts, params.n_groups);
     params.sums = (uint64_t *)workspace;
     params.next_part = params.sums + MAX_SCAN_CTAS;

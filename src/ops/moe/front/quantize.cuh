@@ -5,6 +5,7 @@
 #ifndef MB_OPS_MOE_QUANTIZE_CUH
 #define MB_OPS_MOE_QUANTIZE_CUH
 
+#include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 #include "ops/moe/to_fp8.cuh"
 
@@ -64,9 +65,10 @@ mb_status mb_moe_quantize_prepare(const mb_moe_quantize_args *args, quantize_par
 
 /* How many CTAs of so many threads do the work best: a unit for each half of a warp until the GPU is full. */
 static inline unsigned quantize_ctas(const quantize_params *params, unsigned n_threads) {
-    enum { FULL_GPU_THREADS = 132 * 1024 };
+    enum { THREADS_PER_SM = 1024 };
     const unsigned wanted = (params->n_units + n_threads / 16 - 1) / (n_threads / 16);
-    return wanted < FULL_GPU_THREADS / n_threads ? wanted : FULL_GPU_THREADS / n_threads;
+    const unsigned most = (unsigned)mb_n_processors() * THREADS_PER_SM / n_threads;
+    return wanted < most ? wanted : most;
 }
 
 #endif

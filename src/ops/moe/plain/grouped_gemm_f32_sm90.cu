@@ -41,25 +41,18 @@ template <int piece> struct layout {
     static_assert(TILE_ROWS * SUMS_PITCH * 4 <= SHARED_BYTES, "the sums lie where the stages were");
 };
 
-typedef struct gemm_params {
+typedef struct f32_gemm_params {
     const float *a, *b, *bias, *row_weight;
     float *out;
     const int32_t *row_index, *n_tiles;
     const mb_moe_token_tile *tiles;
     int32_t n, k, pieces, gated;
     mb_activation activation;
-} gemm_params;
+} f32_gemm_params;
 
 /* The 16 bytes of chunk c of row r. */
 static __device__ __forceinline__ uint32_t chunk_offset(int r, int c) {
     return (uint32_t)(r * ROW_BYTES + (c ^ (r % 8)) * 16);
-}
-
-/* 16 bytes of b, or zeros; L2 takes the 128 bytes beside them too, which the next stage wants. */
-static __device__ __forceinline__ void copy_ahead(uint32_t to_shared, const float *from, uint32_t n_bytes) {
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to_shared), "l"(from),
-                 "r"(n_bytes)
-                 : "memory");
 }
 
 /* What one thread copies in every stage: chunk tid % 8 of every 16th row of a and b. */
@@ -71,7 +64,7 @@ template <int copies_of_a> struct source {
 };
 
 template <int piece, int copies_of_a>
-static __device__ __forceinline__ void copy_stage(const source<copies_of_a> &from, const gemm_params *p,
+static __device__ __forceinline__ void copy_stage(const source<copies_of_a> &from, const f32_gemm_params *p,
                                                   uint32_t stage, int32_t k) {
     constexpr int COPIES_OF_B = layout<piece>::COPIES_OF_B;
     const int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
@@ -87,8 +80,8 @@ static __device__ __forceinline__ void copy_stage(const source<copies_of_a> &fro
 #pragma unroll
     for (int i = 0; i < COPIES_OF_B; i++) {
         const int valid = inside && (from.b_inside >> i & 1);
-        copy_ahead(stage + TILE_ROWS * ROW_BYTES + chunk_offset(row + i * COPY_ROWS, chunk), valid ? b : p->b,
-                   valid ? 16 : 0);
+        mb_cp_async_16_ahead(stage + TILE_ROWS * ROW_BYTES + chunk_offset(row + i * COPY_ROWS, chunk),
+                             valid ? b : p->b, valid ? 16 : 0);
         b += from.b_step + (i == COPIES_OF_B / 2 - 1 ? from.b_jump : 0);
     }
 }
@@ -138,7 +131,7 @@ static __device__ __forceinline__ void multiply_stage(float (&sum)[rows][COLUMNS
 
 /* The tile's sums of 8 `rows` rows, left in shared memory. */
 template <int piece, int rows>
-static __device__ __forceinline__ void multiply_tile(const gemm_params *p, const mb_moe_token_tile &tile,
+static __device__ __forceinline__ void multiply_tile(const f32_gemm_params *p, const mb_moe_token_tile &tile,
                                                      int32_t number, unsigned char *shared) {
     using map = layout<piece>;
     constexpr int COPIES_OF_A = (rows * STEP_ROWS + COPY_ROWS - 1) / COPY_ROWS, STAGES = map::STAGES;
@@ -171,15 +164,15 @@ static __device__ __forceinline__ void multiply_tile(const gemm_params *p, const
     for (int i = 0; i < STAGES - 1; i++) {
         if (i < n_steps)
             copy_stage<piece>(from, p, stages + i * map::STAGE_BYTES, i * K_STEP);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        mb_cp_async_commit();
     }
     uint32_t read = 0, write = STAGES - 1;
     for (int32_t step = 0; step < n_steps; step++) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+        mb_cp_async_wait<STAGES - 2>();
         __syncthreads(); /* this step has landed for all, and all are done with the step before */
         if (step + STAGES - 1 < n_steps)
             copy_stage<piece>(from, p, stages + write * map::STAGE_BYTES, (step + STAGES - 1) * K_STEP);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        mb_cp_async_commit();
         multiply_stage(sum, stages + read * map::STAGE_BYTES, y, x);
         read = read + 1 == STAGES ? 0 : read + 1;
         write = write + 1 == STAGES ? 0 : write + 1;
@@ -223,7 +216,7 @@ static __device__ float activate(mb_activation activation, float x) {
 }
 
 template <int piece>
-static __device__ __forceinline__ void store_tile(const gemm_params *p, const mb_moe_token_tile &tile,
+static __device__ __forceinline__ void store_tile(const f32_gemm_params *p, const mb_moe_token_tile &tile,
                                                   int32_t number, const unsigned char *shared) {
     constexpr int SUMS_PITCH = layout<piece>::SUMS_PITCH;
     const int32_t piece_columns = p->gated ? piece / 2 : piece, out_columns = p->gated ? p->n / 2 : p->n;
@@ -246,7 +239,7 @@ static __device__ __forceinline__ void store_tile(const gemm_params *p, const mb
 
 template <int piece>
 static __global__ void __launch_bounds__(THREADS, CTAS_PER_SM)
-    grouped_gemm_f32(const __grid_constant__ gemm_params p) {
+    grouped_gemm_f32(const __grid_constant__ f32_gemm_params p) {
     extern __shared__ __align__(1024) unsigned char shared[];
     mb_grid_launch_dependents();
     mb_grid_wait();
@@ -323,7 +316,7 @@ static mb_status check(const mb_grouped_gemm_args *args, const mb_moe_token_tile
     return MB_OK;
 }
 
-template <int piece> static mb_status launch(gemm_params *p, int64_t max_tiles, mb_stream stream) {
+template <int piece> static mb_status launch(f32_gemm_params *p, int64_t max_tiles, mb_stream stream) {
     constexpr int shared_bytes = layout<piece>::SHARED_BYTES;
     p->pieces = p->gated ? (p->n / 2 + piece / 2 - 1) / (piece / 2) : (p->n + piece - 1) / piece;
     if (max_tiles * p->pieces > INT32_MAX)
@@ -351,7 +344,7 @@ extern "C" mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args,
     MB_TRY(check(args, tiles, n_tiles, max_tiles));
     if (args->n_rows == 0 || max_tiles == 0)
         return MB_OK;
-    gemm_params p;
+    f32_gemm_params p;
     p.a = (const float *)args->a;
     p.b = (const float *)args->b.data;
     p.bias = (const float *)args->bias;

@@ -14,9 +14,11 @@
  *                 stages of 64 columns by cp.async, ldmatrix, mma
  */
 #include "ops/common/workspace.h"
+#include "ops/hopper/cluster.cuh"
 #include "ops/hopper/cp_async.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/memory.cuh"
+#include "ops/hopper/mma.cuh"
 #include "ops/moe/moe_sm90.h"
 #include "ops/moe/plain/router_parts.cuh"
 
@@ -48,25 +50,6 @@ typedef struct router_params {
 
 /* ---- few tokens ---- */
 
-static __device__ __forceinline__ void cluster_arrive_relaxed(void) {
-    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
-}
-static __device__ __forceinline__ void cluster_wait(void) {
-    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-
-/* Into the shared memory of the cluster's CTA of that rank. */
-static __device__ __forceinline__ void store_pair_cluster(const float *to, uint32_t cta_rank, float a,
-                                                          float b) {
-    asm volatile("{\n"
-                 ".reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "st.shared::cluster.v2.f32 [remote], {%2, %3};\n"
-                 "}" ::"r"(mb_shared_address(to)),
-                 "r"(cta_rank), "f"(a), "f"(b)
-                 : "memory");
-}
-
 /* grid: (8 CTAs for every 8 experts, token tiles); shared: [runs][OWNED] sums. */
 template <class x_type, class w_type>
 static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
@@ -85,7 +68,7 @@ static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
     const int has_token[2] = {token0 + row < p.n_tokens, token0 + row + 8 < p.n_tokens};
     const float2 zero = {0, 0};
 
-    cluster_arrive_relaxed(); /* "I have started": shared memory of a CTA that has not must not be written */
+    mb_cluster_arrive_relaxed(); /* "I have started": shared memory of a CTA that has not must not be written */
     mb_grid_launch_dependents();
     for (int32_t run = rank * n_warps + warp, first = 1; run < n_runs;
          run += SMALL_CLUSTER * n_warps, first = 0) {
@@ -124,21 +107,21 @@ static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
 #pragma unroll
                 for (int part = 0; part < X; part++)
                     if (order >= part && order - part < W)
-                        mma(sum, a_parts[part], b_parts[0][order - part], b_parts[1][order - part]);
+                        mb_mma_bf16(sum, a_parts[part], b_parts[0][order - part], b_parts[1][order - part]);
         }
         if (first)
-            cluster_wait();
+            mb_cluster_wait();
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int mine = row + 8 * i;
             if (has_token[i])
-                store_pair_cluster(sums + run * OWNED + mine % OWNED_TOKENS * SMALL_EXPERTS + pair,
+                mb_store_cluster_8(sums + run * OWNED + mine % OWNED_TOKENS * SMALL_EXPERTS + pair,
                                    mine / OWNED_TOKENS, sum[2 * i], sum[2 * i + 1]);
         }
     }
     if ((int32_t)(rank * n_warps + warp) >= n_runs) { /* no run was this warp's */
         mb_grid_wait();
-        cluster_wait();
+        mb_cluster_wait();
     }
     mb_cluster_sync();
 
@@ -190,14 +173,11 @@ static __device__ __forceinline__ void load_a(uint32_t (&parts)[parts_of<x_type>
         for (int i = 0; i < 4; i++) {
             const int row = row0 + lane / 4 + i % 2 * 8, column = step % 2 * MMA_K + lane % 4 * 2 + i / 2 * 8;
             const uint32_t from = panel + chunk_offset(row, column / 4) + column % 4 * 4;
-            asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                         : "=f"(values[i].x), "=f"(values[i].y)
-                         : "r"(from)
-                         : "memory");
+            values[i] = mb_load_shared_8(from);
         }
     } else {
         uint32_t raw[4];
-        load_matrices(raw, panels + chunk_offset(row0 + lane % 16, step * 2 + lane / 16));
+        mb_load_matrix_x4(raw, panels + chunk_offset(row0 + lane % 16, step * 2 + lane / 16));
         if constexpr (X == 1) {
 #pragma unroll
             for (int i = 0; i < 4; i++)
@@ -292,16 +272,16 @@ static __global__ void __launch_bounds__(LARGE_THREADS)
     for (int i = 0; i < map::STAGES - 1; i++) {
         if (i < n_runs)
             copy_run<x_type, W, experts>(&p, stages + i * map::STAGE_BYTES, i, token0, expert0);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        mb_cp_async_commit();
     }
     uint32_t read = 0, write = map::STAGES - 1;
     for (int32_t run = 0; run < n_runs; run++) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(map::STAGES - 2) : "memory");
+        mb_cp_async_wait<map::STAGES - 2>();
         __syncthreads(); /* this run has landed for all, and all are done with the run before */
         if (run + map::STAGES - 1 < n_runs)
             copy_run<x_type, W, experts>(&p, stages + write * map::STAGE_BYTES, run + map::STAGES - 1, token0,
                                          expert0);
-        asm volatile("cp.async.commit_group;" ::: "memory");
+        mb_cp_async_commit();
         const uint32_t stage = stages + read * map::STAGE_BYTES;
         float sum[ROWS][BLOCKS][4] = {};
 #pragma unroll(X == 3 ? 2 : STEPS) /* as many as the registers hold */
@@ -315,9 +295,10 @@ static __global__ void __launch_bounds__(LARGE_THREADS)
                 uint32_t b[W][4]; /* blocks `block` and + 1: two registers each */
 #pragma unroll
                 for (int part = 0; part < W; part++)
-                    load_matrices(b[part], stage + map::X_BYTES + part * experts * 128 +
-                                               chunk_offset(column0 + block * 8 + lane / 16 * 8 + lane % 8,
-                                                            step * 2 + lane / 8 % 2));
+                    mb_load_matrix_x4(b[part],
+                                      stage + map::X_BYTES + part * experts * 128 +
+                                          chunk_offset(column0 + block * 8 + lane / 16 * 8 + lane % 8,
+                                                       step * 2 + lane / 8 % 2));
 #pragma unroll
                 for (int order = MAX_ORDER; order >= 0; order--)
 #pragma unroll
@@ -325,8 +306,8 @@ static __global__ void __launch_bounds__(LARGE_THREADS)
                         if (order >= part && order - part < W)
 #pragma unroll
                             for (int i = 0; i < 2 * ROWS; i++)
-                                mma(sum[i / 2][block + i % 2], a[i / 2][part], b[order - part][i % 2 * 2],
-                                    b[order - part][i % 2 * 2 + 1]);
+                                mb_mma_bf16(sum[i / 2][block + i % 2], a[i / 2][part],
+                                            b[order - part][i % 2 * 2], b[order - part][i % 2 * 2 + 1]);
             }
         }
 #pragma unroll
@@ -460,8 +441,8 @@ static cudaError_t launch_large(const router_params *p, void *workspace, mb_stre
     /* Where 128 x 128 tiles would leave half of the SMs idle, tiles of 32 experts. */
     const int64_t tiles =
         (int64_t)((p->n_tokens + LARGE_TOKENS - 1) / LARGE_TOKENS) * ((p->n_experts + 127) / 128);
-    return tiles <= 66 ? launch_tiles<x_type, W, 32>(&large, stream)
-                       : launch_tiles<x_type, W, 128>(&large, stream);
+    return tiles <= mb_n_processors() / 2 ? launch_tiles<x_type, W, 32>(&large, stream)
+                                          : launch_tiles<x_type, W, 128>(&large, stream);
 }
 
 template <class x_type>

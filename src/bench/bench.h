@@ -1,14 +1,10 @@
 /*
  * bench.h - operators timed on random data: what `moebius bench moe` prints.
  */
-#ifndef MOEBIUS_BENCH_H
-#define MOEBIUS_BENCH_H
+#ifndef MB_BENCH_BENCH_H
+#define MB_BENCH_BENCH_H
 
 #include "moebius/ops.h"
-
-#ifdef __cplusplus
-extern "C" {
-#endif
 
 /* mb_moe_forward with its router, at one shape. Weights are normal with variance 1 / (their columns), tokens
  * normal, router logits normal, so that routing is uniform. */
@@ -37,9 +33,5 @@ typedef struct mb_bench_moe_result {
 
 /* Times a CUDA graph with 256 MiB written between its replays, so that nothing is in L2; on the CPU the wall
  * clock. Some runs warm up. Errors as mb_moe_forward, and MB_ERR_MEMORY when the shape does not fit. */
-MB_API mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result);
-
-#ifdef __cplusplus
-}
-#endif
+mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result);
 #endif

@@ -9,7 +9,7 @@
 
 #include "base/alloc.h"
 #include "base/status.h"
-#include "device/timing.h"
+#include "device/device.h"
 #include "ops/common/dtype.h"
 
 enum {
@@ -17,11 +17,14 @@ enum {
     F8_DEVIATION = 112,     /* of fp8 values, so that four deviations are the largest one, 448 */
     MAX_SIDE = 1 << 20,
     MAX_BUFFERS = 16,
+    GPU_REPEATS = 31,
+    CPU_REPEATS = 5,
+    H100_SMS = 132,
 };
 
-/* A dtype of the command line: what is stored, how it is computed, and the rate that floors count, per
- * second: 88 % of what cuBLAS reaches on an H100 in a large GEMM (789 TFLOP/s in bf16, 397 in tf32, 51 in
- * fp32), in fp8 97 % (1448). */
+/* A dtype of the command line: what is stored, how it is computed, and the rate that floors count, per second on
+ * the 132 SMs of an H100: 88 % of what cuBLAS reaches there in a large GEMM (789 TFLOP/s in bf16, 397 in tf32, 51
+ * in fp32), in fp8 97 % (1448). Cards with other numbers of SMs are counted in proportion. */
 typedef struct mode {
     const char *name;
     mb_dtype activations, weights;
@@ -40,7 +43,8 @@ static const mode modes[] = {
 };
 
 typedef struct layer {
-    mb_timing *timing;
+    mb_device *device;
+    mb_stream stream; /* of the copies that make it */
     uint64_t random;
     mb_moe_route_args route;
     mb_moe_forward_args forward;
@@ -73,7 +77,7 @@ static void fill_uniform(uint64_t *state, float *values, int64_t n, double from,
 }
 
 static mb_status allocate(layer *l, size_t n_bytes, void **pointer) {
-    MB_TRY(l->timing->allocate(l->timing, n_bytes, pointer));
+    MB_TRY(l->device->allocate(l->device, n_bytes, pointer));
     l->buffers[l->n_buffers++] = *pointer;
     return MB_OK;
 }
@@ -97,7 +101,9 @@ static mb_status random_array(layer *l, mb_dtype dtype, int64_t n, distribution 
         else
             fill_uniform(&l->random, values, n_block, 0.5 * scale, 1.5 * scale);
         mb_store_f32(dtype, block, 0, n_block, values);
-        status = l->timing->fill(l->timing, memory, n_bytes, block, block_bytes);
+        status = l->device->fill(l->device, memory, n_bytes, block, block_bytes, l->stream);
+        if (status == MB_OK)
+            status = l->device->synchronize(l->device, l->stream);
     } else {
         status =
             mb_fail(MB_ERR_MEMORY, "bench_moe: a block of %zu bytes could not be allocated", block_bytes);
@@ -209,7 +215,7 @@ static mb_status median_us(layer *l, int n_repeats, double *us) {
     double *times = mb_malloc_array((size_t)n_repeats, sizeof *times);
     if (!times)
         return mb_fail(MB_ERR_MEMORY, "bench_moe: %d times could not be allocated", n_repeats);
-    mb_status status = l->timing->time(l->timing, forward, l, n_repeats, times);
+    mb_status status = mb_device_time(l->device, forward, l, n_repeats, times);
     if (status == MB_OK) {
         qsort(times, (size_t)n_repeats, sizeof *times, compare_doubles);
         *us = times[n_repeats / 2];
@@ -226,9 +232,11 @@ static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
     mb_status status = MB_OK;
     *n_hit = 0;
     if (ids && is_hit)
-        status = l->timing->download(l->timing, ids, l->route.ids, n_choices * sizeof *ids);
+        status = l->device->download(l->device, ids, l->route.ids, n_choices * sizeof *ids, l->stream);
     else
         status = mb_fail(MB_ERR_MEMORY, "bench_moe: %zu ids could not be allocated", n_choices);
+    if (status == MB_OK)
+        status = l->device->synchronize(l->device, l->stream);
     for (size_t i = 0; i < n_choices && status == MB_OK; i++) {
         if (ids[i] < 0 || ids[i] >= l->route.n_experts)
             status = mb_fail(MB_ERR_INTERNAL, "bench_moe: the router chose expert %d of %d", ids[i],
@@ -246,15 +254,18 @@ static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
 static mb_status measure(layer *l, const mb_bench_moe_args *args, const mode *m,
                          mb_bench_moe_result *result) {
     MB_TRY(make_layer(l, args, m));
-    result->n_repeats = args->n_repeats > 0 ? args->n_repeats : l->timing->n_repeats;
+    int is_gpu = l->device->n_sms > 0;
+    result->n_repeats = args->n_repeats > 0 ? args->n_repeats : is_gpu ? GPU_REPEATS : CPU_REPEATS;
     MB_TRY(median_us(l, result->n_repeats, &result->us));
     MB_TRY(count_experts_hit(l, &result->n_experts_hit));
     double matrices = mb_activation_is_gated(args->activation) ? 3 : 2;
     double expert = matrices * args->hidden * args->intermediate;
     result->flops = 2 * expert * (double)args->n_tokens * args->top_k;
     result->bytes = result->n_experts_hit * (expert * (double)mb_dtype_bytes(m->weights) + l->scale_bytes);
-    if (l->timing->bytes_per_second > 0)
-        result->floor_us = 1e6 * fmax(result->bytes / l->timing->bytes_per_second, result->flops / m->flops);
+    double flops_per_second = m->flops * l->device->n_sms / H100_SMS;
+    if (is_gpu && l->device->bytes_per_second > 0)
+        result->floor_us =
+            1e6 * fmax(result->bytes / l->device->bytes_per_second, result->flops / flops_per_second);
     return MB_OK;
 }
 
@@ -299,11 +310,14 @@ mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *resul
         return mb_fail(MB_ERR_ARGUMENT, "bench_moe: dtype \"%s\" is unknown", args->dtype);
     MB_TRY(check(args));
     layer l = {.random = args->seed};
-    MB_TRY(mb_timing_open(args->device, args->n_threads, &l.timing));
-    snprintf(result->device, sizeof result->device, "%s", l.timing->name);
-    mb_status status = measure(&l, args, m, result);
+    MB_TRY(mb_device_open(args->device, args->n_threads, NULL, &l.device));
+    snprintf(result->device, sizeof result->device, "%s", l.device->name);
+    mb_status status = l.device->stream_open(l.device, &l.stream);
+    if (status == MB_OK)
+        status = measure(&l, args, m, result);
     for (int i = 0; i < l.n_buffers; i++)
-        l.timing->free(l.timing, l.buffers[i]);
-    l.timing->close(l.timing);
+        l.device->free(l.device, l.buffers[i]);
+    l.device->stream_close(l.device, l.stream);
+    mb_device_close(l.device);
     return status;
 }

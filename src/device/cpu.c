@@ -1,7 +1,8 @@
 /*
  * cpu.c - the CPU as a device: its memory is host memory, copies are memcpy, operators are the references.
  *
- * Its stream is a pool of threads that lives as long as the device; nothing is changed in the process.
+ * All of its streams are one pool of threads that lives as long as the device; nothing is changed in the process.
+ * Work has finished when the call that enqueues it returns.
  */
 #define _GNU_SOURCE /* sched_getaffinity */
 
@@ -14,32 +15,28 @@
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
-const mb_ops mb_cpu_ops = {
-    .name = "cpu",
-    .embed = mb_embed_ref,
-    .rms_norm = mb_rms_norm_ref,
-    .gemm_workspace = mb_gemm_ref_workspace,
-    .gemm = mb_gemm_ref,
-    .qk_norm_rope_store = mb_qk_norm_rope_store_ref,
-    .attention_workspace = mb_attention_ref_workspace,
-    .attention = mb_attention_ref,
-    .gated_activation = mb_gated_activation_ref,
-    .moe_router_gemm_workspace = mb_moe_router_gemm_ref_workspace,
-    .moe_router_gemm = mb_moe_router_gemm_ref,
-    .moe_route = mb_moe_route_ref,
-    .moe_plan_workspace = mb_moe_plan_ref_workspace,
-    .moe_plan = mb_moe_plan_ref,
-    .grouped_gemm_workspace = mb_grouped_gemm_ref_workspace,
-    .grouped_gemm = mb_grouped_gemm_ref,
-    .moe_reduce = mb_moe_reduce_ref,
-    .moe_forward_workspace = mb_moe_forward_ref_workspace,
-    .moe_forward = mb_moe_forward_ref,
-    .sample_workspace = mb_sample_ref_workspace,
-    .sample = mb_sample_ref,
-    .log_softmax = mb_log_softmax_ref,
+const mb_ops mb_cpu_ops = {.name = "cpu",
+#define PLAIN(op) .op = mb_##op##_ref,
+#define WITH_WORKSPACE(op) .op##_workspace = mb_##op##_ref_workspace, .op = mb_##op##_ref,
+                           MB_OPERATORS(PLAIN, WITH_WORKSPACE)
+#undef PLAIN
+#undef WITH_WORKSPACE
 };
+
+typedef struct cpu_device {
+    mb_device base;
+    mb_pool *pool; /* what every stream is */
+} cpu_device;
+
+/* A stream's work has finished when it was enqueued, so an event is the time of its recording. */
+struct mb_event {
+    double us;
+};
+
+/* ---- Memory --------------------------------------------------------------------------------------------- */
 
 enum { ALIGNMENT = 256 };
 
@@ -65,17 +62,118 @@ static void cpu_free(mb_device *device, void *pointer) {
     mb_free_aligned(block);
 }
 
-static mb_status cpu_copy(mb_device *device, void *to, const void *from, size_t n_bytes) {
+/* ---- Streams, events, graphs ---------------------------------------------------------------------------- */
+
+static mb_status cpu_stream_open(mb_device *device, mb_stream *stream) {
+    *stream = ((cpu_device *)device)->pool;
+    return MB_OK;
+}
+
+static void cpu_stream_close(mb_device *device, mb_stream stream) {
     (void)device;
+    (void)stream;
+}
+
+static mb_status cpu_synchronize(mb_device *device, mb_stream stream) {
+    (void)device;
+    (void)stream;
+    return MB_OK;
+}
+
+static mb_status cpu_copy(mb_device *device, void *to, const void *from, size_t n_bytes, mb_stream stream) {
+    (void)device;
+    (void)stream;
     if (n_bytes > 0)
         memcpy(to, from, n_bytes);
     return MB_OK;
 }
 
-static mb_status cpu_synchronize(mb_device *device) {
+static mb_status cpu_fill(mb_device *device, void *to, size_t n_bytes, const void *block, size_t block_bytes,
+                          mb_stream stream) {
     (void)device;
+    (void)stream;
+    for (size_t done = 0; done < n_bytes; done += block_bytes)
+        memcpy((char *)to + done, block, n_bytes - done < block_bytes ? n_bytes - done : block_bytes);
     return MB_OK;
 }
+
+static mb_status cpu_event_open(mb_device *device, int is_timed, mb_event **event) {
+    (void)device;
+    (void)is_timed;
+    *event = mb_calloc(1, sizeof **event);
+    return *event ? MB_OK : mb_fail(MB_ERR_MEMORY, "cpu: no memory for an event");
+}
+
+static void cpu_event_close(mb_device *device, mb_event *event) {
+    (void)device;
+    mb_free(event);
+}
+
+static mb_status cpu_event_record(mb_device *device, mb_event *event, mb_stream stream) {
+    (void)device;
+    (void)stream;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    event->us = (double)now.tv_sec * 1e6 + (double)now.tv_nsec * 1e-3;
+    return MB_OK;
+}
+
+static mb_status cpu_event_wait(mb_device *device, mb_event *event, mb_stream stream) {
+    (void)device;
+    (void)event;
+    (void)stream;
+    return MB_OK;
+}
+
+static mb_status cpu_event_synchronize(mb_device *device, mb_event *event) {
+    (void)device;
+    (void)event;
+    return MB_OK;
+}
+
+static mb_status cpu_event_query(mb_device *device, mb_event *event, int *was_reached) {
+    (void)device;
+    (void)event;
+    *was_reached = 1;
+    return MB_OK;
+}
+
+static mb_status cpu_event_elapsed(mb_device *device, mb_event *from, mb_event *to, double *us) {
+    (void)device;
+    *us = to->us - from->us;
+    return MB_OK;
+}
+
+static mb_status no_graphs(void) {
+    return mb_fail(MB_ERR_UNSUPPORTED, "cpu: it has no graphs; enqueue the work itself");
+}
+
+static mb_status cpu_capture_begin(mb_device *device, mb_stream stream) {
+    (void)device;
+    (void)stream;
+    return no_graphs();
+}
+
+static mb_status cpu_capture_end(mb_device *device, mb_stream stream, mb_graph **graph) {
+    (void)device;
+    (void)stream;
+    *graph = NULL;
+    return no_graphs();
+}
+
+static mb_status cpu_replay(mb_device *device, mb_graph *graph, mb_stream stream) {
+    (void)device;
+    (void)graph;
+    (void)stream;
+    return no_graphs();
+}
+
+static void cpu_graph_close(mb_device *device, mb_graph *graph) {
+    (void)device;
+    (void)graph;
+}
+
+/* ---- How much memory, how many cores -------------------------------------------------------------------- */
 
 /* The first number in a file; 0 when there is none ("max" in cgroup files: no limit). */
 static uint64_t read_number(const char *path) {
@@ -128,7 +226,7 @@ static mb_status cpu_memory(mb_device *device, uint64_t *total_bytes, uint64_t *
 }
 
 static void cpu_close(mb_device *device) {
-    mb_pool_close(device->stream);
+    mb_pool_close(((cpu_device *)device)->pool);
     mb_free(device);
 }
 
@@ -159,26 +257,40 @@ mb_status mb_device_open_cpu(int n_threads, mb_device **device) {
         return mb_fail(MB_ERR_ARGUMENT, "cpu: n_threads is %d, not in 0 .. %d", n_threads, MAX_THREADS);
     mb_pool *pool;
     MB_TRY(mb_pool_open(n_threads > 0 ? n_threads : usable_cores(), &pool));
-    mb_device *cpu = mb_malloc(sizeof *cpu);
+    cpu_device *cpu = mb_malloc(sizeof *cpu);
     if (!cpu) {
         mb_pool_close(pool);
         return mb_fail(MB_ERR_MEMORY, "cpu: %zu bytes could not be allocated", sizeof *cpu);
     }
-    *cpu = (mb_device){
+    cpu->pool = pool;
+    cpu->base = (mb_device){
         .name = "cpu",
         .ops = &mb_cpu_ops,
-        .stream = pool,
         .host_memory = 1,
         .allocate = cpu_allocate,
         .free = cpu_free,
         .allocate_pinned = cpu_allocate,
         .free_pinned = cpu_free,
+        .memory = cpu_memory,
+        .stream_open = cpu_stream_open,
+        .stream_close = cpu_stream_close,
+        .synchronize = cpu_synchronize,
         .upload = cpu_copy,
         .download = cpu_copy,
-        .synchronize = cpu_synchronize,
-        .memory = cpu_memory,
+        .fill = cpu_fill,
+        .event_open = cpu_event_open,
+        .event_close = cpu_event_close,
+        .event_record = cpu_event_record,
+        .event_wait = cpu_event_wait,
+        .event_synchronize = cpu_event_synchronize,
+        .event_query = cpu_event_query,
+        .event_elapsed = cpu_event_elapsed,
+        .capture_begin = cpu_capture_begin,
+        .capture_end = cpu_capture_end,
+        .replay = cpu_replay,
+        .graph_close = cpu_graph_close,
         .close = cpu_close,
     };
-    *device = cpu;
+    *device = &cpu->base;
     return MB_OK;
 }

@@ -1,3 +1,4 @@
+/* device.c - which device a name means, and which one is the best. */
 #include "device/device.h"
 
 #include "base/log.h"
@@ -6,16 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static mb_status open_cuda(int ordinal, mb_device **device) {
 #ifdef MOEBIUS_WITH_CUDA
-    return mb_device_open_cuda(ordinal, device);
+static const mb_device_opener gpu_opener = mb_device_open_cuda;
 #else
-    (void)ordinal;
-    (void)device;
-    return mb_fail(MB_ERR_UNSUPPORTED,
-                   "device: this build has no CUDA; use \"cpu\", or build with MOEBIUS_CUDA=ON");
+static const mb_device_opener gpu_opener = NULL;
 #endif
-}
 
 /* N of "cuda:N"; -1 when the name is something else. */
 static int cuda_ordinal(const char *name) {
@@ -28,21 +24,45 @@ static int cuda_ordinal(const char *name) {
     return *end == '\0' && ordinal <= 1023 ? (int)ordinal : -1;
 }
 
-mb_status mb_device_open(const char *name, int n_threads, mb_device **device) {
-    *device = NULL;
-    if (!name) {
-        if (open_cuda(0, device) == MB_OK)
-            return MB_OK;
-        mb_log(MB_LOG_DEBUG, "no CUDA device: %s", mb_last_error());
-        return mb_device_open_cpu(n_threads, device);
+/* Closes a device that will not do. */
+static mb_status examine(mb_status opened, mb_device_check check, mb_device **device) {
+    if (opened != MB_OK || !check)
+        return opened;
+    mb_status status = check(*device);
+    if (status != MB_OK) {
+        mb_device_close(*device);
+        *device = NULL;
     }
+    return status;
+}
+
+mb_status mb_device_open_best(mb_device_opener open_gpu, int n_threads, mb_device_check check,
+                              mb_device **device) {
+    *device = NULL;
+    if (open_gpu) {
+        mb_status status = examine(open_gpu(0, device), check, device);
+        if (status == MB_OK)
+            return MB_OK;
+        mb_log(status == MB_ERR_NOT_FOUND ? MB_LOG_DEBUG : MB_LOG_WARN,
+               "running on the CPU, not on a GPU: %s", mb_last_error());
+    }
+    return examine(mb_device_open_cpu(n_threads, device), check, device);
+}
+
+mb_status mb_device_open(const char *name, int n_threads, mb_device_check check, mb_device **device) {
+    *device = NULL;
+    if (!name)
+        return mb_device_open_best(gpu_opener, n_threads, check, device);
     if (strcmp(name, "cpu") == 0)
-        return mb_device_open_cpu(n_threads, device);
+        return examine(mb_device_open_cpu(n_threads, device), check, device);
     int ordinal = cuda_ordinal(name);
-    if (ordinal >= 0)
-        return open_cuda(ordinal, device);
-    return mb_fail(MB_ERR_ARGUMENT, "device: \"%s\" is unknown; valid are \"cpu\", \"cuda\" and \"cuda:N\"",
-                   name);
+    if (ordinal < 0)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "device: \"%s\" is unknown; valid are \"cpu\", \"cuda\" and \"cuda:N\"", name);
+    if (!gpu_opener)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "device: this build has no CUDA; use \"cpu\", or build with MOEBIUS_CUDA=ON");
+    return examine(gpu_opener(ordinal, device), check, device);
 }
 
 void mb_device_close(mb_device *device) {

@@ -118,7 +118,7 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
     MB_TRY(read_configs(directory, model));
     MB_TRY(read_tokenizer(directory, model));
     MB_TRY(read_chat_template(directory, options->chat_template, model));
-    MB_TRY(mb_device_open(options->device, options->n_threads, &model->device));
+    MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
     MB_TRY(choose_dtype(options->dtype, model->device, &model->dtype));
     return mb_weights_load(directory, &model->config, model->device, options->n_threads, options->progress,
                            options->progress_user, &model->weights);

@@ -55,6 +55,9 @@ static void cut_device(mb_runner *runner, mb_arena *arena) {
     runner->device_inputs = mb_arena_push(arena, runner->inputs_bytes, 1);
     runner->device_drawn_ids = mb_arena_push(arena, 2 * n, sizeof(int32_t));
     runner->device_drawn_logprobs = arena->base ? (float *)(runner->device_drawn_ids + n) : NULL;
+    runner->logits =
+        mb_arena_push(arena, (size_t)runner->limits.max_logits * (size_t)runner->model->config.vocab,
+                      sizeof *runner->logits);
     runner->sample_workspace = mb_arena_push(arena, runner->sample_workspace_bytes, 1);
 }
 
@@ -151,11 +154,12 @@ mb_status mb_runner_open(mb_runner *runner, const mb_model *model, const mb_runn
                                         .max_sequences = limits->max_sequences,
                                         .max_logits = limits->max_logits,
                                         .max_blocks = limits->max_blocks};
-    mb_status status = mb_forward_init(&runner->forward, &model->config, &model->weights, model->device,
-                                       model->dtype, &forward_limits);
-    if (status != MB_OK)
-        return status;
-    status = open_kv(runner);
+    mb_status status = model->device->stream_open(model->device, &runner->stream);
+    if (status == MB_OK)
+        status = mb_forward_init(&runner->forward, &model->config, &model->weights, model->device,
+                                 model->dtype, &forward_limits, runner->stream);
+    if (status == MB_OK)
+        status = open_kv(runner);
     if (status == MB_OK)
         status = open_buffers(runner);
     if (status != MB_OK)
@@ -174,6 +178,7 @@ void mb_runner_close(mb_runner *runner) {
     if (runner->kv_memory)
         device->free(device, runner->kv_memory);
     mb_forward_free(&runner->forward);
+    device->stream_close(device, runner->stream);
     mb_free(runner->host_memory);
     *runner = (mb_runner){0};
 }
@@ -314,10 +319,11 @@ static mb_status launch(mb_runner *runner) {
     const mb_step_counts *n = &runner->counts;
     const mb_step_inputs *in = &runner->in;
     int32_t vocab = runner->model->config.vocab;
-    float *logits = runner->forward.logits;
+    float *logits = runner->logits;
     if (runner->inputs_arena.overflowed || mb_arena_check(&runner->inputs_arena))
         return mb_fail(MB_ERR_INTERNAL, "the step's inputs are larger than their buffer");
-    MB_TRY(device->upload(device, runner->device_inputs, runner->inputs, runner->inputs_arena.used));
+    MB_TRY(device->upload(device, runner->device_inputs, runner->inputs, runner->inputs_arena.used,
+                          runner->stream));
 
     mb_batch batch = {.ids = on_device(runner, in->ids),
                       .positions = on_device(runner, in->positions),
@@ -326,13 +332,14 @@ static mb_status launch(mb_runner *runner) {
                       .kv_len = on_device(runner, in->kv_len),
                       .block_table = on_device(runner, in->block_table),
                       .logit_rows = on_device(runner, in->logit_rows),
+                      .logits = logits,
                       .n_tokens = n->n_tokens,
                       .n_sequences = n->n_sequences,
                       .n_logits = n->n_logits,
                       .max_blocks = n->max_blocks,
                       .max_q_len = n->max_q_len,
                       .max_kv_len = n->max_kv_len};
-    MB_TRY(mb_forward_run(&runner->forward, &runner->kv, &batch));
+    MB_TRY(mb_forward_run(&runner->forward, &runner->kv, &batch, runner->stream));
 
     mb_sample_args sample = {.logits = logits + (size_t)n->n_prompt_rows * (size_t)vocab,
                              .rows = on_device(runner, in->rows),
@@ -341,13 +348,14 @@ static mb_status launch(mb_runner *runner) {
                              .n_rows = n->n_draws,
                              .vocab = vocab};
     MB_TRY(device->ops->sample(&sample, runner->sample_workspace, runner->sample_workspace_bytes,
-                               device->stream));
+                               runner->stream));
     /* After sampling, because it overwrites the logits. */
     mb_log_softmax_args log_softmax = {
         .logits = logits, .out = logits, .n_rows = n->n_reported, .vocab = vocab};
-    MB_TRY(device->ops->log_softmax(&log_softmax, device->stream));
+    MB_TRY(device->ops->log_softmax(&log_softmax, runner->stream));
     return device->download(device, runner->drawn_ids, runner->device_drawn_ids,
-                            2 * (size_t)runner->limits.max_sequences * sizeof *runner->drawn_ids);
+                            2 * (size_t)runner->limits.max_sequences * sizeof *runner->drawn_ids,
+                            runner->stream);
 }
 
 static void read_draws(mb_runner *runner) {
@@ -365,9 +373,9 @@ static mb_status report_logprobs(mb_runner *runner) {
     size_t row_floats = (size_t)vocab;
     for (int32_t first = 0; first < n_reported; first += ROWS_AT_A_TIME) {
         int32_t n = n_reported - first < ROWS_AT_A_TIME ? n_reported - first : ROWS_AT_A_TIME;
-        MB_TRY(device->download(device, runner->rows, runner->forward.logits + (size_t)first * row_floats,
-                                (size_t)n * row_floats * sizeof *runner->rows));
-        MB_TRY(device->synchronize(device));
+        MB_TRY(device->download(device, runner->rows, runner->logits + (size_t)first * row_floats,
+                                (size_t)n * row_floats * sizeof *runner->rows, runner->stream));
+        MB_TRY(device->synchronize(device, runner->stream));
         for (int32_t i = 0; i < n; i++) {
             const mb_report *report = &runner->reports[first + i];
             const float *row = runner->rows + (size_t)i * row_floats;
@@ -384,10 +392,10 @@ mb_status mb_runner_run(mb_runner *runner) {
     mb_device *device = runner->model->device;
     mb_status status = launch(runner);
     if (status != MB_OK) {
-        device->synchronize(device); /* whatever was issued must not outlive this step */
+        device->synchronize(device, runner->stream); /* whatever was issued must not outlive this step */
         return status;
     }
-    MB_TRY(device->synchronize(device));
+    MB_TRY(device->synchronize(device, runner->stream));
     read_draws(runner);
     return report_logprobs(runner);
 }

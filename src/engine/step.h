@@ -52,6 +52,7 @@ typedef struct mb_outcome {
 typedef struct mb_runner {
     const mb_model *model;
     mb_runner_limits limits;
+    mb_stream stream;
     mb_forward forward;
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
@@ -61,7 +62,8 @@ typedef struct mb_runner {
     char *inputs, *device_inputs;
     int32_t *drawn_ids, *device_drawn_ids; /* [max_sequences], followed by the log-probabilities' [..] */
     float *drawn_logprobs, *device_drawn_logprobs;
-    float *rows; /* pinned [reported rows at a time, vocab] */
+    float *logits; /* device [max_logits, vocab] */
+    float *rows;   /* pinned [reported rows at a time, vocab] */
     void *sample_workspace;
     size_t sample_workspace_bytes;
 

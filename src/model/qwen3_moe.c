@@ -3,11 +3,11 @@
  *
  *   embed
  *   each layer:  norm -> qkv -> head norm + rope + store k, v -> attention -> o + residual
- *                norm -> (route -> experts + residual) or (gate, up -> activation -> down + residual)
+ *                norm -> (router -> route, experts + residual) or (gate, up -> activation -> down + residual)
  *   final norm of the rows whose logits are wanted -> lm_head
  *
- * x is the residual stream: every block reads it through a norm and adds its output to it in the last
- * operator.
+ * x is the residual stream: every block reads it through a norm, and its last operator adds its output to it
+ * (ends_block, end_block).
  */
 #include "model/qwen3_moe.h"
 
@@ -76,16 +76,42 @@ static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, 
                                .cache_dtype = kv->dtype};
 }
 
-static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *w, int64_t n_tokens) {
+static mb_moe_router_gemm_args router(const mb_forward *f, const mb_layer_weights *w, int64_t n_tokens) {
+    return (mb_moe_router_gemm_args){.x = f->normed,
+                                     .weight = w->router.data,
+                                     .logits = f->router_logits,
+                                     .n_tokens = n_tokens,
+                                     .hidden = f->config->hidden,
+                                     .n_experts = f->config->n_experts,
+                                     .dtype = f->dtype,
+                                     .weight_dtype = w->router.dtype};
+}
+
+/* A NaN in the router's logits needs no flag here: it came from the token's hidden state, which carries it on to
+ * the token's logits, where sampling finds it. */
+static mb_moe_route_args route(const mb_forward *f, int64_t n_tokens) {
+    const mb_config *c = f->config;
+    return (mb_moe_route_args){.logits = f->router_logits,
+                               .weights = f->route_weights,
+                               .ids = f->route_ids,
+                               .n_tokens = n_tokens,
+                               .n_experts = c->n_experts,
+                               .top_k = c->top_k,
+                               .logits_dtype = MB_F32,
+                               .order = MB_ROUTE_SOFTMAX_TOPK,
+                               .renormalize = c->norm_topk_prob};
+}
+
+static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *w,
+                                   const mb_moe_route_args *route) {
     const mb_config *c = f->config;
     return (mb_moe_forward_args){.x = f->normed,
-                                 .weights = f->route_weights,
-                                 .ids = f->route_ids,
+                                 .weights = route->weights,
+                                 .ids = route->ids,
+                                 .route = route,
                                  .w13 = w->w13,
                                  .w2 = w->w2,
-                                 .residual = f->x,
-                                 .out = f->x,
-                                 .n_tokens = n_tokens,
+                                 .n_tokens = route->n_tokens,
                                  .hidden = c->hidden,
                                  .intermediate = c->moe_intermediate,
                                  .top_k = c->top_k,
@@ -95,24 +121,40 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
                                  .activation = c->activation};
 }
 
-/* ---- Scratch memory -------------------------------------------------------------------------------------
- */
+/* ---- Scratch memory ------------------------------------------------------------------------------------- */
 
-/* *most becomes `bytes` if that is more. */
-static void raise_to(size_t *most, size_t bytes) {
-    if (bytes > *most)
-        *most = bytes;
+/* *size becomes at least what the operator wants for these arguments. */
+#define AT_LEAST(size, op, args)                                  \
+    do {                                                          \
+        size_t wanted_;                                           \
+        MB_TRY(f->device->ops->op##_workspace((args), &wanted_)); \
+        if (wanted_ > *(size))                                    \
+            *(size) = wanted_;                                    \
+    } while (0)
+
+static mb_status layer_workspace(const mb_forward *f, int layer, size_t *size) {
+    const mb_layer_weights *w = &f->weights->layers[layer];
+    const mb_weight *matrices[] = {&w->qkv, &w->o, &w->w13, &w->w2}; /* the last two: of a dense layer */
+    int is_moe = f->config->is_moe[layer];
+    for (int i = 0; i < (is_moe ? 2 : 4); i++) {
+        mb_gemm_args args = linear(f, NULL, matrices[i], NULL, f->limits.max_tokens);
+        AT_LEAST(size, gemm, &args);
+    }
+    if (!is_moe)
+        return MB_OK;
+    mb_moe_router_gemm_args score = router(f, w, f->limits.max_tokens);
+    AT_LEAST(size, moe_router_gemm, &score);
+    mb_moe_route_args choose = route(f, f->limits.max_tokens);
+    mb_moe_forward_args args = experts(f, w, &choose);
+    AT_LEAST(size, moe_forward, &args);
+    return MB_OK;
 }
 
-static mb_status find_workspace(const mb_forward *f, size_t *most) {
-    const mb_ops *ops = f->device->ops;
-    const mb_config *c = f->config;
-    int64_t n_tokens = f->limits.max_tokens;
-    size_t bytes = 0;
-    *most = 0;
+/* What the hungriest operator of a step wants. */
+static mb_status needed_workspace(const mb_forward *f, size_t *size) {
+    *size = 0;
     mb_gemm_args head = linear_f32(f, NULL, &f->weights->lm_head, NULL, f->limits.max_logits);
-    MB_TRY(ops->gemm_workspace(&head, &bytes));
-    raise_to(most, bytes);
+    AT_LEAST(size, gemm, &head);
     mb_kv_memory kv = {.dtype = f->dtype};
     mb_batch batch = {.n_tokens = f->limits.max_tokens,
                       .n_sequences = f->limits.max_sequences,
@@ -120,25 +162,9 @@ static mb_status find_workspace(const mb_forward *f, size_t *most) {
                       .max_q_len = f->limits.max_tokens,
                       .max_kv_len = f->limits.max_blocks * MB_KV_BLOCK};
     mb_attention_args attend = attention(f, &kv, &batch, 0);
-    MB_TRY(ops->attention_workspace(&attend, &bytes));
-    raise_to(most, bytes);
-    for (int i = 0; i < c->n_layers; i++) {
-        const mb_layer_weights *w = &f->weights->layers[i];
-        const mb_weight *matrices[] = {&w->qkv, &w->o, &w->router, &w->w13, &w->w2};
-        int n_matrices = c->is_moe[i] ? 3 : 5;
-        for (int m = 0; m < n_matrices; m++) {
-            if (!matrices[m]->data)
-                continue; /* a dense layer has no router */
-            mb_gemm_args args = linear(f, NULL, matrices[m], NULL, n_tokens);
-            MB_TRY(ops->gemm_workspace(&args, &bytes));
-            raise_to(most, bytes);
-        }
-        if (c->is_moe[i]) {
-            mb_moe_forward_args args = experts(f, w, n_tokens);
-            MB_TRY(ops->moe_forward_workspace(&args, &bytes));
-            raise_to(most, bytes);
-        }
-    }
+    AT_LEAST(size, attention, &attend);
+    for (int i = 0; i < f->config->n_layers; i++)
+        MB_TRY(layer_workspace(f, i, size));
     return MB_OK;
 }
 
@@ -167,15 +193,27 @@ static void cut_scratch(mb_forward *f, mb_arena *arena) {
     f->router_logits = mb_arena_push(arena, n_tokens * n_experts, sizeof(float));
     f->route_weights = mb_arena_push(arena, n_tokens * top_k, sizeof(float));
     f->route_ids = mb_arena_push(arena, n_tokens * top_k, sizeof(int32_t));
-    f->logits = mb_arena_push(arena, n_logits * (size_t)c->vocab, sizeof(float));
     f->workspace = mb_arena_push(arena, f->workspace_bytes, 1);
 }
 
+mb_status mb_forward_check_device(const mb_device *device) {
+    char names[512];
+    if (mb_ops_missing(device->ops, names, sizeof names) == 0)
+        return MB_OK;
+    return mb_fail(MB_ERR_UNSUPPORTED,
+                   "%s: it has no operators %s yet, which a model needs; use the CPU (--device cpu)",
+                   device->name, names);
+}
+
 mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb_weights *weights,
-                          mb_device *device, mb_dtype dtype, const mb_forward_limits *limits) {
+                          mb_device *device, mb_dtype dtype, const mb_forward_limits *limits,
+                          mb_stream stream) {
     *forward = (mb_forward){
         .config = config, .weights = weights, .device = device, .dtype = dtype, .limits = *limits};
-    MB_TRY(find_workspace(forward, &forward->workspace_bytes));
+    MB_TRY(mb_forward_check_device(device));
+    mb_status status = needed_workspace(forward, &forward->workspace_bytes);
+    if (status != MB_OK)
+        return mb_fail_context(status, "workspace for %d tokens a step", limits->max_tokens);
 
     mb_arena measure;
     mb_arena_measure(&measure);
@@ -183,7 +221,7 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
     if (measure.overflowed)
         return mb_fail(MB_ERR_ARGUMENT, "scratch memory for %d tokens a step overflows; ask for fewer",
                        limits->max_tokens);
-    mb_status status = device->allocate(device, measure.used, &forward->memory);
+    status = device->allocate(device, measure.used, &forward->memory);
     if (status != MB_OK)
         return mb_fail_context(status, "scratch memory for %d tokens a step (%zu bytes)", limits->max_tokens,
                                measure.used);
@@ -191,9 +229,9 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
     cut_scratch(forward, &forward->arena);
 
     status = device->upload(device, forward->inv_freq, config->inv_freq,
-                            (size_t)config->head_dim / 2 * sizeof(float));
+                            (size_t)config->head_dim / 2 * sizeof(float), stream);
     if (status == MB_OK)
-        status = device->synchronize(device);
+        status = device->synchronize(device, stream);
     if (status != MB_OK)
         mb_forward_free(forward);
     return status;
@@ -210,38 +248,63 @@ uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype) {
            mb_dtype_bytes(kv_dtype);
 }
 
-/* ---- The pass -------------------------------------------------------------------------------------------
- */
+/* ---- The pass ------------------------------------------------------------------------------------------- */
 
-static mb_status gemm(mb_forward *f, const mb_gemm_args *args) {
-    return f->device->ops->gemm(args, f->workspace, f->workspace_bytes, f->device->stream);
+/* What every operator of one step needs to know. */
+typedef struct pass {
+    mb_forward *f;
+    const mb_ops *ops;
+    const mb_kv_memory *kv;
+    const mb_batch *batch;
+    mb_stream stream;
+} pass;
+
+static mb_status gemm(const pass *p, const mb_gemm_args *args) {
+    return p->ops->gemm(args, p->f->workspace, p->f->workspace_bytes, p->stream);
 }
 
-static mb_status attention_block(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, int layer) {
-    const mb_ops *ops = f->device->ops;
+static void trace(const pass *p, int layer, const char *name, const void *data, mb_dtype dtype, int64_t rows,
+                  int64_t cols) {
+    mb_trace(p->f->device, p->stream, layer, name, data, dtype, rows, cols);
+}
+
+/* A block's last operator writes x + its output to x. */
+static void ends_block(const pass *p, const void **residual, void **out) {
+    *residual = p->f->x;
+    *out = p->f->x;
+}
+
+/* Behind the last operator of every block. With a model that is spread over several devices x is a part of the
+ * sum here: one device adds the residual in ends_block, and the parts are added up now. */
+static mb_status end_block(const pass *p, int layer, const char *name) {
+    trace(p, layer, name, p->f->x, p->f->dtype, p->batch->n_tokens, p->f->config->hidden);
+    return MB_OK;
+}
+
+static mb_status attention_block(const pass *p, int layer) {
+    mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
-    mb_stream stream = f->device->stream;
-    int64_t n_tokens = batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
+    int64_t n_tokens = p->batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
 
     mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
-    MB_TRY(ops->rms_norm(&input_norm, stream));
-    mb_trace(f->device, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
+    MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
+    trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
 
     mb_gemm_args project = linear(f, f->normed, &w->qkv, f->qkv, n_tokens);
     add_bias(&project, &w->qkv_bias);
-    MB_TRY(gemm(f, &project));
-    mb_trace(f->device, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
+    MB_TRY(gemm(p, &project));
+    trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
 
     mb_qk_norm_rope_store_args prepare = {.qkv = f->qkv,
                                           .q_norm = w->q_norm,
                                           .k_norm = w->k_norm,
-                                          .positions = batch->positions,
-                                          .slots = batch->slots,
+                                          .positions = p->batch->positions,
+                                          .slots = p->batch->slots,
                                           .inv_freq = f->inv_freq,
                                           .q = f->q,
-                                          .k_cache = (char *)kv->k + (size_t)layer * kv->layer_bytes,
-                                          .v_cache = (char *)kv->v + (size_t)layer * kv->layer_bytes,
+                                          .k_cache = (char *)p->kv->k + (size_t)layer * p->kv->layer_bytes,
+                                          .v_cache = (char *)p->kv->v + (size_t)layer * p->kv->layer_bytes,
                                           .n_tokens = n_tokens,
                                           .n_heads = c->n_heads,
                                           .n_kv_heads = c->n_kv_heads,
@@ -249,78 +312,75 @@ static mb_status attention_block(mb_forward *f, const mb_kv_memory *kv, const mb
                                           .eps = c->rms_eps,
                                           .rope_scale = c->rope_scale,
                                           .dtype = f->dtype,
-                                          .cache_dtype = kv->dtype};
-    MB_TRY(ops->qk_norm_rope_store(&prepare, stream));
-    mb_trace(f->device, layer, "03-q", f->q, f->dtype, n_tokens, q_width);
+                                          .cache_dtype = p->kv->dtype};
+    MB_TRY(p->ops->qk_norm_rope_store(&prepare, p->stream));
+    trace(p, layer, "03-q", f->q, f->dtype, n_tokens, q_width);
 
-    mb_attention_args attend = attention(f, kv, batch, layer);
-    MB_TRY(ops->attention(&attend, f->workspace, f->workspace_bytes, stream));
-    mb_trace(f->device, layer, "04-attention", f->attended, f->dtype, n_tokens, q_width);
+    mb_attention_args attend = attention(f, p->kv, p->batch, layer);
+    MB_TRY(p->ops->attention(&attend, f->workspace, f->workspace_bytes, p->stream));
+    trace(p, layer, "04-attention", f->attended, f->dtype, n_tokens, q_width);
 
-    mb_gemm_args output = linear(f, f->attended, &w->o, f->x, n_tokens);
+    mb_gemm_args output = linear(f, f->attended, &w->o, NULL, n_tokens);
     add_bias(&output, &w->o_bias);
-    output.residual = f->x;
-    MB_TRY(gemm(f, &output));
-    mb_trace(f->device, layer, "05-attention-out", f->x, f->dtype, n_tokens, c->hidden);
-    return MB_OK;
+    ends_block(p, &output.residual, &output.out);
+    MB_TRY(gemm(p, &output));
+    return end_block(p, layer, "05-attention-out");
 }
 
-static mb_status moe_block(mb_forward *f, const mb_layer_weights *w, int layer, int64_t n_tokens) {
-    const mb_ops *ops = f->device->ops;
+static mb_status moe_block(const pass *p, int layer) {
+    mb_forward *f = p->f;
     const mb_config *c = f->config;
-    mb_stream stream = f->device->stream;
+    const mb_layer_weights *w = &f->weights->layers[layer];
+    int64_t n_tokens = p->batch->n_tokens;
 
-    mb_gemm_args router = linear_f32(f, f->normed, &w->router, f->router_logits, n_tokens);
-    MB_TRY(gemm(f, &router));
-    mb_trace(f->device, layer, "07-router", f->router_logits, MB_F32, n_tokens, c->n_experts);
+    mb_moe_router_gemm_args score = router(f, w, n_tokens);
+    MB_TRY(p->ops->moe_router_gemm(&score, f->workspace, f->workspace_bytes, p->stream));
+    trace(p, layer, "07-router", f->router_logits, MB_F32, n_tokens, c->n_experts);
 
-    /* A NaN in the router's logits needs no flag here: it came from the token's hidden state, which carries
-     * it on to the token's logits, where sampling finds it. */
-    mb_moe_route_args route = {.logits = f->router_logits,
-                               .weights = f->route_weights,
-                               .ids = f->route_ids,
-                               .n_tokens = n_tokens,
-                               .n_experts = c->n_experts,
-                               .top_k = c->top_k,
-                               .logits_dtype = MB_F32,
-                               .order = MB_ROUTE_SOFTMAX_TOPK,
-                               .renormalize = c->norm_topk_prob};
-    MB_TRY(ops->moe_route(&route, stream));
-    mb_trace(f->device, layer, "08-route-weights", f->route_weights, MB_F32, n_tokens, c->top_k);
-
-    mb_moe_forward_args combine = experts(f, w, n_tokens);
-    MB_TRY(ops->moe_forward(&combine, f->workspace, f->workspace_bytes, stream));
-    mb_trace(f->device, layer, "09-experts-out", f->x, f->dtype, n_tokens, c->hidden);
-    return MB_OK;
+    mb_moe_route_args choose = route(f, n_tokens);
+    mb_moe_forward_args combine = experts(f, w, &choose);
+    ends_block(p, &combine.residual, &combine.out);
+    MB_TRY(p->ops->moe_forward(&combine, f->workspace, f->workspace_bytes, p->stream));
+    trace(p, layer, "08-route-weights", f->route_weights, MB_F32, n_tokens, c->top_k);
+    return end_block(p, layer, "09-experts-out");
 }
 
-static mb_status dense_block(mb_forward *f, const mb_layer_weights *w, int layer, int64_t n_tokens) {
+static mb_status dense_block(const pass *p, int layer) {
+    mb_forward *f = p->f;
     const mb_config *c = f->config;
+    const mb_layer_weights *w = &f->weights->layers[layer];
+    int64_t n_tokens = p->batch->n_tokens;
+
     mb_gemm_args gate_up = linear(f, f->normed, &w->w13, f->gate_up, n_tokens);
-    MB_TRY(gemm(f, &gate_up));
+    MB_TRY(gemm(p, &gate_up));
     mb_gated_activation_args activate = {.x = f->gate_up,
                                          .out = f->activated,
                                          .n_rows = n_tokens,
                                          .intermediate = c->intermediate,
                                          .activation = c->activation,
                                          .dtype = f->dtype};
-    MB_TRY(f->device->ops->gated_activation(&activate, f->device->stream));
-    mb_trace(f->device, layer, "07-activated", f->activated, f->dtype, n_tokens, c->intermediate);
-    mb_gemm_args down = linear(f, f->activated, &w->w2, f->x, n_tokens);
-    down.residual = f->x;
-    MB_TRY(gemm(f, &down));
-    mb_trace(f->device, layer, "08-mlp-out", f->x, f->dtype, n_tokens, c->hidden);
-    return MB_OK;
+    MB_TRY(p->ops->gated_activation(&activate, p->stream));
+    trace(p, layer, "07-activated", f->activated, f->dtype, n_tokens, c->intermediate);
+
+    mb_gemm_args down = linear(f, f->activated, &w->w2, NULL, n_tokens);
+    ends_block(p, &down.residual, &down.out);
+    MB_TRY(gemm(p, &down));
+    return end_block(p, layer, "08-mlp-out");
 }
 
-mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch) {
-    const mb_ops *ops = f->device->ops;
+static mb_status check_batch(const mb_forward *f, const mb_batch *batch) {
+    if (batch->n_tokens <= f->limits.max_tokens && batch->n_sequences <= f->limits.max_sequences &&
+        batch->n_logits <= f->limits.max_logits && batch->max_blocks <= f->limits.max_blocks)
+        return MB_OK;
+    return mb_fail(MB_ERR_INTERNAL,
+                   "batch of %d tokens, %d sequences, %d logits, %d blocks is over the forward's limits",
+                   batch->n_tokens, batch->n_sequences, batch->n_logits, batch->max_blocks);
+}
+
+mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, mb_stream stream) {
     const mb_config *c = f->config;
-    if (batch->n_tokens > f->limits.max_tokens || batch->n_sequences > f->limits.max_sequences ||
-        batch->n_logits > f->limits.max_logits || batch->max_blocks > f->limits.max_blocks)
-        return mb_fail(MB_ERR_INTERNAL,
-                       "batch of %d tokens, %d sequences, %d logits, %d blocks is over the forward's limits",
-                       batch->n_tokens, batch->n_sequences, batch->n_logits, batch->max_blocks);
+    const pass p = {.f = f, .ops = f->device->ops, .kv = kv, .batch = batch, .stream = stream};
+    MB_TRY(check_batch(f, batch));
     mb_trace_step();
 
     mb_embed_args embed = {.ids = batch->ids,
@@ -328,28 +388,24 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
                            .out = f->x,
                            .n_tokens = batch->n_tokens,
                            .dtype = f->dtype};
-    MB_TRY(ops->embed(&embed, f->device->stream));
-    mb_trace(f->device, -1, "embed", f->x, f->dtype, batch->n_tokens, c->hidden);
+    MB_TRY(p.ops->embed(&embed, stream));
+    trace(&p, -1, "embed", f->x, f->dtype, batch->n_tokens, c->hidden);
 
     for (int layer = 0; layer < c->n_layers; layer++) {
-        const mb_layer_weights *w = &f->weights->layers[layer];
-        MB_TRY(attention_block(f, kv, batch, layer));
-
-        mb_rms_norm_args post_norm = norm(f, f->x, &w->post_norm, f->normed, batch->n_tokens);
-        MB_TRY(ops->rms_norm(&post_norm, f->device->stream));
-        mb_trace(f->device, layer, "06-post-norm", f->normed, f->dtype, batch->n_tokens, c->hidden);
-        if (c->is_moe[layer])
-            MB_TRY(moe_block(f, w, layer, batch->n_tokens));
-        else
-            MB_TRY(dense_block(f, w, layer, batch->n_tokens));
+        MB_TRY(attention_block(&p, layer));
+        mb_rms_norm_args post_norm =
+            norm(f, f->x, &f->weights->layers[layer].post_norm, f->normed, batch->n_tokens);
+        MB_TRY(p.ops->rms_norm(&post_norm, stream));
+        trace(&p, layer, "06-post-norm", f->normed, f->dtype, batch->n_tokens, c->hidden);
+        MB_TRY(c->is_moe[layer] ? moe_block(&p, layer) : dense_block(&p, layer));
     }
 
     mb_rms_norm_args final_norm = norm(f, f->x, &f->weights->final_norm, f->normed, batch->n_logits);
     final_norm.rows = batch->logit_rows;
-    MB_TRY(ops->rms_norm(&final_norm, f->device->stream));
-    mb_gemm_args head = linear_f32(f, f->normed, &f->weights->lm_head, f->logits, batch->n_logits);
-    MB_TRY(gemm(f, &head));
-    mb_trace(f->device, -1, "logits", f->logits, MB_F32, batch->n_logits, c->vocab);
+    MB_TRY(p.ops->rms_norm(&final_norm, stream));
+    mb_gemm_args head = linear_f32(f, f->normed, &f->weights->lm_head, batch->logits, batch->n_logits);
+    MB_TRY(gemm(&p, &head));
+    trace(&p, -1, "logits", batch->logits, MB_F32, batch->n_logits, c->vocab);
 
     size_t overrun = mb_arena_check(&f->arena); /* debug builds on the CPU only */
     if (overrun)

@@ -23,13 +23,15 @@ typedef struct mb_kv_memory {
     mb_dtype dtype;
 } mb_kv_memory;
 
-/* One step's batch. Pointers are device memory; ints are known on the host. */
+/* One step's batch. Pointers are device memory, which the step reads until it has run; ints are known on the
+ * host. */
 typedef struct mb_batch {
     const int32_t *ids, *positions, *slots; /* [n_tokens] */
     const int32_t *q_start;                 /* [n_sequences + 1] */
     const int32_t *kv_len;                  /* [n_sequences] */
     const int32_t *block_table;             /* [n_sequences, max_blocks] */
     const int32_t *logit_rows;              /* [n_logits] token rows whose logits are wanted */
+    float *logits;                          /* [n_logits, V] fp32 out */
     int32_t n_tokens, n_sequences, n_logits, max_blocks, max_q_len, max_kv_len;
 } mb_batch;
 
@@ -48,20 +50,25 @@ typedef struct mb_forward {
     int32_t *route_ids;
     void *workspace;
     size_t workspace_bytes;
-    float *logits; /* [max_logits, V] fp32, the result */
 } mb_forward;
 
-/* Allocates the scratch memory of a forward pass on the device. */
+/* MB_ERR_UNSUPPORTED when the device lacks operators; the sentence names them. */
+mb_status mb_forward_check_device(const mb_device *device);
+
+/* Allocates the scratch memory of a forward pass on the device, and fills what is constant in it on `stream`.
+ * Checks the device. */
 mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb_weights *weights,
-                          mb_device *device, mb_dtype dtype, const mb_forward_limits *limits);
+                          mb_device *device, mb_dtype dtype, const mb_forward_limits *limits,
+                          mb_stream stream);
 void mb_forward_free(mb_forward *forward);
 
 /* Bytes of K plus V that one token takes over all layers. */
 uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype);
 
-/* Issues one step on the device's stream: embeds, runs all layers, stores K and V, and leaves the logits of
- * batch->logit_rows in forward->logits. A row's logits do not depend on the rest of the batch, bit for bit.
- */
-mb_status mb_forward_run(mb_forward *forward, const mb_kv_memory *kv, const mb_batch *batch);
+/* Enqueues one step on the stream: embeds, runs all layers, stores K and V, and leaves the logits of
+ * batch->logit_rows in batch->logits. A row's logits do not depend on the rest of the batch, bit for bit. Steps of
+ * one forward share its scratch memory, so they all go to the same stream. */
+mb_status mb_forward_run(mb_forward *forward, const mb_kv_memory *kv, const mb_batch *batch,
+                         mb_stream stream);
 
 #endif

@@ -1,5 +1,6 @@
 #include "model/trace.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,12 +12,16 @@
 
 static atomic_int step_number, failure_reported;
 
-int mb_trace_enabled(void) {
-    const char *directory = getenv("MOEBIUS_TRACE");
-    return directory && directory[0];
+static const char *directory; /* NULL: tracing is off */
+static pthread_once_t directory_once = PTHREAD_ONCE_INIT;
+
+static void read_environment(void) {
+    const char *value = getenv("MOEBIUS_TRACE");
+    directory = value && value[0] ? value : NULL;
 }
 
 void mb_trace_step(void) {
+    pthread_once(&directory_once, read_environment);
     atomic_fetch_add(&step_number, 1);
 }
 
@@ -38,25 +43,24 @@ static int write_npy(FILE *file, const float *values, int64_t rows, int64_t cols
            fwrite(values, sizeof(float), count, file) == count;
 }
 
-void mb_trace(mb_device *device, int layer, const char *name, const void *data, mb_dtype dtype, int64_t rows,
-              int64_t cols) {
-    if (!mb_trace_enabled())
+void mb_trace(mb_device *device, mb_stream stream, int layer, const char *name, const void *data,
+              mb_dtype dtype, int64_t rows, int64_t cols) {
+    if (!directory)
         return;
     char path[4096];
     if (layer >= 0)
-        snprintf(path, sizeof path, "%s/%06d-%02d-%s.npy", getenv("MOEBIUS_TRACE"), atomic_load(&step_number),
-                 layer, name);
+        snprintf(path, sizeof path, "%s/%06d-%02d-%s.npy", directory, atomic_load(&step_number), layer, name);
     else
-        snprintf(path, sizeof path, "%s/%06d-%s.npy", getenv("MOEBIUS_TRACE"), atomic_load(&step_number),
-                 name);
+        snprintf(path, sizeof path, "%s/%06d-%s.npy", directory, atomic_load(&step_number), name);
 
     size_t count = (size_t)(rows * cols);
     void *raw = mb_malloc_array(count, mb_dtype_bytes(dtype));
     float *values = mb_malloc_array(count, sizeof(float));
     FILE *file = NULL;
     int written = 0;
-    if (raw && values && device->download(device, raw, data, count * mb_dtype_bytes(dtype)) == MB_OK &&
-        device->synchronize(device) == MB_OK && (file = fopen(path, "wb"))) {
+    if (raw && values &&
+        device->download(device, raw, data, count * mb_dtype_bytes(dtype), stream) == MB_OK &&
+        device->synchronize(device, stream) == MB_OK && (file = fopen(path, "wb"))) {
         mb_load_f32(dtype, raw, 0, (int64_t)count, values);
         written = write_npy(file, values, rows, cols);
     }

@@ -28,8 +28,10 @@ static void fake_free(mb_device *device, void *pointer) {
     free(pointer);
 }
 
-static mb_status fake_upload(mb_device *device, void *to, const void *from, size_t n_bytes) {
+static mb_status fake_upload(mb_device *device, void *to, const void *from, size_t n_bytes,
+                             mb_stream stream) {
     fake_device *fake = self(device);
+    assert_ptr_equal(stream, fake);
     if (fake->uploads_before_failure == 0)
         return MB_ERR_DEVICE;
     if (fake->uploads_before_failure > 0)
@@ -41,8 +43,23 @@ static mb_status fake_upload(mb_device *device, void *to, const void *from, size
     return MB_OK;
 }
 
-static mb_status fake_synchronize(mb_device *device) {
+static mb_status fake_stream_open(mb_device *device, mb_stream *stream) {
     fake_device *fake = self(device);
+    fake->n_streams++;
+    *stream = fake;
+    return MB_OK;
+}
+
+static void fake_stream_close(mb_device *device, mb_stream stream) {
+    fake_device *fake = self(device);
+    assert_ptr_equal(stream, fake);
+    assert_int_equal(fake->n_pending, 0);
+    fake->n_streams--;
+}
+
+static mb_status fake_synchronize(mb_device *device, mb_stream stream) {
+    fake_device *fake = self(device);
+    assert_ptr_equal(stream, fake);
     for (int i = 0; i < fake->n_pending; i++)
         memcpy(fake->pending[i].to, fake->pending[i].from, fake->pending[i].n_bytes);
     fake->n_pending = 0;
@@ -56,6 +73,8 @@ fake_device fake_device_make(int host_memory) {
                                     .free = fake_free,
                                     .allocate_pinned = fake_allocate,
                                     .free_pinned = fake_free,
+                                    .stream_open = fake_stream_open,
+                                    .stream_close = fake_stream_close,
                                     .upload = fake_upload,
                                     .synchronize = fake_synchronize},
                          .uploads_before_failure = -1,

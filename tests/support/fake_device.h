@@ -18,7 +18,7 @@ typedef struct fake_device {
         const void *from;
         size_t n_bytes;
     } pending[64];
-    int n_pending, n_allocations;
+    int n_pending, n_allocations, n_streams;
     int uploads_before_failure; /* -1: never fails */
     pthread_t owner;            /* the only thread that may call */
 } fake_device;

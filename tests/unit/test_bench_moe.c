@@ -91,9 +91,9 @@ static void test_refusals(void **state) {
     refuse(args, MB_ERR_ARGUMENT, sentence)
     REFUSE(dtype, NULL, "dtype is NULL");
     REFUSE(dtype, "int8", "dtype \"int8\" is unknown");
-    REFUSE(device, "tpu", "device \"tpu\" is unknown");
-    REFUSE(device, "cuda:", "device \"cuda:\" is unknown");
-    REFUSE(device, "cuda:1x", "device \"cuda:1x\" is unknown");
+    REFUSE(device, "tpu", "\"tpu\" is unknown");
+    REFUSE(device, "cuda:", "\"cuda:\" is unknown");
+    REFUSE(device, "cuda:1x", "\"cuda:1x\" is unknown");
     REFUSE(n_tokens, 0, "n_tokens is 0");
     REFUSE(n_tokens, INT64_MAX, "n_tokens is 9223372036854775807");
     REFUSE(hidden, -1, "hidden is -1");

@@ -12,8 +12,10 @@
 static void run(void (*cases)(mb_check *)) {
     for (int n_threads = 1; n_threads <= 2; n_threads++) {
         mb_device *device;
-        assert_int_equal(mb_device_open("cpu", n_threads, &device), MB_OK);
-        mb_check check = {.ops = device->ops, .stream = device->stream, .seed = (uint64_t)n_threads};
+        assert_int_equal(mb_device_open("cpu", n_threads, NULL, &device), MB_OK);
+        mb_stream stream;
+        assert_int_equal(device->stream_open(device, &stream), MB_OK);
+        mb_check check = {.ops = device->ops, .stream = stream, .seed = (uint64_t)n_threads};
         const char *min_seconds = getenv("MOEBIUS_CHECK_SECONDS"); /* time every case, and say so */
         if (min_seconds) {
             check.min_seconds = atof(min_seconds);
@@ -23,6 +25,7 @@ static void run(void (*cases)(mb_check *)) {
         print_message("%d cases, %d skipped, %d failed\n", check.n_cases, check.n_skipped, check.n_failed);
         assert_true(check.n_cases > 0);
         assert_int_equal(check.n_failed, 0);
+        device->stream_close(device, stream);
         mb_device_close(device);
     }
 }

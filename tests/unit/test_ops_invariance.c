@@ -268,12 +268,12 @@ static void test_sample(void **state) {
 
 static int open_devices(void **state) {
     (void)state;
+    mb_stream *streams[] = {&one_thread, &two_threads};
     for (int i = 0; i < 2; i++)
-        if (mb_device_open("cpu", 1 + i, &devices[i]) != MB_OK)
+        if (mb_device_open("cpu", 1 + i, NULL, &devices[i]) != MB_OK ||
+            devices[i]->stream_open(devices[i], streams[i]) != MB_OK)
             return -1;
     ops = devices[0]->ops;
-    one_thread = devices[0]->stream;
-    two_threads = devices[1]->stream;
     return 0;
 }
 

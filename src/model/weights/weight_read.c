@@ -24,8 +24,9 @@ typedef struct piece {
 typedef struct weight_reader {
     const mb_weight_plan *plan;
     const mb_checkpoint *checkpoint;
-    char *memory;  /* the block, when the CPU can write it; else NULL */
-    char *staging; /* n_buffers * PIECE_BYTES of pinned memory */
+    char *memory;     /* the block, when the CPU can write it; else NULL */
+    char *staging;    /* n_buffers * PIECE_BYTES of pinned memory */
+    mb_stream stream; /* of the uploads, when staging */
 
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t buffer_free, piece_ready;
@@ -146,10 +147,14 @@ static void *work(void *argument) {
 
 static mb_status upload(const weight_reader *r, mb_device *device, char *block, const piece *pieces,
                         int count) {
-    for (int i = 0; i < count; i++)
-        MB_TRY(device->upload(device, block + pieces[i].offset,
-                              r->staging + (size_t)pieces[i].buffer * PIECE_BYTES, pieces[i].n_bytes));
-    return count > 0 ? device->synchronize(device) : MB_OK;
+    mb_status status = MB_OK;
+    for (int i = 0; i < count && status == MB_OK; i++)
+        status =
+            device->upload(device, block + pieces[i].offset,
+                           r->staging + (size_t)pieces[i].buffer * PIECE_BYTES, pieces[i].n_bytes, r->stream);
+    /* Also behind a failure: the copies before it still read their buffers. */
+    mb_status finished = count > 0 ? device->synchronize(device, r->stream) : MB_OK;
+    return status != MB_OK ? status : finished;
 }
 
 /* Uploads and reports until the workers are through. */
@@ -229,13 +234,20 @@ mb_status mb_weight_plan_read(const mb_weight_plan *plan, const mb_checkpoint *c
     } else {
         void *staging;
         r.n_free = 2 * n_threads;
-        MB_TRY(device->allocate_pinned(device, (size_t)r.n_free * PIECE_BYTES, &staging));
+        MB_TRY(device->stream_open(device, &r.stream));
+        mb_status allocated = device->allocate_pinned(device, (size_t)r.n_free * PIECE_BYTES, &staging);
+        if (allocated != MB_OK) {
+            device->stream_close(device, r.stream);
+            return allocated;
+        }
         r.staging = staging;
         for (int i = 0; i < r.n_free; i++)
             r.free_buffers[i] = i;
     }
     mb_status status = run_workers(&r, device, memory, n_threads, progress, progress_user);
-    if (r.staging)
+    if (r.staging) {
         device->free_pinned(device, r.staging);
+        device->stream_close(device, r.stream);
+    }
     return status;
 }

@@ -22,31 +22,49 @@ typedef enum mb_dtype {
     MB_BF16,
     MB_F16,
     MB_F8_E4M3, /* OCP FP8 E4M3 "fn": no infinities, max 448 */
+    MB_F8_E8M0, /* scales only: 2^(byte - 127), 255 is NaN */
+    MB_F4_E2M1, /* weights only: two elements a byte, the first in the low four bits */
 } mb_dtype;
 
-/* Bytes of one element: 4, 2, 2, 1. "fp32", "bf16", "fp16", "fp8_e4m3". */
+/* Bytes of one element: 4, 2, 2, 1, 1; 0 when an element is less than a byte. */
 MB_API size_t mb_dtype_bytes(mb_dtype dtype);
+/* Bytes of a row of a matrix, which begins on a byte; 0 when dtype is not an mb_dtype. */
+MB_API size_t mb_dtype_row_bytes(mb_dtype dtype, int64_t cols);
+/* "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e8m0", "fp4_e2m1". */
 MB_API const char *mb_dtype_name(mb_dtype dtype);
 
 /* A cudaStream_t on the GPU. On the CPU, where a call has finished when it returns, NULL or what the CPU
  * device gives as its stream: its threads (NULL: the calling thread alone). */
 typedef void *mb_stream;
 
+/* Columns, and rows at most, of one fp8 block scale. */
+enum { MB_F8_BLOCK = 128 };
+
 /*
- * A weight matrix, or E of them one after another: data [count, rows, cols] of dtype.
- * Block scales (MB_F8_E4M3; the layout of DeepSeek-V3 and Qwen3 FP8 checkpoints' weight_scale_inv):
- * value(e, r, c) = fp8(e, r, c) * scale[e][r / scale_rows][c / 128], scale being
- * [count, ceil(rows / scale_rows), ceil(cols / 128)] fp32. scale_rows is 128, or a divisor of 128 when
- * matrices whose heights are not multiples of 128 were merged.
- * Per-tensor scales (MB_F8_E4M3): scale_rows is 0 and scale is [count]: value = fp8 * scale[e].
- * scale NULL: no scales.
+ * A weight matrix, or E of them one after another: data [count, rows, cols] of dtype, each row of
+ * mb_dtype_row_bytes(dtype, cols) bytes. With scales
+ *     value(e, r, c) = data[e][r][c] * scale[e][r / scale_rows][c / scale_cols] * global_scale[e]
+ * scale is [count, ceil(rows / scale_rows), ceil(cols / scale_cols)] of scale_dtype; scale_rows 0 means all rows,
+ * scale_cols 0 all columns. A pointer that is NULL stands for factors of 1.
+ *
+ *     scales               dtype       scale_dtype  scale_rows x scale_cols  global_scale  taken by the operators
+ *     one a matrix         MB_F8_E4M3  MB_F32       0 x 0                                  yes
+ *     blocks               MB_F8_E4M3  MB_F32       128 x 128                              yes
+ *     one a row            MB_F8_E4M3  MB_F32       1 x 0                                  not yet
+ *     MXFP4                MB_F4_E2M1  MB_F8_E8M0   1 x 32                                 not yet
+ *     NVFP4                MB_F4_E2M1  MB_F8_E4M3   1 x 16                   given         not yet
+ *
+ * Blocks are what the FP8 checkpoints of DeepSeek-V3 and Qwen3 call weight_scale_inv. Their scale_rows may be any
+ * divisor of 128: merged matrices whose heights are not multiples of 128 have lower blocks. What is not taken is
+ * refused with MB_ERR_UNSUPPORTED.
  */
 typedef struct mb_weight {
     const void *data;
-    const float *scale;
+    const void *scale;
+    const float *global_scale; /* [count] */
     int64_t count, rows, cols;
-    int32_t scale_rows;
-    mb_dtype dtype;
+    int32_t scale_rows, scale_cols;
+    mb_dtype dtype, scale_dtype;
 } mb_weight;
 
 typedef enum mb_activation {

@@ -28,11 +28,14 @@ class Weight(ctypes.Structure):
     _fields_ = [
         ("data", c_void_p),
         ("scale", c_void_p),
+        ("global_scale", c_void_p),
         ("count", c_int64),
         ("rows", c_int64),
         ("cols", c_int64),
         ("scale_rows", c_int32),
+        ("scale_cols", c_int32),
         ("dtype", c_int32),
+        ("scale_dtype", c_int32),
     ]
 
 

@@ -26,6 +26,7 @@ from ._library import (
     ReduceArgs,
     RouteArgs,
     RouterGemmArgs,
+    Weight,
     failure,
 )
 
@@ -81,14 +82,14 @@ def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
         raise failure(status)
 
 
-def _weight(arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tuple[int, ...], like: Any) -> tuple:
-    """The fields of mb_weight [count, rows, cols]: float8 with scales [count] or [count, rows / n, cols / 128]."""
+def _weight(arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tuple[int, ...], like: Any) -> Weight:
+    """An mb_weight [count, rows, cols]: float8 with scales [count] or [count, rows / n, cols / 128]."""
     pointer = arrays.pointer(name, array, code, shape, like)
     count, rows, cols = shape
     if code != FLOAT8:
         if scale is not None:
             raise ValueError(f"{name}_scale is given; it must be None, because {name} is not float8_e4m3fn")
-        return pointer, None, count, rows, cols, 0, code
+        return Weight(data=pointer, count=count, rows=rows, cols=cols, dtype=code)
     if scale is None:
         raise ValueError(f"{name}_scale is None; it must be given, because {name} is float8_e4m3fn")
     arrays.code(name + "_scale", scale, (FLOAT32,))
@@ -100,7 +101,8 @@ def _weight(arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tu
         scale_rows = next((n for n in (128, 64, 32, 16, 8, 4, 2, 1) if -(-rows // n) == found), BLOCK)
         scale_shape = (count, -(-rows // scale_rows), -(-cols // BLOCK))
     scale_pointer = arrays.pointer(name + "_scale", scale, FLOAT32, scale_shape, like)
-    return pointer, scale_pointer, count, rows, cols, scale_rows, code
+    scale_cols = BLOCK if scale_rows > 0 else 0
+    return Weight(pointer, scale_pointer, None, count, rows, cols, scale_rows, scale_cols, code, FLOAT32)
 
 
 def _optional(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, ...], like: Any) -> int | None:
@@ -230,7 +232,7 @@ def grouped_gemm(
     if (a_scale is None) != (code != FLOAT8):
         state, wanted = ("None", "given") if a_scale is None else ("given", "None")
         raise ValueError(f"a_scale is {state}; it must be {wanted}, because a is {DTYPE_NAMES[code]}")
-    a_scale_shape = (1,) if weight[5] == 0 else (a_rows, -(-depth // BLOCK))
+    a_scale_shape = (1,) if weight.scale_rows == 0 else (a_rows, -(-depth // BLOCK))
     a_scale_pointer = _optional(arrays, "a_scale", a_scale, FLOAT32, a_scale_shape, a)
     row_index_pointer = _optional(arrays, "row_index", row_index, INT32, (n_rows,), a)
     offsets_pointer = _optional(arrays, "offsets", offsets, INT32, (n_groups + 1,), a)
@@ -342,10 +344,10 @@ def moe_from_logits(
     return _forward(arrays, x, w13, w2, routing, top_k, first_expert, n_experts, *rest)
 
 
-def _check_activation_scales(weight_code: int, up: tuple, down: tuple, x_scale: Any, h_scale: Any) -> None:
-    """Both weights scaled alike; x_scale and h_scale exactly when that is per tensor (scale_rows, field 5, is 0)."""
-    per_tensor = weight_code == FLOAT8 and up[5] == 0
-    if weight_code == FLOAT8 and (down[5] == 0) != per_tensor:
+def _check_activation_scales(weight_code: int, up: Weight, down: Weight, x_scale: Any, h_scale: Any) -> None:
+    """Both weights scaled alike; x_scale and h_scale exactly when that is per tensor (scale_rows is 0)."""
+    per_tensor = weight_code == FLOAT8 and up.scale_rows == 0
+    if weight_code == FLOAT8 and (down.scale_rows == 0) != per_tensor:
         kinds = ("one scale per expert", "block scales")
         raise ValueError(f"w2_scale has {kinds[per_tensor]}; it must have {kinds[not per_tensor]}, as w13_scale has")
     for name, scale in (("x_scale", x_scale), ("h_scale", h_scale)):

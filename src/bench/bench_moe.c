@@ -124,7 +124,7 @@ static mb_status random_f32(layer *l, int64_t n, distribution kind, double scale
 
 /* The largest height of scale blocks that both parts of a merged matrix are multiples of. */
 static int32_t scale_rows_of(int64_t part_rows) {
-    int32_t rows = 128;
+    int32_t rows = MB_F8_BLOCK;
     while (part_rows % rows != 0)
         rows /= 2;
     return rows;
@@ -139,11 +139,12 @@ static mb_status random_weight(layer *l, const mode *m, int64_t count, int64_t r
     int64_t n_scales = 1;
     if (!m->per_tensor) {
         weight->scale_rows = scale_rows;
-        n_scales = (rows + scale_rows - 1) / scale_rows * ((cols + 127) / 128);
+        weight->scale_cols = MB_F8_BLOCK;
+        n_scales = (rows + scale_rows - 1) / scale_rows * ((cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);
         l->scale_bytes += (double)n_scales * sizeof(float);
     }
     MB_TRY(random_array(l, m->weights, count * rows * cols, NORMAL, F8_DEVIATION, &weight->data));
-    return random_f32(l, count * n_scales, UNIFORM, deviation / F8_DEVIATION, &weight->scale);
+    return random_array(l, MB_F32, count * n_scales, UNIFORM, deviation / F8_DEVIATION, &weight->scale);
 }
 
 static mb_status make_router(layer *l, const mb_bench_moe_args *args) {
@@ -183,7 +184,7 @@ static mb_status make_layer(layer *l, const mb_bench_moe_args *args, const mode 
     };
     MB_TRY(random_array(l, m->activations, T * H, NORMAL, 1, &f->x));
     MB_TRY(random_weight(l, m, E, rows13, H, scale_rows_of(I), &f->w13));
-    MB_TRY(random_weight(l, m, E, H, I, 128, &f->w2));
+    MB_TRY(random_weight(l, m, E, H, I, MB_F8_BLOCK, &f->w2));
     if (args->has_bias) {
         MB_TRY(random_array(l, m->activations, E * rows13, NORMAL, 0.5, &f->bias13));
         MB_TRY(random_array(l, m->activations, E * H, NORMAL, 0.5, &f->bias2));

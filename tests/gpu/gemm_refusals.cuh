@@ -50,7 +50,8 @@ static inline void check_gemm_refusals(const gemm_problem *p) {
     if (is_fp8) {
         REFUSED(a_scale = NULL);
         REFUSED(b.scale = NULL);
-        REFUSED(b.scale_rows = 48);
+        NO_SUCH(b.scale_rows = 48);
+        NO_SUCH(b.scale_dtype = MB_F8_E8M0);
     } else {
         REFUSED(a_scale = (const float *)right->a);
         REFUSED(b.scale = (const float *)right->a);

@@ -73,7 +73,9 @@ static inline void check_dtype_refusals(const problem *p, void *workspace, size_
     NO_SUCH(w2.dtype = p->forward.dtype);
     NO_SUCH(w13.scale = NULL);
     NO_SUCH(w2.scale = NULL);
-    REFUSED(MB_ERR_ARGUMENT, w2.scale_rows = 48);
+    REFUSED(MB_ERR_UNSUPPORTED, w2.scale_rows = 48);
+    REFUSED(MB_ERR_UNSUPPORTED, w2.scale_cols = 64);
+    REFUSED(MB_ERR_UNSUPPORTED, w13.scale_dtype = MB_BF16);
     REFUSED(MB_ERR_ARGUMENT, w13.scale_rows = -1);
     if (p->k == &kinds[FP8_TENSOR]) {
         NO_SUCH(x_scale = NULL);

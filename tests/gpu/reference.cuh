@@ -15,12 +15,12 @@ static __device__ inline double warp_sum(double sum) {
 
 /* Row `row` of matrix e times a vector; by a warp. */
 static __device__ inline double weight_dot(const mb_weight &w, int64_t e, int64_t row, const float *vector) {
-    const float *scale = NULL;
-    if (w.scale)
+    const float *scale = (const float *)w.scale;
+    if (scale)
         scale = w.scale_rows == 0
-                    ? w.scale + e
-                    : w.scale + (e * ((w.rows + w.scale_rows - 1) / w.scale_rows) + row / w.scale_rows) *
-                                    ((w.cols + SCALE_BLOCK - 1) / SCALE_BLOCK);
+                    ? scale + e
+                    : scale + (e * ((w.rows + w.scale_rows - 1) / w.scale_rows) + row / w.scale_rows) *
+                                  ((w.cols + SCALE_BLOCK - 1) / SCALE_BLOCK);
     const int64_t first = (e * w.rows + row) * w.cols;
     double sum = 0;
     for (int64_t i = threadIdx.x % 32; i < w.cols; i += 32) {

@@ -12,7 +12,7 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
-enum { SCALE_BLOCK = 128 };
+enum { SCALE_BLOCK = MB_F8_BLOCK };
 static const float FP8_LARGEST = 448;
 
 static inline int64_t n_scale_blocks(int64_t n) {
@@ -115,7 +115,11 @@ static inline float *scalar(float value) {
 static inline mb_weight random_weight(int64_t count, int64_t rows, int64_t cols, mb_dtype dtype,
                                       int32_t scale_rows, uint64_t seed) {
     const float size = 1.0f / sqrtf((float)cols);
-    mb_weight w = {NULL, NULL, count, rows, cols, 0, dtype};
+    mb_weight w = {};
+    w.count = count;
+    w.rows = rows;
+    w.cols = cols;
+    w.dtype = dtype;
     if (dtype != MB_F8_E4M3) {
         w.data = random_values(count * rows * cols, dtype, seed, size);
         return w;
@@ -125,6 +129,7 @@ static inline mb_weight random_weight(int64_t count, int64_t rows, int64_t cols,
     w.data = random_values(count * rows * cols, dtype, seed, 128.0f);
     w.scale = random_scales(n_scales, seed + 500, size / 128.0f);
     w.scale_rows = scale_rows;
+    w.scale_cols = scale_rows > 0 ? SCALE_BLOCK : 0;
     return w;
 }
 

@@ -12,13 +12,26 @@
 
 static void test_names(void **state) {
     (void)state;
-    static const size_t bytes[] = {4, 2, 2, 1};
-    static const char *const names[] = {"fp32", "bf16", "fp16", "fp8_e4m3"};
-    for (int i = 0; i < 4; i++) {
+    static const size_t bytes[] = {4, 2, 2, 1, 1, 0};
+    static const char *const names[] = {"fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e8m0", "fp4_e2m1"};
+    for (int i = 0; i < 6; i++) {
         assert_int_equal(mb_dtype_bytes((mb_dtype)i), bytes[i]);
         assert_string_equal(mb_dtype_name((mb_dtype)i), names[i]);
+        for (int64_t cols = 0; cols < 5 && bytes[i] > 0; cols++)
+            assert_int_equal(mb_dtype_row_bytes((mb_dtype)i, cols), (size_t)cols * bytes[i]);
     }
     assert_int_equal(mb_dtype_bytes((mb_dtype)9), 0);
+    assert_int_equal(mb_dtype_row_bytes((mb_dtype)9, 128), 0);
+}
+
+/* Two elements a byte; a row begins on a byte. */
+static void test_row_bytes_of_four_bits(void **state) {
+    (void)state;
+    static const size_t bytes[] = {0, 1, 1, 2, 2, 3};
+    for (int64_t cols = 0; cols < 6; cols++)
+        assert_int_equal(mb_dtype_row_bytes(MB_F4_E2M1, cols), bytes[cols]);
+    assert_int_equal(mb_dtype_row_bytes(MB_F4_E2M1, ((int64_t)1 << 40) + 1), ((size_t)1 << 39) + 1);
+    assert_int_equal(mb_dtype_row_bytes(MB_F32, (int64_t)1 << 40), (size_t)1 << 42);
 }
 
 /* Every value of a narrow type widens to what its sign, exponent and mantissa say, and comes back. */
@@ -132,9 +145,10 @@ static void test_exp(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),          cmocka_unit_test(test_all_values),
-        cmocka_unit_test(test_all_boundaries), cmocka_unit_test(test_overflow),
-        cmocka_unit_test(test_runs),           cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_names),      cmocka_unit_test(test_row_bytes_of_four_bits),
+        cmocka_unit_test(test_all_values), cmocka_unit_test(test_all_boundaries),
+        cmocka_unit_test(test_overflow),   cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_exp),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

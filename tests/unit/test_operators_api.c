@@ -73,14 +73,15 @@ static mb_grouped_gemm_args gemm(void) {
     return (mb_grouped_gemm_args){.a = m.x,
                                   .row_index = m.row_token,
                                   .offsets = m.offsets,
-                                  .b = {m.w13, NULL, E, 2 * I, H, 0, MB_F32},
+                                  .b = {.data = m.w13, .count = E, .rows = 2 * I, .cols = H},
                                   .out = m.h,
                                   .n_rows = R};
 }
 
 static mb_grouped_gemm_args gemm_f8(void) {
     mb_grouped_gemm_args args = gemm();
-    args.b = (mb_weight){m.bytes, m.scales, E, 2 * I, H, 0, MB_F8_E4M3};
+    args.b = (mb_weight){
+        .data = m.bytes, .scale = m.scales, .count = E, .rows = 2 * I, .cols = H, .dtype = MB_F8_E4M3};
     args.a = m.bytes;
     args.a_scale = m.scales;
     args.dtype = MB_F8_E4M3;
@@ -101,8 +102,8 @@ static mb_moe_forward_args forward(void) {
     return (mb_moe_forward_args){.x = m.x,
                                  .weights = m.weights,
                                  .ids = m.ids,
-                                 .w13 = {m.w13, NULL, E, 2 * I, H, 0, MB_F32},
-                                 .w2 = {m.w2, NULL, E, H, I, 0, MB_F32},
+                                 .w13 = {.data = m.w13, .count = E, .rows = 2 * I, .cols = H},
+                                 .w2 = {.data = m.w2, .count = E, .rows = H, .cols = I},
                                  .out = m.out,
                                  .n_tokens = T,
                                  .hidden = H,
@@ -250,8 +251,9 @@ static void test_gemm_refuses(void **state) {
     BAD((args.bias = m.x, args.bias_dtype = MB_F8_E4M3), "bias_dtype is fp8_e4m3");
     BAD(args.b.scale = m.scales, "b.scale is set");
 #undef BAD
-    REFUSED(gemm, gemm_f8, args.b.scale_rows = 48, "b.scale_rows is 48");
     REFUSED(gemm, gemm_f8, args.b.scale = NULL, "b.scale is NULL");
+    REFUSED(gemm, gemm_f8, args.b.scale_rows = -8, "b.scale_rows is -8");
+    REFUSED(gemm, gemm_f8, args.b.scale_cols = -8, "scale_cols -8");
     REFUSED(gemm, gemm_f8, args.a_scale = NULL, "a_scale is NULL");
     REFUSED(gemm, gemm, args.a_scale = m.scales, "a_scale is set");
     REFUSED(gemm, gemm, args.out_scale = m.scales, "out_scale is set");
@@ -269,6 +271,52 @@ static void test_gemm_refuses(void **state) {
     m.row_token[3] = -2;
     REFUSED(gemm, gemm, (void)args, "row_index[3] is -2");
     assert_int_equal(call_plan(&before), MB_OK);
+}
+
+/* Layouts that mb_weight can name and no operator takes, in each operator with weights. */
+static void test_weights_to_come_are_refused(void **state) {
+    (void)state;
+    static const struct {
+        mb_weight weight; /* its dtype, scales and scale layout */
+        const char *word;
+    } layouts[] = {
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_rows = 1}, "scale_rows is 1 and scale_cols 0"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_rows = 48, .scale_cols = 128}, "scale_rows is 48"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_rows = 3, .scale_cols = 128}, "scale_rows is 3"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_rows = 128, .scale_cols = 64}, "scale_cols 64"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_rows = 128}, "scale_cols 0"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_cols = 128}, "scale_rows is 0"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_dtype = MB_BF16}, "scales that are not fp32"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .scale_dtype = MB_F8_E8M0}, "scales that are not fp32"},
+        {{.scale = m.scales, .dtype = MB_F8_E4M3, .global_scale = m.scales}, "a global_scale"},
+        {{.dtype = MB_F32, .global_scale = m.scales}, "a global_scale"},
+        {{.scale = m.scales, .dtype = MB_F4_E2M1, .scale_rows = 1, .scale_cols = 32}, "dtype is fp4_e2m1"},
+        {{.dtype = MB_F8_E8M0}, "dtype is fp8_e8m0"},
+    };
+    for (size_t i = 0; i < sizeof layouts / sizeof layouts[0]; i++) {
+        mb_moe_forward_args whole = forward();
+        mb_grouped_gemm_args grouped = gemm_f8();
+        mb_weight *const weights[] = {&whole.w13, &whole.w2, &grouped.b};
+        static const char *const starts[] = {"moe_forward: w13", "moe_forward: w2", "grouped_gemm: b"};
+        for (int which = 0; which < 3; which++) {
+            whole = forward();
+            grouped = gemm_f8();
+            mb_weight changed = layouts[i].weight;
+            changed.data = weights[which]->data;
+            changed.count = weights[which]->count;
+            changed.rows = weights[which]->rows;
+            changed.cols = weights[which]->cols;
+            *weights[which] = changed;
+            if (which == 2 && changed.dtype != MB_F8_E4M3)
+                continue; /* grouped_gemm's a has b's dtype, which says it first */
+            size_t bytes;
+            mb_status sized = which < 2 ? mb_moe_forward_workspace(&whole, &bytes)
+                                        : mb_grouped_gemm_workspace(&grouped, &bytes);
+            assert_int_equal(sized, MB_ERR_UNSUPPORTED);
+            assert_int_equal(which < 2 ? call_forward(&whole) : call_gemm(&grouped), MB_ERR_UNSUPPORTED);
+            check_sentence(mb_last_error(), starts[which], layouts[i].word, __LINE__);
+        }
+    }
 }
 
 static void test_reduce_refuses(void **state) {
@@ -308,7 +356,6 @@ static void test_forward_refuses(void **state) {
     BAD(args.w13.dtype = no_dtype, "w13.dtype is 9");
     BAD(args.w2.rows = 9, "w2");
     BAD(args.w13.scale = m.scales, "w13.scale is set");
-    BAD((args.w2.dtype = MB_F8_E4M3, args.w2.scale = m.scales, args.w2.scale_rows = 3), "w2.scale_rows is 3");
 #undef BAD
     REFUSED(forward, forward, args.x = NULL, "x is NULL");
     REFUSED(forward, forward, args.weights = NULL, "weights is NULL");
@@ -430,7 +477,7 @@ static void test_pieces_are_the_whole(void **state) {
     mb_grouped_gemm_args up = gemm(), down = gemm();
     down.a = m.h;
     down.row_index = NULL;
-    down.b = (mb_weight){m.w2, NULL, E, H, I, 0, MB_F32};
+    down.b = (mb_weight){.data = m.w2, .count = E, .rows = H, .cols = I};
     down.out = m.y;
     down.activation = MB_ACT_NONE;
     mb_moe_reduce_args summed = reduce();
@@ -472,13 +519,14 @@ static void test_rows_stand_alone(void **state) {
         *place = (uint16_t)((random >> 31 << 15) | 0x3e00 | (random >> 16 & 0x1ff)); /* bf16 below 2 */
     }
     int32_t offsets[GROUPS + 1] = {0, 1, 1 + 70, ROWS};
-    mb_grouped_gemm_args args = {.a = a,
-                                 .offsets = offsets,
-                                 .b = {b, NULL, GROUPS, N, WIDTH, 0, MB_BF16},
-                                 .out = all,
-                                 .n_rows = ROWS,
-                                 .dtype = MB_BF16,
-                                 .out_dtype = MB_BF16};
+    mb_grouped_gemm_args args = {
+        .a = a,
+        .offsets = offsets,
+        .b = {.data = b, .count = GROUPS, .rows = N, .cols = WIDTH, .dtype = MB_BF16},
+        .out = all,
+        .n_rows = ROWS,
+        .dtype = MB_BF16,
+        .out_dtype = MB_BF16};
     assert_int_equal(call_gemm(&args), MB_OK);
     for (int e = 0; e < GROUPS; e++)
         for (int r = offsets[e]; r < offsets[e + 1]; r++) {
@@ -501,7 +549,7 @@ int main(void) {
         cmocka_unit_test(test_reduce_refuses),      cmocka_unit_test(test_forward_refuses),
         cmocka_unit_test(test_workspaces),          cmocka_unit_test(test_nothing_to_do),
         cmocka_unit_test(test_max_tiles),           cmocka_unit_test(test_pieces_are_the_whole),
-        cmocka_unit_test(test_rows_stand_alone),
+        cmocka_unit_test(test_rows_stand_alone),    cmocka_unit_test(test_weights_to_come_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

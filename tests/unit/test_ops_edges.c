@@ -160,7 +160,8 @@ static void test_refused_gemm(void **state) {
     (void)state;
     float x[64] = {0}, w[64] = {0}, out[64], scale[1] = {1};
     _Alignas(64) char workspace[4096];
-    const mb_gemm_args good = {.x = x, .weight = {w, NULL, 1, 4, 8, 0, MB_F32}, .out = out, .n_tokens = 2};
+    const mb_gemm_args good = {
+        .x = x, .weight = {.data = w, .count = 1, .rows = 4, .cols = 8}, .out = out, .n_tokens = 2};
     mb_gemm_args bad = good;
     assert_int_equal(mb_gemm_ref(&good, workspace, sizeof workspace, NULL), MB_OK);
     size_t needed;
@@ -179,7 +180,9 @@ static void test_refused_gemm(void **state) {
     bad = good, bad.weight.data = NULL;
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "weight.data");
     bad = good, bad.weight.scale = scale, bad.weight.scale_rows = 48;
-    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "scale_rows");
+    bad.weight.scale_cols = 128;
+    assert_int_equal(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), MB_ERR_UNSUPPORTED);
+    assert_non_null(strstr(mb_last_error(), "gemm: weight.scale_rows is 48"));
     bad.weight.scale_rows = -128;
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "scale_rows");
     bad = good, bad.dtype = MB_F8_E4M3;
@@ -194,13 +197,18 @@ static void test_refused_others(void **state) {
     (void)state;
     float x[64] = {0}, out[64], inv_freq[4] = {0};
     int32_t ids[2] = {0, 4}, q_start[3] = {0, 1, 2}, kv_len[2] = {1, 1}, table[2] = {0, 0};
-    mb_embed_args embed = {.ids = ids, .table = {x, NULL, 1, 4, 8, 0, MB_F32}, .out = out, .n_tokens = 2};
+    mb_embed_args embed = {
+        .ids = ids, .table = {.data = x, .count = 1, .rows = 4, .cols = 8}, .out = out, .n_tokens = 2};
     ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "ids[1] is 4");
     ids[1] = -1;
     ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "ids[1] is -1");
 
-    mb_rms_norm_args norm = {
-        .x = x, .rows = ids, .weight = {x, NULL, 1, 1, 8, 0, MB_F32}, .out = x, .n_rows = 1, .hidden = 8};
+    mb_rms_norm_args norm = {.x = x,
+                             .rows = ids,
+                             .weight = {.data = x, .count = 1, .rows = 1, .cols = 8},
+                             .out = x,
+                             .n_rows = 1,
+                             .hidden = 8};
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out is x");
     norm.rows = NULL, norm.hidden = 9;
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "weight");

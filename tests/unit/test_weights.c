@@ -46,7 +46,7 @@ static void check_rows(const tiny_tensors *tensors, const char *name, const mb_w
                        int64_t first, int64_t rows) {
     const tiny_tensor *tensor = tiny_tensors_find(tensors, name);
     assert_non_null(tensor);
-    size_t row_bytes = (size_t)weight->cols * mb_dtype_bytes(weight->dtype);
+    size_t row_bytes = mb_dtype_row_bytes(weight->dtype, weight->cols);
     assert_int_equal(tensor->n_bytes, (size_t)rows * row_bytes);
     const char *at = (const char *)weight->data + (size_t)(matrix * weight->rows + first) * row_bytes;
     if (memcmp(at, tensor->data, tensor->n_bytes) != 0)
@@ -57,7 +57,8 @@ static void check_rows(const tiny_tensors *tensors, const char *name, const mb_w
     assert_int_equal(scale != NULL, weight->scale != NULL);
     if (!scale)
         return;
-    int64_t scale_cols = (weight->cols + 127) / 128;
+    assert_int_equal(weight->scale_cols, MB_F8_BLOCK);
+    int64_t scale_cols = (weight->cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
     int64_t scale_height = (weight->rows + weight->scale_rows - 1) / weight->scale_rows;
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t c = 0; c < scale_cols; c++) {
@@ -70,7 +71,7 @@ static void check_rows(const tiny_tensors *tensors, const char *name, const mb_w
                 memcpy(&wanted, &bits, sizeof wanted);
             }
             int64_t row = matrix * scale_height + (first + r) / weight->scale_rows;
-            if (weight->scale[row * scale_cols + c] != wanted)
+            if (((const float *)weight->scale)[row * scale_cols + c] != wanted)
                 fail_msg("%s: wrong scale for row %lld, block %lld", name, (long long)r, (long long)c);
         }
     }
@@ -98,8 +99,11 @@ static void check_layer(const tiny_checkpoint *o, const tiny_tensors *tensors, i
     assert_int_equal(w->qkv_bias.data != NULL, o->attention_bias);
     if (o->attention_bias) {
         assert_int_equal(w->qkv_bias.cols, total);
-        const mb_weight bias = {w->qkv_bias.data, NULL, 1, total, 1, 128,
-                                w->qkv_bias.dtype}; /* seen as a column */
+        const mb_weight bias = {.data = w->qkv_bias.data,
+                                .count = 1,
+                                .rows = total,
+                                .cols = 1,
+                                .dtype = w->qkv_bias.dtype}; /* seen as a column */
         check_rows(tensors, NAME("model.layers.%d.self_attn.q_proj.bias", layer), &bias, 0, 0, q);
         check_rows(tensors, NAME("model.layers.%d.self_attn.k_proj.bias", layer), &bias, 0, q, kv);
         check_rows(tensors, NAME("model.layers.%d.self_attn.v_proj.bias", layer), &bias, 0, q + kv, kv);
@@ -114,8 +118,13 @@ static void check_layer(const tiny_checkpoint *o, const tiny_tensors *tensors, i
     if (is_moe)
         check_rows(tensors, NAME("model.layers.%d.mlp.gate.weight", layer), &w->router, 0, 0, o->n_experts);
     if (is_moe && o->merged_experts) {
-        const mb_weight all13 = {w->w13.data, NULL, 1, experts * 2 * inner, o->hidden, 128, w->w13.dtype};
-        const mb_weight all2 = {w->w2.data, NULL, 1, experts * o->hidden, inner, 128, w->w2.dtype};
+        const mb_weight all13 = {.data = w->w13.data,
+                                 .count = 1,
+                                 .rows = experts * 2 * inner,
+                                 .cols = o->hidden,
+                                 .dtype = w->w13.dtype};
+        const mb_weight all2 = {
+            .data = w->w2.data, .count = 1, .rows = experts * o->hidden, .cols = inner, .dtype = w->w2.dtype};
         check_rows(tensors, NAME("model.layers.%d.mlp.experts.gate_up_proj", layer), &all13, 0, 0,
                    all13.rows);
         check_rows(tensors, NAME("model.layers.%d.mlp.experts.down_proj", layer), &all2, 0, 0, all2.rows);

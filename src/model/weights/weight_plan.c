@@ -6,7 +6,7 @@
 #include "base/alloc.h"
 #include "model/json.h"
 
-enum { SHOWN = 160, NAME_BYTES = 128, MAX_PARTS = 3, FP8_BLOCK = 128, ALIGNMENT = 256 };
+enum { SHOWN = 160, NAME_BYTES = 128, MAX_PARTS = 3, ALIGNMENT = 256 };
 
 typedef struct planner {
     const mb_checkpoint *checkpoint;
@@ -123,7 +123,7 @@ static int64_t ceil_div(int64_t a, int64_t b) {
 
 /* Rows that share a scale after merging: every part must begin on such a row. */
 static int32_t merged_scale_rows(const recipe *r) {
-    int64_t rows = FP8_BLOCK;
+    int64_t rows = MB_F8_BLOCK;
     for (int i = 0; r->n_parts > 1 && i < r->n_parts; i++)
         while (r->heights[i] % rows != 0)
             rows /= 2; /* divisors of 128 are its halves */
@@ -133,7 +133,7 @@ static int32_t merged_scale_rows(const recipe *r) {
 static mb_status add_scale(planner *p, const recipe *r, int part, const mb_tensor *weight, uint64_t *offset) {
     char name[NAME_BYTES + 16];
     snprintf(name, sizeof name, "%s_scale_inv", weight->name);
-    int64_t shape[2] = {ceil_div(r->heights[part], FP8_BLOCK), ceil_div(r->cols, FP8_BLOCK)};
+    int64_t shape[2] = {ceil_div(r->heights[part], MB_F8_BLOCK), ceil_div(r->cols, MB_F8_BLOCK)};
     const mb_tensor *scale;
     MB_TRY(take_tensor(p, name, 2, shape, &scale));
     if (!scale->is_float || (scale->dtype != MB_F32 && scale->dtype != MB_BF16))
@@ -147,13 +147,14 @@ static mb_status add_scale(planner *p, const recipe *r, int part, const mb_tenso
 
 /* The first tensor found decides the dtype; now the sizes are known and the block's bytes can be taken. */
 static void begin_weight(planner *p, mb_weight *w, mb_dtype dtype, mb_weight_place *place) {
-    uint64_t count = (uint64_t)w->count, rows = (uint64_t)w->rows, cols = (uint64_t)w->cols;
+    uint64_t count = (uint64_t)w->count, rows = (uint64_t)w->rows;
     w->dtype = dtype;
     *place = (mb_weight_place){.weight = w, .has_scale = dtype == MB_F8_E4M3};
-    place->data = take_bytes(p->plan, count * rows * cols * mb_dtype_bytes(dtype));
+    place->data = take_bytes(p->plan, count * rows * mb_dtype_row_bytes(dtype, w->cols));
+    w->scale_cols = place->has_scale ? MB_F8_BLOCK : 0;
     if (place->has_scale)
         place->scale = take_bytes(p->plan, count * (uint64_t)ceil_div(w->rows, w->scale_rows) *
-                                               (uint64_t)ceil_div(w->cols, FP8_BLOCK) * sizeof(float));
+                                               (uint64_t)ceil_div(w->cols, MB_F8_BLOCK) * sizeof(float));
 }
 
 /* Finds all tensors of a recipe and gives them their places. */
@@ -254,7 +255,7 @@ static mb_status add_merged_experts(planner *p, int32_t layer, const char *what,
     MB_TRY(take_tensor(p, name, 3, shape, &tensor));
     MB_TRY(check_dtype(p, tensor, 0));
     *weight = (mb_weight){
-        .count = shape[0], .rows = rows, .cols = cols, .scale_rows = FP8_BLOCK, .dtype = tensor->dtype};
+        .count = shape[0], .rows = rows, .cols = cols, .scale_rows = MB_F8_BLOCK, .dtype = tensor->dtype};
     mb_weight_place place = {.weight = weight, .data = take_bytes(p->plan, tensor->n_bytes)};
     mb_weight_part part = {.tensor = tensor, .offset = place.data};
     MB_TRY(add_part(p, &part));
@@ -353,6 +354,6 @@ void mb_weight_plan_place(const mb_weight_plan *plan, void *memory) {
         const mb_weight_place *place = &plan->places[i];
         place->weight->data = (char *)memory + place->data;
         if (place->has_scale)
-            place->weight->scale = (const float *)((char *)memory + place->scale);
+            place->weight->scale = (char *)memory + place->scale;
     }
 }

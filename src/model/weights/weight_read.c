@@ -9,7 +9,7 @@
 #include "base/alloc.h"
 #include "ops/common/dtype.h"
 
-enum { PIECE_BYTES = 8 << 20, MAX_THREADS = 16, MAX_BUFFERS = 2 * MAX_THREADS, FP8_BLOCK = 128 };
+enum { PIECE_BYTES = 8 << 20, MAX_THREADS = 16, MAX_BUFFERS = 2 * MAX_THREADS };
 
 /* What one thread reads at a time: at most PIECE_BYTES of the block. */
 typedef struct piece {
@@ -72,9 +72,9 @@ static int next_piece(weight_reader *r, piece *p) {
 static mb_status read_scale(const weight_reader *r, const piece *p, float *to) {
     const mb_weight_part *part = p->part;
     const mb_tensor *tensor = part->tensor;
-    uint64_t repeat = (uint64_t)(FP8_BLOCK / part->scale_rows), cols = tensor->shape[1];
+    uint64_t repeat = (uint64_t)(MB_F8_BLOCK / part->scale_rows), cols = tensor->shape[1];
     uint64_t first = p->start / repeat, last = (p->end - 1) / repeat;
-    size_t row_bytes = (size_t)cols * mb_dtype_bytes(tensor->dtype);
+    size_t row_bytes = mb_dtype_row_bytes(tensor->dtype, (int64_t)cols);
     char *rows = mb_malloc((size_t)(last - first + 1) * row_bytes);
     if (!rows)
         return mb_fail(MB_ERR_MEMORY, "no memory for the scales of tensor \"%s\"", tensor->name);

@@ -107,6 +107,11 @@ void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, do
     return array;
 }
 
+/* fp8 scales of a row. */
+static int64_t n_blocks(int64_t n_cols) {
+    return (n_cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
+}
+
 mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols) {
     mb_weight weight = {.count = count, .rows = rows, .cols = cols, .dtype = dtype};
     double range = sqrt(3.0 / (double)cols);
@@ -114,8 +119,9 @@ mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_
         weight.data = mb_check_values(check, dtype, count * rows * cols, -range, range);
         return weight;
     }
-    weight.scale_rows = rows % 128 == 0 ? 128 : 32;
-    int64_t n_scales = count * ((rows + weight.scale_rows - 1) / weight.scale_rows) * ((cols + 127) / 128);
+    weight.scale_rows = rows % MB_F8_BLOCK == 0 ? MB_F8_BLOCK : 32;
+    weight.scale_cols = MB_F8_BLOCK;
+    int64_t n_scales = count * ((rows + weight.scale_rows - 1) / weight.scale_rows) * n_blocks(cols);
     weight.scale = mb_check_values(check, MB_F32, n_scales, range / 448, range / 224);
     weight.data = mb_check_values(check, dtype, count * rows * cols, -448, 448);
     return weight;
@@ -158,6 +164,9 @@ double mb_check_value(mb_dtype dtype, const void *array, int64_t i) {
         return decode(((const uint16_t *)array)[i], 5, 10, 1);
     case MB_F8_E4M3:
         return decode(((const uint8_t *)array)[i], 4, 3, 0);
+    case MB_F8_E8M0:
+    case MB_F4_E2M1:
+        break;
     }
     return NAN;
 }
@@ -167,11 +176,12 @@ double mb_check_weight_value(const mb_weight *weight, int64_t matrix, int64_t ro
         mb_check_value(weight->dtype, weight->data, (matrix * weight->rows + row) * weight->cols + col);
     if (!weight->scale)
         return value;
+    const float *scale = weight->scale;
     if (weight->scale_rows == 0)
-        return value * (double)weight->scale[matrix];
+        return value * (double)scale[matrix];
     int64_t rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows,
-            cols = (weight->cols + 127) / 128;
-    return value * (double)weight->scale[(matrix * rows + row / weight->scale_rows) * cols + col / 128];
+            cols = n_blocks(weight->cols);
+    return value * (double)scale[(matrix * rows + row / weight->scale_rows) * cols + col / MB_F8_BLOCK];
 }
 
 double mb_check_round(mb_dtype dtype, double value) {
@@ -226,11 +236,10 @@ static const char *compare_block(const unsigned char *got, double scale, const d
 
 void mb_check_compare_quantised(mb_check *check, const char *what, const unsigned char *got,
                                 const float *scales, const double *expected, int64_t n_rows, int64_t n_cols) {
-    enum { BLOCK = 128 };
-    int64_t n_blocks = (n_cols + BLOCK - 1) / BLOCK;
-    for (int64_t i = 0; i < n_rows * n_blocks; i++) {
-        int64_t row = i / n_blocks, col = i % n_blocks * BLOCK,
-                n = n_cols - col < BLOCK ? n_cols - col : BLOCK;
+    int64_t n_of_row = n_blocks(n_cols);
+    for (int64_t i = 0; i < n_rows * n_of_row; i++) {
+        int64_t row = i / n_of_row, col = i % n_of_row * MB_F8_BLOCK,
+                n = n_cols - col < MB_F8_BLOCK ? n_cols - col : MB_F8_BLOCK;
         const char *wrong =
             compare_block(got + row * n_cols + col, (double)scales[i], expected + row * n_cols + col, n);
         if (wrong) {

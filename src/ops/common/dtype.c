@@ -1,16 +1,29 @@
 #include "ops/common/dtype.h"
 
-size_t mb_dtype_bytes(mb_dtype dtype) {
+static size_t bits_of(mb_dtype dtype) {
     switch (dtype) {
     case MB_F32:
-        return 4;
+        return 32;
     case MB_BF16:
     case MB_F16:
-        return 2;
+        return 16;
     case MB_F8_E4M3:
-        return 1;
+    case MB_F8_E8M0:
+        return 8;
+    case MB_F4_E2M1:
+        return 4;
     }
     return 0;
+}
+
+size_t mb_dtype_bytes(mb_dtype dtype) {
+    return bits_of(dtype) / 8;
+}
+
+/* cols / 2 is a whole number of bytes of 4-bit elements; an odd element begins one more. */
+size_t mb_dtype_row_bytes(mb_dtype dtype, int64_t cols) {
+    size_t bits = bits_of(dtype);
+    return (size_t)cols / 2 * (bits / 4) + (size_t)cols % 2 * ((bits + 7) / 8);
 }
 
 const char *mb_dtype_name(mb_dtype dtype) {
@@ -23,6 +36,10 @@ const char *mb_dtype_name(mb_dtype dtype) {
         return "fp16";
     case MB_F8_E4M3:
         return "fp8_e4m3";
+    case MB_F8_E8M0:
+        return "fp8_e8m0";
+    case MB_F4_E2M1:
+        return "fp4_e2m1";
     }
     return "unknown dtype";
 }
@@ -46,6 +63,9 @@ void mb_load_f32(mb_dtype dtype, const void *array, int64_t first, int64_t n, fl
         for (int64_t i = 0; i < n; i++)
             values[i] = mb_f32_of_f8(bytes[i]);
         break;
+    case MB_F8_E8M0:
+    case MB_F4_E2M1: /* refused by mb_weight_check_shape */
+        break;
     }
 }
 
@@ -68,6 +88,9 @@ void mb_store_f32(mb_dtype dtype, void *array, int64_t first, int64_t n, const f
         for (int64_t i = 0; i < n; i++)
             bytes[i] = mb_f8_of_f32(values[i]);
         break;
+    case MB_F8_E8M0:
+    case MB_F4_E2M1: /* not types of results */
+        break;
     }
 }
 
@@ -86,6 +109,9 @@ void mb_round_f32(mb_dtype dtype, int64_t n, float *values) {
     case MB_F8_E4M3:
         for (int64_t i = 0; i < n; i++)
             values[i] = mb_f32_of_f8(mb_f8_of_f32(values[i]));
+        break;
+    case MB_F8_E8M0:
+    case MB_F4_E2M1:
         break;
     }
 }

@@ -2,10 +2,28 @@
 
 #include "ops/common/dtype.h"
 
-enum { SCALE_COLS = 128 };
-
 int mb_dtype_is_activation(mb_dtype dtype) {
     return dtype == MB_F32 || dtype == MB_BF16 || dtype == MB_F16;
+}
+
+/* One scale a matrix, or blocks of MB_F8_BLOCK columns and a divisor of as many rows. */
+static int has_known_blocks(const mb_weight *weight) {
+    int32_t rows = weight->scale_rows;
+    return (rows == 0 && weight->scale_cols == 0) ||
+           (rows > 0 && MB_F8_BLOCK % rows == 0 && weight->scale_cols == MB_F8_BLOCK);
+}
+
+static mb_status check_scales(const mb_weight *weight, const char *name) {
+    if (weight->global_scale || (weight->scale && weight->scale_dtype != MB_F32))
+        return mb_fail(MB_ERR_UNSUPPORTED, "%s has %s, which no operator computes with yet; give fp32 scales",
+                       name, weight->global_scale ? "a global_scale" : "scales that are not fp32");
+    if (weight->scale && !has_known_blocks(weight))
+        return mb_fail(
+            MB_ERR_UNSUPPORTED,
+            "%s.scale_rows is %d and scale_cols %d; operators take 0 and 0 (one scale a matrix), or %d "
+            "columns and a divisor of %d rows",
+            name, weight->scale_rows, weight->scale_cols, MB_F8_BLOCK, MB_F8_BLOCK);
+    return MB_OK;
 }
 
 mb_status mb_weight_check_shape(const mb_weight *weight, const char *name, int64_t count, int64_t rows,
@@ -14,15 +32,16 @@ mb_status mb_weight_check_shape(const mb_weight *weight, const char *name, int64
                "%s has shape [%lld, %lld, %lld], expected [%lld, %lld, %lld]", name, (long long)weight->count,
                (long long)weight->rows, (long long)weight->cols, (long long)count, (long long)rows,
                (long long)cols);
-    MB_REQUIRE(mb_dtype_bytes(weight->dtype) != 0, "%s.dtype is %d, not an mb_dtype", name,
+    MB_REQUIRE(mb_dtype_row_bytes(weight->dtype, 1) != 0, "%s.dtype is %d, not an mb_dtype", name,
                (int)weight->dtype);
-    if (!weight->scale)
-        return MB_OK;
-    MB_REQUIRE(scales_allowed, "%s.scale is set, but a weight of %s here has none", name,
+    if (!mb_dtype_is_activation(weight->dtype) && weight->dtype != MB_F8_E4M3)
+        return mb_fail(MB_ERR_UNSUPPORTED, "%s.dtype is %s, which no operator computes with yet", name,
+                       mb_dtype_name(weight->dtype));
+    MB_REQUIRE(!weight->scale || scales_allowed, "%s.scale is set, but a weight of %s here has none", name,
                mb_dtype_name(weight->dtype));
-    MB_REQUIRE(weight->scale_rows == 0 || (weight->scale_rows > 0 && SCALE_COLS % weight->scale_rows == 0),
-               "%s.scale_rows is %d, neither 0 nor a divisor of 128", name, (int)weight->scale_rows);
-    return MB_OK;
+    MB_REQUIRE(!weight->scale || (weight->scale_rows >= 0 && weight->scale_cols >= 0),
+               "%s.scale_rows is %d and scale_cols %d", name, weight->scale_rows, weight->scale_cols);
+    return check_scales(weight, name);
 }
 
 mb_status mb_weight_check(const mb_weight *weight, const char *name, int64_t count, int64_t rows,
@@ -37,16 +56,17 @@ void mb_weight_load(const mb_weight *weight, int64_t matrix, int64_t row, int64_
     mb_load_f32(weight->dtype, weight->data, (matrix * weight->rows + row) * weight->cols + first, n, values);
     if (!weight->scale)
         return;
+    const float *all_scales = weight->scale;
     if (weight->scale_rows == 0) {
         for (int64_t i = 0; i < n; i++)
-            values[i] *= weight->scale[matrix];
+            values[i] *= all_scales[matrix];
         return;
     }
-    int64_t scale_rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows;
-    int64_t scale_cols = (weight->cols + SCALE_COLS - 1) / SCALE_COLS;
-    const float *scales = weight->scale + (matrix * scale_rows + row / weight->scale_rows) * scale_cols;
+    int64_t n_scale_rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows;
+    int64_t n_scale_cols = (weight->cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
+    const float *scales = all_scales + (matrix * n_scale_rows + row / weight->scale_rows) * n_scale_cols;
     for (int64_t i = 0; i < n;) {
-        int64_t block = (first + i) / SCALE_COLS, end = (block + 1) * SCALE_COLS - first;
+        int64_t block = (first + i) / MB_F8_BLOCK, end = (block + 1) * MB_F8_BLOCK - first;
         for (end = end < n ? end : n; i < end; i++)
             values[i] *= scales[block];
     }

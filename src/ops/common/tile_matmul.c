@@ -52,12 +52,13 @@ static void load_panel(const mb_weight *weight, int64_t matrix, int64_t first_co
  * chunks are too short for the CPU to see the stream by itself. */
 static void prefetch_next(const mb_weight *weight, int64_t matrix, int64_t first_col, int64_t k0, int64_t n) {
     enum { CACHE_LINE = 64 };
-    int64_t item_bytes = (int64_t)mb_dtype_bytes(weight->dtype);
+    size_t row_bytes = mb_dtype_row_bytes(weight->dtype, weight->cols);
+    size_t skipped = mb_dtype_row_bytes(weight->dtype, k0), n_bytes = mb_dtype_row_bytes(weight->dtype, n);
     for (int64_t row = first_col + MB_TILE_COLS; row < first_col + 2 * MB_TILE_COLS && row < weight->rows;
          row++) {
         const char *start =
-            (const char *)weight->data + ((matrix * weight->rows + row) * weight->cols + k0) * item_bytes;
-        for (int64_t i = 0; i < n * item_bytes; i += CACHE_LINE)
+            (const char *)weight->data + (size_t)(matrix * weight->rows + row) * row_bytes + skipped;
+        for (size_t i = 0; i < n_bytes; i += CACHE_LINE)
             __builtin_prefetch(start + i);
     }
 }

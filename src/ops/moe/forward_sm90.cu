@@ -75,9 +75,10 @@ extern "C" void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int t
             quantize->scale = (float *)args->x_scale;
             experts->h_scale = (float *)args->h_scale;
         } else {
-            quantize->scale = (float *)take(base, &used, sizeof(float) * n_tokens * ((hidden + 127) / 128));
-            experts->h_scale =
-                (float *)take(base, &used, sizeof(float) * n_rows * ((intermediate + 127) / 128));
+            quantize->scale = (float *)take(
+                base, &used, sizeof(float) * n_tokens * ((hidden + MB_F8_BLOCK - 1) / MB_F8_BLOCK));
+            experts->h_scale = (float *)take(
+                base, &used, sizeof(float) * n_rows * ((intermediate + MB_F8_BLOCK - 1) / MB_F8_BLOCK));
         }
         experts->x = quantize->out;
         experts->x_scale = quantize->scale;

@@ -76,7 +76,8 @@ static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int ga
     if (!encode)
         return mb_fail(MB_ERR_DEVICE,
                        "moe_experts: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
-    const cuuint64_t bytes = mb_dtype_bytes(weight->dtype), row_bytes = (cuuint64_t)weight->cols * bytes;
+    const cuuint64_t bytes = mb_dtype_bytes(weight->dtype);
+    const cuuint64_t row_bytes = mb_dtype_row_bytes(weight->dtype, weight->cols);
     const cuuint64_t rows = (cuuint64_t)weight->rows, halves = gated ? 2 : 1;
     const cuuint64_t sizes[5] = {(cuuint64_t)weight->cols, 8, halves, rows / 8 / halves,
                                  (cuuint64_t)weight->count};
@@ -116,9 +117,9 @@ static mb_status describe(gemm_params *g, const mb_weight *weight, mb_activation
     g->gated = mb_activation_is_gated(activation);
     g->activated = activation != MB_ACT_NONE;
     g->activation = shape_of(activation);
-    g->b_scale = weight->scale;
+    g->b_scale = (const float *)weight->scale;
     g->k_size = (int32_t)weight->cols;
-    g->k_blocks = (int32_t)((weight->cols + 127) / 128);
+    g->k_blocks = (int32_t)((weight->cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);
     g->width = (int32_t)(weight->rows / (g->gated ? 2 : 1));
     while (weight->scale_rows >> (g->scale_shift + 1) > 0) /* a divisor of 128 */
         g->scale_shift++;
@@ -156,7 +157,7 @@ static mb_status launch(const experts_params *params, int kind, int tile, mb_str
 
 /* next_item, ready and block_done, one after another. */
 int64_t mb_experts_n_counters(int64_t max_tiles, int32_t width) {
-    const int64_t n_blocks = (width + 127) / 128, most_ctas = 2;
+    const int64_t n_blocks = (width + MB_F8_BLOCK - 1) / MB_F8_BLOCK, most_ctas = 2;
     return 1 + max_tiles * (1 + n_blocks * most_ctas);
 }
 
@@ -207,7 +208,7 @@ extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_str
     const int64_t n_rows = f->n_tokens * f->top_k;
     const int64_t n_hit = n_rows < f->n_local_experts ? n_rows : f->n_local_experts;
     params.read_once =
-        n_hit * (f->w13.rows + f->intermediate) * f->hidden * (int64_t)mb_dtype_bytes(f->w13.dtype) <=
+        n_hit * (f->w13.rows + f->intermediate) * (int64_t)mb_dtype_row_bytes(f->w13.dtype, f->hidden) <=
         READ_ONCE_BYTES;
     return launch(&params, kind, args->tile, stream);
 }

@@ -18,12 +18,12 @@ enum {
     GATHER_ROWS = GATHER_THREADS / 8, /* rows that one pass of the gather warps covers, 8 lanes a row */
     STORE_WARPS = 4,
     STORE_THREADS = 32 * STORE_WARPS,
-    STORE_BARRIER = 1,      /* named barrier of the storing warps */
-    CONSUMER_BARRIER = 2,   /* of the consumers */
-    RING = 6,               /* items handed out ahead */
-    TOKEN_STEP_OF_PAIR = 8, /* a pair of CTAs cuts a tile's tokens at multiples of it */
-    SCALE_BLOCK = 128,      /* columns of one fp8 scale */
-    FEW_TOKENS = 32,        /* up to so many of a CTA's are wgmma's N in any tile */
+    STORE_BARRIER = 1,         /* named barrier of the storing warps */
+    CONSUMER_BARRIER = 2,      /* of the consumers */
+    RING = 6,                  /* items handed out ahead */
+    TOKEN_STEP_OF_PAIR = 8,    /* a pair of CTAs cuts a tile's tokens at multiples of it */
+    SCALE_BLOCK = MB_F8_BLOCK, /* columns of one fp8 scale */
+    FEW_TOKENS = 32,           /* up to so many of a CTA's are wgmma's N in any tile */
 };
 
 enum { GEMM_FIRST, GEMM_SECOND, NO_MORE };

@@ -18,7 +18,7 @@
  * cut into tiles; an item is a tile by 128 columns of out, which is what one scale of an fp8 out covers. A
  * gated item multiplies the same columns of gate and up. Scales of b are applied as its rows are widened.
  */
-enum { COLUMNS = 128, TILE_STEP = 4 };
+enum { COLUMNS = MB_F8_BLOCK, TILE_STEP = 4 };
 
 static const float F8_MAX = 448;
 

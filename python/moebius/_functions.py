@@ -1,13 +1,15 @@
 """The public functions: they choose the array library by their first argument."""
 
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import numpy
 
 from . import _operators
-from ._arrays import NUMPY
+from ._arrays import NumpyArrays
 from ._operators import Plan
+from ._signatures import PARAMETERS, with_article
 
 _torch: ModuleType | None
 try:
@@ -23,22 +25,27 @@ Order = Literal["softmax_topk", "topk_softmax"]
 F32Math = Literal["tf32", "exact"]
 
 
-def _bound(name: str) -> Any:
-    operator = getattr(_operators, name)
-    return lambda *arguments: operator(NUMPY, *arguments)
+def _on_numpy(op: str) -> Callable[..., Any]:
+    operator, arrays = getattr(_operators, op), NumpyArrays(op)
+
+    def call(*arguments: Any) -> Any:
+        arrays.signature.check(arguments)
+        return operator(arrays, *arguments)
+
+    return call
 
 
-_NAMES = ("route", "router_gemm", "plan", "grouped_gemm", "reduce", "moe", "moe_from_logits")
-_numpy = SimpleNamespace(**{name: _bound(name) for name in _NAMES})
+_numpy = SimpleNamespace(**{op: _on_numpy(op) for op in PARAMETERS})
 
 
-def _of(name: str, array: Any) -> Any:
+def _of(op: str, name: str, array: Any) -> Any:
     """The operators of the array's library."""
     if _torch is not None and isinstance(array, _torch.torch.Tensor):
         return _torch
     if isinstance(array, numpy.ndarray):
         return _numpy
-    raise TypeError(f"{name} is a {type(array).__name__}; it must be a numpy.ndarray or a torch.Tensor")
+    found = "None" if array is None else with_article(type(array).__name__)
+    raise TypeError(f"{op}: {name} is {found}; it must be a numpy.ndarray or a torch.Tensor")
 
 
 def router_gemm(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -47,7 +54,7 @@ def router_gemm(x: Array, weight: Array, bias: Array | None = None) -> Array:
     x: [T, H], weight: [E, H] with E <= 1024, each float32, bfloat16 or float16. bias: float32 [E].
     A float32 weight takes part with at least 22 bits of mantissa.
     """
-    return _of("x", x).router_gemm(x, weight, bias)
+    return _of("router_gemm", "x", x).router_gemm(x, weight, bias)
 
 
 def route(
@@ -64,7 +71,7 @@ def route(
     order: "softmax_topk", as Qwen3 (renormalize divides the K weights by their sum), or "topk_softmax".
     nan_flag: int32 [1], set to 1 when a logit is NaN, else left alone. Ids are in range even then.
     """
-    return _of("logits", logits).route(logits, top_k, renormalize, order, nan_flag)
+    return _of("route", "logits", logits).route(logits, top_k, renormalize, order, nan_flag)
 
 
 def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: int | None = None) -> Plan:
@@ -74,7 +81,7 @@ def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: 
     Gives a Plan of int32 offsets [n_local_experts + 1], row_token [T*K] and token_row [T, K]: what grouped_gemm takes
     as offsets and row_index, and reduce as token_row.
     """
-    return _of("ids", ids).plan(ids, n_experts, first_expert, n_local_experts)
+    return _of("plan", "ids", ids).plan(ids, n_experts, first_expert, n_local_experts)
 
 
 def grouped_gemm(
@@ -108,7 +115,7 @@ def grouped_gemm(
     Gives out [R, N], gated [R, N/2]; of dtype float8_e4m3fn the pair (out, out_scale), out_scale being float32
     [R, ceil(columns/128)].
     """
-    out, out_scale = _of("a", a).grouped_gemm(
+    out, out_scale = _of("grouped_gemm", "a", a).grouped_gemm(
         a, b, offsets, row_index, bias, row_weight, activation, a_scale, b_scale, out_dtype, f32
     )
     return out if out_scale is None else (out, out_scale)
@@ -130,9 +137,7 @@ def reduce(
     residual, shared: [T, H] of out's dtype. out_dtype: y's by default, or float32.
     out: where to write; may be residual. Summed in float32 in the order of k, rounded once.
     """
-    if out_dtype is None:
-        out_dtype = getattr(out, "dtype", None)
-    return _of("y", y).reduce(y, weights, token_row, residual, shared, out_dtype, out)
+    return _of("reduce", "y", y).reduce(y, weights, token_row, residual, shared, out_dtype, out)
 
 
 def moe(
@@ -175,7 +180,7 @@ def moe(
 
     Raises TypeError or ValueError for an argument that is wrong, moebius.Error for what the library refuses.
     """
-    return _of("x", x).moe(
+    return _of("moe", "x", x).moe(
         x,
         w13,
         w2,
@@ -223,7 +228,7 @@ def moe_from_logits(
 
     top_k, renormalize and order are route's, all others moe's.
     """
-    return _of("x", x).moe_from_logits(
+    return _of("moe_from_logits", "x", x).moe_from_logits(
         x,
         router_logits,
         w13,

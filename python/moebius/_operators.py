@@ -1,15 +1,15 @@
 """
 The operators, once for every array library: check the arguments, allocate the outputs, fill the struct of ops.h, call.
 
-`arrays` is one of NUMPY, TORCH, FAKE_TORCH. With the last, shapes and dtypes are checked and outputs made, no more:
-this is what torch.compile traces. Positional parameters stand in the order of the torch schemas in _torch.py.
+`arrays` is a NumpyArrays, a TorchTensors or a FakeTorchTensors. With the last, shapes and dtypes are checked and
+outputs made, no more: torch.compile traces this. The parameters, whose types were checked, stand in _signatures.py.
 """
 
 import ctypes
 from ctypes import byref, c_size_t
 from typing import Any, NamedTuple
 
-from ._arrays import ACTIVATION_DTYPES, DTYPE_NAMES, INT32, shape_error
+from ._arrays import ACTIVATION_DTYPES, DTYPE_BYTES, DTYPE_NAMES, INT32
 from ._library import (
     ACTIVATIONS,
     BFLOAT16,
@@ -43,31 +43,6 @@ class Plan(NamedTuple):
     token_row: Any  # [T, K]: row of each choice, -1 when another rank holds its expert
 
 
-def _choice(name: str, value: Any, choices: dict[str, int]) -> int:
-    try:
-        return choices[value]
-    except (KeyError, TypeError):
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}") from None
-
-
-def _integer(name: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is a {type(value).__name__}; it must be an int")
-    if value < low or value > high:
-        raise ValueError(f"{name} is {value}; it must be in [{low}, {high}]")
-    return value
-
-
-def _shape(name: str, array: Any, n_dimensions: int, wanted: str) -> tuple[int, ...]:
-    try:
-        shape = array.shape
-    except AttributeError:
-        raise TypeError(f"{name} is a {type(array).__name__}; it must be an array {wanted}") from None
-    if len(shape) != n_dimensions:
-        raise shape_error(name, shape, wanted)
-    return shape
-
-
 def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
     """Runs a function that takes a workspace."""
     bytes_needed = c_size_t()
@@ -84,14 +59,14 @@ def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
 
 def _weight(arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tuple[int, ...], like: Any) -> Weight:
     """An mb_weight [count, rows, cols]: float8 with scales [count] or [count, rows / n, cols / 128]."""
-    pointer = arrays.pointer(name, array, code, shape, like)
+    pointer = arrays.matrix(name, array, code, shape, like)
     count, rows, cols = shape
     if code != FLOAT8:
         if scale is not None:
-            raise ValueError(f"{name}_scale is given; it must be None, because {name} is not float8_e4m3fn")
+            raise arrays.value_error(f"{name}_scale is given; it must be None, because {name} is not float8_e4m3fn")
         return Weight(data=pointer, count=count, rows=rows, cols=cols, dtype=code)
     if scale is None:
-        raise ValueError(f"{name}_scale is None; it must be given, because {name} is float8_e4m3fn")
+        raise arrays.value_error(f"{name}_scale is None; it must be given, because {name} is float8_e4m3fn")
     arrays.code(name + "_scale", scale, (FLOAT32,))
     scale_rows = 0
     scale_shape: tuple[int, ...] = (count,)
@@ -109,13 +84,17 @@ def _optional(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, .
     return None if array is None else arrays.pointer(name, array, code, shape, like)
 
 
+def _optional_matrix(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, ...], like: Any) -> int | None:
+    return None if array is None else arrays.matrix(name, array, code, shape, like)
+
+
 def router_gemm(arrays: Any, x: Any, weight: Any, bias: Any) -> Any:
-    n_tokens, hidden = _shape("x", x, 2, "[T, H]")
-    n_experts = _shape("weight", weight, 2, "[E, H]")[0]
+    n_tokens, hidden = arrays.shape("x", x, 2, "[T, H]")
+    n_experts = arrays.shape("weight", weight, 2, "[E, H]")[0]
     code = arrays.code("x", x, ACTIVATION_DTYPES)
     weight_code = arrays.code("weight", weight, ACTIVATION_DTYPES)
-    x_pointer = arrays.pointer("x", x, code, (n_tokens, hidden), x)
-    weight_pointer = arrays.pointer("weight", weight, weight_code, (n_experts, hidden), x)
+    x_pointer = arrays.matrix("x", x, code, (n_tokens, hidden), x)
+    weight_pointer = arrays.matrix("weight", weight, weight_code, (n_experts, hidden), x)
     bias_pointer = _optional(arrays, "bias", bias, FLOAT32, (n_experts,), x)
     shape = (n_tokens, n_experts)
     logits = arrays.empty(shape, FLOAT32, x)
@@ -140,10 +119,10 @@ def _routing(
     arrays: Any, name: str, logits: Any, top_k: int, renormalize: bool, order: str, nan_flag: Any
 ) -> tuple[Any, Any, RouteArgs | None]:
     """The outputs weights and ids, and the struct, None when fake."""
-    n_tokens, n_experts = _shape(name, logits, 2, "[T, E]")
+    n_tokens, n_experts = arrays.shape(name, logits, 2, "[T, E]")
     code = arrays.code(name, logits, (FLOAT32, BFLOAT16))
-    order_code = _choice("order", order, ORDERS)
-    _integer("top_k", top_k, 1, min(32, n_experts))
+    order_code = arrays.choice("order", order, ORDERS)
+    top_k = arrays.integer("top_k", top_k, 1, min(32, n_experts))
     pointer = arrays.pointer(name, logits, code, (n_tokens, n_experts), logits)
     flag = None if nan_flag is None else arrays.output_pointer("nan_flag", nan_flag, INT32, (1,), logits)
     shape = (n_tokens, top_k)
@@ -175,12 +154,12 @@ def route(arrays: Any, logits: Any, top_k: int, renormalize: bool, order: str, n
 
 
 def plan(arrays: Any, ids: Any, n_experts: int, first_expert: int, n_local_experts: int | None) -> Plan:
-    n_tokens, top_k = _shape("ids", ids, 2, "[T, K]")
-    _integer("n_experts", n_experts, 1, INT32_MAX)
-    _integer("first_expert", first_expert, 0, n_experts - 1)
+    n_tokens, top_k = arrays.shape("ids", ids, 2, "[T, K]")
+    n_experts = arrays.integer("n_experts", n_experts, 1, INT32_MAX)
+    first_expert = arrays.integer("first_expert", first_expert, 0, n_experts - 1)
     if n_local_experts is None:
         n_local_experts = n_experts - first_expert
-    _integer("n_local_experts", n_local_experts, 1, n_experts - first_expert)
+    n_local_experts = arrays.integer("n_local_experts", n_local_experts, 1, n_experts - first_expert)
     pointer = arrays.pointer("ids", ids, INT32, (n_tokens, top_k), ids)
     n_offsets, n_rows = n_local_experts + 1, n_tokens * top_k
     offsets = arrays.empty((n_offsets,), INT32, ids)
@@ -217,21 +196,24 @@ def grouped_gemm(
     f32: str,
 ) -> tuple[Any, Any]:
     """out [R, N or N / 2] and, when it is float8, its scales, else None."""
-    a_rows, depth = _shape("a", a, 2, "[rows, K]")
-    n_groups, n_columns = _shape("b", b, 3, "[E, N, K]")[:2]
-    n_rows = a_rows if row_index is None else _shape("row_index", row_index, 1, "[R]")[0]
+    a_rows, depth = arrays.shape("a", a, 2, "[rows, K]")
+    n_groups, n_columns = arrays.shape("b", b, 3, "[E, N, K]")[:2]
+    n_rows = a_rows if row_index is None else arrays.shape("row_index", row_index, 1, "[R]")[0]
     code = arrays.code("a", a, (*ACTIVATION_DTYPES, FLOAT8))
     out_code = _gemm_out_code(arrays, code, out_dtype)
-    activation_code, f32_code = _choice("activation", activation, ACTIVATIONS), _choice("f32", f32, F32_MATH)
+    activation_code, f32_code = (
+        arrays.choice("activation", activation, ACTIVATIONS),
+        arrays.choice("f32", f32, F32_MATH),
+    )
     if activation in GATED and n_columns % 2:
-        raise ValueError(f"b has {n_columns} columns N; {activation} needs an even number, gate and up")
+        raise arrays.value_error(f"b has {n_columns} columns N; {activation} needs an even number, gate and up")
     if offsets is None and n_groups != 1:
-        raise ValueError(f"offsets is None; it must be given, because b has {n_groups} groups")
-    a_pointer = arrays.pointer("a", a, code, (a_rows, depth), a)
+        raise arrays.value_error(f"offsets is None; it must be given, because b has {n_groups} groups")
+    a_pointer = arrays.matrix("a", a, code, (a_rows, depth), a)
     weight = _weight(arrays, "b", b, b_scale, code, (n_groups, n_columns, depth), a)
     if (a_scale is None) != (code != FLOAT8):
         state, wanted = ("None", "given") if a_scale is None else ("given", "None")
-        raise ValueError(f"a_scale is {state}; it must be {wanted}, because a is {DTYPE_NAMES[code]}")
+        raise arrays.value_error(f"a_scale is {state}; it must be {wanted}, because a is {DTYPE_NAMES[code]}")
     a_scale_shape = (1,) if weight.scale_rows == 0 else (a_rows, -(-depth // BLOCK))
     a_scale_pointer = _optional(arrays, "a_scale", a_scale, FLOAT32, a_scale_shape, a)
     row_index_pointer = _optional(arrays, "row_index", row_index, INT32, (n_rows,), a)
@@ -268,7 +250,7 @@ def grouped_gemm(
 def _gemm_out_code(arrays: Any, code: int, out_dtype: Any) -> int:
     if code == FLOAT8:
         if out_dtype is None:
-            raise ValueError("out_dtype is None; it must be given, because a is float8_e4m3fn")
+            raise arrays.value_error("out_dtype is None; it must be given, because a is float8_e4m3fn")
         return arrays.dtype_code("out_dtype", out_dtype, (*ACTIVATION_DTYPES, FLOAT8))
     if out_dtype is None:
         return code
@@ -278,23 +260,31 @@ def _gemm_out_code(arrays: Any, code: int, out_dtype: Any) -> int:
 def reduce(
     arrays: Any, y: Any, weights: Any, token_row: Any, residual: Any, shared: Any, out_dtype: Any, out: Any
 ) -> Any:
-    n_rows, hidden = _shape("y", y, 2, "[R, H]")
-    n_tokens, top_k = _shape("weights", weights, 2, "[T, K]")
+    n_rows, hidden = arrays.shape("y", y, 2, "[R, H]")
+    n_tokens, top_k = arrays.shape("weights", weights, 2, "[T, K]")
     code = arrays.code("y", y, ACTIVATION_DTYPES)
-    out_code = code if out_dtype is None else arrays.dtype_code("out_dtype", out_dtype, (code, FLOAT32))
+    if out_dtype is not None:
+        out_code = arrays.dtype_code("out_dtype", out_dtype, (code, FLOAT32))
+    else:
+        out_code = code if out is None else arrays.code("out", out, (code, FLOAT32))
     shape = (n_tokens, hidden)
     if out is None:
         out = arrays.empty(shape, out_code, y)
+    y_pointer = arrays.matrix("y", y, code, (n_rows, hidden), y)
+    out_pointer = arrays.output_matrix("out", out, out_code, shape, y)
     pointers = (
-        arrays.pointer("y", y, code, (n_rows, hidden), y),
+        y_pointer,
         arrays.pointer("weights", weights, FLOAT32, (n_tokens, top_k), y),
         arrays.pointer("token_row", token_row, INT32, (n_tokens, top_k), y),
-        _optional(arrays, "residual", residual, out_code, shape, y),
-        _optional(arrays, "shared", shared, out_code, shape, y),
-        arrays.output_pointer("out", out, out_code, shape, y),
+        _optional_matrix(arrays, "residual", residual, out_code, shape, y),
+        _optional_matrix(arrays, "shared", shared, out_code, shape, y),
+        out_pointer,
     )
     if arrays.fake or n_tokens == 0:
         return out
+    starts_below = out_pointer < y_pointer + n_rows * hidden * DTYPE_BYTES[code]
+    if starts_below and y_pointer < out_pointer + n_tokens * hidden * DTYPE_BYTES[out_code]:
+        raise arrays.value_error("out overlaps y; it must be other memory")
     args = ReduceArgs(*pointers, n_tokens, hidden, top_k, code, out_code)
     status = arrays.run(LIBRARY.mb_moe_reduce, y, byref(args))
     if status:
@@ -313,12 +303,12 @@ def moe(
     n_experts: int | None,
     *rest: Any,
 ) -> Any:
-    n_local = _shape("w13", w13, 3, "[E, 2I or I, H]")[0]
+    n_local = arrays.shape("w13", w13, 3, "[E, 2I or I, H]")[0]
     if n_experts is None and first_expert == 0:
         n_experts = n_local
     elif n_experts is None:
-        raise ValueError(f"n_experts is None; it must be given, because first_expert is {first_expert}")
-    shape = (_shape("x", x, 2, "[T, H]")[0], _shape("topk_ids", topk_ids, 2, "[T, K]")[1])
+        raise arrays.value_error(f"n_experts is None; it must be given, because first_expert is {first_expert}")
+    shape = (arrays.shape("x", x, 2, "[T, H]")[0], arrays.shape("topk_ids", topk_ids, 2, "[T, K]")[1])
     weights = arrays.pointer("topk_weights", topk_weights, FLOAT32, shape, x)
     ids = arrays.pointer("topk_ids", topk_ids, INT32, shape, x)
     return _forward(arrays, x, w13, w2, (weights, ids, None), shape[1], first_expert, n_experts, *rest)
@@ -336,25 +326,31 @@ def moe_from_logits(
     first_expert: int,
     *rest: Any,
 ) -> Any:
-    n_experts = _shape("router_logits", router_logits, 2, "[T, E]")[1]
+    n_experts = arrays.shape("router_logits", router_logits, 2, "[T, E]")[1]
     code = arrays.code("router_logits", router_logits, (FLOAT32, BFLOAT16))
-    arrays.pointer("router_logits", router_logits, code, (_shape("x", x, 2, "[T, H]")[0], n_experts), x)
+    arrays.pointer("router_logits", router_logits, code, (arrays.shape("x", x, 2, "[T, H]")[0], n_experts), x)
     weights, ids, args = _routing(arrays, "router_logits", router_logits, top_k, renormalize, order, None)
     routing = (None, None, None) if args is None else (args.weights, args.ids, ctypes.pointer(args))
     return _forward(arrays, x, w13, w2, routing, top_k, first_expert, n_experts, *rest)
 
 
-def _check_activation_scales(weight_code: int, up: Weight, down: Weight, x_scale: Any, h_scale: Any) -> None:
+def _check_activation_scales(
+    arrays: Any, weight_code: int, up: Weight, down: Weight, x_scale: Any, h_scale: Any
+) -> None:
     """Both weights scaled alike; x_scale and h_scale exactly when that is per tensor (scale_rows is 0)."""
     per_tensor = weight_code == FLOAT8 and up.scale_rows == 0
     if weight_code == FLOAT8 and (down.scale_rows == 0) != per_tensor:
         kinds = ("one scale per expert", "block scales")
-        raise ValueError(f"w2_scale has {kinds[per_tensor]}; it must have {kinds[not per_tensor]}, as w13_scale has")
+        raise arrays.value_error(
+            f"w2_scale has {kinds[per_tensor]}; it must have {kinds[not per_tensor]}, as w13_scale has"
+        )
     for name, scale in (("x_scale", x_scale), ("h_scale", h_scale)):
         if per_tensor and scale is None:
-            raise ValueError(f"{name} is None; it must be given, because w13_scale and w2_scale are per tensor")
+            raise arrays.value_error(f"{name} is None; it must be given, because w13_scale and w2_scale are per tensor")
         if scale is not None and not per_tensor:
-            raise ValueError(f"{name} is given; it must be None without float8_e4m3fn weights scaled per tensor")
+            raise arrays.value_error(
+                f"{name} is given; it must be None without float8_e4m3fn weights scaled per tensor"
+            )
 
 
 def _forward(
@@ -362,7 +358,7 @@ def _forward(
     x: Any,
     w13: Any,
     w2: Any,
-    routing: tuple,
+    routing: tuple[Any, Any, Any],
     top_k: int,
     first_expert: int,
     n_experts: int,
@@ -380,30 +376,34 @@ def _forward(
 ) -> Any:
     """routing: the addresses of weights and ids, and RouteArgs when the router runs first."""
     shape = n_tokens, hidden = x.shape
-    n_local, _, intermediate = _shape("w2", w2, 3, "[E, H, I]")
-    activation_code, f32_code = _choice("activation", activation, MOE_ACTIVATIONS), _choice("f32", f32, F32_MATH)
-    _integer("first_expert", first_expert, 0, INT32_MAX)
-    _integer("n_experts", n_experts, first_expert + n_local, INT32_MAX)
+    n_local, _, intermediate = arrays.shape("w2", w2, 3, "[E, H, I]")
+    activation_code, f32_code = (
+        arrays.choice("activation", activation, MOE_ACTIVATIONS),
+        arrays.choice("f32", f32, F32_MATH),
+    )
+    first_expert = arrays.integer("first_expert", first_expert, 0, INT32_MAX)
+    n_experts = arrays.integer("n_experts", n_experts, first_expert + n_local, INT32_MAX)
     code = arrays.code("x", x, ACTIVATION_DTYPES)
     weight_code = arrays.code("w13", w13, WEIGHT_DTYPES[code])
     n_rows13 = 2 * intermediate if activation in GATED else intermediate
-    x_pointer = arrays.pointer("x", x, code, shape, x)
+    x_pointer = arrays.matrix("x", x, code, shape, x)
     up = _weight(arrays, "w13", w13, w13_scale, weight_code, (n_local, n_rows13, hidden), x)
     down = _weight(arrays, "w2", w2, w2_scale, weight_code, (n_local, hidden, intermediate), x)
-    _check_activation_scales(weight_code, up, down, x_scale, h_scale)
+    _check_activation_scales(arrays, weight_code, up, down, x_scale, h_scale)
     bias13_pointer = None if bias13 is None else arrays.pointer("bias13", bias13, code, (n_local, n_rows13), x)
     bias2_pointer = None if bias2 is None else arrays.pointer("bias2", bias2, code, (n_local, hidden), x)
-    residual_pointer = None if residual is None else arrays.pointer("residual", residual, code, shape, x)
-    shared_pointer = None if shared is None else arrays.pointer("shared", shared, code, shape, x)
+    residual_pointer = None if residual is None else arrays.matrix("residual", residual, code, shape, x)
+    shared_pointer = None if shared is None else arrays.matrix("shared", shared, code, shape, x)
     x_scale_pointer = None if x_scale is None else arrays.pointer("x_scale", x_scale, FLOAT32, (1,), x)
     h_scale_pointer = None if h_scale is None else arrays.pointer("h_scale", h_scale, FLOAT32, (1,), x)
     if out is None:
         out = arrays.empty_like(x)
-    out_pointer = arrays.output_pointer("out", out, code, shape, x)
+    out_pointer = arrays.output_matrix("out", out, code, shape, x)
     if arrays.fake or n_tokens == 0:
         return out
-    if out_pointer == x_pointer:
-        raise ValueError("out is x; it must be other memory")
+    if abs(out_pointer - x_pointer) < n_tokens * hidden * DTYPE_BYTES[code]:
+        verb = "is" if out_pointer == x_pointer else "overlaps"
+        raise arrays.value_error(f"out {verb} x; it must be other memory")
     args = ForwardArgs(
         x_pointer,
         routing[0],

@@ -5,55 +5,71 @@ The operators are defined with torch.library's Library and not with its custom_o
 more Python: 7 us a call, as much as all of ours.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from . import _operators
-from ._arrays import DTYPE_NAMES, POINTER_ALIGNMENT, WORKSPACE_ALIGNMENT, dtype_error, shape_error
+from ._arrays import DTYPE_BYTES, DTYPE_NAMES, MATRIX_ALIGNMENT, WORKSPACE_ALIGNMENT, Arrays
+from ._signatures import PARAMETERS, Signature
 
 _DTYPES = tuple(getattr(torch, name) for name in DTYPE_NAMES)
 _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
-class TorchTensors:
+class TorchTensors(Arrays):
     """Tensors on the CPU or a GPU. Work runs on the current stream; memory is the caching allocator's."""
-
-    fake = False
 
     def code(self, name: str, tensor: torch.Tensor, allowed: tuple[int, ...]) -> int:
         """The tensor's dtype as a code; TypeError unless it is one of `allowed`."""
         code = _CODES.get(tensor.dtype, -1)
         if code not in allowed:
-            raise dtype_error(name, tensor.dtype, allowed)
+            raise self.dtype_error(name, tensor.dtype, allowed)
         return code
 
     def pointer(self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor) -> int:
         """The tensor's address; an exception unless it is contiguous, of dtype `code`, of `shape`, on like's device."""
-        if tensor.dtype is not _DTYPES[code]:
-            raise dtype_error(name, tensor.dtype, (code,))
-        if tensor.shape != shape:
-            raise shape_error(name, tensor.shape, tuple(shape))
-        if tensor.device != like.device:
-            raise ValueError(f"{name} is on {tensor.device}; it must be on {like.device}, as the first argument is")
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous (.contiguous())")
-        return self._address(name, tensor)
+        if (
+            tensor.dtype is not _DTYPES[code]
+            or tensor.shape != shape
+            or tensor.device != like.device
+            or not tensor.is_contiguous()
+        ):
+            raise self._error(name, tensor, code, shape, like)
+        if self.fake:
+            return 0
+        address = tensor.data_ptr()
+        if address % DTYPE_BYTES[code]:
+            raise self.alignment_error(name, address, DTYPE_BYTES[code])
+        return address
+
+    def matrix(self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor) -> int:
+        """As pointer, of what a GPU reads in pieces of 16 bytes."""
+        address = self.pointer(name, tensor, code, shape, like)
+        if address % MATRIX_ALIGNMENT and tensor.is_cuda:
+            raise self.alignment_error(name, address, MATRIX_ALIGNMENT)
+        return address
 
     output_pointer = pointer
+    output_matrix = matrix
 
-    def _address(self, name: str, tensor: torch.Tensor) -> int:
-        address = tensor.data_ptr()
-        if address % POINTER_ALIGNMENT and tensor.is_cuda:
-            raise ValueError(f"{name} is at {address:#x}; it must be aligned to {POINTER_ALIGNMENT} bytes (.clone())")
-        return address
+    def _error(
+        self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor
+    ) -> Exception:
+        if tensor.dtype is not _DTYPES[code]:
+            return self.dtype_error(name, tensor.dtype, (code,))
+        if tensor.shape != shape:
+            return self.shape_error(name, tensor.shape, tuple(shape))
+        if tensor.device != like.device:
+            wanted = f"it must be on {like.device}, as the first argument is"
+            return self.value_error(f"{name} is on {tensor.device}; {wanted}")
+        return self.value_error(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous (.contiguous())")
 
     def dtype_code(self, name: str, dtype: torch.dtype, allowed: tuple[int, ...]) -> int:
         code = _CODES.get(dtype, -1)
         if code not in allowed:
-            raise dtype_error(name, dtype, allowed)
+            raise self.dtype_error(name, dtype, allowed)
         return code
 
     def empty(self, shape: tuple[int, ...], code: int, like: torch.Tensor) -> torch.Tensor:
@@ -83,146 +99,195 @@ class FakeTorchTensors(TorchTensors):
 
     fake = True
 
-    def _address(self, name: str, tensor: torch.Tensor) -> int:
-        return 0
-
-
-TORCH, FAKE_TORCH = TorchTensors(), FakeTorchTensors()
 
 _LIBRARY = torch.library.Library("moebius", "DEF")
+_NO_BACKWARD = "there is no backward pass yet; call it under torch.no_grad()"
+
+
+def _needs_gradient(arguments: Iterable[Any]) -> bool:
+    """Whether PyTorch would expect a backward pass of a call with these arguments."""
+    if torch.is_grad_enabled():
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor) and argument.requires_grad:
+                return True
+    return False
 
 
 def _define(
-    name: str, schema: str, operator: Callable[..., Any], result: Callable[[Any], Any], mutated: int | None = None
+    op: str,
+    schema: str,
+    operator: Callable[..., Any],
+    name: str | None = None,
+    result: Callable[[Any], Any] = lambda outputs: outputs,
+    mutated: int | None = None,
 ) -> Callable[..., Any]:
-    """Defines torch.ops.moebius.`name`. `result` picks the outputs; `mutated` is the place of a tensor it writes to."""
+    """Defines torch.ops.moebius.`name`, or `op`: `operator` on tensors.
+
+    `result` picks its outputs; `mutated` is the place of a tensor that it writes to.
+    """
+    name = name or op
+    tensors, fake_tensors = TorchTensors(op), FakeTorchTensors(op)
+
+    def refuse_gradient(arguments: tuple[Any, ...]) -> None:
+        if _needs_gradient(arguments):
+            raise NotImplementedError(f"torch.ops.moebius.{name}: {_NO_BACKWARD}")
 
     def call(*arguments: Any) -> Any:
-        outputs = result(operator(TORCH, *arguments))
+        refuse_gradient(arguments)
+        outputs = result(operator(tensors, *arguments))
         if mutated is not None and arguments[mutated] is not None:
             torch.autograd.graph.increment_version(arguments[mutated])
         return outputs
 
     def fake(*arguments: Any) -> Any:
-        return result(operator(FAKE_TORCH, *arguments))
+        refuse_gradient(arguments)
+        return result(operator(fake_tensors, *arguments))
 
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, call, key)
     torch.library.register_fake(f"moebius::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.moebius, name).default
+    defined: Callable[..., Any] = getattr(torch.ops.moebius, name).default
+    return defined
 
 
-def _same(outputs: Any) -> Any:
-    return outputs
+def _define_with_out(op: str, operator: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Defines torch.ops.moebius.`op`, which allocates its output, and `op`_out, which writes to its last parameter."""
+    parameters = PARAMETERS[op]
+    allocating = _define(
+        op,
+        f"({parameters.removesuffix(', Tensor? out')}) -> Tensor",
+        lambda arrays, *arguments: operator(arrays, *arguments, None),
+    )
+    writing = _define(
+        op,
+        f"({parameters.removesuffix('Tensor? out')}Tensor(a!) out) -> ()",
+        operator,
+        name=op + "_out",
+        result=lambda outputs: None,
+        mutated=-1,
+    )
+    return allocating, writing
 
-
-def _nothing(outputs: Any) -> None:
-    return None
-
-
-def _without_out(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """operator(..., out=None): the variant that allocates its output."""
-
-    def call(*arguments: Any) -> Any:
-        return operator(*arguments, None)
-
-    return call
-
-
-_TERMS = (
-    "str activation, Tensor? bias13, Tensor? bias2, Tensor? residual, Tensor? shared, Tensor? w13_scale, "
-    "Tensor? w2_scale, Tensor? x_scale, Tensor? h_scale, str f32"
-)
-_MOE = (
-    "(Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
-    + _TERMS
-)
-_FROM_LOGITS = (
-    "(Tensor x, Tensor router_logits, Tensor w13, Tensor w2, int top_k, bool renormalize, str order, "
-    "int first_expert, " + _TERMS
-)
-_REDUCE = "(Tensor y, Tensor weights, Tensor token_row, Tensor? residual, Tensor? shared, "
-_GROUPED_GEMM = (
-    "(Tensor a, Tensor b, Tensor? offsets, Tensor? row_index, Tensor? bias, Tensor? row_weight, str activation, "
-    "Tensor? a_scale, Tensor? b_scale, ScalarType? out_dtype, str f32)"
-)
-_OUT = ", Tensor(a!) out) -> ()"
 
 _route = _define(
     "route",
-    "(Tensor logits, int top_k, bool renormalize, str order, Tensor(a!)? nan_flag) -> (Tensor, Tensor)",
+    "(" + PARAMETERS["route"].replace("Tensor? nan_flag", "Tensor(a!)? nan_flag") + ") -> (Tensor, Tensor)",
     _operators.route,
-    _same,
-    mutated=4,
+    mutated=-1,
 )
-_router_gemm = _define(
-    "router_gemm", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _operators.router_gemm, _same
-)
-_plan = _define(
-    "plan",
-    "(Tensor ids, int n_experts, int first_expert, int? n_local_experts) -> (Tensor, Tensor, Tensor)",
-    _operators.plan,
-    tuple,
-)
+_router_gemm = _define("router_gemm", f"({PARAMETERS['router_gemm']}) -> Tensor", _operators.router_gemm)
+_plan = _define("plan", f"({PARAMETERS['plan']}) -> (Tensor, Tensor, Tensor)", _operators.plan, result=tuple)
 _grouped_gemm = _define(
-    "grouped_gemm", _GROUPED_GEMM + " -> Tensor", _operators.grouped_gemm, lambda outputs: outputs[0]
+    "grouped_gemm",
+    f"({PARAMETERS['grouped_gemm']}) -> Tensor",
+    _operators.grouped_gemm,
+    result=lambda outputs: outputs[0],
 )
-_grouped_gemm_fp8 = _define("grouped_gemm_fp8", _GROUPED_GEMM + " -> (Tensor, Tensor)", _operators.grouped_gemm, _same)
-_reduce = _define("reduce", _REDUCE + "ScalarType? out_dtype) -> Tensor", _without_out(_operators.reduce), _same)
-_reduce_out = _define("reduce_out", _REDUCE + "ScalarType? out_dtype" + _OUT, _operators.reduce, _nothing, mutated=6)
-_moe = _define("moe", _MOE + ") -> Tensor", _without_out(_operators.moe), _same)
-_moe_out = _define("moe_out", _MOE + _OUT, _operators.moe, _nothing, mutated=-1)
-_moe_from_logits = _define(
-    "moe_from_logits", _FROM_LOGITS + ") -> Tensor", _without_out(_operators.moe_from_logits), _same
+_grouped_gemm_fp8 = _define(
+    "grouped_gemm",
+    f"({PARAMETERS['grouped_gemm']}) -> (Tensor, Tensor)",
+    _operators.grouped_gemm,
+    name="grouped_gemm_fp8",
 )
-_moe_from_logits_out = _define(
-    "moe_from_logits_out", _FROM_LOGITS + _OUT, _operators.moe_from_logits, _nothing, mutated=-1
-)
+_reduce, _reduce_out = _define_with_out("reduce", _operators.reduce)
+_moe, _moe_out = _define_with_out("moe", _operators.moe)
+_moe_from_logits, _moe_from_logits_out = _define_with_out("moe_from_logits", _operators.moe_from_logits)
+
+_SIGNATURES = {
+    op: Signature(op, torch.Tensor, (torch.dtype,), "a torch.Tensor, as the first argument is", "a torch.dtype")
+    for op in PARAMETERS
+}
 
 
-class _NoBackward(torch.autograd.Function):
+class _ForwardOnly(torch.autograd.Function):
+    """operator(*arguments), whose backward pass fails instead of giving no gradient."""
+
     @staticmethod
-    def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.view_as(output)
+    def forward(ctx: Any, op: str, operator: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.op = op
+        return operator(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError("moebius has no backward pass yet; call its operators under torch.no_grad()")
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotImplementedError(f"{ctx.op}: {_NO_BACKWARD}")
 
 
-def _forward_only(output: torch.Tensor) -> torch.Tensor:
-    """Lets a backward pass fail instead of passing by: PyTorch would only warn and give no gradient."""
-    return _NoBackward.apply(output) if output.requires_grad else output
+def _check_types(op: str, arguments: tuple[Any, ...]) -> None:
+    if torch.compiler.is_dynamo_compiling():
+        _SIGNATURES[op].check_each(arguments)
+    else:
+        _SIGNATURES[op].check(arguments)
+
+
+def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        if _needs_gradient(arguments):
+            return _ForwardOnly.apply(op, operator, *arguments)
+        return operator(*arguments)
+    except NotImplementedError:  # PyTorch's, for a kind of tensor that the operator is not defined for
+        _refuse_kinds_of_memory(op, arguments)
+        raise
+
+
+def _refuse_kinds_of_memory(op: str, arguments: tuple[Any, ...]) -> None:
+    """ValueError for a tensor that has no dense memory, or whose memory the library cannot reach."""
+    for name, argument in zip(_SIGNATURES[op].names, arguments, strict=False):
+        if not isinstance(argument, torch.Tensor):
+            continue
+        if argument.layout is not torch.strided:
+            raise ValueError(f"{op}: {name} has layout {argument.layout}; it must be torch.strided (.to_dense())")
+        if argument.device.type not in ("cpu", "cuda", "meta"):
+            raise ValueError(f"{op}: {name} is on {argument.device}; it must be on the CPU or a CUDA device")
+
+
+def _call_with_out(
+    op: str, allocating: Callable[..., Any], writing: Callable[..., Any], arguments: tuple[Any, ...]
+) -> torch.Tensor:
+    """The last argument is out, or None. As with PyTorch's own functions, what is written to has no gradient."""
+    _check_types(op, arguments)
+    out: torch.Tensor = arguments[-1]
+    if out is None:
+        allocated: torch.Tensor = _call(op, allocating, arguments[:-1])
+        return allocated
+    if _needs_gradient(arguments):
+        raise NotImplementedError(f"{op}: out is given and an argument requires a gradient; {_NO_BACKWARD}")
+    _call(op, writing, arguments)
+    return out
 
 
 def route(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    weights, ids = _route(*arguments)
-    return _forward_only(weights), ids
+    _check_types("route", arguments)
+    outputs: tuple[torch.Tensor, torch.Tensor] = _call("route", _route, arguments)
+    return outputs
 
 
 def router_gemm(*arguments: Any) -> torch.Tensor:
-    return _forward_only(_router_gemm(*arguments))
+    _check_types("router_gemm", arguments)
+    logits: torch.Tensor = _call("router_gemm", _router_gemm, arguments)
+    return logits
 
 
 def plan(*arguments: Any) -> _operators.Plan:
-    return _operators.Plan(*_plan(*arguments))
+    _check_types("plan", arguments)
+    return _operators.Plan(*_call("plan", _plan, arguments))
 
 
 def grouped_gemm(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    _check_types("grouped_gemm", arguments)
     if arguments[-2] is torch.float8_e4m3fn:
-        return _grouped_gemm_fp8(*arguments)
-    return _forward_only(_grouped_gemm(*arguments)), None
+        outputs: tuple[torch.Tensor, torch.Tensor] = _call("grouped_gemm", _grouped_gemm_fp8, arguments)
+        return outputs
+    return _call("grouped_gemm", _grouped_gemm, arguments), None
 
 
-def _with_out(operator: Callable[..., Any], operator_out: Callable[..., Any], *arguments: Any) -> torch.Tensor:
-    """The last argument is out, or None."""
-    if arguments[-1] is None:
-        return _forward_only(operator(*arguments[:-1]))
-    operator_out(*arguments)
-    return arguments[-1]
+def moe(*arguments: Any) -> torch.Tensor:
+    return _call_with_out("moe", _moe, _moe_out, arguments)
 
 
-moe = partial(_with_out, _moe, _moe_out)
-moe_from_logits = partial(_with_out, _moe_from_logits, _moe_from_logits_out)
-reduce = partial(_with_out, _reduce, _reduce_out)
+def moe_from_logits(*arguments: Any) -> torch.Tensor:
+    return _call_with_out("moe_from_logits", _moe_from_logits, _moe_from_logits_out, arguments)
+
+
+def reduce(*arguments: Any) -> torch.Tensor:
+    return _call_with_out("reduce", _reduce, _reduce_out, arguments)

@@ -99,7 +99,7 @@ def test_moe_names_the_array_of_a_wrong_dtype(arrays, name):
 def test_moe_names_the_array_that_is_not_contiguous(arrays, name):
     shapes = {"w13": (3, 12, 8), "w2": (3, 8, 6), "topk_weights": (4, 2), "bias13": (3, 12), "bias2": (3, 8)}
     arguments = {**arrays.moe(), name: arrays.columns_of_wider(*shapes.get(name, (4, 8)))}
-    with pytest.raises(ValueError, match=rf"^{name} has strides \(.*\); it must be contiguous"):
+    with pytest.raises(ValueError, match=rf"^moe: {name} has strides \(.*\); it must be contiguous"):
         moebius.moe(**arguments)
 
 
@@ -123,7 +123,17 @@ def test_moe_has_no_activation_none(arrays):
 
 def test_out_may_not_be_x(arrays):
     arguments = arrays.moe()
-    fails(ValueError, "out is x; it must be other memory", moebius.moe, **arguments, out=arguments["x"])
+    fails(ValueError, "moe: out is x; it must be other memory", moebius.moe, **arguments, out=arguments["x"])
+
+
+def test_out_may_not_overlap_what_is_read(arrays):
+    memory = arrays.zeros(7, 8)
+    arguments = {**arrays.moe(), "x": memory[:4], "out": memory[3:]}
+    fails(ValueError, "moe: out overlaps x; it must be other memory", moebius.moe, **arguments)
+    weights, token_row = arrays.zeros(3, 2), arrays.zeros(3, 2, dtype="int32")
+    arguments = {"y": memory[:5], "weights": weights, "token_row": token_row, "out": memory[4:]}
+    fails(ValueError, "reduce: out overlaps y; it must be other memory", moebius.reduce, **arguments)
+    moebius.reduce(**{**arguments, "y": memory[:4]})
 
 
 def test_scales_belong_to_float8_only(arrays):
@@ -138,15 +148,25 @@ def test_things_that_are_no_arrays():
     text = "x is a list; it must be a numpy.ndarray or a torch.Tensor"
     fails(TypeError, text, moebius.moe, **{**arguments, "x": [1.0]})
     fails(TypeError, "w13 is a list; it must be", moebius.moe, **{**arguments, "w13": [1.0]})
-    fails(TypeError, "topk_weights is a NoneType; it must be", moebius.moe, **{**arguments, "topk_weights": None})
+    fails(
+        TypeError,
+        "topk_weights is None; it must be a numpy.ndarray",
+        moebius.moe,
+        **{**arguments, "topk_weights": None},
+    )
 
 
 def test_arrays_of_two_libraries():
     pytest.importorskip("torch")
     arguments = {**Arrays("numpy").moe(), "w13": Arrays("torch").zeros(3, 12, 8)}
     fails(TypeError, "w13 is a Tensor; it must be a numpy.ndarray", moebius.moe, **arguments)
-    with pytest.raises(RuntimeError, match="'w13'"):  # PyTorch's own words
-        moebius.moe(**{**Arrays("torch").moe(), "w13": numpy.zeros((3, 12, 8), numpy.float32)})
+    arguments = {**Arrays("torch").moe(), "w13": numpy.zeros((3, 12, 8), numpy.float32)}
+    fails(
+        TypeError,
+        "moe: w13 is an ndarray; it must be a torch.Tensor, as the first argument is",
+        moebius.moe,
+        **arguments,
+    )
 
 
 def test_tensors_on_two_devices():

@@ -162,16 +162,6 @@ def test_numpy_gives_the_same_bits(generator):
     assert (moebius.moe(*(tensor.numpy() for tensor in arguments)) == got.numpy()).all()
 
 
-def test_a_backward_pass_fails(generator):
-    x, w13, w2, weights, ids = layer(generator, torch.float32)
-    out = moebius.moe(x, w13.requires_grad_(), w2, weights, ids)
-    assert out.requires_grad
-    with pytest.raises(NotImplementedError, match="no_grad"):
-        out.sum().backward()
-    with torch.no_grad():
-        assert not moebius.moe(x, w13, w2, weights, ids).requires_grad
-
-
 def op_samples(generator):
     x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
     logits = normal(generator, 9, 6)
@@ -197,6 +187,100 @@ def op_samples(generator):
         "moe_from_logits": from_logits,
         "moe_from_logits_out": (*from_logits, torch.empty_like(x)),
     }
+
+
+def gradient_calls(generator):
+    """{name: (function of a dict of tensors that has a gradient, those tensors)}, for every function and way to call."""
+    x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
+    logits = normal(generator, 9, 6)
+    plan = moebius.plan(ids, 6)
+    y = normal(generator, 27, 48)
+    moe = {"x": x, "w13": w13, "w2": w2, "topk_weights": weights}
+    from_logits = {"x": x, "router_logits": logits, "w13": w13, "w2": w2}
+    terms = {name: torch.ones_like(x) for name in ("residual", "shared")}
+    return {
+        "route": (lambda **t: moebius.route(**t, top_k=3)[0], {"logits": logits}),
+        "router_gemm": (moebius.router_gemm, {"x": x, "weight": w13[0].clone(), "bias": torch.ones(48)}),
+        "grouped_gemm": (
+            lambda **t: moebius.grouped_gemm(**t, offsets=plan.offsets, row_index=plan.row_token),
+            {"a": x, "b": w13, "bias": torch.ones(6, 48), "row_weight": torch.ones(27)},
+        ),
+        "grouped_gemm to float8": (
+            lambda **t: moebius.grouped_gemm(**t, out_dtype=torch.float8_e4m3fn)[0].float(),
+            {"a": x, "b": w13[:1].clone()},
+        ),
+        "grouped_gemm's out_scale": (
+            lambda **t: moebius.grouped_gemm(**t, out_dtype=torch.float8_e4m3fn)[1],
+            {"a": x, "b": w13[:1].clone()},
+        ),
+        "reduce": (lambda **t: moebius.reduce(**t, token_row=plan.token_row), {"y": y, "weights": weights}),
+        "reduce to out": (
+            lambda **t: moebius.reduce(**t, token_row=plan.token_row, out=torch.empty(9, 48)),
+            {"y": y, "weights": weights, "residual": torch.ones(9, 48)},
+        ),
+        "reduce to residual": (
+            lambda residual, **t: moebius.reduce(
+                **t, token_row=plan.token_row, residual=(sum_of := residual * 1), out=sum_of
+            ),
+            {"y": y, "weights": weights, "residual": torch.ones(9, 48)},
+        ),
+        "moe": (lambda **t: moebius.moe(**t, topk_ids=ids), moe | terms),
+        "moe to out": (lambda **t: moebius.moe(**t, topk_ids=ids, out=torch.empty_like(x)), moe | terms),
+        "moe to residual": (
+            lambda residual, **t: moebius.moe(**t, topk_ids=ids, residual=(sum_of := residual * 1), out=sum_of),
+            moe | terms,
+        ),
+        "moe_from_logits": (lambda **t: moebius.moe_from_logits(**t, top_k=3), from_logits),
+        "moe_from_logits to out": (
+            lambda **t: moebius.moe_from_logits(**t, top_k=3, out=torch.empty_like(x)),
+            from_logits,
+        ),
+    }
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled", "compiled as one graph"])
+@pytest.mark.parametrize("name", list(gradient_calls(torch.Generator().manual_seed(0))))
+def test_a_backward_pass_fails(generator, name, how):
+    """Whichever tensor wants the gradient; also where another term of the loss has one."""
+    call, tensors = gradient_calls(generator)[name]
+    if how != "eager":
+        torch._dynamo.reset()
+        call = torch.compile(call, fullgraph=how == "compiled as one graph", backend="aot_eager")
+    for wanted in tensors if how == "eager" else list(tensors)[:1]:
+        leaves = {key: tensor.detach().clone().requires_grad_(key == wanted) for key, tensor in tensors.items()}
+        with pytest.raises((NotImplementedError, torch._dynamo.exc.Unsupported)):
+            (call(**leaves).sum() + leaves[wanted].sum()).backward()
+        assert leaves[wanted].grad is None
+        with torch.no_grad():
+            assert not call(**leaves).requires_grad
+
+
+def test_the_text_of_a_backward_pass(generator):
+    x, w13, w2, weights, ids = layer(generator, torch.float32)
+    out = moebius.moe(x, w13.requires_grad_(), w2, weights, ids)
+    assert out.requires_grad
+    with pytest.raises(NotImplementedError, match="moe: there is no backward pass yet.*no_grad"):
+        out.sum().backward()
+    with pytest.raises(NotImplementedError, match="moe: out is given and an argument requires a gradient"):
+        moebius.moe(x, w13, w2, weights, ids, out=torch.empty_like(x))
+    with torch.inference_mode():
+        assert not moebius.moe(x, w13, w2, weights, ids).requires_grad
+
+
+@pytest.mark.parametrize("name", [name for name in op_samples(torch.Generator().manual_seed(0)) if name != "plan"])
+def test_the_bare_operators_refuse_a_gradient(generator, name):
+    """torch.ops.moebius.*: they have no autograd of their own, eager or compiled."""
+    operator = getattr(torch.ops.moebius, name).default
+    arguments = list(op_samples(generator)[name])
+    first = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.is_floating_point())
+    arguments[first] = arguments[first].clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match="no backward pass"):
+        operator(*arguments)
+    compiled = torch.compile(lambda *a: operator(*a), backend="aot_eager")
+    with pytest.raises(NotImplementedError, match="no backward pass"):
+        compiled(*arguments)
+    with torch.no_grad():
+        operator(*arguments)
 
 
 def test_every_operator_has_a_sample(generator):

@@ -1,0 +1,82 @@
+"""
+The parameters of every operator, written once, in the words of torch.library.
+
+The torch schemas are made of them, and the check that every argument is of its parameter's Python type.
+"""
+
+from typing import Any
+
+import numpy
+
+_TERMS = (
+    "str activation, Tensor? bias13, Tensor? bias2, Tensor? residual, Tensor? shared, Tensor? w13_scale, "
+    "Tensor? w2_scale, Tensor? x_scale, Tensor? h_scale, str f32, Tensor? out"
+)
+
+# In the order in which the functions pass their arguments on.
+PARAMETERS = {
+    "router_gemm": "Tensor x, Tensor weight, Tensor? bias",
+    "route": "Tensor logits, int top_k, bool renormalize, str order, Tensor? nan_flag",
+    "plan": "Tensor ids, int n_experts, int first_expert, int? n_local_experts",
+    "grouped_gemm": (
+        "Tensor a, Tensor b, Tensor? offsets, Tensor? row_index, Tensor? bias, Tensor? row_weight, str activation, "
+        "Tensor? a_scale, Tensor? b_scale, ScalarType? out_dtype, str f32"
+    ),
+    "reduce": (
+        "Tensor y, Tensor weights, Tensor token_row, Tensor? residual, Tensor? shared, ScalarType? out_dtype, "
+        "Tensor? out"
+    ),
+    "moe": (
+        "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
+        + _TERMS
+    ),
+    "moe_from_logits": (
+        "Tensor x, Tensor router_logits, Tensor w13, Tensor w2, int top_k, bool renormalize, str order, "
+        "int first_expert, " + _TERMS
+    ),
+}
+
+
+class Signature:
+    """The parameters of one operator for one array library."""
+
+    def __init__(self, op: str, array: type, dtype: tuple[type, ...], array_name: str, dtype_name: str) -> None:
+        """`array` is the library's type of arrays, `dtype` its types of dtypes; the names are for errors."""
+        types: dict[str, tuple[type, ...]] = {
+            "Tensor": (array,),
+            "int": (int, numpy.integer),
+            "bool": (bool, numpy.bool_),
+            "str": (str,),
+            "ScalarType": dtype,
+        }
+        names = {"Tensor": array_name, "int": "an int", "bool": "a bool", "str": "a str", "ScalarType": dtype_name}
+        self.op = op
+        self.names: list[str] = []
+        self._types: list[tuple[type, ...]] = []
+        self._wanted: list[str] = []
+        self._accepted: set[tuple[type, ...]] = set()
+        for parameter in PARAMETERS[op].split(", "):
+            kind, name = parameter.split()
+            optional = kind.endswith("?")
+            kind = kind.removesuffix("?")
+            self.names.append(name)
+            self._types.append((*types[kind], type(None)) if optional else types[kind])
+            self._wanted.append(names[kind] + " or None" if optional else names[kind])
+
+    def check(self, arguments: tuple[Any, ...]) -> None:
+        """TypeError unless each argument is of its parameter's type. Types that were right before cost one look-up."""
+        types = tuple(map(type, arguments))
+        if types not in self._accepted:
+            self.check_each(arguments)
+            self._accepted.add(types)
+
+    def check_each(self, arguments: tuple[Any, ...]) -> None:
+        """The same without the memory, for torch.compile, which traces this."""
+        for name, value, types, wanted in zip(self.names, arguments, self._types, self._wanted, strict=True):
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):  # a bool is no int
+                found = "None" if value is None else with_article(type(value).__name__)
+                raise TypeError(f"{self.op}: {name} is {found}; it must be {wanted}")
+
+
+def with_article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" or noun == "ndarray" else "a ") + noun

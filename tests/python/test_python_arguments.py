@@ -1,0 +1,237 @@
+"""Every function, every argument, every wrong kind of value: one TypeError or ValueError that names both."""
+
+import inspect
+
+import ml_dtypes
+import moebius
+import numpy
+import pytest
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+
+T, H, I, E, K = 4, 8, 6, 3, 2  # noqa: E741
+FLOAT8 = "float8_e4m3fn"
+
+
+class Numpy:
+    @staticmethod
+    def ones(shape, dtype="float32"):
+        return numpy.ones(shape, getattr(ml_dtypes, dtype) if dtype in ("bfloat16", FLOAT8) else dtype)
+
+    @staticmethod
+    def dtype(name):
+        return numpy.dtype(name)
+
+    @staticmethod
+    def every_other(array):
+        """The same shape with gaps between the elements."""
+        return numpy.ones((*array.shape, 2), array.dtype)[..., 0]
+
+    @staticmethod
+    def wrong_arrays(array):
+        unaligned = numpy.zeros(array.nbytes + 1, numpy.uint8)[1:].view(array.dtype).reshape(array.shape)
+        if array.itemsize > 1:
+            yield "unaligned", unaligned
+        yield "big endian", array.astype(">f8")
+        yield "an object", numpy.full(array.shape, None)
+        if torch is not None:
+            yield "a tensor", torch.ones(array.shape)
+
+
+class Torch:
+    @staticmethod
+    def ones(shape, dtype="float32"):
+        return torch.ones(shape).to(getattr(torch, dtype))
+
+    @staticmethod
+    def dtype(name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def every_other(array):
+        return torch.ones((*array.shape, 2)).to(array.dtype)[..., 0]
+
+    @staticmethod
+    def wrong_arrays(array):
+        yield "another device", array.to("meta")
+        yield "sparse", array.to(torch.float32).to_sparse().to(array.dtype)
+        yield "a numpy array", numpy.ones(array.shape, numpy.float32)
+
+
+LIBRARIES = [Numpy, pytest.param(Torch, marks=pytest.mark.skipif(torch is None, reason="no torch"))]
+
+
+def layer(ones, kind):
+    """moe's arguments, with float8 weights when `kind` is "block" or "tensor"."""
+    dtype, weight_dtype = ("float32", "float32") if kind is None else ("bfloat16", FLOAT8)
+    arguments = {
+        "x": ones((T, H), dtype),
+        "w13": ones((E, 2 * I, H), weight_dtype),
+        "w2": ones((E, H, I), weight_dtype),
+        "topk_weights": ones((T, K)),
+        "topk_ids": ones((T, K), "int32"),
+        "activation": "swiglu",
+        "bias13": ones((E, 2 * I), dtype),
+        "bias2": ones((E, H), dtype),
+        "residual": ones((T, H), dtype),
+        "shared": ones((T, H), dtype),
+        "first_expert": 0,
+        "n_experts": E,
+        "f32": "tf32",
+        "out": ones((T, H), dtype),
+    }
+    if kind is not None:
+        shape = (E, 1, 1) if kind == "block" else (E,)
+        arguments |= {"w13_scale": ones(shape), "w2_scale": ones(shape)}
+    if kind == "tensor":
+        arguments |= {"x_scale": ones((1,)), "h_scale": ones((1,))}
+    return arguments
+
+
+def from_logits(ones, kind):
+    arguments = layer(ones, kind)
+    for name in ("topk_weights", "topk_ids", "n_experts"):
+        del arguments[name]
+    return {**arguments, "router_logits": ones((T, E)), "top_k": K, "renormalize": True, "order": "softmax_topk"}
+
+
+def calls(library):
+    """{name: (function, all of its arguments, right)}; some functions have several such calls."""
+    ones = library.ones
+    float8_gemm = {
+        "a": ones((T, H), FLOAT8),
+        "b": ones((1, I, H), FLOAT8),
+        "a_scale": ones((T, 1)),
+        "b_scale": ones((1, 1, 1)),
+        "out_dtype": library.dtype("float32"),
+    }
+    gemm = {
+        "a": ones((T, H)),
+        "b": ones((E, I, H)),
+        "offsets": ones((E + 1,), "int32"),
+        "row_index": ones((5,), "int32"),
+        "bias": ones((E, I)),
+        "row_weight": ones((5,)),
+        "activation": "none",
+        "out_dtype": library.dtype("float32"),
+        "f32": "tf32",
+    }
+    reduce = {
+        "y": ones((7, H)),
+        "weights": ones((T, K)),
+        "token_row": ones((T, K), "int32"),
+        "residual": ones((T, H)),
+        "shared": ones((T, H)),
+        "out_dtype": library.dtype("float32"),
+        "out": ones((T, H)),
+    }
+    route = {
+        "logits": ones((T, E)),
+        "top_k": K,
+        "renormalize": True,
+        "order": "softmax_topk",
+        "nan_flag": ones((1,), "int32"),
+    }
+    plan = {"ids": ones((T, K), "int32"), "n_experts": E, "first_expert": 0, "n_local_experts": E}
+    return {
+        "router_gemm": (moebius.router_gemm, {"x": ones((T, H)), "weight": ones((E, H)), "bias": ones((E,))}),
+        "route": (moebius.route, route),
+        "plan": (moebius.plan, plan),
+        "grouped_gemm": (moebius.grouped_gemm, gemm),
+        "grouped_gemm, float8": (moebius.grouped_gemm, float8_gemm),
+        "reduce": (moebius.reduce, reduce),
+        "moe": (moebius.moe, layer(ones, None)),
+        "moe, blocks": (moebius.moe, layer(ones, "block")),
+        "moe, per tensor": (moebius.moe, layer(ones, "tensor")),
+        "moe_from_logits": (moebius.moe_from_logits, from_logits(ones, None)),
+        "moe_from_logits, blocks": (moebius.moe_from_logits, from_logits(ones, "block")),
+        "moe_from_logits, per tensor": (moebius.moe_from_logits, from_logits(ones, "tensor")),
+    }
+
+
+CALLS = list(calls(Numpy))
+
+
+def wrong_values(library, value, is_first):
+    """(what it is, a value of a wrong kind) for an argument whose right value is `value`."""
+    array = library.ones((2, 2))
+    anything = {"a float": 1.5, "a list": [1], "a dict": {}, "a complex": 1j, "an object": object(), "bytes": b"swiglu"}
+    if isinstance(value, str):
+        yield from {**anything, "None": None, "a bool": True, "an array": array, "another": "sorted"}.items()
+    elif isinstance(value, bool):
+        yield from {**anything, "None": None, "an int": 1, "a str": "yes", "an array": array}.items()
+    elif isinstance(value, int):
+        yield from {**anything, "a bool": True, "a str": "3", "an array": array, "negative": -1}.items()
+        yield from {"huge": 2**31, "a whole float": 3.0, "an array of one": library.ones((), "int32")}.items()
+    elif hasattr(value, "dtype"):
+        yield from {**anything, "a bool": True, "a str": "x", "an int": 1}.items()
+        yield "float64", library.ones(value.shape, "float64")
+        yield "bool", library.ones(value.shape, "bool")
+        yield "another rank", library.ones((1, 1, *value.shape), str(value.dtype).removeprefix("torch."))
+        if max(value.shape) > 1:
+            yield "not contiguous", library.every_other(value)
+        if not is_first:  # of the first argument the others are named
+            yield from library.wrong_arrays(value)
+    else:
+        yield from {
+            **anything,
+            "a bool": True,
+            "an int": 1,
+            "an array": array,
+            "another": library.dtype("int32"),
+        }.items()
+        if library is Torch:
+            yield from {"a name": "float32", "NumPy's": numpy.dtype("float32"), "a type": float}.items()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", CALLS)
+def test_right_arguments_are_right(library, name):
+    function, arguments = calls(library)[name]
+    function(**arguments)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_argument_of_every_function_stands_here(library):
+    seen = {}
+    for function, arguments in calls(library).values():
+        seen.setdefault(function, set()).update(arguments)
+    functions = [
+        value for name, value in vars(moebius).items() if inspect.isfunction(value) and name in moebius.__all__
+    ]
+    assert seen == {function: set(inspect.signature(function).parameters) for function in functions}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", CALLS)
+def test_wrong_kinds_of_arguments(library, name):
+    function, arguments = calls(library)[name]
+    wrong = []
+    for argument, value in arguments.items():
+        required = inspect.signature(function).parameters[argument].default is inspect.Parameter.empty
+        values = dict(wrong_values(library, value, argument == next(iter(arguments))))
+        if required:
+            values["None"] = None
+        for kind, bad in values.items():
+            try:
+                function(**{**arguments, argument: bad})
+                wrong.append(f"{argument}, {kind}: no error")
+            except (TypeError, ValueError) as error:
+                if not str(error).startswith(f"{function.__name__}: {argument} "):
+                    wrong.append(f"{argument}, {kind}: {error}")
+            except Exception as error:
+                wrong.append(f"{argument}, {kind}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_numpy_integers_and_bools_are_integers_and_bools(library):
+    logits = library.ones((T, E))
+    weights, ids = moebius.route(logits, numpy.int64(K), numpy.bool_(True))
+    assert (ids == moebius.route(logits, K)[1]).all()
+    assert len(moebius.plan(ids, numpy.int32(E)).offsets) == E + 1
+    x, w13, w2 = library.ones((T, H)), library.ones((E, 2 * I, H)), library.ones((E, H, I))
+    moebius.moe(x, w13, w2, weights, ids, first_expert=numpy.int8(1), n_experts=numpy.int64(9))

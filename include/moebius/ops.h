@@ -109,9 +109,10 @@ typedef enum mb_f32_math {
  *
  * Errors: MB_ERR_ARGUMENT for a shape, dtype, alignment or pointer that is wrong, MB_ERR_UNSUPPORTED for what
  * this device cannot do, MB_ERR_CAPACITY for a workspace that is too small, MB_ERR_DEVICE for CUDA's own.
- * On the GPU matrices (x, a, y, out, residual, shared, w13, w2, b), the plan's tiles and all pointers of the
- * router GEMM must be 16-byte aligned, columns of matrices multiples of 16 bytes, all else aligned as its
- * type; a block scale covers 8 rows or more. Each operator says what more it needs there.
+ * On the GPU matrices (x, a, y, out, residual, shared, w13, w2, b, the router's weight) and the plan's tiles
+ * must be 16-byte aligned, columns of matrices multiples of 16 bytes. All else (ids, weights of choices,
+ * logits, biases, scales, offsets) is aligned as its type. A block scale covers 8 rows or more. Each operator
+ * says what more it needs there.
  */
 
 /* Router logits: logits = x weight^T. weight in fp32 takes part with at least 22 bits of mantissa. On the GPU
@@ -148,11 +149,12 @@ typedef struct mb_moe_token_tile {
     int32_t expert, first_row, n_rows, reserved;
 } mb_moe_token_tile;
 
-/* Stable counting sort of the T*K choices by expert. Experts outside of [first_expert, first_expert +
- * n_local_experts) are dropped (another rank holds them). Up to 65536 local experts. T = 0 sets offsets and
- * n_tiles, where they are given, to 0: what follows can read them. */
+/* Stable counting sort of the T*K choices by expert. Ids outside of [first_expert, first_expert +
+ * n_local_experts) are dropped: another rank holds the expert, or there is none (-1 for padding, say). Up to
+ * 65536 local experts. T = 0 sets offsets and n_tiles, where they are given, to 0: what follows can read
+ * them. */
 typedef struct mb_moe_plan_args {
-    const int32_t *ids; /* [T, K] in [0, E) */
+    const int32_t *ids; /* [T, K] */
     int32_t *offsets;   /* [n_local_experts + 1] out: rows of local expert e are [offsets[e], offsets[e+1]) */
     int32_t *row_token; /* [R] out: source token of each sorted row; behind offsets[n_local] undefined */
     int32_t *token_row; /* [T, K] out: sorted row of each choice, -1 when dropped */
@@ -238,7 +240,7 @@ MB_API mb_status mb_moe_reduce(const mb_moe_reduce_args *args, mb_stream stream)
 typedef struct mb_moe_forward_args {
     const void *x;        /* [T, H] dtype */
     const float *weights; /* [T, K] */
-    const int32_t *ids;   /* [T, K] in [0, E) */
+    const int32_t *ids;   /* [T, K]; of the local experts, others add nothing, see mb_moe_plan */
     mb_weight w13;        /* [n_local_experts, 2I or I, H] */
     mb_weight w2;         /* [n_local_experts, H, I] */
     const void *bias13;   /* [n_local_experts, 2I or I] dtype, or NULL */

@@ -75,9 +75,10 @@ def route(
 
 
 def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: int | None = None) -> Plan:
-    """Sorts the choices of ids (int32 [T, K], in [0, n_experts)) by expert, in the order of tokens.
+    """Sorts the choices of ids (int32 [T, K]) by expert, in the order of tokens.
 
-    Only experts [first_expert, first_expert + n_local_experts) are kept, by default all from first_expert on.
+    Only experts [first_expert, first_expert + n_local_experts) are kept, by default all from first_expert on. Choices
+    of other ids, also of such as -1, are dropped.
     Gives a Plan of int32 offsets [n_local_experts + 1], row_token [T*K] and token_row [T, K]: what grouped_gemm takes
     as offsets and row_index, and reduce as token_row.
     """
@@ -168,13 +169,13 @@ def moe(
     x: [T, H] float32, bfloat16 or float16; T may be 0.
     w13: [E, 2I, H], gate rows then up rows; [E, I, H] for the activations without gate ("silu", "gelu", "relu",
     "relu2"). w2: [E, H, I]. Both of x's dtype, or float8_e4m3fn with a 16-bit x.
-    topk_weights: float32 [T, K]. topk_ids: int32 [T, K], in [0, n_experts); not checked on a GPU.
+    topk_weights: float32 [T, K]. topk_ids: int32 [T, K].
     bias13, bias2, residual, shared: [E, 2I or I], [E, H], [T, H], [T, H], of x's dtype.
     w13_scale, w2_scale (float8 only), float32: blocks [E, ceil(rows/128), ceil(columns/128)] as in the checkpoints'
     weight_scale_inv, or per tensor [E], then with x_scale and h_scale, float32 [1]: the scales to which a GPU quantises
     x and the activated product.
-    first_expert, n_experts: w13 and w2 hold experts [first_expert, first_expert + E) of n_experts; choices of others
-    add nothing.
+    first_expert, n_experts: w13 and w2 hold experts [first_expert, first_expert + E) of n_experts; choices of
+    others, and of ids that are no expert's, add nothing.
     f32: how float32 is multiplied on a GPU: "tf32" on tensor cores, or "exact".
     out: [T, H] where to write, of x's dtype; may be residual, not x. Returned.
 

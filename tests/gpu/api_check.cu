@@ -33,6 +33,10 @@ static memory cut(char *block) {
 #define CUT(field, n)                \
     m.field = (decltype(m.field))at; \
     at += ((n) * sizeof *m.field + 255) / 256 * 256
+/* Aligned to its element and no more, as a slice of rows may be. */
+#define CUT_VECTOR(field, n) \
+    CUT(field, (n) + 1);     \
+    m.field++
     CUT(x, T * H);
     CUT(router, E * H);
     CUT(w13, E * 2 * I * H);
@@ -41,15 +45,16 @@ static memory cut(char *block) {
     CUT(y, R * H);
     CUT(summed, T * H);
     CUT(out, T * H);
-    CUT(logits, T * E);
-    CUT(weights, R);
-    CUT(ids, R);
-    CUT(offsets, E + 1);
-    CUT(row_token, R);
-    CUT(token_row, R);
-    CUT(n_tiles, 1);
+    CUT_VECTOR(logits, T * E);
+    CUT_VECTOR(weights, R);
+    CUT_VECTOR(ids, R);
+    CUT_VECTOR(offsets, E + 1);
+    CUT_VECTOR(row_token, R);
+    CUT_VECTOR(token_row, R);
+    CUT_VECTOR(n_tiles, 1);
     CUT(tiles, MAX_TILES);
     CUT(workspace, WORKSPACE_BYTES);
+#undef CUT_VECTOR
 #undef CUT
     must("the layer fits its block", at <= block + ALL_BYTES);
     return m;

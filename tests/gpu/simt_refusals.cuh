@@ -62,7 +62,8 @@ static void check_refusals(void) {
     ROUTER(x, NULL, "x is");
     ROUTER(weight, memory + 4, "weight is");
     ROUTER(logits, NULL, "logits is");
-    ROUTER(bias, memory + 4, "bias is");
+    ROUTER(bias, memory + 2, "bias is");
+    ROUTER(logits, (float *)(memory + 2), "logits is");
     ROUTER(hidden, 60, "hidden 60");
     ROUTER(n_experts, 1025, "n_experts 1025");
     ROUTER(n_tokens, -1, "n_tokens");

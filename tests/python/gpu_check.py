@@ -169,6 +169,96 @@ def check_moe_from_logits():
     close("moe_from_logits", got, moebius.moe(x, w13, w2, *moebius.route(logits, K)), 1e-6)
 
 
+def misaligned(tensor):
+    """The same values behind one element: aligned to the element and no more."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+    memory[1:] = tensor.flatten()
+    return memory[1:].view(tensor.shape)
+
+
+def check_vectors_need_their_elements_alignment_only():
+    """Ids, weights of choices, logits, biases, scales and offsets that start anywhere, as slices do: the same bits."""
+    for n_tokens in (1, 5, T, 700):
+        logits = normal(n_tokens, E)
+        bias = normal(E)
+        for dtype in (torch.bfloat16, torch.float32):
+            x, w13, w2, weights, ids = layer(dtype, n_tokens)
+            router = w13[0, :E].contiguous()
+            same_bits(
+                "router_gemm", moebius.router_gemm(x, router, misaligned(bias)), moebius.router_gemm(x, router, bias)
+            )
+            for kind in (torch.float32, torch.bfloat16):
+                expected = moebius.route(logits.to(kind), K)
+                for got, wanted in zip(moebius.route(misaligned(logits.to(kind)), K), expected, strict=True):
+                    same_bits("route", got, wanted)
+            for f32 in ("tf32", "exact") if dtype is torch.float32 else ("tf32",):
+                biases = {"bias13": normal(E, 2 * I).to(dtype), "bias2": normal(E, H).to(dtype)}
+                expected = moebius.moe(x, w13, w2, weights, ids, f32=f32, **biases)
+                biases = {name: misaligned(bias) for name, bias in biases.items()}
+                got = moebius.moe(x, w13, w2, misaligned(weights), misaligned(ids), f32=f32, **biases)
+                same_bits(f"moe {dtype} {f32} T={n_tokens}", got, expected)
+                expected = moebius.moe_from_logits(x, logits, w13, w2, K, f32=f32)
+                got = moebius.moe_from_logits(x, misaligned(logits), w13, w2, K, f32=f32)
+                same_bits(f"moe_from_logits {dtype} {f32} T={n_tokens}", got, expected)
+                plans = [moebius.plan(i, E) for i in (ids, misaligned(ids))]
+                for one, other in zip(*plans, strict=True):
+                    same_bits("plan", one, other)
+                plan, moved = plans[0], [misaligned(part) for part in plans[0]]
+                row_weight, bias13 = normal(n_tokens * K), normal(E, 2 * I)
+                results = []
+                for move, (offsets, row_token, token_row) in ((lambda t: t, plan), (misaligned, moved)):
+                    hidden = moebius.grouped_gemm(
+                        x, w13, offsets, row_index=row_token, bias=move(bias13), activation="swiglu",
+                        row_weight=move(row_weight), f32=f32,
+                    )  # fmt: skip
+                    y = moebius.grouped_gemm(hidden, w2, offsets, f32=f32)
+                    results.append((hidden, y, moebius.reduce(y, move(weights), token_row)))
+                for name, one, other in zip(("gated", "plain", "reduce"), *results, strict=True):
+                    same_bits(f"{name} {dtype} {f32} T={n_tokens}", one, other)
+        x, w13, w2, weights, ids = layer(torch.bfloat16, n_tokens)
+        w13, w2 = (w13.float() * 200).to(FP8), (w2.float() * 100).to(FP8)
+        for shapes in (((E, 2 * I // 128, H // 128), (E, H // 128, I // 128)), ((E,), (E,))):
+            names = ("w13_scale", "w2_scale")
+            scales = {name: torch.rand(s, device=DEVICE) / 150 for name, s in zip(names, shapes, strict=True)}
+            if len(shapes[0]) == 1:
+                scales |= {name: torch.tensor([0.01], device=DEVICE) for name in ("x_scale", "h_scale")}
+            expected = moebius.moe(x, w13, w2, weights, ids, **scales)
+            got = moebius.moe(x, w13, w2, weights, ids, **{name: misaligned(scale) for name, scale in scales.items()})
+            same_bits(f"float8 scales {tuple(shapes[0])} T={n_tokens}", got, expected)
+        a, a_scale = x.float().clamp(-2, 2).to(FP8), torch.rand((n_tokens, H // 128), device=DEVICE)
+        b_scale = torch.rand((1, 2 * I // 128, H // 128), device=DEVICE)
+        pair = [
+            moebius.grouped_gemm(a, w13[:1], a_scale=move(a_scale), b_scale=move(b_scale), out_dtype=torch.float32)
+            for move in (lambda t: t, misaligned)
+        ]
+        same_bits(f"grouped_gemm of float8 T={n_tokens}", *pair)
+
+
+def check_ids_that_are_no_experts():
+    """They add nothing, in every size of plan; fused_experts maps and drops them on the device."""
+    from moebius.integrations.fused_moe import fused_experts
+
+    for n_tokens in (1, T, 700, 300_000):
+        ids = torch.randint(0, E, (n_tokens, K), dtype=torch.int32, device=DEVICE)
+        outside = torch.rand((n_tokens, K), device=DEVICE) < 0.3
+        strange = torch.tensor([-1, E, E + 7, 2**31 - 1, -(2**31)], dtype=torch.int32, device=DEVICE)
+        some = torch.where(outside, strange[torch.randint(0, 5, ids.shape, device=DEVICE)], ids)
+        pair = [moebius.plan(i, E) for i in (some, some.cpu())]
+        n_rows = int(pair[1].offsets[-1])
+        for name, one, other in zip(pair[0]._fields, *pair, strict=True):
+            end = n_rows if name == "row_token" else None
+            expect(torch.equal(one.cpu()[:end], other[:end]), f"plan: {name} differs")
+        if n_tokens > 700:
+            continue
+        x, w13, w2, weights, _ = layer(torch.bfloat16, n_tokens)
+        expected = reference(x, w13.double(), w2.double(), weights, torch.where(outside, -1, ids))
+        close(f"moe T={n_tokens}", moebius.moe(x, w13, w2, weights, some), expected, 1e-5)
+        identity = torch.arange(E, dtype=torch.int32, device=DEVICE)
+        for options in ({}, {"expert_map": identity, "global_num_experts": E}):
+            far = some.long() + torch.where(outside, 2**32, 0)
+            close(f"fused_experts T={n_tokens}", fused_experts(x, w13, w2, weights, far, **options), expected, 1e-5)
+
+
 def check_nan_flag():
     flag = torch.zeros(1, dtype=torch.int32, device=DEVICE)
     logits = normal(5, 128)

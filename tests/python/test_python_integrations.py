@@ -204,6 +204,51 @@ def test_fused_experts_with_an_expert_map(layer):
     torch.testing.assert_close(total, moebius.moe(*layer), rtol=1e-5, atol=1e-5)
 
 
+OUTSIDE = [-1, -8, 8, 9, 2**31 - 1, -(2**31), 2**32, 2**32 + 1, 2**40 + 3, -(2**63)]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.uint8, torch.uint32])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_fused_experts_drops_ids_that_are_no_experts(layer, dtype, mapped):
+    """Each of them alone and all together; with the identity as map nothing may change."""
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    limits = torch.iinfo(dtype)
+    outside = [value for value in OUTSIDE if limits.min <= value <= limits.max]
+    options = {"global_num_experts": 8, "expert_map": torch.arange(8, dtype=torch.int32)} if mapped else {}
+    for values in (*([value] for value in outside), outside):
+        some, kept = ids.long(), weights.clone()
+        for i in range(len(values) if len(values) > 1 else 2):
+            some[i % 7, i % 3], kept[i % 7, i % 3] = values[i % len(values)], 0
+        got = fused_experts(x, w1, w2, weights, some.to(dtype), **options)
+        torch.testing.assert_close(got, moebius.moe(x, w1, w2, kept, ids), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("map_dtype", [torch.int32, torch.int64])
+def test_fused_experts_of_a_map_without_local_experts(layer, map_dtype):
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    nothing = torch.full((8,), -1, dtype=map_dtype)
+    for n_local in (3, 0):
+        arguments = x.clone(), w1[:n_local], w2[:n_local], weights, ids.long()
+        assert (fused_experts(*arguments, global_num_experts=8, expert_map=nothing) == 0).all()
+        assert fused_experts(*arguments, expert_map=nothing, inplace=True) is arguments[0]
+        assert (arguments[0] == 0).all()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_fused_experts_of_no_tokens(layer, mapped):
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    expert_map = torch.arange(8) if mapped else None
+    for dtype in (torch.int32, torch.int64):
+        arguments = x[:0], w1, w2, weights[:0], ids[:0].to(dtype)
+        assert fused_experts(*arguments, expert_map=expert_map).shape == (0, 32)
+
+
 @pytest.mark.parametrize("block_shape", [[128, 128], None])
 def test_fused_experts_with_float8_weights(layer, block_shape):
     from moebius.integrations.fused_moe import fused_experts
@@ -231,6 +276,8 @@ WRONG = {
     "block_shape": ([64, 64], "block_shape is"),
     "use_fp8_w8a8": (True, "use_fp8_w8a8 is True, but w1 has dtype torch.float32"),
     "global_num_experts": (16, "expert_map is None"),
+    "expert_map": (torch.zeros(9, 1, dtype=torch.int32), "expert_map has shape"),
+    "global_num_experts, too few": (7, "global_num_experts is 7, but w1 holds 8"),
 }
 
 
@@ -240,4 +287,16 @@ def test_fused_experts_names_what_is_wrong(layer, name):
 
     value, text = WRONG[name]
     with pytest.raises(ValueError, match=text):
-        fused_experts(*layer, **{name: value})
+        fused_experts(*layer, **{name.split(",")[0]: value})
+
+
+def test_fused_experts_wants_integers(layer):
+    from moebius.integrations.fused_moe import fused_experts
+
+    x, w1, w2, weights, ids = layer
+    with pytest.raises(TypeError, match="fused_experts: topk_ids has dtype torch.float32"):
+        fused_experts(x, w1, w2, weights, ids.float())
+    with pytest.raises(TypeError, match="fused_experts: expert_map has dtype torch.bool"):
+        fused_experts(x, w1, w2, weights, ids, expert_map=torch.ones(8, dtype=torch.bool))
+    with pytest.raises(ValueError, match="expert_map is on meta"):
+        fused_experts(x, w1, w2, weights, ids, expert_map=torch.arange(8, device="meta"))

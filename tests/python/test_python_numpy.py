@@ -178,6 +178,34 @@ def test_moe_of_one_rank_takes_its_own_experts_only(random):
     assert reference.calc_diff(sum(parts), moebius.moe(x, w13, w2, weights, ids)) < 1e-12
 
 
+def test_ids_that_are_no_experts_add_nothing(random):
+    x, w13, w2, weights, ids = layer(random, 11, 16, 8, 6, 3)
+    kept = weights.copy()
+    for row, id_ in enumerate((-1, 6, 7, 2**31 - 1, -(2**31))):
+        ids[row, row % 3], kept[row, row % 3] = id_, 0
+    expected = moebius.moe(x, w13, w2, kept, numpy.where((ids >= 0) & (ids < 6), ids, 0).astype(numpy.int32))
+    assert reference.calc_diff(moebius.moe(x, w13, w2, weights, ids), expected) < 1e-12
+    plan = moebius.plan(ids, 6)
+    offsets, row_token, token_row = reference.plan(ids, 6)
+    assert (plan.offsets == offsets).all() and (plan.token_row == token_row).all()
+    assert (plan.row_token[: offsets[-1]] == row_token).all()
+
+
+def test_vectors_may_start_anywhere(random):
+    """Slices of rows whose addresses are aligned to an element only."""
+
+    def moved(array):
+        memory = numpy.empty(array.size + 1, array.dtype)
+        memory[1:] = array.flat
+        return memory[1:].reshape(array.shape)
+
+    x, w13, w2, weights, ids = layer(random, 11, 16, 8, 6, 3)
+    logits = random.standard_normal((11, 6)).astype(numpy.float32)
+    for got, expected in zip(moebius.route(moved(logits), 3), moebius.route(logits, 3), strict=True):
+        assert (got == expected).all()
+    assert (moebius.moe(x, w13, w2, moved(weights), moved(ids)) == moebius.moe(x, w13, w2, weights, ids)).all()
+
+
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_moe_from_logits_is_route_and_moe(random, renormalize):
     x, w13, w2, _, _ = layer(random, 9, 16, 8, 6, 3)

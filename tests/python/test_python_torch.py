@@ -190,7 +190,7 @@ def op_samples(generator):
 
 
 def gradient_calls(generator):
-    """{name: (function of a dict of tensors that has a gradient, those tensors)}, for every function and way to call."""
+    """{name: (a function, the tensors that may want a gradient of it)}, for every function and way to call it."""
     x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
     logits = normal(generator, 9, 6)
     plan = moebius.plan(ids, 6)

@@ -17,6 +17,27 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def _indices(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, with int64 in place of all integers but int32."""
+    if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        raise TypeError(f"fused_experts: {name} has dtype {tensor.dtype}; it must be int32 or another integer")
+    return tensor if tensor.dtype is torch.int32 else tensor.long()
+
+
+def _local_ids(topk_ids: torch.Tensor, n_local: int, expert_map: torch.Tensor | None) -> torch.Tensor:
+    """For each choice the index of its expert in w1, as int32; what moe drops for a choice of no expert in w1."""
+    ids = _indices("topk_ids", topk_ids)
+    if expert_map is None:
+        if ids.dtype is torch.int32:  # moe drops what is not in [0, n_local)
+            return ids
+    else:
+        # An id outside of the map is no expert's: -1 stands for padding, not for the map's last.
+        is_expert = (ids >= 0) & (ids < len(expert_map))
+        ids = torch.where(is_expert, _indices("expert_map", expert_map)[torch.where(is_expert, ids, 0)], -1)
+    # Before the conversion, which would turn other int64 into local experts.
+    return torch.where((ids >= 0) & (ids < n_local), ids, -1).to(torch.int32)
+
+
 def _flat(scale: torch.Tensor | None) -> torch.Tensor | None:
     """[E, 1, 1], [E, 1] or [E] as [E]; [] as [1]."""
     return None if scale is None else scale.reshape(-1)
@@ -44,38 +65,53 @@ def fused_experts(
     """The experts' weighted sum, [T, H] in hidden_states' dtype.
 
     hidden_states: [T, H] bfloat16, float16 or float32. w1: [E, 2I, H]. w2: [E, H, I].
-    topk_weights: [T, K] of any float. topk_ids: [T, K] of any integer, global ids.
+    topk_weights: [T, K] of any float. topk_ids: [T, K] of any integer, global ids; a choice of an id that is no
+    expert's, such as -1 for padding, adds nothing.
     inplace: the result is also written to hidden_states, which is returned.
     activation: "silu" (gated), "gelu_tanh" (gated), "relu2_no_mul" (w1 [E, I, H]).
-    expert_map: [global_num_experts] local index of each expert, -1 for those that other ranks hold.
+    expert_map: [global_num_experts] local index of each expert, -1 for those that other ranks hold; w1 may hold none.
     use_fp8_w8a8: w1 and w2 are float8_e4m3fn; with block_shape [128, 128] w1_scale is [E, ceil(2I/128), ceil(H/128)],
     else one scale per expert, and a1_scale and a2_scale are the activations' (static) scales.
 
     Raises ValueError or TypeError with the names that moebius.moe gives the arguments.
     """
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, _ACTIVATIONS))}")
+        raise ValueError(
+            f"fused_experts: activation is {activation!r}; it must be one of {', '.join(map(repr, _ACTIVATIONS))}"
+        )
     if block_shape is not None and list(block_shape) != [128, 128]:
-        raise ValueError(f"block_shape is {block_shape}; it must be [128, 128]")
+        raise ValueError(f"fused_experts: block_shape is {block_shape}; it must be [128, 128]")
     if use_fp8_w8a8 != (w1.dtype is torch.float8_e4m3fn):
-        raise ValueError(f"use_fp8_w8a8 is {use_fp8_w8a8}, but w1 has dtype {w1.dtype}")
+        raise ValueError(f"fused_experts: use_fp8_w8a8 is {use_fp8_w8a8}, but w1 has dtype {w1.dtype}")
     per_tensor = use_fp8_w8a8 and block_shape is None
     if per_tensor and (a1_scale is None or a2_scale is None):
-        raise ValueError("a1_scale and a2_scale must be given: moebius quantises per tensor with static scales only")
-    n_experts = w1.shape[0] if global_num_experts < 0 else global_num_experts
-    if expert_map is not None:
-        # Others' experts get the id behind the last local one, which moe drops.
-        local = expert_map[topk_ids.long()]
-        topk_ids = torch.where(local < 0, w1.shape[0], local)
-        n_experts = w1.shape[0] + 1
-    elif n_experts != w1.shape[0]:
-        raise ValueError(f"expert_map is None; it must be given, because w1 holds {w1.shape[0]} of {n_experts} experts")
+        raise ValueError(
+            "fused_experts: a1_scale and a2_scale must be given: moebius quantises per tensor with static scales only"
+        )
+    n_local = w1.shape[0]
+    n_experts = global_num_experts
+    if n_experts < 0:
+        n_experts = n_local if expert_map is None else len(expert_map)
+    if n_local > n_experts:
+        raise ValueError(f"fused_experts: global_num_experts is {n_experts}, but w1 holds {n_local} experts")
+    if expert_map is None and n_local < n_experts:
+        raise ValueError(
+            f"fused_experts: expert_map is None; it must be given, because w1 holds {n_local} of {n_experts} experts"
+        )
+    if expert_map is not None and expert_map.shape != (n_experts,):
+        raise ValueError(f"fused_experts: expert_map has shape {tuple(expert_map.shape)}; it must be ({n_experts},)")
+    if expert_map is not None and expert_map.device != topk_ids.device:
+        raise ValueError(
+            f"fused_experts: expert_map is on {expert_map.device}; it must be on {topk_ids.device}, as topk_ids is"
+        )
+    if n_local == 0:
+        return hidden_states.zero_() if inplace else torch.zeros_like(hidden_states)
     out = moe(
         hidden_states,
         w1,
         w2,
-        topk_weights.to(torch.float32),
-        topk_ids.to(torch.int32),
+        topk_weights.to(torch.float32).contiguous(),
+        _local_ids(topk_ids, n_local, expert_map).contiguous(),
         activation=_ACTIVATIONS[activation],
         bias13=w1_bias,
         bias2=w2_bias,
@@ -83,6 +119,5 @@ def fused_experts(
         w2_scale=_flat(w2_scale) if per_tensor else w2_scale,
         x_scale=_flat(a1_scale) if per_tensor else None,
         h_scale=_flat(a2_scale) if per_tensor else None,
-        n_experts=n_experts,
     )
     return hidden_states.copy_(out) if inplace else out

@@ -380,15 +380,23 @@ extern "C" mb_status mb_moe_router_gemm_sm90_workspace(const mb_moe_router_gemm_
     return MB_OK;
 }
 
-static const char *bad_pointer(const mb_moe_router_gemm_args *args) {
+static mb_status check_pointers(const mb_moe_router_gemm_args *args) {
     const struct {
         const char *name;
         const void *pointer;
-    } all[] = {{"x", args->x}, {"weight", args->weight}, {"logits", args->logits}};
+        int needed;
+        uintptr_t alignment;
+    } all[] = {{"x", args->x, 1, 16},
+               {"weight", args->weight, 1, 16},
+               {"logits", args->logits, 1, sizeof(float)},
+               {"bias", args->bias, 0, sizeof(float)}};
     for (const auto &one : all)
-        if (!one.pointer || (uintptr_t)one.pointer % 16 != 0)
-            return one.name;
-    return args->bias && (uintptr_t)args->bias % 16 != 0 ? "bias" : NULL;
+        if ((one.needed && !one.pointer) || (uintptr_t)one.pointer % one.alignment != 0)
+            return mb_fail(MB_ERR_ARGUMENT,
+                           one.pointer ? "moe_router_gemm: %s is not %d-byte aligned"
+                                       : "moe_router_gemm: %s is NULL",
+                           one.name, (int)one.alignment);
+    return MB_OK;
 }
 
 template <class x_type, class w_type>
@@ -466,9 +474,7 @@ extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args
     MB_TRY(check_shape(args));
     if (args->n_tokens == 0)
         return MB_OK;
-    const char *bad = bad_pointer(args);
-    if (bad)
-        return mb_fail(MB_ERR_ARGUMENT, "moe_router_gemm: %s is NULL or not 16-byte aligned", bad);
+    MB_TRY(check_pointers(args));
     const size_t needed = workspace_of(args);
     MB_TRY(mb_workspace_check("moe_router_gemm", workspace, workspace_bytes, needed));
     if (needed && (uintptr_t)workspace % 256 != 0)

@@ -8,7 +8,7 @@ import numpy
 from ._library import BFLOAT16, FLOAT8, FLOAT16, FLOAT32
 from ._signatures import Signature
 
-INT32 = 4  # beside the codes of mb_dtype, for ids and offsets
+INT32 = 4  # of ids and offsets; a code of this package, which never reaches the library
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int32")
 DTYPE_BYTES = (4, 2, 2, 1, 4)
 

@@ -176,9 +176,14 @@ MB_API void mb_session_options_init(mb_session_options *options);
 MB_API mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session);
 MB_API void mb_session_close(mb_session *session); /* drops what is queued or running; NULL allowed */
 
-/* Called during mb_step for each position whose log-probabilities the request asked for: position p's row is
- * the distribution of token p+1. `logprobs` [vocab] is valid during the call only. It may call anything but
- * mb_step. A step in flight may still call it just after mb_cancel or mb_release returned. */
+/* Called during mb_step, by its thread, for each position whose log-probabilities the request asked for: position
+ * p's row is the distribution of token p+1. `logprobs` [vocab] is valid during the call only. It may call anything
+ * but mb_step.
+ *
+ * What `user` points at may be freed as soon as mb_read reports an end that was not asked for (MB_FINISHED_STOP,
+ * MB_FINISHED_LENGTH, MB_FAILED), or mb_cancel or mb_release of the sequence has returned: they wait for a call in
+ * progress, and none comes after them. So the caller of these two must hold no lock that the callback takes. Within
+ * the callback they do not wait for the callback itself; then its present call is the last. */
 typedef void (*mb_logprobs_fn)(void *user, int64_t position, const float *logprobs, int32_t vocab);
 
 typedef struct mb_request {
@@ -228,10 +233,10 @@ MB_API mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, siz
                          size_t *n_tokens, mb_state *state);
 
 /* Ends a sequence in any state; its KV blocks are free when this returns, or after the step in flight. What
- * it produced can still be read. Thread-safe. */
+ * it produced can still be read. Waits for its on_logprobs, never for a step. Thread-safe. */
 MB_API mb_status mb_cancel(mb_session *session, uint64_t id);
 
-/* Forgets the sequence (cancels it first if it runs). Thread-safe. */
+/* Forgets the sequence (cancels it first if it runs, as mb_cancel). Thread-safe. */
 MB_API mb_status mb_release(mb_session *session, uint64_t id);
 
 typedef struct mb_session_stats {

@@ -5,14 +5,17 @@
 void mb_kv_init(mb_kv *kv, mb_arena *arena, int32_t n_blocks, int32_t max_tables, int32_t max_blocks) {
     *kv = (mb_kv){.n_blocks = n_blocks, .max_tables = max_tables, .max_blocks = max_blocks};
     kv->free_blocks = mb_arena_push(arena, (size_t)n_blocks, sizeof *kv->free_blocks);
+    kv->n_holders = mb_arena_push(arena, (size_t)n_blocks, sizeof *kv->n_holders);
     kv->blocks = mb_arena_push(arena, (size_t)max_tables * (size_t)max_blocks, sizeof *kv->blocks);
     kv->tables = mb_arena_push(arena, (size_t)max_tables, sizeof *kv->tables);
     kv->free_tables = mb_arena_push(arena, (size_t)max_tables, sizeof *kv->free_tables);
     if (!arena->base)
         return;
     /* The stacks are filled so that low numbers are handed out first. */
-    for (int32_t i = 0; i < n_blocks; i++)
+    for (int32_t i = 0; i < n_blocks; i++) {
         kv->free_blocks[i] = n_blocks - 1 - i;
+        kv->n_holders[i] = 0;
+    }
     kv->n_free = n_blocks;
     for (int32_t i = 0; i < max_tables; i++) {
         kv->tables[i] = (mb_kv_table){0, 0};
@@ -26,13 +29,22 @@ int mb_kv_can_ever_fit(const mb_kv *kv, int64_t n_tokens) {
     return n <= kv->n_blocks && n <= kv->max_blocks;
 }
 
-int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens) {
+static int32_t *row_of(const mb_kv *kv, int32_t table) {
+    return kv->blocks + (size_t)table * (size_t)kv->max_blocks;
+}
+
+int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens, const int32_t *cached, int32_t n_cached) {
     int64_t n = mb_kv_blocks_for(n_tokens);
-    if (n < 1 || n > kv->max_blocks || n > kv->n_free - kv->n_promised || kv->n_free_tables == 0)
+    if (n < 1 || n > kv->max_blocks || n_cached > n || n - n_cached > kv->n_free - kv->n_promised ||
+        kv->n_free_tables == 0)
         return -1;
     int32_t table = kv->free_tables[--kv->n_free_tables];
-    kv->tables[table] = (mb_kv_table){.n_blocks = 0, .n_reserved = (int32_t)n};
-    kv->n_promised += (int32_t)n;
+    kv->tables[table] = (mb_kv_table){.n_blocks = n_cached, .n_reserved = (int32_t)n};
+    for (int32_t i = 0; i < n_cached; i++) {
+        row_of(kv, table)[i] = cached[i];
+        kv->n_holders[cached[i]]++;
+    }
+    kv->n_promised += (int32_t)n - n_cached;
     return table;
 }
 
@@ -41,16 +53,17 @@ int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens) {
     int64_t n = mb_kv_blocks_for(n_tokens);
     if (n > owner->n_reserved)
         return -1;
-    int32_t *blocks = kv->blocks + (size_t)table * (size_t)kv->max_blocks;
     while (owner->n_blocks < n) {
-        blocks[owner->n_blocks++] = kv->free_blocks[--kv->n_free];
+        int32_t block = kv->free_blocks[--kv->n_free];
+        row_of(kv, table)[owner->n_blocks++] = block;
+        kv->n_holders[block] = 1;
         kv->n_promised--;
     }
     return 0;
 }
 
 const int32_t *mb_kv_blocks(const mb_kv *kv, int32_t table) {
-    return kv->blocks + (size_t)table * (size_t)kv->max_blocks;
+    return row_of(kv, table);
 }
 
 int32_t mb_kv_slot(const mb_kv *kv, int32_t table, int64_t position) {
@@ -62,46 +75,64 @@ void mb_kv_release(mb_kv *kv, int32_t *table) {
     if (*table < 0)
         return;
     mb_kv_table *owner = &kv->tables[*table];
-    const int32_t *blocks = mb_kv_blocks(kv, *table);
     kv->n_promised -= owner->n_reserved - owner->n_blocks;
-    while (owner->n_blocks > 0)
-        kv->free_blocks[kv->n_free++] = blocks[--owner->n_blocks];
+    while (owner->n_blocks > 0) {
+        int32_t block = row_of(kv, *table)[--owner->n_blocks];
+        if (--kv->n_holders[block] == 0)
+            kv->free_blocks[kv->n_free++] = block;
+    }
     owner->n_reserved = 0;
     kv->free_tables[kv->n_free_tables++] = *table;
     *table = -1;
 }
 
-static const char *mark(const mb_kv *kv, uint8_t *marks, const int32_t *blocks, int32_t n) {
+/* counts[b]: how often block b was seen. last_seen_in[b]: the list that it was seen in last. */
+static const char *count_blocks(const mb_kv *kv, const int32_t *blocks, int32_t n, int32_t list,
+                                int32_t *counts, int32_t *last_seen_in) {
     for (int32_t i = 0; i < n; i++) {
-        if (blocks[i] < 0 || blocks[i] >= kv->n_blocks)
+        int32_t block = blocks[i];
+        if (block < 0 || block >= kv->n_blocks)
             return "a block number is outside of the pool";
-        if (marks[blocks[i]]++)
-            return "a block is owned twice";
+        if (counts[block] > 0 && last_seen_in[block] == list)
+            return "a block stands twice in one list";
+        counts[block]++;
+        last_seen_in[block] = list;
     }
     return NULL;
 }
 
-const char *mb_kv_check(const mb_kv *kv, uint8_t *marks) {
-    memset(marks, 0, (size_t)kv->n_blocks);
-    const char *problem = mark(kv, marks, kv->free_blocks, kv->n_free);
-    int64_t n_owned = 0, n_promised = 0;
+/* Of the tables: each is sound, and together they hold each block as often as it says. */
+static const char *check_tables(const mb_kv *kv, int32_t *counts, int32_t *last_seen_in) {
+    int64_t n_promised = 0;
     int32_t n_free_tables = 0;
-    for (int32_t i = 0; i < kv->max_tables && !problem; i++) {
+    memset(counts, 0, (size_t)kv->n_blocks * sizeof *counts);
+    for (int32_t i = 0; i < kv->max_tables; i++) {
         const mb_kv_table *table = &kv->tables[i];
         if (table->n_blocks < 0 || table->n_blocks > table->n_reserved)
-            return "a table owns more than it reserved";
-        problem = mark(kv, marks, mb_kv_blocks(kv, i), table->n_blocks);
-        n_owned += table->n_blocks;
+            return "a table holds more than it reserved";
+        const char *problem = count_blocks(kv, mb_kv_blocks(kv, i), table->n_blocks, i, counts, last_seen_in);
+        if (problem)
+            return problem;
         n_promised += table->n_reserved - table->n_blocks;
         n_free_tables += table->n_reserved == 0;
     }
-    if (problem)
-        return problem;
-    if (n_owned + kv->n_free != kv->n_blocks)
-        return "blocks were lost";
+    for (int32_t i = 0; i < kv->n_blocks; i++)
+        if (counts[i] != kv->n_holders[i])
+            return "a block's holders are miscounted";
     if (n_promised != kv->n_promised || kv->n_promised > kv->n_free)
         return "the promised blocks are miscounted";
     if (n_free_tables != kv->n_free_tables)
         return "tables were lost";
     return NULL;
+}
+
+const char *mb_kv_check(const mb_kv *kv, int32_t *scratch) {
+    int32_t *counts = scratch, *last_seen_in = scratch + kv->n_blocks;
+    const char *problem = check_tables(kv, counts, last_seen_in);
+    if (!problem) /* a free block that a table holds is now seen for the second time */
+        problem = count_blocks(kv, kv->free_blocks, kv->n_free, -1, counts, last_seen_in);
+    for (int32_t i = 0; i < kv->n_blocks && !problem; i++)
+        if (counts[i] != (kv->n_holders[i] > 0 ? kv->n_holders[i] : 1))
+            problem = "a block is lost, or both held and free";
+    return problem;
 }

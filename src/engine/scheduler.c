@@ -60,7 +60,14 @@ void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job) {
     if (job->list == MB_JOB_NONE)
         return;
     unlink_job(scheduler, job);
-    mb_kv_release(scheduler->kv, &job->table);
+    if (job->n_in_flight == 0)
+        mb_kv_release(scheduler->kv, &job->table);
+}
+
+void mb_scheduler_collect(mb_scheduler *scheduler, mb_job *job) {
+    job->n_in_flight--;
+    if (job->n_in_flight == 0 && job->list == MB_JOB_NONE)
+        mb_kv_release(scheduler->kv, &job->table);
 }
 
 typedef struct budget {
@@ -87,14 +94,18 @@ static mb_planned plan_job(mb_scheduler *scheduler, mb_job *job, budget *left) {
     if (n_logits > 1)
         left->prompt_logits -= n_logits - 1;
     mb_kv_extend(scheduler->kv, job->table, job->n_cached + n); /* within the reservation: cannot fail */
-    return (mb_planned){.job = job, .n_tokens = (int32_t)n, .n_logits = n_logits, .draws = draws};
+    mb_planned planned = {
+        .job = job, .first = job->n_cached, .n_tokens = (int32_t)n, .n_logits = n_logits, .draws = draws};
+    job->n_cached += n;
+    job->n_in_flight++;
+    return planned;
 }
 
 static int admit_next(mb_scheduler *scheduler) {
     mb_job *job = scheduler->waiting.first;
     if (!job || scheduler->running.n >= scheduler->limits.max_sequences)
         return 0;
-    job->table = mb_kv_reserve(scheduler->kv, job->max_tokens);
+    job->table = mb_kv_reserve(scheduler->kv, job->max_tokens, NULL, 0);
     if (job->table < 0)
         return 0;
     unlink_job(scheduler, job);

@@ -23,14 +23,15 @@ typedef struct mb_schedule_limits {
 
 typedef enum mb_job_list { MB_JOB_NONE, MB_JOB_WAITING, MB_JOB_RUNNING } mb_job_list;
 
-/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens and all_logits before
- * submitting, and after a step adds to n_cached and n_tokens what it did. */
+/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens and all_logits before submitting,
+ * and adds what a step drew to n_tokens. */
 typedef struct mb_job {
-    int64_t n_tokens;   /* known: the prompt and what was drawn */
-    int64_t n_cached;   /* of these, processed and in the KV cache */
-    int64_t max_tokens; /* the prompt and all that may be drawn */
-    int all_logits;     /* logits of every processed token are wanted, not just of the last */
-    int32_t table;      /* in the KV cache, -1: none */
+    int64_t n_tokens;    /* known: the prompt and what was drawn */
+    int64_t n_cached;    /* of these, in the KV cache when all planned steps have run */
+    int64_t max_tokens;  /* the prompt and all that may be drawn */
+    int all_logits;      /* logits of every processed token are wanted, not just of the last */
+    int32_t table;       /* in the KV cache, -1: none */
+    int32_t n_in_flight; /* steps that were planned with it and are not collected */
     mb_job_list list;
     struct mb_job *previous, *next;
 } mb_job;
@@ -42,7 +43,8 @@ typedef struct mb_job_queue {
 
 typedef struct mb_planned {
     mb_job *job;
-    int32_t n_tokens; /* positions [job->n_cached, job->n_cached + n_tokens) */
+    int64_t first;    /* position */
+    int32_t n_tokens; /* positions [first, first + n_tokens) */
     int32_t n_logits; /* rows wanted: of all n_tokens, of the last one, or none */
     int draws;        /* the last row gives the next token */
 } mb_planned;
@@ -58,11 +60,16 @@ void mb_scheduler_init(mb_scheduler *scheduler, const mb_schedule_limits *limits
 /* Queues a job. MB_ERR_CAPACITY: the queue is full, or it could not even fit an empty cache. */
 mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job);
 
-/* Takes the job out, waiting or running, and frees its KV blocks. Nothing for a job that is in no list. */
+/* Takes the job out, waiting or running: it is planned no more. Its KV blocks are free at once, or, as steps in
+ * flight still use them, when the last of these is collected. Nothing for a job that is in no list. */
 void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job);
 
-/* Plans a step: admits what fits and writes to plan [max_sequences], each job once, with its KV blocks
- * already extended. Returns how many; 0 only when there is no unfinished job. */
+/* Plans a step: admits what fits and writes to plan [max_sequences], each job once, with its KV blocks already
+ * extended. The jobs count the step as in flight, and their n_cached as if it had run. Returns how many; 0 when all
+ * unfinished jobs wait for a step in flight, or there are none. */
 int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan);
+
+/* A step that the job was planned in has run, or has failed: it uses the job's KV blocks no more. */
+void mb_scheduler_collect(mb_scheduler *scheduler, mb_job *job);
 
 #endif

@@ -14,8 +14,7 @@ typedef struct mb_sequence {
     uint64_t id;
     struct mb_sequence *next_in_bucket;
     mb_state state;
-    int in_flight; /* part of the step that is running now: the step, not its canceller, ends it */
-    int released;  /* forgotten by its owner while in flight: freed when the step commits */
+    int released; /* forgotten by its owner while in flight: freed when its last step is collected */
 
     int64_t n_prompt, n_read; /* n_read: answer tokens already handed out */
     int32_t *ids;             /* [job.max_tokens]: prompt, answer */

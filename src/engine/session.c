@@ -1,10 +1,13 @@
 /*
  * session.c - the session calls of moebius.h.
  *
- * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans and
- * fills the runner, and again while it commits the results; in between the device works, and everybody may
- * submit, read, cancel and release. A sequence that is part of the step in flight is only marked by those
- * calls: the commit takes it out of the scheduler, and frees it if it was released.
+ * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans a step and
+ * fills the step's slot, and again while it commits the results; in between the device works, and everybody may
+ * submit, read, cancel and release. A sequence that is part of a step in flight leaves the scheduler at once when
+ * it is cancelled, but its KV blocks and its memory stay until its last step was collected.
+ *
+ * mb_cancel and mb_release promise that no log-probabilities are reported any more when they return. So `report`
+ * looks under the lock whether the sequence still runs, and says whose callback runs; they wait for its end.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -25,18 +28,19 @@ enum {
 
 struct mb_session {
     const mb_model *model;
-    mb_runner runner; /* belongs to the stepping thread but for filling */
-    void *memory;     /* behind kv, buckets and plan */
+    mb_runner runner; /* belongs to the stepping thread */
+    void *memory;     /* behind kv and buckets */
 
     pthread_mutex_t lock; /* guards all below */
     int stepping;
+    pthread_t stepper;       /* the thread that steps, while stepping */
+    uint64_t reporting;      /* the sequence whose on_logprobs is being called; 0: none */
+    pthread_cond_t reported; /* reporting has become 0 */
     mb_kv kv;
     mb_scheduler scheduler;
     mb_sequence **buckets; /* by id */
     uint64_t bucket_mask;
     uint64_t last_id;
-    mb_planned *plan; /* [max_sequences] the step in flight */
-    int32_t n_planned;
     uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
 };
 
@@ -78,12 +82,13 @@ static void cut(mb_session *session, mb_arena *arena, int32_t max_sequences, int
         n_buckets *= 2;
     mb_kv_init(&session->kv, arena, session->runner.kv.n_blocks, max_sequences,
                session->runner.limits.max_blocks);
-    session->plan = mb_arena_push(arena, (size_t)max_sequences, sizeof *session->plan);
     session->buckets = mb_arena_push(arena, n_buckets, sizeof *session->buckets);
     session->bucket_mask = n_buckets - 1;
     for (size_t i = 0; i < n_buckets && session->buckets; i++)
         session->buckets[i] = NULL;
 }
+
+static void report(void *user, mb_sequence *sequence, int64_t position, const float *row, int32_t vocab);
 
 static mb_status open_parts(mb_session *session, const mb_session_options *options) {
     const mb_model *model = session->model;
@@ -99,7 +104,7 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         .max_blocks = (int32_t)mb_kv_blocks_for(model->config.max_positions),
         .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),
     };
-    MB_TRY(mb_runner_open(&session->runner, model, &runner_limits));
+    MB_TRY(mb_runner_open(&session->runner, model, &runner_limits, report, session));
 
     mb_arena arena;
     mb_arena_measure(&arena);
@@ -136,7 +141,10 @@ mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb
     if (!opened)
         return mb_fail(MB_ERR_MEMORY, "no memory for a session");
     opened->model = model;
-    if (pthread_mutex_init(&opened->lock, NULL) != 0) {
+    int has_lock = pthread_mutex_init(&opened->lock, NULL) == 0;
+    if (!has_lock || pthread_cond_init(&opened->reported, NULL) != 0) {
+        if (has_lock)
+            pthread_mutex_destroy(&opened->lock);
         mb_free(opened);
         return mb_fail(MB_ERR_MEMORY, "the system gave no lock for a session");
     }
@@ -160,6 +168,7 @@ void mb_session_close(mb_session *session) {
         }
     mb_runner_close(&session->runner);
     mb_free(session->memory);
+    pthread_cond_destroy(&session->reported);
     pthread_mutex_destroy(&session->lock);
     mb_free(session);
 }
@@ -230,20 +239,29 @@ mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t cap
     return sequence ? MB_OK : not_found(id);
 }
 
-/* Of a sequence in flight only the state changes: the commit sees it. */
 static void cancel(mb_session *session, mb_sequence *sequence) {
     if (sequence->state == MB_WAITING || sequence->state == MB_RUNNING)
         sequence->state = MB_CANCELLED;
-    if (!sequence->in_flight)
-        mb_scheduler_remove(&session->scheduler, &sequence->job);
+    mb_scheduler_remove(&session->scheduler, &sequence->job);
+}
+
+/* Waits until the sequence's callback has returned, which no longer begins anew. Not within the callback itself.
+ * The sequence may be gone by then. */
+static void wait_for_report(mb_session *session, uint64_t id) {
+    if (session->stepping && pthread_equal(session->stepper, pthread_self()))
+        return;
+    while (session->reporting == id)
+        pthread_cond_wait(&session->reported, &session->lock);
 }
 
 mb_status mb_cancel(mb_session *session, uint64_t id) {
     MB_TRY(mb_need(session, "mb_cancel: session"));
     pthread_mutex_lock(&session->lock);
     mb_sequence *sequence = *find(session, id);
-    if (sequence)
+    if (sequence) {
         cancel(session, sequence);
+        wait_for_report(session, id);
+    }
     pthread_mutex_unlock(&session->lock);
     return sequence ? MB_OK : not_found(id);
 }
@@ -257,7 +275,8 @@ mb_status mb_release(mb_session *session, uint64_t id) {
         cancel(session, sequence);
         *place = sequence->next_in_bucket;
         sequence->released = 1;
-        destroy = !sequence->in_flight;
+        destroy = sequence->job.n_in_flight == 0;
+        wait_for_report(session, id);
     }
     pthread_mutex_unlock(&session->lock);
     if (!sequence)
@@ -281,60 +300,84 @@ void mb_session_get_stats(mb_session *session, mb_session_stats *stats) {
 
 /* ---- Stepping ----------------------------------------------------------------------------------------- */
 
-static void plan(mb_session *session) {
-    session->n_planned = mb_scheduler_plan(&session->scheduler, session->plan);
-    for (int32_t i = 0; i < session->n_planned; i++) {
-        mb_sequence *sequence = mb_sequence_of(session->plan[i].job);
-        sequence->state = MB_RUNNING;
-        sequence->in_flight = 1;
-    }
-    mb_runner_fill(&session->runner, &session->kv, session->plan, session->n_planned);
+/* Called for the stepping thread by mb_runner_collect, without the lock. */
+static void report(void *user, mb_sequence *sequence, int64_t position, const float *row, int32_t vocab) {
+    mb_session *session = user;
+    pthread_mutex_lock(&session->lock);
+    int is_wanted = sequence->state == MB_RUNNING;
+    if (is_wanted)
+        session->reporting = sequence->id;
+    pthread_mutex_unlock(&session->lock);
+    if (!is_wanted)
+        return;
+    sequence->on_logprobs(sequence->on_logprobs_user, position, row, vocab);
+    pthread_mutex_lock(&session->lock);
+    session->reporting = 0;
+    pthread_cond_broadcast(&session->reported);
+    pthread_mutex_unlock(&session->lock);
+}
+
+static void plan(mb_session *session, mb_step_slot *slot) {
+    slot->n_planned = mb_scheduler_plan(&session->scheduler, slot->plan);
+    for (int32_t i = 0; i < slot->n_planned; i++)
+        mb_sequence_of(slot->plan[i].job)->state = MB_RUNNING;
+    mb_runner_fill(&session->runner, slot, &session->kv);
 }
 
 static void advance(mb_session *session, mb_sequence *sequence, const mb_planned *item,
                     const mb_outcome *outcome) {
     mb_job *job = &sequence->job;
-    int64_t n_prompt_left = sequence->n_prompt - job->n_cached;
-    if (n_prompt_left > 0)
+    if (item->first < sequence->n_prompt)
         session->n_prompt_tokens += (uint64_t)item->n_tokens; /* a chunk does not reach beyond the prompt */
-    job->n_cached += item->n_tokens;
     if (item->draws) {
         int64_t before = job->n_tokens;
         mb_sequence_take(sequence, outcome->id, outcome->logprob);
         session->n_generated_tokens += (uint64_t)(job->n_tokens - before);
-    } else if (job->n_cached == job->max_tokens) {
+    } else if (item->first + item->n_tokens == job->max_tokens) {
         sequence->state = MB_FINISHED_LENGTH; /* max_new_tokens 0: the prompt was all */
     }
 }
 
-static void commit(mb_session *session, mb_status status) {
-    for (int32_t i = 0; i < session->n_planned; i++) {
-        const mb_outcome *outcome = &session->runner.outcomes[i];
-        mb_sequence *sequence = mb_sequence_of(session->plan[i].job);
-        sequence->in_flight = 0;
-        if (sequence->state == MB_RUNNING) {
-            if (status != MB_OK) {
-                sequence->state = MB_FAILED;
-            } else if (outcome->failed) {
-                sequence->state = MB_FAILED;
-                mb_log(MB_LOG_WARN,
-                       "sequence %" PRIu64 " failed: its logits are not numbers; check the weights",
-                       sequence->id);
-            } else {
-                advance(session, sequence, &session->plan[i], outcome);
-            }
-        }
+/* What the step did to a sequence that was running all the while. */
+static void commit_item(mb_session *session, mb_sequence *sequence, const mb_planned *item,
+                        const mb_outcome *outcome, mb_status status) {
+    if (status != MB_OK) {
+        sequence->state = MB_FAILED;
+    } else if (outcome->failed) {
+        sequence->state = MB_FAILED;
+        mb_log(MB_LOG_WARN, "sequence %" PRIu64 " failed: its logits are not numbers; check the weights",
+               sequence->id);
+    } else {
+        advance(session, sequence, item, outcome);
+    }
+}
+
+/* Status: of the step. */
+static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
+    for (int32_t i = 0; i < slot->n_planned; i++) {
+        mb_sequence *sequence = mb_sequence_of(slot->plan[i].job);
+        if (sequence->state == MB_RUNNING)
+            commit_item(session, sequence, &slot->plan[i], &slot->outcomes[i], status);
         if (sequence->state != MB_RUNNING)
             mb_scheduler_remove(&session->scheduler, &sequence->job);
-        if (sequence->released)
+        mb_scheduler_collect(&session->scheduler, &sequence->job);
+        if (sequence->released && sequence->job.n_in_flight == 0)
             mb_sequence_destroy(sequence);
     }
-    session->n_steps += session->n_planned > 0;
-    session->n_planned = 0;
+    session->n_steps += slot->n_planned > 0;
+    slot->n_planned = 0;
+}
+
+static mb_status run(mb_runner *runner, mb_step_slot *slot) {
+    if (slot->n_planned == 0)
+        return MB_OK;
+    MB_TRY(mb_runner_launch(runner, slot));
+    return mb_runner_collect(runner, slot);
 }
 
 mb_status mb_step(mb_session *session, int *n_unfinished) {
     MB_TRY(mb_need(session, "mb_step: session"));
+    mb_step_slot *slot = &session->runner.slots[0];
     pthread_mutex_lock(&session->lock);
     if (session->stepping) {
         pthread_mutex_unlock(&session->lock);
@@ -342,13 +385,14 @@ mb_status mb_step(mb_session *session, int *n_unfinished) {
                        "mb_step: a step is running already, in another thread or around this callback");
     }
     session->stepping = 1;
-    plan(session);
+    session->stepper = pthread_self();
+    plan(session, slot);
     pthread_mutex_unlock(&session->lock);
 
-    mb_status status = session->n_planned > 0 ? mb_runner_run(&session->runner) : MB_OK;
+    mb_status status = run(&session->runner, slot);
 
     pthread_mutex_lock(&session->lock);
-    commit(session, status);
+    commit(session, slot, status);
     session->stepping = 0;
     if (n_unfinished)
         *n_unfinished = (int)session->scheduler.waiting.n + (int)session->scheduler.running.n;

@@ -1,15 +1,18 @@
+/* step.c - buffers of a step, filling them with a batch, running it. */
 #include "engine/step.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
-#include "engine/sequence.h"
 
 _Static_assert((int)MB_KV_BLOCK_TOKENS == (int)MB_KV_BLOCK, "the policy's block is the operators' block");
 
-/* Reported rows that are downloaded together. */
-enum { ROWS_AT_A_TIME = 16 };
+enum {
+    ROWS_AT_A_TIME = 16, /* reported rows that are downloaded together */
+    KV_PERCENT = 90,     /* of the memory that is left; the rest is for who else uses the device */
+};
 
 /* ---- Memory ------------------------------------------------------------------------------------------- */
 
@@ -50,51 +53,106 @@ static mb_step_counts most_counts(const mb_runner *runner) {
                             .n_seen = most_seen(runner)};
 }
 
-static void cut_device(mb_runner *runner, mb_arena *arena) {
-    size_t n = (size_t)runner->limits.max_sequences;
-    runner->device_inputs = mb_arena_push(arena, runner->inputs_bytes, 1);
-    runner->device_drawn_ids = mb_arena_push(arena, 2 * n, sizeof(int32_t));
-    runner->device_drawn_logprobs = arena->base ? (float *)(runner->device_drawn_ids + n) : NULL;
-    runner->logits =
-        mb_arena_push(arena, (size_t)runner->limits.max_logits * (size_t)runner->model->config.vocab,
-                      sizeof *runner->logits);
-    runner->sample_workspace = mb_arena_push(arena, runner->sample_workspace_bytes, 1);
+/* The arenas of one kind of memory each: the runner's own pieces, then those of every slot. */
+typedef struct arenas {
+    mb_arena device, pinned, host;
+} arenas;
+
+static void cut_slot(const mb_runner *runner, mb_step_slot *slot, arenas *a) {
+    size_t n_sequences = (size_t)runner->limits.max_sequences, n_logits = (size_t)runner->limits.max_logits;
+    slot->device_inputs = mb_arena_push(&a->device, runner->inputs_bytes, 1);
+    slot->device_drawn_ids = mb_arena_push(&a->device, 2 * n_sequences, sizeof(int32_t));
+    slot->device_drawn_logprobs = (float *)slot->device_drawn_ids + (a->device.base ? n_sequences : 0);
+    slot->logits =
+        mb_arena_push(&a->device, n_logits * (size_t)runner->model->config.vocab, sizeof *slot->logits);
+    slot->inputs = mb_arena_push(&a->pinned, runner->inputs_bytes, 1);
+    slot->drawn_ids = mb_arena_push(&a->pinned, 2 * n_sequences, sizeof(int32_t));
+    slot->drawn_logprobs = (float *)slot->drawn_ids + (a->pinned.base ? n_sequences : 0);
+    slot->plan = mb_arena_push(&a->host, n_sequences, sizeof *slot->plan);
+    slot->draw_planned = mb_arena_push(&a->host, n_sequences, sizeof *slot->draw_planned);
+    slot->reports = mb_arena_push(&a->host, n_logits, sizeof *slot->reports);
+    slot->outcomes = mb_arena_push(&a->host, n_sequences, sizeof *slot->outcomes);
 }
 
-static void cut_pinned(mb_runner *runner, mb_arena *arena) {
-    size_t n = (size_t)runner->limits.max_sequences;
-    runner->inputs = mb_arena_push(arena, runner->inputs_bytes, 1);
-    runner->drawn_ids = mb_arena_push(arena, 2 * n, sizeof(int32_t));
-    runner->drawn_logprobs = arena->base ? (float *)(runner->drawn_ids + n) : NULL;
-    runner->rows = mb_arena_push(arena, (size_t)ROWS_AT_A_TIME * (size_t)runner->model->config.vocab,
+static void cut_buffers(mb_runner *runner, arenas *a) {
+    runner->sample_workspace = mb_arena_push(&a->device, runner->sample_workspace_bytes, 1);
+    runner->rows = mb_arena_push(&a->pinned, (size_t)ROWS_AT_A_TIME * (size_t)runner->model->config.vocab,
                                  sizeof *runner->rows);
+    for (int i = 0; i < MB_STEP_SLOTS; i++)
+        cut_slot(runner, &runner->slots[i], a);
 }
 
-static void cut_host(mb_runner *runner, mb_arena *arena) {
-    size_t n = (size_t)runner->limits.max_sequences;
-    runner->draw_planned = mb_arena_push(arena, n, sizeof *runner->draw_planned);
-    runner->reports = mb_arena_push(arena, (size_t)runner->limits.max_logits, sizeof *runner->reports);
-    runner->outcomes = mb_arena_push(arena, n, sizeof *runner->outcomes);
+static mb_status open_buffers(mb_runner *runner) {
+    const mb_model *model = runner->model;
+    mb_device *device = model->device;
+    mb_step_counts most = most_counts(runner);
+    mb_arena inputs;
+    mb_arena_measure(&inputs);
+    cut_inputs(&inputs, &most, &runner->slots[0].in);
+    runner->inputs_bytes = inputs.used;
+    mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};
+    MB_TRY(device->ops->sample_workspace(&sample, &runner->sample_workspace_bytes));
+
+    arenas a;
+    mb_arena_measure(&a.device);
+    mb_arena_measure(&a.pinned);
+    mb_arena_measure(&a.host);
+    cut_buffers(runner, &a);
+    if (inputs.overflowed || a.device.overflowed || a.pinned.overflowed || a.host.overflowed)
+        return mb_fail(MB_ERR_ARGUMENT, "the session's limits overflow; ask for fewer sequences or tokens");
+    mb_status status = device->allocate(device, a.device.used, &runner->device_memory);
+    if (status == MB_OK)
+        status = device->allocate_pinned(device, a.pinned.used, &runner->pinned_memory);
+    if (status != MB_OK)
+        return mb_fail_context(status, "buffers of a step");
+    runner->host_memory = mb_malloc(a.host.used);
+    if (!runner->host_memory)
+        return mb_fail(MB_ERR_MEMORY, "no memory for a step's records (%zu bytes)", a.host.used);
+    mb_arena_init(&a.device, runner->device_memory, a.device.used, device->host_memory);
+    mb_arena_init(&a.pinned, runner->pinned_memory, a.pinned.used, 1);
+    mb_arena_init(&a.host, runner->host_memory, a.host.used, 1);
+    cut_buffers(runner, &a);
+    return MB_OK;
+}
+
+static uint64_t kv_block_bytes(const mb_runner *runner) {
+    return MB_KV_BLOCK * mb_kv_bytes_per_token(&runner->model->config, runner->model->dtype);
+}
+
+/* Blocks that `available` bytes of the device's memory hold, but no more than the sequences could ever fill. */
+static int32_t blocks_in(const mb_runner *runner, uint64_t available) {
+    uint64_t fit = available / kv_block_bytes(runner);
+    uint64_t useful = (uint64_t)runner->limits.max_sequences * (uint64_t)runner->limits.max_blocks;
+    fit = fit < useful ? fit : useful;
+    return (int32_t)(fit < INT32_MAX / MB_KV_BLOCK ? fit : INT32_MAX / MB_KV_BLOCK);
+}
+
+/* runner->kv.n_blocks: as many as were asked for, or what `percent` of the free memory hold. */
+static mb_status count_kv_blocks(mb_runner *runner, int percent) {
+    mb_device *device = runner->model->device;
+    uint64_t total, available;
+    runner->kv.n_blocks = runner->limits.n_kv_blocks;
+    if (runner->kv.n_blocks > 0)
+        return MB_OK;
+    MB_TRY(device->memory(device, &total, &available));
+    runner->kv.n_blocks = blocks_in(runner, available / 100 * (uint64_t)percent);
+    if (runner->kv.n_blocks > 0)
+        return MB_OK;
+    return mb_fail(
+        MB_ERR_MEMORY,
+        "%s: %llu bytes are free, not enough for one block of KV cache; ask for fewer sequences or "
+        "tokens a step",
+        device->name, (unsigned long long)available);
 }
 
 static mb_status open_kv(mb_runner *runner) {
     const mb_model *model = runner->model;
     mb_device *device = model->device;
-    uint64_t block_bytes = MB_KV_BLOCK * mb_kv_bytes_per_token(&model->config, model->dtype), n_bytes;
-    int64_t n_blocks = runner->limits.n_kv_blocks;
-    if (n_blocks == 0) {
-        uint64_t total, available;
-        MB_TRY(device->memory(device, &total, &available));
-        uint64_t fit = available / 10 * 9 / block_bytes;
-        uint64_t useful = (uint64_t)runner->limits.max_sequences * (uint64_t)runner->limits.max_blocks;
-        fit = fit < useful ? fit : useful;
-        n_blocks = (int64_t)(fit < INT32_MAX / MB_KV_BLOCK ? fit : INT32_MAX / MB_KV_BLOCK);
-        if (n_blocks == 0)
-            return mb_fail(MB_ERR_MEMORY, "%s: %llu bytes are free, not enough for one block of KV cache",
-                           device->name, (unsigned long long)available);
-    }
+    int32_t n_blocks = runner->kv.n_blocks;
+    uint64_t n_bytes;
     void *memory = NULL;
-    if (__builtin_mul_overflow(block_bytes, (uint64_t)n_blocks, &n_bytes) || n_bytes > SIZE_MAX / 2)
+    if (__builtin_mul_overflow(kv_block_bytes(runner), (uint64_t)n_blocks, &n_bytes) ||
+        n_bytes > SIZE_MAX / 2)
         return mb_fail(MB_ERR_ARGUMENT, "kv_tokens: a KV cache of %lld tokens overflows; ask for fewer",
                        (long long)n_blocks * MB_KV_BLOCK);
     mb_status status = device->allocate(device, (size_t)n_bytes, &memory);
@@ -106,62 +164,37 @@ static mb_status open_kv(mb_runner *runner) {
     runner->kv = (mb_kv_memory){.k = memory,
                                 .v = (char *)memory + half,
                                 .layer_bytes = half / (size_t)model->config.n_layers,
-                                .n_blocks = (int32_t)n_blocks,
+                                .n_blocks = n_blocks,
                                 .dtype = model->dtype};
     return MB_OK;
 }
 
-static mb_status open_buffers(mb_runner *runner) {
+/* The cache comes last, from what is left. The buffers' size depends on the cache's, so they are made for the
+ * largest one there could be. */
+static mb_status open_parts(mb_runner *runner) {
     const mb_model *model = runner->model;
     mb_device *device = model->device;
-    mb_step_counts most = most_counts(runner);
-    mb_arena arena;
-    mb_arena_measure(&arena);
-    cut_inputs(&arena, &most, &runner->in);
-    runner->inputs_bytes = arena.used;
-    mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};
-    MB_TRY(device->ops->sample_workspace(&sample, &runner->sample_workspace_bytes));
-
-    mb_arena on_device, pinned, host;
-    mb_arena_measure(&on_device);
-    mb_arena_measure(&pinned);
-    mb_arena_measure(&host);
-    cut_device(runner, &on_device);
-    cut_pinned(runner, &pinned);
-    cut_host(runner, &host);
-    if (arena.overflowed || on_device.overflowed || pinned.overflowed || host.overflowed)
-        return mb_fail(MB_ERR_ARGUMENT, "the session's limits overflow; ask for fewer sequences or tokens");
-    mb_status status = device->allocate(device, on_device.used, &runner->device_memory);
-    if (status == MB_OK)
-        status = device->allocate_pinned(device, pinned.used, &runner->pinned_memory);
-    if (status != MB_OK)
-        return mb_fail_context(status, "buffers of a step");
-    runner->host_memory = mb_malloc(host.used);
-    if (!runner->host_memory)
-        return mb_fail(MB_ERR_MEMORY, "no memory for a step's records (%zu bytes)", host.used);
-    mb_arena_init(&on_device, runner->device_memory, on_device.used, device->host_memory);
-    mb_arena_init(&pinned, runner->pinned_memory, pinned.used, 1);
-    mb_arena_init(&host, runner->host_memory, host.used, 1);
-    cut_device(runner, &on_device);
-    cut_pinned(runner, &pinned);
-    cut_host(runner, &host);
-    return MB_OK;
-}
-
-mb_status mb_runner_open(mb_runner *runner, const mb_model *model, const mb_runner_limits *limits) {
-    *runner = (mb_runner){.model = model, .limits = *limits};
+    const mb_runner_limits *limits = &runner->limits;
     mb_forward_limits forward_limits = {.max_tokens = limits->max_step_tokens,
                                         .max_sequences = limits->max_sequences,
                                         .max_logits = limits->max_logits,
                                         .max_blocks = limits->max_blocks};
-    mb_status status = model->device->stream_open(model->device, &runner->stream);
-    if (status == MB_OK)
-        status = mb_forward_init(&runner->forward, &model->config, &model->weights, model->device,
-                                 model->dtype, &forward_limits, runner->stream);
-    if (status == MB_OK)
-        status = open_kv(runner);
-    if (status == MB_OK)
-        status = open_buffers(runner);
+    MB_TRY(device->stream_open(device, &runner->stream));
+    MB_TRY(device->stream_open(device, &runner->reports));
+    for (int i = 0; i < MB_STEP_SLOTS; i++)
+        MB_TRY(device->event_open(device, 0, &runner->slots[i].done));
+    MB_TRY(mb_forward_init(&runner->forward, &model->config, &model->weights, device, model->dtype,
+                           &forward_limits, runner->stream));
+    MB_TRY(count_kv_blocks(runner, 100));
+    MB_TRY(open_buffers(runner));
+    MB_TRY(count_kv_blocks(runner, KV_PERCENT));
+    return open_kv(runner);
+}
+
+mb_status mb_runner_open(mb_runner *runner, const mb_model *model, const mb_runner_limits *limits,
+                         mb_report_fn report, void *report_user) {
+    *runner = (mb_runner){.model = model, .limits = *limits, .report = report, .report_user = report_user};
+    mb_status status = open_parts(runner);
     if (status != MB_OK)
         mb_runner_close(runner);
     return status;
@@ -171,13 +204,13 @@ void mb_runner_close(mb_runner *runner) {
     if (!runner->model)
         return;
     mb_device *device = runner->model->device;
-    if (runner->device_memory)
-        device->free(device, runner->device_memory);
-    if (runner->pinned_memory)
-        device->free_pinned(device, runner->pinned_memory);
-    if (runner->kv_memory)
-        device->free(device, runner->kv_memory);
+    device->free(device, runner->device_memory);
+    device->free_pinned(device, runner->pinned_memory);
+    device->free(device, runner->kv_memory);
     mb_forward_free(&runner->forward);
+    for (int i = 0; i < MB_STEP_SLOTS; i++)
+        device->event_close(device, runner->slots[i].done);
+    device->stream_close(device, runner->reports);
     device->stream_close(device, runner->stream);
     mb_free(runner->host_memory);
     *runner = (mb_runner){0};
@@ -190,7 +223,7 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
     for (int32_t i = 0; i < n_planned; i++) {
         const mb_planned *item = &plan[i];
         const mb_sequence *sequence = mb_sequence_of(item->job);
-        int64_t kv_len = item->job->n_cached + item->n_tokens;
+        int64_t kv_len = item->first + item->n_tokens;
         n.n_tokens += item->n_tokens;
         n.n_logits += item->n_logits;
         n.n_draws += item->draws;
@@ -219,14 +252,15 @@ typedef struct cursor {
     size_t bias, seen;
 } cursor;
 
-static void *on_device(const mb_runner *runner, const void *input) {
-    return runner->device_inputs + ((const char *)input - runner->inputs);
+static void *on_device(const mb_step_slot *slot, const void *input) {
+    return slot->device_inputs + ((const char *)input - slot->inputs);
 }
 
-static mb_sample_row sample_row(mb_runner *runner, const mb_sequence *sequence, cursor *at) {
+static mb_sample_row sample_row(mb_step_slot *slot, const mb_planned *item, cursor *at) {
+    const mb_sequence *sequence = mb_sequence_of(item->job);
     const mb_sampling *s = &sequence->sampling;
     const mb_seen_tokens *seen = &sequence->seen;
-    mb_step_inputs *in = &runner->in;
+    mb_step_inputs *in = &slot->in;
     for (int32_t i = 0; i < s->n_logit_bias; i++) {
         in->bias_ids[at->bias + (size_t)i] = s->logit_bias[i].id;
         in->biases[at->bias + (size_t)i] = s->logit_bias[i].bias;
@@ -244,55 +278,53 @@ static mb_sample_row sample_row(mb_runner *runner, const mb_sequence *sequence, 
                          .top_k = s->top_k,
                          .n_bias = s->n_logit_bias,
                          .seed = s->seed,
-                         .position = (uint64_t)sequence->job.n_tokens,
-                         .bias_ids = on_device(runner, in->bias_ids + at->bias),
-                         .biases = on_device(runner, in->biases + at->bias),
-                         .seen_ids = on_device(runner, in->seen_ids + at->seen),
-                         .seen_counts = on_device(runner, in->seen_counts + at->seen),
+                         .position = (uint64_t)(item->first + item->n_tokens),
+                         .bias_ids = on_device(slot, in->bias_ids + at->bias),
+                         .biases = on_device(slot, in->biases + at->bias),
+                         .seen_ids = on_device(slot, in->seen_ids + at->seen),
+                         .seen_counts = on_device(slot, in->seen_counts + at->seen),
                          .n_seen = seen->n};
     at->bias += (size_t)s->n_logit_bias;
     at->seen += (size_t)seen->n;
     return row;
 }
 
-static void fill_logit_rows(mb_runner *runner, const mb_planned *item, int32_t i_planned, cursor *at) {
+static void fill_logit_rows(mb_step_slot *slot, int32_t i_planned, cursor *at) {
+    const mb_planned *item = &slot->plan[i_planned];
     const mb_sequence *sequence = mb_sequence_of(item->job);
-    mb_step_inputs *in = &runner->in;
+    mb_step_inputs *in = &slot->in;
     for (int32_t i = item->n_tokens - item->n_logits; i < item->n_tokens; i++) {
         int draws = item->draws && i == item->n_tokens - 1;
         int32_t row = at->prompt_row;
         if (draws) {
             row = sequence->on_logprobs ? at->reported_draw++ : at->silent_draw++;
-            int32_t draw = row - runner->counts.n_prompt_rows;
-            in->rows[draw] = sample_row(runner, sequence, at);
-            runner->draw_planned[draw] = i_planned;
+            int32_t draw = row - slot->counts.n_prompt_rows;
+            in->rows[draw] = sample_row(slot, item, at);
+            slot->draw_planned[draw] = i_planned;
         } else {
             at->prompt_row++;
         }
         in->logit_rows[row] = at->token + i;
-        if (row < runner->counts.n_reported)
-            runner->reports[row] = (mb_report){.call = sequence->on_logprobs,
-                                               .user = sequence->on_logprobs_user,
-                                               .position = item->job->n_cached + i,
-                                               .i_planned = i_planned};
+        if (row < slot->counts.n_reported)
+            slot->reports[row] = (mb_report){.i_planned = i_planned, .position = item->first + i};
     }
 }
 
-static void fill_tokens(mb_runner *runner, const mb_kv *kv, const mb_planned *item, int32_t i_planned,
-                        cursor *at) {
-    const mb_job *job = item->job;
+static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, cursor *at) {
+    const mb_planned *item = &slot->plan[i_planned];
     const mb_sequence *sequence = mb_sequence_of(item->job);
-    mb_step_inputs *in = &runner->in;
+    int32_t kv_table = item->job->table;
+    mb_step_inputs *in = &slot->in;
     for (int32_t i = 0; i < item->n_tokens; i++) {
-        int64_t position = job->n_cached + i;
+        int64_t position = item->first + i;
         in->ids[at->token + i] = sequence->ids[position];
         in->positions[at->token + i] = (int32_t)position;
-        in->slots[at->token + i] = mb_kv_slot(kv, job->table, position);
+        in->slots[at->token + i] = mb_kv_slot(kv, kv_table, position);
     }
-    int64_t kv_len = job->n_cached + item->n_tokens;
-    int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len), max_blocks = runner->counts.max_blocks;
+    int64_t kv_len = item->first + item->n_tokens;
+    int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len), max_blocks = slot->counts.max_blocks;
     int32_t *table = in->block_table + (size_t)i_planned * (size_t)max_blocks;
-    memcpy(table, mb_kv_blocks(kv, job->table), (size_t)n_blocks * sizeof *table);
+    memcpy(table, mb_kv_blocks(kv, kv_table), (size_t)n_blocks * sizeof *table);
     memset(table + n_blocks, 0, (size_t)(max_blocks - n_blocks) * sizeof *table);
     in->kv_len[i_planned] = (int32_t)kv_len;
     in->q_start[i_planned] = at->token;
@@ -300,102 +332,116 @@ static void fill_tokens(mb_runner *runner, const mb_kv *kv, const mb_planned *it
     in->q_start[i_planned + 1] = at->token;
 }
 
-void mb_runner_fill(mb_runner *runner, const mb_kv *kv, const mb_planned *plan, int32_t n_planned) {
-    runner->counts = count(plan, n_planned);
-    mb_arena_init(&runner->inputs_arena, runner->inputs, runner->inputs_bytes, 1);
-    cut_inputs(&runner->inputs_arena, &runner->counts, &runner->in);
-    cursor at = {.reported_draw = runner->counts.n_prompt_rows, .silent_draw = runner->counts.n_reported};
-    for (int32_t i = 0; i < n_planned; i++) {
-        runner->outcomes[i] = (mb_outcome){.id = -1};
-        fill_logit_rows(runner, &plan[i], i, &at);
-        fill_tokens(runner, kv, &plan[i], i, &at);
+void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
+    slot->counts = count(slot->plan, slot->n_planned);
+    mb_arena_init(&slot->inputs_arena, slot->inputs, runner->inputs_bytes, 1);
+    cut_inputs(&slot->inputs_arena, &slot->counts, &slot->in);
+    cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
+    for (int32_t i = 0; i < slot->n_planned; i++) {
+        slot->outcomes[i] = (mb_outcome){.id = -1};
+        fill_logit_rows(slot, i, &at);
+        fill_tokens(slot, kv, i, &at);
     }
 }
 
 /* ---- Running ------------------------------------------------------------------------------------------ */
 
-static mb_status launch(mb_runner *runner) {
-    mb_device *device = runner->model->device;
-    const mb_step_counts *n = &runner->counts;
-    const mb_step_inputs *in = &runner->in;
-    int32_t vocab = runner->model->config.vocab;
-    float *logits = runner->logits;
-    if (runner->inputs_arena.overflowed || mb_arena_check(&runner->inputs_arena))
-        return mb_fail(MB_ERR_INTERNAL, "the step's inputs are larger than their buffer");
-    MB_TRY(device->upload(device, runner->device_inputs, runner->inputs, runner->inputs_arena.used,
-                          runner->stream));
-
-    mb_batch batch = {.ids = on_device(runner, in->ids),
-                      .positions = on_device(runner, in->positions),
-                      .slots = on_device(runner, in->slots),
-                      .q_start = on_device(runner, in->q_start),
-                      .kv_len = on_device(runner, in->kv_len),
-                      .block_table = on_device(runner, in->block_table),
-                      .logit_rows = on_device(runner, in->logit_rows),
-                      .logits = logits,
+static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
+    const mb_step_counts *n = &slot->counts;
+    const mb_step_inputs *in = &slot->in;
+    mb_batch batch = {.ids = on_device(slot, in->ids),
+                      .positions = on_device(slot, in->positions),
+                      .slots = on_device(slot, in->slots),
+                      .q_start = on_device(slot, in->q_start),
+                      .kv_len = on_device(slot, in->kv_len),
+                      .block_table = on_device(slot, in->block_table),
+                      .logit_rows = on_device(slot, in->logit_rows),
+                      .logits = slot->logits,
                       .n_tokens = n->n_tokens,
                       .n_sequences = n->n_sequences,
                       .n_logits = n->n_logits,
                       .max_blocks = n->max_blocks,
                       .max_q_len = n->max_q_len,
                       .max_kv_len = n->max_kv_len};
-    MB_TRY(mb_forward_run(&runner->forward, &runner->kv, &batch, runner->stream));
-
-    mb_sample_args sample = {.logits = logits + (size_t)n->n_prompt_rows * (size_t)vocab,
-                             .rows = on_device(runner, in->rows),
-                             .ids = runner->device_drawn_ids,
-                             .logprobs = runner->device_drawn_logprobs,
-                             .n_rows = n->n_draws,
-                             .vocab = vocab};
-    MB_TRY(device->ops->sample(&sample, runner->sample_workspace, runner->sample_workspace_bytes,
-                               runner->stream));
-    /* After sampling, because it overwrites the logits. */
-    mb_log_softmax_args log_softmax = {
-        .logits = logits, .out = logits, .n_rows = n->n_reported, .vocab = vocab};
-    MB_TRY(device->ops->log_softmax(&log_softmax, runner->stream));
-    return device->download(device, runner->drawn_ids, runner->device_drawn_ids,
-                            2 * (size_t)runner->limits.max_sequences * sizeof *runner->drawn_ids,
-                            runner->stream);
+    return mb_forward_run(&runner->forward, &runner->kv, &batch, runner->stream);
 }
 
-static void read_draws(mb_runner *runner) {
-    for (int32_t i = 0; i < runner->counts.n_draws; i++) {
-        mb_outcome *outcome = &runner->outcomes[runner->draw_planned[i]];
-        outcome->id = runner->drawn_ids[i];
-        outcome->logprob = runner->drawn_logprobs[i];
+static mb_status draw(mb_runner *runner, const mb_step_slot *slot) {
+    const mb_ops *ops = runner->model->device->ops;
+    const mb_step_counts *n = &slot->counts;
+    int32_t vocab = runner->model->config.vocab;
+    mb_sample_args sample = {.logits = slot->logits + (size_t)n->n_prompt_rows * (size_t)vocab,
+                             .rows = on_device(slot, slot->in.rows),
+                             .ids = slot->device_drawn_ids,
+                             .logprobs = slot->device_drawn_logprobs,
+                             .n_rows = n->n_draws,
+                             .vocab = vocab};
+    MB_TRY(ops->sample(&sample, runner->sample_workspace, runner->sample_workspace_bytes, runner->stream));
+    /* After sampling, because it overwrites the logits. */
+    mb_log_softmax_args log_softmax = {
+        .logits = slot->logits, .out = slot->logits, .n_rows = n->n_reported, .vocab = vocab};
+    return ops->log_softmax(&log_softmax, runner->stream);
+}
+
+static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
+    mb_device *device = runner->model->device;
+    if (slot->inputs_arena.overflowed || mb_arena_check(&slot->inputs_arena))
+        return mb_fail(MB_ERR_INTERNAL, "the step's inputs are larger than their buffer");
+    MB_TRY(
+        device->upload(device, slot->device_inputs, slot->inputs, slot->inputs_arena.used, runner->stream));
+    MB_TRY(run_forward(runner, slot));
+    MB_TRY(draw(runner, slot));
+    MB_TRY(device->download(device, slot->drawn_ids, slot->device_drawn_ids,
+                            2 * (size_t)runner->limits.max_sequences * sizeof *slot->drawn_ids,
+                            runner->stream));
+    return device->event_record(device, slot->done, runner->stream);
+}
+
+mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot) {
+    mb_device *device = runner->model->device;
+    mb_status status = enqueue(runner, slot);
+    if (status == MB_OK)
+        return MB_OK;
+    char sentence[1024];
+    snprintf(sentence, sizeof sentence, "%s", mb_last_error());
+    device->synchronize(device, runner->stream); /* what was enqueued must not outlive this step */
+    return mb_fail(status, "%s", sentence);
+}
+
+static void read_draws(mb_step_slot *slot) {
+    for (int32_t i = 0; i < slot->counts.n_draws; i++) {
+        mb_outcome *outcome = &slot->outcomes[slot->draw_planned[i]];
+        outcome->id = slot->drawn_ids[i];
+        outcome->logprob = slot->drawn_logprobs[i];
         outcome->failed = outcome->id < 0;
     }
 }
 
-static mb_status report_logprobs(mb_runner *runner) {
+static mb_status report_rows(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
-    int32_t vocab = runner->model->config.vocab, n_reported = runner->counts.n_reported;
+    int32_t vocab = runner->model->config.vocab, n_reported = slot->counts.n_reported;
     size_t row_floats = (size_t)vocab;
     for (int32_t first = 0; first < n_reported; first += ROWS_AT_A_TIME) {
         int32_t n = n_reported - first < ROWS_AT_A_TIME ? n_reported - first : ROWS_AT_A_TIME;
-        MB_TRY(device->download(device, runner->rows, runner->logits + (size_t)first * row_floats,
-                                (size_t)n * row_floats * sizeof *runner->rows, runner->stream));
-        MB_TRY(device->synchronize(device, runner->stream));
+        MB_TRY(device->download(device, runner->rows, slot->logits + (size_t)first * row_floats,
+                                (size_t)n * row_floats * sizeof *runner->rows, runner->reports));
+        MB_TRY(device->synchronize(device, runner->reports));
         for (int32_t i = 0; i < n; i++) {
-            const mb_report *report = &runner->reports[first + i];
+            const mb_report *report = &slot->reports[first + i];
             const float *row = runner->rows + (size_t)i * row_floats;
-            mb_outcome *outcome = &runner->outcomes[report->i_planned];
+            mb_outcome *outcome = &slot->outcomes[report->i_planned];
             outcome->failed |= isnan(row[0]); /* one NaN among the logits makes all of log-softmax NaN */
             if (!outcome->failed)
-                report->call(report->user, report->position, row, vocab);
+                runner->report(runner->report_user, mb_sequence_of(slot->plan[report->i_planned].job),
+                               report->position, row, vocab);
         }
     }
     return MB_OK;
 }
 
-mb_status mb_runner_run(mb_runner *runner) {
+mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
-    mb_status status = launch(runner);
-    if (status != MB_OK) {
-        device->synchronize(device, runner->stream); /* whatever was issued must not outlive this step */
-        return status;
-    }
-    MB_TRY(device->synchronize(device, runner->stream));
-    read_draws(runner);
-    return report_logprobs(runner);
+    MB_TRY(device->event_synchronize(device, slot->done));
+    read_draws(slot);
+    return report_rows(runner, slot);
 }

@@ -1,20 +1,29 @@
 /*
- * step.h - runs one planned step on the device: inputs up, forward pass, sampling, results down.
+ * step.h - runs planned steps on the device: inputs up, forward pass, sampling, results down.
  *
- * A session fills the runner under its lock and runs it without: mb_runner_run touches the runner's own
- * memory only, so sequences may be cancelled meanwhile. Everything is allocated by mb_runner_open.
+ * What belongs to one step is in a slot: its plan, inputs, logits and results. The session's thread that steps
+ *
+ *   1. lets the scheduler write slot->plan and calls mb_runner_fill, both under the session's lock,
+ *   2. calls mb_runner_launch, which enqueues the step and does not wait for it,
+ *   3. calls mb_runner_collect, which waits for the step and leaves its results in slot->outcomes.
+ *
+ * 2 and 3 touch the runner's own memory only, so sequences may be submitted, read and cancelled meanwhile. Everything
+ * is allocated by mb_runner_open.
  */
 #ifndef MB_ENGINE_STEP_H
 #define MB_ENGINE_STEP_H
 
 #include "engine/scheduler.h"
+#include "engine/sequence.h"
 #include "model/model.h"
 #include "model/qwen3_moe.h"
+
+enum { MB_STEP_SLOTS = 1 }; /* steps that can be in flight at once */
 
 typedef struct mb_runner_limits {
     int32_t max_sequences, max_step_tokens, max_logits;
     int32_t max_blocks;  /* KV blocks of one sequence */
-    int32_t n_kv_blocks; /* 0: most of the device's free memory */
+    int32_t n_kv_blocks; /* 0: most of what is free on the device when all else is allocated */
 } mb_runner_limits;
 
 /* How many of everything are in a step; with the largest counts the input buffer is measured. */
@@ -34,12 +43,10 @@ typedef struct mb_step_inputs {
     float *biases;
 } mb_step_inputs;
 
-/* A row of logits whose log-probabilities go to a callback. */
+/* A row of logits whose log-probabilities are reported. */
 typedef struct mb_report {
-    mb_logprobs_fn call;
-    void *user;
-    int64_t position;
     int32_t i_planned;
+    int64_t position;
 } mb_report;
 
 /* What became of one planned item. */
@@ -49,42 +56,58 @@ typedef struct mb_outcome {
     int failed; /* its logits were not numbers */
 } mb_outcome;
 
+/* All of one step. The arrays are on the host, in pinned memory where the device reads or writes them. */
+typedef struct mb_step_slot {
+    mb_planned *plan; /* [max_sequences] jobs of mb_sequence; the session's */
+    int32_t n_planned;
+
+    mb_step_counts counts;
+    mb_arena inputs_arena;
+    mb_step_inputs in;            /* cut from inputs */
+    char *inputs, *device_inputs; /* the same places in both */
+    int32_t *draw_planned;        /* [max_sequences] planned item of each draw */
+    mb_report *reports;           /* [max_logits] */
+
+    float *logits;                         /* device [max_logits, vocab] */
+    int32_t *device_drawn_ids, *drawn_ids; /* [max_sequences], followed by the log-probabilities' [..] */
+    float *device_drawn_logprobs, *drawn_logprobs; /* so that both come back in one copy */
+    mb_outcome *outcomes;                          /* [max_sequences] by planned item */
+    mb_event *done;                                /* stands behind all of the step's work */
+} mb_step_slot;
+
+/* Takes a row of log-probabilities [vocab] that one of the sequence's positions has. */
+typedef void (*mb_report_fn)(void *user, mb_sequence *sequence, int64_t position, const float *row,
+                             int32_t vocab);
+
 typedef struct mb_runner {
     const mb_model *model;
     mb_runner_limits limits;
-    mb_stream stream;
+    mb_report_fn report;
+    void *report_user;
+    mb_stream stream;  /* of all steps, one after another */
+    mb_stream reports; /* of the rows that are reported, which need not wait for the next step */
     mb_forward forward;
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
-
-    /* pinned and device memory, the same places in both */
-    size_t inputs_bytes;
-    char *inputs, *device_inputs;
-    int32_t *drawn_ids, *device_drawn_ids; /* [max_sequences], followed by the log-probabilities' [..] */
-    float *drawn_logprobs, *device_drawn_logprobs;
-    float *logits; /* device [max_logits, vocab] */
-    float *rows;   /* pinned [reported rows at a time, vocab] */
+    size_t inputs_bytes, sample_workspace_bytes;
     void *sample_workspace;
-    size_t sample_workspace_bytes;
-
-    /* the step that was filled */
-    mb_step_counts counts;
-    mb_arena inputs_arena;
-    mb_step_inputs in;
-    int32_t *draw_planned; /* [max_sequences] planned item of each draw */
-    mb_report *reports;    /* [max_logits] */
-    mb_outcome *outcomes;  /* [max_sequences] by planned item */
+    float *rows; /* pinned [reported rows at a time, vocab] */
+    mb_step_slot slots[MB_STEP_SLOTS];
 } mb_runner;
 
 /* On failure nothing stays allocated. */
-mb_status mb_runner_open(mb_runner *runner, const mb_model *model, const mb_runner_limits *limits);
-void mb_runner_close(mb_runner *runner); /* a zeroed runner is allowed */
+mb_status mb_runner_open(mb_runner *runner, const mb_model *model, const mb_runner_limits *limits,
+                         mb_report_fn report, void *report_user);
+void mb_runner_close(mb_runner *runner); /* a zeroed runner is allowed; no step may be in flight */
 
-/* Writes the batch of planned items (jobs of mb_sequence) into the input buffer. */
-void mb_runner_fill(mb_runner *runner, const mb_kv *kv, const mb_planned *plan, int32_t n_planned);
+/* Writes the batch of slot->plan into the slot's input buffer. */
+void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv);
 
-/* Runs what was filled, calls the log-probability callbacks, and leaves runner->outcomes. On failure the
- * device is idle again and the outcomes mean nothing. */
-mb_status mb_runner_run(mb_runner *runner);
+/* Enqueues the step that was filled. On failure the device is idle again, and there is nothing to collect. */
+mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot);
+
+/* Waits for the step, reports the log-probabilities that its sequences want, and leaves slot->outcomes. On failure
+ * the outcomes mean nothing. */
+mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot);
 
 #endif

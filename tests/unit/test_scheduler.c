@@ -17,7 +17,7 @@ typedef struct fixture {
     mb_kv kv;
     mb_scheduler scheduler;
     void *memory;
-    uint8_t *marks;
+    int32_t *scratch;
     mb_planned plan[MAX_PLAN];
     int32_t n;
 } fixture;
@@ -29,16 +29,16 @@ static void open_scheduler(fixture *f, const mb_schedule_limits *limits, int32_t
     mb_kv_init(&f->kv, &arena, n_blocks, limits->max_sequences, MAX_BLOCKS);
     size_t n_bytes = arena.used;
     f->memory = malloc(n_bytes);
-    f->marks = malloc((size_t)n_blocks);
+    f->scratch = malloc(2 * (size_t)n_blocks * sizeof *f->scratch);
     mb_arena_init(&arena, f->memory, n_bytes, 1);
     mb_kv_init(&f->kv, &arena, n_blocks, limits->max_sequences, MAX_BLOCKS);
     mb_scheduler_init(&f->scheduler, limits, &f->kv);
 }
 
 static void close_scheduler(fixture *f) {
-    assert_null(mb_kv_check(&f->kv, f->marks));
+    assert_null(mb_kv_check(&f->kv, f->scratch));
     free(f->memory);
-    free(f->marks);
+    free(f->scratch);
 }
 
 static const mb_schedule_limits roomy = {.max_sequences = 8,
@@ -55,7 +55,7 @@ static mb_job job_of(int64_t n_prompt, int64_t max_new) {
 static void commit(fixture *f) {
     for (int32_t i = 0; i < f->n; i++) {
         mb_job *job = f->plan[i].job;
-        job->n_cached += f->plan[i].n_tokens;
+        mb_scheduler_collect(&f->scheduler, job);
         job->n_tokens += f->plan[i].draws;
         if (job->n_tokens == job->max_tokens && (f->plan[i].draws || job->n_cached == job->n_tokens))
             mb_scheduler_remove(&f->scheduler, job);
@@ -64,6 +64,12 @@ static void commit(fixture *f) {
 
 static void step(fixture *f) {
     f->n = mb_scheduler_plan(&f->scheduler, f->plan);
+}
+
+/* A step that ends without a commit: everybody was removed meanwhile. */
+static void drop_step(fixture *f) {
+    for (int32_t i = 0; i < f->n; i++)
+        mb_scheduler_collect(&f->scheduler, f->plan[i].job);
 }
 
 static const mb_planned *planned(const fixture *f, const mb_job *job) {
@@ -146,6 +152,7 @@ static void test_decodes_go_before_prompts(void **state) {
     mb_job *all[] = {&long_prompt, &shorts[0], &shorts[1], &shorts[2]};
     for (int i = 0; i < 4; i++)
         mb_scheduler_remove(&f.scheduler, all[i]);
+    drop_step(&f);
     close_scheduler(&f);
 }
 
@@ -183,13 +190,16 @@ static void test_queue_is_first_in_first_out(void **state) {
     assert_int_equal(f.n, 1);
     assert_int_equal(large.list, MB_JOB_WAITING);
     assert_int_equal(small.list, MB_JOB_WAITING);
+    drop_step(&f);
     mb_scheduler_remove(&f.scheduler, &running);
     step(&f);
     assert_int_equal(f.n, 1);
     assert_ptr_equal(f.plan[0].job, &large);
+    drop_step(&f);
     mb_scheduler_remove(&f.scheduler, &large);
     step(&f);
     assert_ptr_equal(f.plan[0].job, &small);
+    drop_step(&f);
     mb_scheduler_remove(&f.scheduler, &small);
     mb_scheduler_remove(&f.scheduler, &small); /* in no list: nothing */
     assert_int_equal(f.kv.n_free, 4);
@@ -217,8 +227,115 @@ static void test_capacity_is_refused_at_submit(void **state) {
     assert_int_equal(mb_scheduler_submit(&f.scheduler, &fits[2]), MB_OK);
     for (int i = 0; i < 3; i++)
         mb_scheduler_remove(&f.scheduler, &fits[i]);
+    drop_step(&f);
     close_scheduler(&f);
 }
+
+/* ---- Two steps in flight ---------------------------------------------------------------------------------- */
+
+static void test_a_prompt_goes_on_while_its_chunk_is_in_flight(void **state) {
+    (void)state;
+    fixture f;
+    open_scheduler(&f, &roomy, 16);
+    mb_planned first[MAX_PLAN], second[MAX_PLAN];
+    mb_job job = job_of(40, 2);
+    mb_scheduler_submit(&f.scheduler, &job);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, first), 1);
+    assert_int_equal(job.n_cached, 30);
+    assert_int_equal(job.n_in_flight, 1);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, second), 1);
+    assert_int_equal(first[0].first, 0);
+    assert_int_equal(second[0].first, 30);
+    assert_int_equal(second[0].n_tokens, 10);
+    assert_true(second[0].draws);
+    assert_int_equal(job.n_in_flight, 2);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, f.plan), 0); /* the next token is not known yet */
+    mb_scheduler_collect(&f.scheduler, &job);
+    mb_scheduler_collect(&f.scheduler, &job);
+    job.n_tokens++;
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, f.plan), 1);
+    assert_int_equal(f.plan[0].first, 40);
+    mb_scheduler_collect(&f.scheduler, &job);
+    mb_scheduler_remove(&f.scheduler, &job);
+    close_scheduler(&f);
+}
+
+/* Blocks that a step in flight writes must not be given to anybody else. */
+static void test_removed_in_flight_keeps_its_blocks(void **state) {
+    (void)state;
+    fixture f;
+    open_scheduler(&f, &roomy, 2);
+    mb_planned plan[MAX_PLAN];
+    mb_job gone = job_of(100, 2), waiting = job_of(100, 2);
+    mb_scheduler_submit(&f.scheduler, &gone);
+    mb_scheduler_submit(&f.scheduler, &waiting);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 1);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 1);
+    mb_scheduler_remove(&f.scheduler, &gone);
+    mb_scheduler_remove(&f.scheduler, &gone);
+    assert_int_equal(gone.list, MB_JOB_NONE);
+    for (int left = 2; left > 0; left--) {
+        assert_true(gone.table >= 0);
+        assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 0);
+        mb_scheduler_collect(&f.scheduler, &gone);
+    }
+    assert_int_equal(gone.table, -1);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 1);
+    assert_ptr_equal(plan[0].job, &waiting);
+    mb_scheduler_collect(&f.scheduler, &waiting);
+    mb_scheduler_remove(&f.scheduler, &waiting);
+    assert_int_equal(f.kv.n_free, 2);
+    close_scheduler(&f);
+}
+
+/* Random removals under two steps in flight: each job's blocks are its own until its last step is collected. */
+static void run_overlapping_load(uint64_t seed) {
+    enum { JOBS = 40 };
+    uint64_t random = seed;
+    fixture f;
+    open_scheduler(&f, &roomy, 9);
+    mb_planned plans[2][MAX_PLAN];
+    int32_t n[2] = {0, 0};
+    mb_job jobs[JOBS];
+    int n_submitted = 0, n_removed = 0;
+    for (int turn = 0; n_removed < JOBS || n[0] > 0 || n[1] > 0; turn = 1 - turn) {
+        for (int32_t i = 0; i < n[turn]; i++) { /* the step before the one in flight */
+            mb_job *job = plans[turn][i].job;
+            assert_true(job->table >= 0);
+            mb_scheduler_collect(&f.scheduler, job);
+            job->n_tokens += plans[turn][i].draws;
+            if (job->list != MB_JOB_NONE && job->n_tokens == job->max_tokens) {
+                mb_scheduler_remove(&f.scheduler, job);
+                n_removed++;
+            }
+        }
+        if (n_submitted < JOBS) {
+            jobs[n_submitted] =
+                job_of(1 + (int64_t)(tiny_random(&random) % 150), 1 + (int64_t)(tiny_random(&random) % 20));
+            n_submitted += mb_scheduler_submit(&f.scheduler, &jobs[n_submitted]) == MB_OK;
+        }
+        mb_job *job = &jobs[tiny_random(&random) % (uint64_t)n_submitted];
+        if (tiny_random(&random) % 8 == 0 && job->list != MB_JOB_NONE) {
+            mb_scheduler_remove(&f.scheduler, job);
+            n_removed++;
+        }
+        n[turn] = mb_scheduler_plan(&f.scheduler, plans[turn]);
+        for (int i = 0; i < n_submitted; i++)
+            assert_int_equal(jobs[i].table >= 0, jobs[i].list == MB_JOB_RUNNING || jobs[i].n_in_flight > 0);
+        assert_null(mb_kv_check(&f.kv, f.scratch));
+    }
+    assert_int_equal(f.kv.n_free, 9);
+    assert_int_equal(f.kv.n_promised, 0);
+    close_scheduler(&f);
+}
+
+static void test_overlapping_loads_lose_no_block(void **state) {
+    (void)state;
+    for (uint64_t seed = 1; seed <= 100; seed++)
+        run_overlapping_load(seed);
+}
+
+/* ---- Random loads ---------------------------------------------------------------------------------------- */
 
 /* One random load: jobs of all kinds arrive and are cancelled, until all is done. */
 static void run_random_load(uint64_t seed) {
@@ -260,17 +377,18 @@ static void run_random_load(uint64_t seed) {
         for (int32_t i = 0; i < f.n; i++) {
             const mb_planned *item = &f.plan[i];
             const mb_job *job = item->job;
-            int64_t i_job = job - jobs, end = job->n_cached + item->n_tokens;
+            int64_t i_job = job - jobs, end = item->first + item->n_tokens;
             n_tokens += item->n_tokens;
             n_logits += item->n_logits;
             assert_in_range(item->n_tokens, 1, limits.prefill_chunk);
-            assert_true(end <= job->n_tokens);
+            assert_true(end <= job->n_tokens && end == job->n_cached);
+            assert_int_equal(job->n_in_flight, 1);
             assert_int_equal(item->draws, end == job->n_tokens && job->n_tokens < job->max_tokens);
             assert_int_equal(item->n_logits, job->all_logits ? item->n_tokens : item->draws);
             assert_true(f.kv.tables[job->table].n_blocks * 64 >= end);
-            if (job->n_cached == 0 && i_job > n_admitted_last)
+            if (item->first == 0 && i_job > n_admitted_last)
                 n_admitted_last = i_job; /* admission in order of arrival, checked below */
-            int decode = job->n_cached >= n_prompt[i_job];
+            int decode = item->first >= n_prompt[i_job];
             n_decodes += decode;
             assert_false(decode && seen_chunk);
             seen_chunk |= !decode && item->n_tokens > 1;
@@ -281,14 +399,16 @@ static void run_random_load(uint64_t seed) {
         assert_true(n_logits <= limits.max_sequences + limits.max_prompt_logits);
         int n_decoding = 0;
         for (int i = 0; i < n_submitted; i++) {
-            n_decoding += jobs[i].list == MB_JOB_RUNNING && jobs[i].n_cached >= n_prompt[i];
+            const mb_planned *item = planned(&f, &jobs[i]);
+            int64_t first = item ? item->first : jobs[i].n_cached;
+            n_decoding += jobs[i].list == MB_JOB_RUNNING && first >= n_prompt[i];
             assert_false(jobs[i].list == MB_JOB_WAITING && i < n_admitted_last);
         }
         assert_int_equal(n_decodes, n_decoding); /* every decode is in every step */
         commit(&f);
         for (int32_t i = 0; i < f.n; i++)
             n_open -= f.plan[i].job->list == MB_JOB_NONE;
-        assert_null(mb_kv_check(&f.kv, f.marks));
+        assert_null(mb_kv_check(&f.kv, f.scratch));
     }
     assert_int_equal(f.kv.n_free, n_blocks);
     assert_int_equal(f.kv.n_promised, 0);
@@ -310,6 +430,9 @@ int main(void) {
         cmocka_unit_test(test_oldest_prompt_advances_under_full_decode_load),
         cmocka_unit_test(test_queue_is_first_in_first_out),
         cmocka_unit_test(test_capacity_is_refused_at_submit),
+        cmocka_unit_test(test_a_prompt_goes_on_while_its_chunk_is_in_flight),
+        cmocka_unit_test(test_removed_in_flight_keeps_its_blocks),
+        cmocka_unit_test(test_overlapping_loads_lose_no_block),
         cmocka_unit_test(test_random_loads_keep_the_promises),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

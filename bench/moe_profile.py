@@ -2,7 +2,7 @@
 """
 Where the time of one mb_moe_forward goes: when each kernel starts and ends, and what Nsight Compute counts in it.
 
-    python bench/moe_profile.py --json FILE    measures both and appends the rows; needs a GPU and ncu
+    python bench/moe_profile.py --output FILE    measures both and appends the rows; needs a GPU and ncu
     python bench/moe_profile.py page FILE      draws docs/img/moe-timeline.png, writes docs/findings/moe-profile.md's tables
 
 FILE is bench/results/<card>/moe_profile.jsonl.
@@ -56,7 +56,7 @@ def parse():
                         help="forwards: only runs them, for ncu to look at")
     parser.add_argument("rows", nargs="?", metavar="FILE", help="page: the rows")
     parser.add_argument("--tool", choices=["trace", "ncu"], help="only one of the two measurements")
-    parser.add_argument("--json", metavar="FILE", default="-", help="append the rows to FILE (default: print them)")
+    parser.add_argument("--output", metavar="FILE", default="-", help="append the rows to FILE (default: print them)")
     parser.add_argument("--commit", help="what the rows name as the measured commit")
     parser.add_argument("--keep", metavar="DIR", help="leave ncu's table and the trace there")
     return parser.parse_args()
@@ -221,7 +221,7 @@ def measure(given):
             if given.tool not in (None, tool):
                 continue
             for dtype, shape, figures in figures_of(folder):
-                append_rows(given.json, [row("moe_profile", "moebius", card, dtype, shape, figures, how, at_commit)])
+                append_rows(given.output, [row("moe_profile", "moebius", card, dtype, shape, figures, how, at_commit)])
             torch.cuda.empty_cache()
 
 

@@ -2,7 +2,7 @@
 """
 Who takes how long for one MoE layer from T tokens and their router logits, for many T: the rows that plot.py draws.
 
-    python bench/moe_sweep.py --json bench/results/h100-80gb-hbm3/moe.jsonl
+    python bench/moe_sweep.py --output bench/results/h100-80gb-hbm3/moe.jsonl
 
 Every result is checked against fp32 first; who is wrong is not timed. CUDA graphs where the contender can be captured.
 """
@@ -28,7 +28,7 @@ def parse():
     parser.add_argument("--shape", default=",".join(map(str, QWEN3_30B_A3B)), help="H,I,E,K")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", metavar="FILE", default="-", help="append the rows to FILE (default: print them)")
+    parser.add_argument("--output", metavar="FILE", default="-", help="append the rows to FILE (default: print them)")
     parser.add_argument("--commit", default=commit(), help="what the rows name as the measured commit")
     return parser.parse_args()
 
@@ -76,7 +76,7 @@ def main():
         logits = layer.router_logits(x)
         n_hit = layer.routing(logits)[1].unique().numel()
         rows = [measure_one(c, layer, x, logits, n_hit, given) for c in contenders]
-        append_rows(given.json, [r for r in rows if r])
+        append_rows(given.output, [r for r in rows if r])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ One MoE layer of Qwen3 against Hugging Face's Qwen3MoeSparseMoeBlock: first the 
 
     python bench/moe_vs_torch.py                                  random weights of Qwen3-30B-A3B's shape
     python bench/moe_vs_torch.py --model_path Qwen3-30B-A3B       a layer of that checkpoint
-    python bench/moe_vs_torch.py --dtype fp8 --json rows.jsonl
+    python bench/moe_vs_torch.py --dtype fp8 --output rows.jsonl
 
 Prefill is four prompts of 64, 128, 256 and 256 tokens at once, decode 16 sequences of one token. The time is the whole
 block's, the router's matrix included. Exit status 1 when moebius is absent or its results are wrong.
@@ -41,7 +41,7 @@ def parse():
     parser.add_argument("--shape", default=",".join(map(str, QWEN3_30B_A3B)), help="H,I,E,K of random weights")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", metavar="FILE", help="append the rows to FILE; - prints them")
+    parser.add_argument("--output", metavar="FILE", help="append the rows to FILE; - prints them")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw the times as bars (needs matplotlib)")
     parser.add_argument("--commit", default=commit(), help="what the rows name as the measured commit")
     return parser.parse_args()
@@ -127,8 +127,8 @@ def main():
         rows.append(time_all(layer, contenders, name, lengths, given))
         print_times(rows[-1])
     rows = [r for part in rows for r in part if good or not r["who"].startswith("moebius")]  # a wrong result has no time
-    if given.json:
-        append_rows(given.json, rows)
+    if given.output:
+        append_rows(given.output, rows)
     if given.plot:
         draw_block(rows, given.plot)
     if not good:

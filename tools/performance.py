@@ -117,14 +117,14 @@ SECTIONS = [
      "700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 in tf32, 45 in exact fp32 (88 % of what cuBLAS reaches in a large GEMM: 789, "
      "397 and 51; in fp8 97 % of 1448); the card reads up to 3.1 TB/s, so 102 % is possible. Below 100 tokens the floor follows "
      "which experts a draw of random logits hits, so compare the shares, not the times. Ours: `moebius bench moe` "
-     "and `./dev gpu-test --json FILE`; others: `bench/moe_sweep.py`.",
+     "and `./dev gpu-test --output FILE`; others: `bench/moe_sweep.py`.",
      moe_table),
     ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
      "Qwen3MoeSparseMoeBlock with the same weights, which is bf16 beside fp8. Prefill: prompts of 64, 128, 256 and 256 tokens at "
-     "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --json FILE`.",
+     "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
      moe_block_table),
-    ("decode", "Decode", "Output tokens per second over all sequences. `moebius bench DIR --json FILE`.", engine_table),
-    ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --json FILE`.", engine_table),
+    ("decode", "Decode", "Output tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
+    ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
 ]
 
 

@@ -105,8 +105,7 @@ static mb_status random_array(layer *l, mb_dtype dtype, int64_t n, distribution 
         if (status == MB_OK)
             status = l->device->synchronize(l->device, l->stream);
     } else {
-        status =
-            mb_fail(MB_ERR_MEMORY, "bench_moe: a block of %zu bytes could not be allocated", block_bytes);
+        status = mb_fail(MB_ERR_MEMORY, "a block of %zu bytes could not be allocated", block_bytes);
     }
     mb_free(values);
     mb_free(block);
@@ -215,7 +214,7 @@ static int compare_doubles(const void *a, const void *b) {
 static mb_status median_us(layer *l, int n_repeats, double *us) {
     double *times = mb_malloc_array((size_t)n_repeats, sizeof *times);
     if (!times)
-        return mb_fail(MB_ERR_MEMORY, "bench_moe: %d times could not be allocated", n_repeats);
+        return mb_fail(MB_ERR_MEMORY, "%d times could not be allocated", n_repeats);
     mb_status status = mb_device_time(l->device, forward, l, n_repeats, times);
     if (status == MB_OK) {
         qsort(times, (size_t)n_repeats, sizeof *times, compare_doubles);
@@ -235,13 +234,12 @@ static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
     if (ids && is_hit)
         status = l->device->download(l->device, ids, l->route.ids, n_choices * sizeof *ids, l->stream);
     else
-        status = mb_fail(MB_ERR_MEMORY, "bench_moe: %zu ids could not be allocated", n_choices);
+        status = mb_fail(MB_ERR_MEMORY, "%zu ids could not be allocated", n_choices);
     if (status == MB_OK)
         status = l->device->synchronize(l->device, l->stream);
     for (size_t i = 0; i < n_choices && status == MB_OK; i++) {
         if (ids[i] < 0 || ids[i] >= l->route.n_experts)
-            status = mb_fail(MB_ERR_INTERNAL, "bench_moe: the router chose expert %d of %d", ids[i],
-                             l->route.n_experts);
+            status = mb_fail(MB_ERR_INTERNAL, "the router chose expert %d of %d", ids[i], l->route.n_experts);
         else
             is_hit[ids[i]] = 1;
     }
@@ -291,13 +289,13 @@ static mb_status check(const mb_bench_moe_args *args) {
     };
     for (size_t i = 0; i < sizeof sides / sizeof sides[0]; i++)
         if (sides[i].value < 1 || sides[i].value > sides[i].maximum)
-            return mb_fail(MB_ERR_ARGUMENT, "bench_moe: %s is %lld, not in 1 .. %lld", sides[i].name,
+            return mb_fail(MB_ERR_ARGUMENT, "%s is %lld, not in 1 .. %lld", sides[i].name,
                            (long long)sides[i].value, (long long)sides[i].maximum);
     if (args->top_k > args->n_experts)
-        return mb_fail(MB_ERR_ARGUMENT, "bench_moe: top_k is %d, more than the %d experts", args->top_k,
+        return mb_fail(MB_ERR_ARGUMENT, "top_k is %d, more than the %d experts", args->top_k,
                        args->n_experts);
     if (args->n_repeats < 0)
-        return mb_fail(MB_ERR_ARGUMENT, "bench_moe: n_repeats is %d", args->n_repeats);
+        return mb_fail(MB_ERR_ARGUMENT, "n_repeats is %d", args->n_repeats);
     return MB_OK;
 }
 
@@ -308,7 +306,7 @@ mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *resul
     *result = (mb_bench_moe_result){0};
     const mode *m = find_mode(args->dtype);
     if (!m)
-        return mb_fail(MB_ERR_ARGUMENT, "bench_moe: dtype \"%s\" is unknown", args->dtype);
+        return mb_fail(MB_ERR_ARGUMENT, "dtype \"%s\" is unknown", args->dtype);
     MB_TRY(check(args));
     layer l = {.random = args->seed};
     MB_TRY(mb_device_open(args->device, args->n_threads, NULL, &l.device));

@@ -5,10 +5,8 @@
 #include "base/alloc.h"
 #include "cli/output.h"
 
-static const char FAINT[] = "\033[2m", NORMAL[] = "\033[0m";
-
 int cli_answer_open(cli_answer *answer, const mb_model *model, int keep) {
-    *answer = (cli_answer){.dim = cli_output_is_terminal(), .keep = keep};
+    *answer = (cli_answer){.dim = *cli_output_faint() != '\0', .keep = keep};
     return mb_decoder_open(model, 1, &answer->decoder) == MB_OK ? CLI_OK : cli_report_failure();
 }
 
@@ -26,7 +24,7 @@ static void set_thinking(cli_answer *answer, int thinking) {
     int changes = answer->thinking != thinking;
     answer->thinking = thinking;
     if (answer->dim && changes)
-        cli_print("%s", thinking ? FAINT : NORMAL);
+        cli_print("%s", thinking ? cli_output_faint() : cli_output_normal());
 }
 
 void cli_answer_begin(cli_answer *answer, const char *prompt) {
@@ -75,8 +73,9 @@ static int take_text(cli_answer *answer, const char *text, size_t n_bytes) {
         return CLI_OK;
     if (mb_grow((void **)&answer->text, &answer->capacity, answer->n_text + n_bytes, 1) != 0)
         return cli_failure("no memory for an answer of %zu bytes", answer->n_text + n_bytes);
-    memcpy(answer->text + answer->n_text, text, n_bytes);
-    answer->n_text += n_bytes;
+    for (size_t i = 0; i < n_bytes; i++)
+        if (text[i] != '\0') /* a prompt is zero-terminated text: the answer goes into the next one without */
+            answer->text[answer->n_text++] = text[i];
     return CLI_OK;
 }
 

@@ -8,8 +8,8 @@ typedef struct cli_answer {
     mb_decoder *decoder;
     int dim;       /* stdout is a terminal: show thinking in faint letters */
     int thinking;  /* between <think> and </think> */
-    size_t n_held; /* so many characters of the next tag have come and are not printed yet */
-    char *text;    /* the answer so far, when it is kept; mb_malloc */
+    size_t n_held; /* characters of the next tag that have come and are not printed yet */
+    char *text; /* the answer so far, when it is kept, without zero bytes; NULL before its first character */
     size_t n_text, capacity;
     int keep;
 } cli_answer;

@@ -1,26 +1,22 @@
 /* moebius bench: prefill and decode speed of a model on this machine. */
 #include "cli/bench.h"
 
-#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "cli/bench_rows.h"
 #include "cli/commands.h"
 #include "cli/interrupt.h"
 #include "cli/model_settings.h"
 #include "cli/output.h"
 
-#ifndef MOEBIUS_COMMIT
-#define MOEBIUS_COMMIT "unknown"
-#endif
-
 typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
-    const char *json;
+    int json;
+    const char *output;
     cli_model_settings model;
 } settings;
 
@@ -68,12 +64,14 @@ static const cli_option bench_options[] = {
      .fallback = "1",
      .help = "Seed of the random prompts."},
     {.name = "json",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, json),
+     .help = "Print the results as JSON, one object a line, in place of the table."},
+    {.name = "output",
      .value_name = "FILE",
      .kind = CLI_TEXT,
-     .offset = offsetof(settings, json),
-     .help = "Also append the results to FILE, one JSON object a line. - writes them to standard output in "
-             "place of "
-             "the table."},
+     .offset = offsetof(settings, output),
+     .help = "Also append the results to FILE, one JSON object a line."},
     {0},
 };
 
@@ -88,39 +86,6 @@ typedef struct run_facts {
     char model[256], card[128], date[16], how[128];
     const char *kv_dtype;
 } run_facts;
-
-const char *cli_bench_commit(void) {
-    return MOEBIUS_COMMIT;
-}
-
-void cli_bench_date(char *date, size_t capacity) {
-    time_t now = time(NULL);
-    struct tm today;
-    strftime(date, capacity, "%Y-%m-%d", gmtime_r(&now, &today));
-}
-
-/* The processor's marketing name, as /proc/cpuinfo has it; "cpu" where there is none. */
-static void find_processor(char *name, size_t capacity) {
-    char line[256];
-    snprintf(name, capacity, "cpu");
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) == 0 && colon != NULL && strlen(colon) > 3) {
-            snprintf(name, capacity, "%.*s", (int)strcspn(colon + 2, "\n"), colon + 2);
-            break;
-        }
-    }
-    if (file != NULL)
-        fclose(file);
-}
-
-void cli_bench_card(const char *device, char *name, size_t capacity) {
-    if (strcmp(device, "cpu") == 0)
-        find_processor(name, capacity);
-    else
-        snprintf(name, capacity, "%s", device);
-}
 
 /* The last part of a path, slashes at its end left out. */
 static void name_of_path(const char *path, char *name, size_t capacity) {
@@ -163,20 +128,14 @@ static void collect_facts(const char *directory, const settings *given, const mb
              (int)given->n_repeat.value);
 }
 
-static int write_row(FILE *file, const run_facts *facts, const char *bench, const cli_bench_case *shape,
-                     double tok_s) {
-    json_t *row = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:s}", "bench",
-                            bench, "who", "moebius", "commit", MOEBIUS_COMMIT, "model", facts->model, "card",
-                            facts->card, "date", facts->date, "dtype", facts->info.dtype, "shape", "batch",
-                            shape->batch, "context", shape->length, "weights", facts->info.weight_dtype, "kv",
-                            facts->kv_dtype, "tok_s", tok_s, "how", facts->how);
-    int failed = row == NULL || json_dumpf(row, file, JSON_REAL_PRECISION(6)) != 0 ||
-                 fputc('\n', file) == EOF || fflush(file) != 0;
-    int error = errno;
-    json_decref(row);
-    if (row == NULL)
-        return cli_failure("a result cannot be written as JSON: the model's name is not UTF-8, or no memory");
-    return failed ? cli_failure("--json: %s", strerror(error)) : CLI_OK;
+static int write_row(cli_bench_rows *rows, const run_facts *facts, const char *bench,
+                     const cli_bench_case *shape, double tok_s) {
+    json_t *row = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:s}", "bench", bench, "who",
+        "moebius", "commit", cli_bench_commit(), "model", facts->model, "card", facts->card, "date",
+        facts->date, "dtype", facts->info.dtype, "shape", "batch", shape->batch, "context", shape->length,
+        "weights", facts->info.weight_dtype, "kv", facts->kv_dtype, "tok_s", tok_s, "how", facts->how);
+    return cli_bench_rows_write(rows, row);
 }
 
 static void print_head(const run_facts *facts) {
@@ -188,8 +147,8 @@ static void print_head(const run_facts *facts) {
 }
 
 /* Times one combination, or says why the model is too small for it. *n_run counts the timed ones. */
-static int run_case(mb_model *model, const run_facts *facts, const cli_bench_case *bench, FILE *rows,
-                    int *n_run) {
+static int run_case(mb_model *model, const run_facts *facts, const cli_bench_case *bench,
+                    cli_bench_rows *rows, int *n_run) {
     cli_bench_result result;
     if (cli_bench_positions(bench) > facts->info.max_positions) {
         fprintf(stderr,
@@ -199,25 +158,24 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
                 (long long)cli_bench_positions(bench), (int)facts->info.max_positions);
         return CLI_OK;
     }
-    if (rows != stdout && *n_run == 0)
+    if (!rows->on_stdout && *n_run == 0)
         print_head(facts);
     ++*n_run;
     int status = cli_bench_run(model, bench, &result);
     if (status != CLI_OK)
         return status;
-    if (rows != stdout) {
+    if (!rows->on_stdout) {
         cli_print("%8d  %6d  %20.1f  %20.1f\n", (int)bench->length, (int)bench->batch, result.prefill_tok_s,
                   result.decode_tok_s);
         cli_flush();
     }
-    if (rows != NULL)
-        status = write_row(rows, facts, "prefill", bench, result.prefill_tok_s);
-    if (rows != NULL && status == CLI_OK)
+    status = write_row(rows, facts, "prefill", bench, result.prefill_tok_s);
+    if (status == CLI_OK)
         status = write_row(rows, facts, "decode", bench, result.decode_tok_s);
     return status;
 }
 
-static int run_all(mb_model *model, const char *directory, const settings *given, FILE *rows) {
+static int run_all(mb_model *model, const char *directory, const settings *given, cli_bench_rows *rows) {
     run_facts facts;
     int status = CLI_OK, n_run = 0;
     collect_facts(directory, given, model, &facts);
@@ -245,23 +203,17 @@ static int bench_main(int argc, char **argv) {
     settings given = {0};
     const char *directory;
     mb_model *model = NULL;
-    FILE *rows = NULL;
+    cli_bench_rows rows;
     int status = cli_parse(&cli_bench_command, argc, argv, &given, &directory);
     if (status >= 0)
         return status;
-    status = CLI_OK;
-    if (given.json != NULL) {
-        rows = strcmp(given.json, "-") == 0 ? stdout : fopen(given.json, "a");
-        if (rows == NULL)
-            status = cli_failure("%s: %s", given.json, strerror(errno));
-    }
+    status = cli_bench_rows_open(&rows, given.json, given.output);
     if (status == CLI_OK)
         status = cli_open_model(directory, &given.model, &model);
     if (status == CLI_OK)
-        status = run_all(model, directory, &given, rows);
+        status = run_all(model, directory, &given, &rows);
     mb_model_close(model);
-    if (rows != NULL && rows != stdout && fclose(rows) != 0 && status == CLI_OK)
-        status = cli_failure("%s: %s", given.json, strerror(errno));
+    status = cli_bench_rows_close(&rows, status);
     cli_settings_free(&cli_bench_command, &given);
     return status;
 }
@@ -270,25 +222,22 @@ const cli_command cli_bench_command = {
     .name = "bench",
     .summary = "measure prefill and decode speed, or the MoE operator",
     .synopsis = "moebius bench DIR [--prompt-lengths 128,512] [--batches 1,8] [-n 64] [--repeat 3]\n"
-                "                  [--json FILE]\n"
+                "                  [--json] [--output FILE]\n"
                 "moebius bench moe [--thiek T,H,I,E,K] ...",
     .description =
-        "Times random prompts, drawn over the whole vocabulary, at every combination of the given lengths "
-        "and "
+        "Times random prompts, drawn over the whole vocabulary, at every combination of the given lengths and "
         "batches, and prints two speeds.\n"
         "\n"
-        "Prefill is in prompt tokens per second: the tokens of all prompts, divided by the time until every "
-        "sequence "
-        "has its first new token. Decode is in output tokens per second: the tokens that all sequences "
-        "together get in N steps after that, divided by the time of those steps; prompt tokens are not "
-        "counted.\n"
+        "Prefill is in prompt tokens per second: the tokens of all prompts, divided by the time until every sequence "
+        "has its first new token. Decode is in output tokens per second: the tokens that all sequences together get "
+        "in N steps after that, divided by the time of those steps; prompt tokens are not counted.\n"
         "\n"
-        "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. (A "
-        "folder "
+        "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. (A folder "
         "that is called moe is given as ./moe.)",
     .examples = "moebius bench models/demo\n"
                 "moebius bench models/demo --prompt-lengths 256 --batches 1,2,4 --repeat 5\n"
-                "moebius bench models/demo --json results.jsonl",
+                "moebius bench models/demo --output results.jsonl",
+    .operand_hint = "a file for the results is given with --output FILE",
     .groups = groups,
     .n_groups = CLI_COUNT(groups),
     .main = bench_main,

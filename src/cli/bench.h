@@ -1,4 +1,4 @@
-/* bench.h - timing prefill and decode at one length and batch, for bench.c; what all rows say. */
+/* bench.h - timing prefill and decode at one length and batch, for bench.c; moebius bench moe. */
 #ifndef MB_CLI_BENCH_H
 #define MB_CLI_BENCH_H
 
@@ -25,11 +25,5 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
 
 /* moebius bench moe. */
 extern const cli_command cli_bench_moe_command;
-
-/* What rows of results say about where and when: the commit, the card's name (the processor's when `device`
- * is "cpu"), and today as 2026-11-22. */
-const char *cli_bench_commit(void);
-void cli_bench_card(const char *device, char *name, size_t capacity);
-void cli_bench_date(char *date, size_t capacity);
 
 #endif

@@ -1,20 +1,20 @@
 /* moebius bench moe: how fast the MoE operator is at given shapes. */
 #include "bench/bench.h"
 
-#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "cli/bench.h"
+#include "cli/bench_rows.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 
 typedef struct settings {
     cli_ids shapes; /* five numbers each */
-    const char *dtype, *activation, *device, *json;
-    int has_bias;
+    const char *dtype, *activation, *device, *output;
+    int has_bias, json;
     cli_integer n_repeat, n_threads, seed;
 } settings;
 
@@ -49,9 +49,9 @@ static const cli_option options[] = {
      .offset = offsetof(settings, activation),
      .choices = "swiglu|geglu|reglu|silu|gelu|relu|relu2",
      .fallback = "swiglu",
-     .help = "Between the two matrices of an expert. The first three have a gate; the others' first matrix "
-             "has half "
-             "the rows."},
+     .help =
+         "Between the two matrices of an expert. The first three have a gate; the others' first matrix has half "
+         "the rows."},
     {.name = "bias",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, has_bias),
@@ -85,12 +85,14 @@ static const cli_option options[] = {
      .fallback = "1",
      .help = "Seed of weights, tokens and router logits."},
     {.name = "json",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, json),
+     .help = "Print the results as JSON, one object a line, in place of the table."},
+    {.name = "output",
      .value_name = "FILE",
      .kind = CLI_TEXT,
-     .offset = offsetof(settings, json),
-     .help =
-         "Also append the results to FILE, one JSON object a line. - writes them to standard output in place "
-         "of the table."},
+     .offset = offsetof(settings, output),
+     .help = "Also append the results to FILE, one JSON object a line."},
     {0},
 };
 
@@ -123,7 +125,7 @@ static double gbps(const mb_bench_moe_result *result) {
     return result->bytes / result->us * 1e-3;
 }
 
-static int write_row(FILE *file, const settings *given, const mb_bench_moe_args *args,
+static int write_row(cli_bench_rows *rows, const settings *given, const mb_bench_moe_args *args,
                      const mb_bench_moe_result *result) {
     char card[128], date[16], how[128];
     cli_bench_card(result->device, card, sizeof card);
@@ -135,20 +137,11 @@ static int write_row(FILE *file, const settings *given, const mb_bench_moe_args 
                   "dtype", args->dtype, "shape", "T", (json_int_t)args->n_tokens, "H", args->hidden, "I",
                   args->intermediate, "E", args->n_experts, "K", args->top_k, "activation", given->activation,
                   "bias", args->has_bias, "us", result->us, "tflops", tflops(result), "gbps", gbps(result));
-    int failed = row == NULL;
-    if (!failed && result->floor_us > 0)
-        failed |= json_object_set_new(row, "floor_us", json_real(result->floor_us)) != 0;
-    if (!failed)
-        failed |= json_object_set_new(row, "how", json_string(how)) != 0;
-    if (failed) {
-        json_decref(row);
-        return cli_failure("a result cannot be written as JSON: no memory");
-    }
-    failed =
-        json_dumpf(row, file, JSON_REAL_PRECISION(6)) != 0 || fputc('\n', file) == EOF || fflush(file) != 0;
-    int error = errno;
-    json_decref(row);
-    return failed ? cli_failure("--json: %s", strerror(error)) : CLI_OK;
+    if (row != NULL && result->floor_us > 0)
+        json_object_set_new(row, "floor_us", json_real(result->floor_us));
+    if (row != NULL)
+        json_object_set_new(row, "how", json_string(how));
+    return cli_bench_rows_write(rows, row);
 }
 
 static void print_head(const settings *given, const mb_bench_moe_result *result) {
@@ -171,7 +164,7 @@ static void print_result(const mb_bench_moe_args *args, const mb_bench_moe_resul
     cli_flush();
 }
 
-static int run_shape(const settings *given, const int32_t *shape, FILE *rows, int is_first) {
+static int run_shape(const settings *given, const int32_t *shape, cli_bench_rows *rows, int is_first) {
     mb_bench_moe_args args = {
         .n_tokens = shape[0],
         .hidden = shape[1],
@@ -188,16 +181,17 @@ static int run_shape(const settings *given, const int32_t *shape, FILE *rows, in
     };
     mb_bench_moe_result result;
     if (mb_bench_moe(&args, &result) != MB_OK)
-        return cli_report_failure();
-    if (rows != stdout) {
+        return cli_failure("--thiek %d,%d,%d,%d,%d: %s", (int)shape[0], (int)shape[1], (int)shape[2],
+                           (int)shape[3], (int)shape[4], mb_last_error());
+    if (!rows->on_stdout) {
         if (is_first)
             print_head(given, &result);
         print_result(&args, &result);
     }
-    return rows != NULL ? write_row(rows, given, &args, &result) : CLI_OK;
+    return write_row(rows, given, &args, &result);
 }
 
-static int run_all(const settings *given, FILE *rows) {
+static int run_all(const settings *given, cli_bench_rows *rows) {
     const int32_t *shapes = given->shapes.count > 0 ? given->shapes.items : default_shapes;
     size_t n = given->shapes.count > 0 ? given->shapes.count : CLI_COUNT(default_shapes);
     int status = CLI_OK;
@@ -212,20 +206,14 @@ static int run_all(const settings *given, FILE *rows) {
 
 static int bench_moe_main(int argc, char **argv) {
     settings given = {0};
-    FILE *rows = NULL;
+    cli_bench_rows rows;
     int status = cli_parse(&cli_bench_moe_command, argc, argv, &given, NULL);
     if (status >= 0)
         return status;
-    status = CLI_OK;
-    if (given.json != NULL) {
-        rows = strcmp(given.json, "-") == 0 ? stdout : fopen(given.json, "a");
-        if (rows == NULL)
-            status = cli_failure("%s: %s", given.json, strerror(errno));
-    }
+    status = cli_bench_rows_open(&rows, given.json, given.output);
     if (status == CLI_OK)
-        status = run_all(&given, rows);
-    if (rows != NULL && rows != stdout && fclose(rows) != 0 && status == CLI_OK)
-        status = cli_failure("%s: %s", given.json, strerror(errno));
+        status = run_all(&given, &rows);
+    status = cli_bench_rows_close(&rows, status);
     cli_settings_free(&cli_bench_moe_command, &given);
     return status;
 }
@@ -234,24 +222,22 @@ const cli_command cli_bench_moe_command = {
     .name = "bench moe",
     .summary = "measure the MoE operator",
     .synopsis = "moebius bench moe [--thiek T,H,I,E,K] ... [--dtype TYPE] [--activation NAME]\n"
-                "                  [--bias] [--device DEVICE] [--json FILE]",
+                "                  [--bias] [--device DEVICE] [--json]\n"
+                "                  [--output FILE]",
     .description =
-        "Times mb_moe_forward with its router, from tokens and router logits to the combined output, on "
-        "random "
+        "Times one MoE layer with its router, from tokens and router logits to the combined output, on random "
         "weights with uniform routing. No model is needed.\n"
         "\n"
-        "TFLOP/s counts the multiplications and additions of the experts' matrices. GB/s counts the weights "
-        "of "
-        "the experts that were chosen at all. The floor is the time that the card needs for the larger of "
-        "the "
-        "two, when it reads 3.0 TB/s (H200: 4.3) and computes 700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 "
-        "in "
-        "tf32 and 45 in fp32. On a GPU it is a CUDA graph that is timed, and 256 MiB are written in front of "
-        "each run, so that the cache holds none of the weights. On the CPU there is no floor.",
+        "TFLOP/s counts the multiplications and additions of the experts' matrices. GB/s counts the weights of the "
+        "experts that were chosen at all. The floor is the time that the card needs for the larger of the two, when "
+        "it reads 3.0 TB/s (H200: 4.3) and computes 700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 in tf32 and 45 in "
+        "fp32. On a GPU it is a CUDA graph that is timed, and 256 MiB are written before each run, so that the cache "
+        "holds none of the weights. On the CPU there is no floor.",
     .examples = "moebius bench moe\n"
                 "moebius bench moe --thiek 16,2048,768,128,8 --thiek 4096,2048,768,128,8 --dtype fp8_block\n"
                 "moebius bench moe --thiek 64,256,64,8,2 --device cpu --activation gelu --bias\n"
-                "moebius bench moe --json results.jsonl",
+                "moebius bench moe --output results.jsonl",
+    .operand_hint = "a file for the results is given with --output FILE",
     .groups = groups,
     .n_groups = CLI_COUNT(groups),
     .main = bench_moe_main,

@@ -16,12 +16,12 @@ void cli_conversation_close(cli_conversation *conversation) {
 
 /* A message; NULL after a reported failure. */
 static json_t *make_message(const char *what, const char *role, const char *text, size_t n_bytes) {
-    const char *zero = memchr(text, 0, n_bytes);
+    const char *zero = n_bytes > 0 ? memchr(text, 0, n_bytes) : NULL;
     if (zero != NULL) {
         cli_failure("%s has a zero byte at offset %zu; is it text?", what, (size_t)(zero - text));
         return NULL;
     }
-    json_t *content = json_stringn(text, n_bytes);
+    json_t *content = json_stringn(n_bytes > 0 ? text : "", n_bytes);
     if (content == NULL) {
         cli_failure("%s is not valid UTF-8; save or convert it as UTF-8", what);
         return NULL;

@@ -1,5 +1,8 @@
+#define _GNU_SOURCE /* ppoll */
 #include "cli/interrupt.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <unistd.h>
@@ -23,17 +26,27 @@ void cli_interrupt_catch(int second_ends) {
     sigaction(SIGINT, &action, NULL);
 }
 
-void cli_interrupt_ends_reads(int ends) {
-    struct sigaction action;
-    sigaction(SIGINT, NULL, &action);
-    action.sa_flags = ends ? action.sa_flags & ~SA_RESTART : action.sa_flags | SA_RESTART;
-    sigaction(SIGINT, &action, NULL);
-}
-
 int cli_interrupted(void) {
     return interrupted;
 }
 
 void cli_interrupt_clear(void) {
     interrupted = 0;
+}
+
+/* The signal is blocked but for the wait itself: between the look at the mark and a plain read() it would set the
+ * mark, and the read would go on waiting. */
+int cli_interrupt_wait(int file) {
+    struct pollfd poll_file = {.fd = file, .events = POLLIN};
+    sigset_t interrupt, before;
+    int ready = 0;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_BLOCK, &interrupt, &before);
+    while (!interrupted && !ready)
+        ready =
+            ppoll(&poll_file, 1, NULL, &before) >= 0 || errno != EINTR; /* other errors: read() tells them */
+    interrupted = 0;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    return ready;
 }

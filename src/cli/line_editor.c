@@ -1,6 +1,7 @@
 /*
- * On a terminal the editing is libedit's. The characters are read by a function of ours: libedit's own goes
- * on after the first Ctrl-C.
+ * A person at a terminal gets libedit's editing. Its characters are read by a function of ours, which notices Ctrl-C:
+ * libedit's own would go on reading. Files, pipes and terminals that cannot move the cursor (TERM=dumb) give plain
+ * lines.
  */
 #include "cli/line_editor.h"
 
@@ -16,15 +17,22 @@
 
 #include "base/alloc.h"
 #include "cli/interrupt.h"
+#include "cli/output.h"
 
 struct cli_line_editor {
     const char *prompt;
-    int on_terminal;
-    char *line; /* getline's, or the copy of libedit's */
-    size_t capacity;
+    int asks;        /* a person reads the prompt */
+    int edits;       /* and edits the line */
+    int interrupted; /* by Ctrl-C, in this line */
     EditLine *edit;
     History *history;
+    char *
+        bytes; /* plain input: all that was read and not yet handed out is [start, end); else the edited line */
+    size_t capacity, start, end;
+    int at_end; /* of plain input */
 };
+
+/* ---- A terminal --------------------------------------------------------------------------------------- */
 
 static char *show_prompt(EditLine *edit) {
     cli_line_editor *editor;
@@ -34,13 +42,18 @@ static char *show_prompt(EditLine *edit) {
 
 /* Reads one character, of as many bytes as it takes. 1, 0 at the end, -1 on error or Ctrl-C. */
 static int read_character(EditLine *edit, wchar_t *character) {
-    (void)edit;
+    cli_line_editor *editor;
     mbstate_t state;
+    el_get(edit, EL_CLIENTDATA, &editor);
     memset(&state, 0, sizeof state);
     for (;;) {
         char byte;
+        if (!cli_interrupt_wait(STDIN_FILENO)) {
+            editor->interrupted = 1;
+            return -1;
+        }
         ssize_t n = read(STDIN_FILENO, &byte, 1);
-        if (n < 0 && errno == EINTR && !cli_interrupted())
+        if (n < 0 && errno == EINTR)
             continue; /* the window changed its size, or the program was stopped and goes on */
         if (n <= 0)
             return (int)n;
@@ -71,59 +84,94 @@ static int open_terminal(cli_line_editor *editor) {
     return 0;
 }
 
-static cli_line read_terminal(cli_line_editor *editor, const char **line) {
-    int length;
+static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t *length) {
+    int n;
     HistEvent event;
-    const char *edited = el_gets(editor->edit, &length);
-    if (cli_interrupted()) {
-        cli_interrupt_clear();
+    editor->interrupted = 0;
+    const char *edited = el_gets(editor->edit, &n);
+    if (editor->interrupted) {
         printf("\n");
         return CLI_LINE_INTERRUPTED;
     }
-    if (edited == NULL || length <= 0) {
+    if (edited == NULL || n <= 0) {
         printf("\n");
         return CLI_LINE_END;
     }
-    mb_free(editor->line);
-    editor->line = mb_strdup(edited);
-    if (editor->line == NULL)
+    mb_free(editor->bytes);
+    editor->bytes = mb_strdup(edited);
+    if (editor->bytes == NULL)
         return CLI_LINE_END;
-    editor->line[strcspn(editor->line, "\n")] = '\0';
-    if (editor->line[strspn(editor->line, " \t")] != '\0')
-        history(editor->history, &event, H_ENTER, editor->line);
-    *line = editor->line;
+    *line = editor->bytes;
+    *length = strcspn(editor->bytes, "\n");
+    editor->bytes[*length] = '\0';
+    if (editor->bytes[strspn(editor->bytes, " \t")] != '\0')
+        history(editor->history, &event, H_ENTER, editor->bytes);
     return CLI_LINE_READ;
 }
 
-static void close_terminal(cli_line_editor *editor) {
-    if (editor->history != NULL)
-        history_end(editor->history);
-    if (editor->edit != NULL)
-        el_end(editor->edit);
-    mb_free(editor->line);
-}
+/* ---- Plain input -------------------------------------------------------------------------------------- */
 
-static cli_line read_plain(cli_line_editor *editor, const char **line) {
-    ssize_t length = getline(&editor->line, &editor->capacity, stdin);
-    if (cli_interrupted()) {
-        cli_interrupt_clear();
-        clearerr(stdin);
-        return CLI_LINE_INTERRUPTED;
+/* Reads more input behind what is there. 0 at its end. */
+static int read_more(cli_line_editor *editor) {
+    enum { PORTION = 4096 };
+    if (editor->start > 0) {
+        memmove(editor->bytes, editor->bytes + editor->start, editor->end - editor->start);
+        editor->end -= editor->start;
+        editor->start = 0;
     }
-    if (length < 0)
-        return CLI_LINE_END;
-    editor->line[strcspn(editor->line, "\n")] = '\0';
-    *line = editor->line;
+    if (mb_grow((void **)&editor->bytes, &editor->capacity, editor->end + PORTION, 1) != 0)
+        return 0;
+    ssize_t n;
+    do
+        n = read(STDIN_FILENO, editor->bytes + editor->end, PORTION);
+    while (n < 0 && errno == EINTR);
+    editor->end += n > 0 ? (size_t)n : 0;
+    return n > 0;
+}
+
+/* Hands out bytes [start, break_at); the line break there may be Windows's. */
+static cli_line take_line(cli_line_editor *editor, size_t break_at, const char **line, size_t *length) {
+    *line = editor->bytes + editor->start;
+    *length = break_at - editor->start;
+    if (*length > 0 && (*line)[*length - 1] == '\r')
+        --*length;
+    editor->start = break_at < editor->end ? break_at + 1 : break_at;
     return CLI_LINE_READ;
 }
+
+static cli_line read_plain(cli_line_editor *editor, const char **line, size_t *length) {
+    if (editor->asks) {
+        printf("%s", editor->prompt);
+        fflush(stdout);
+    }
+    for (size_t n_seen = 0;;) {
+        size_t n = editor->end - editor->start;
+        const char *first = n > 0 ? editor->bytes + editor->start : NULL;
+        const char *line_break = n > n_seen ? memchr(first + n_seen, '\n', n - n_seen) : NULL;
+        if (line_break != NULL)
+            return take_line(editor, editor->start + (size_t)(line_break - first), line, length);
+        if (editor->at_end)
+            return n > 0 ? take_line(editor, editor->end, line, length) : CLI_LINE_END;
+        n_seen = n;
+        if (!cli_interrupt_wait(STDIN_FILENO)) {
+            if (editor->asks)
+                printf("\n");
+            return CLI_LINE_INTERRUPTED; /* the part of a line that a program has written is kept */
+        }
+        editor->at_end = !read_more(editor);
+    }
+}
+
+/* ---- Both --------------------------------------------------------------------------------------------- */
 
 cli_line_editor *cli_line_editor_open(const char *prompt) {
     cli_line_editor *editor = mb_calloc(1, sizeof *editor);
     if (editor == NULL)
         return NULL;
     editor->prompt = prompt;
-    editor->on_terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-    if (editor->on_terminal && open_terminal(editor) != 0) {
+    editor->asks = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+    editor->edits = editor->asks && cli_terminal_is_smart();
+    if (editor->edits && open_terminal(editor) != 0) {
         cli_line_editor_close(editor);
         return NULL;
     }
@@ -133,16 +181,14 @@ cli_line_editor *cli_line_editor_open(const char *prompt) {
 void cli_line_editor_close(cli_line_editor *editor) {
     if (editor == NULL)
         return;
-    if (editor->on_terminal)
-        close_terminal(editor);
-    else
-        free(editor->line); /* getline's */
+    if (editor->history != NULL)
+        history_end(editor->history);
+    if (editor->edit != NULL)
+        el_end(editor->edit);
+    mb_free(editor->bytes);
     mb_free(editor);
 }
 
-cli_line cli_line_editor_read(cli_line_editor *editor, const char **line) {
-    cli_interrupt_ends_reads(1);
-    cli_line result = editor->on_terminal ? read_terminal(editor, line) : read_plain(editor, line);
-    cli_interrupt_ends_reads(0);
-    return result;
+cli_line cli_line_editor_read(cli_line_editor *editor, const char **line, size_t *length) {
+    return editor->edits ? read_terminal(editor, line, length) : read_plain(editor, line, length);
 }

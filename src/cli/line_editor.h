@@ -2,6 +2,8 @@
 #ifndef MB_CLI_LINE_EDITOR_H
 #define MB_CLI_LINE_EDITOR_H
 
+#include <stddef.h>
+
 typedef struct cli_line_editor cli_line_editor;
 
 typedef enum cli_line { CLI_LINE_READ, CLI_LINE_INTERRUPTED, CLI_LINE_END } cli_line;
@@ -10,8 +12,9 @@ typedef enum cli_line { CLI_LINE_READ, CLI_LINE_INTERRUPTED, CLI_LINE_END } cli_
 cli_line_editor *cli_line_editor_open(const char *prompt);
 void cli_line_editor_close(cli_line_editor *editor);
 
-/* *line: without its newline, valid until the next call. Ctrl-C gives CLI_LINE_INTERRUPTED and clears the
- * mark of interrupt.h; the end of input (Ctrl-D) or a read error CLI_LINE_END. */
-cli_line cli_line_editor_read(cli_line_editor *editor, const char **line);
+/* *line: without its line break, valid until the next call; *length: its bytes, which may be zeros. Ctrl-C gives
+ * CLI_LINE_INTERRUPTED and drops what a person typed so far; the end of input (Ctrl-D) or a read error
+ * CLI_LINE_END. */
+cli_line cli_line_editor_read(cli_line_editor *editor, const char **line, size_t *length);
 
 #endif

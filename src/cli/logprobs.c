@@ -8,6 +8,7 @@
 #include "cli/generate.h"
 #include "cli/model_settings.h"
 #include "cli/output.h"
+#include "cli/sampling_settings.h"
 
 enum { N_BEST = 5 };
 
@@ -126,6 +127,12 @@ static int print_logprobs(mb_model *model, const cli_ids *ids, int json) {
     mb_model_get_info(model, &info);
     printer out = {.model = model, .ids = ids->items, .has_tokenizer = info.has_tokenizer};
 
+    int status = cli_check_ids("--ids", ids, info.vocab);
+    if (status != CLI_OK)
+        return status;
+    if (ids->count > (size_t)info.max_positions)
+        return cli_failure("the prompt of %zu tokens does not fit the model's %" PRId32 " positions",
+                           ids->count, info.max_positions);
     mb_session_options_init(&options);
     options.max_sequences = 1;
     options.max_step_tokens = options.prefill_chunk;
@@ -139,7 +146,7 @@ static int print_logprobs(mb_model *model, const cli_ids *ids, int json) {
     request.on_logprobs_user = &out;
     if (mb_session_open(model, &options, &session) != MB_OK)
         return cli_report_failure();
-    int status = cli_generate(session, &request, take_token, NULL, &figures);
+    status = cli_generate(session, &request, take_token, NULL, &figures);
     if (json && out.n_rows > 0)
         cli_print("]}\n");
     mb_session_close(session);
@@ -192,6 +199,7 @@ const cli_command cli_logprobs_command = {
         "Row p of the JSON belongs to the token behind the prompt's p-th one, counted from 0.",
     .examples = "moebius logprobs models/demo -p \"2 + 2 =\"\n"
                 "moebius logprobs models/demo --ids 5,17,42 --json > rows.json",
+    .operand_hint = "the prompt is given with -p TEXT",
     .groups = groups,
     .n_groups = CLI_COUNT(groups),
     .main = logprobs_main,

@@ -73,7 +73,7 @@ int cli_open_model(const char *directory, const cli_model_settings *settings, mb
     options.dtype = settings->dtype;
     options.chat_template = settings->chat_template;
     options.n_threads = (int)settings->n_threads.value;
-    if (!settings->quiet && cli_messages_are_terminal()) {
+    if (!settings->quiet && cli_messages_are_terminal() && cli_terminal_is_smart()) {
         options.progress = draw_progress;
         options.progress_user = &bar;
     }

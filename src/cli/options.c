@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "cli/suggest.h"
 
 int cli_usage_error(const cli_command *command, const char *format, ...) {
     va_list arguments;
@@ -55,7 +56,7 @@ void cli_describe_values(const cli_option *option, char *text, size_t capacity) 
 
 typedef enum verdict { GOOD, MALFORMED, OUT_OF_RANGE, NO_MEMORY } verdict;
 
-/* Parses text[0, length) whole. strtoll alone would allow spaces in front and anything behind. */
+/* Parses text[0, length) whole. strtoll alone would allow spaces before the number and anything after it. */
 static verdict parse_integer(const cli_option *option, const char *text, size_t length, int64_t *value) {
     char buffer[32];
     size_t digits = strspn(text + (*text == '-'), "0123456789");
@@ -254,6 +255,31 @@ static int report_value(const cli_command *command, const char *shown, const cli
                            found == OUT_OF_RANGE ? "out of range" : "not understood", allowed);
 }
 
+/* There is no such option: perhaps another one was meant, or a long one lacks a dash. */
+static int report_unknown(const cli_command *command, const char *argument, int shown_length) {
+    size_t i_group = 0, i_option = 0;
+    const char *name = argument + strspn(argument, "-");
+    cli_suggestion near;
+    cli_suggestion_begin(&near, name, strcspn(name, "="));
+    for (const cli_option *option; (option = next_option(command, &i_group, &i_option)) != NULL;)
+        cli_suggestion_offer(&near, option->name);
+    cli_suggestion_offer(&near, "help");
+    if (near.nearest == NULL)
+        return cli_usage_error(command, "there is no option %.*s", shown_length, argument);
+    return cli_usage_error(command, "there is no option %.*s; did you mean --%s?",
+                           (int)(name - argument + (ptrdiff_t)near.length), argument, near.nearest);
+}
+
+/* An operand that the command does not take; `operand` is the one before, if any. */
+static int report_operand(const cli_command *command, const char *argument, const char *operand) {
+    const char *hint = command->operand_hint, *semicolon = hint != NULL ? "; " : "";
+    if (operand == NULL)
+        return cli_usage_error(command, "\"%.200s\" is one operand too many: there are only options%s%s",
+                               argument, semicolon, hint != NULL ? hint : "");
+    return cli_usage_error(command, "\"%.200s\" is one operand too many: DIR is \"%.200s\" already%s%s",
+                           argument, operand, semicolon, hint != NULL ? hint : "");
+}
+
 /* Takes the option at argv[*i] and its value. */
 static int parse_option(const cli_command *command, int argc, char **argv, int *i, void *settings) {
     const char *argument = argv[*i];
@@ -263,7 +289,7 @@ static int parse_option(const cli_command *command, int argc, char **argv, int *
     const cli_option *option = find_option(command, name, length, is_letter, &i_group);
     int shown_length = (int)(name + length - argument);
     if (option == NULL)
-        return cli_usage_error(command, "there is no option %.*s", shown_length, argument);
+        return report_unknown(command, argument, shown_length);
 
     char shown[64];
     snprintf(shown, sizeof shown, "%.*s", shown_length, argument);
@@ -303,13 +329,8 @@ int cli_parse(const cli_command *command, int argc, char **argv, void *settings,
     for (int i = 1; i < argc && status < 0; i++) {
         const char *argument = argv[i];
         if (options_ended || argument[0] != '-' || argument[1] == '\0') {
-            if (directory == NULL)
-                status = cli_usage_error(
-                    command, "\"%.200s\" is one operand too many: there are only options", argument);
-            else if (operand != NULL)
-                status =
-                    cli_usage_error(command, "\"%.200s\" is one operand too many: DIR is \"%.200s\" already",
-                                    argument, operand);
+            if (directory == NULL || operand != NULL)
+                status = report_operand(command, argument, operand);
             operand = argument;
         } else if (strcmp(argument, "--") == 0) {
             options_ended = 1;

@@ -1,9 +1,10 @@
 /*
- * options.h - command lines: one table per command that the parser and the manual page are both made from.
+ * options.h - command lines: one table per command. The parser, the manual pages and the shells' completions are all
+ * made from the table.
  *
- * A command keeps its settings in one struct. Each option of its table says where in that struct the value
- * goes, which values are allowed, and what a person reads about it in --help, so that the three cannot drift.
- * Options that several commands share are groups with a struct of their own inside of the command's.
+ * A command keeps its settings in one struct. Each option of its table says where in that struct the value goes, which
+ * values are allowed, and what a person reads about it in --help, so that the three cannot drift. Options that several
+ * commands share are groups with a struct of their own inside of the command's.
  */
 #ifndef MB_CLI_OPTIONS_H
 #define MB_CLI_OPTIONS_H
@@ -17,8 +18,8 @@
 /* Exit statuses of the program. */
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 
-/* What a settings struct holds for an option of each kind. `given` tells a value typed by the user from the
- * table's default. */
+/* What a settings struct holds for an option of each kind. `given` tells a value that the user typed from the table's
+ * default. */
 typedef struct cli_integer {
     int64_t value;
     int given;
@@ -40,10 +41,9 @@ typedef struct cli_biases {
 } cli_biases;
 
 typedef enum cli_kind {
-    CLI_FLAG,    /* int: 1 when present */
-    CLI_TEXT,    /* const char *: any text */
-    CLI_CHOICE,  /* const char *: one of `choices`, separated by "|"; "name:N" stands for name:0, name:1, ...
-                  */
+    CLI_FLAG,   /* int: 1 when present */
+    CLI_TEXT,   /* const char *: any text; a file's path when value_name is FILE */
+    CLI_CHOICE, /* const char *: one of `choices`, separated by "|"; "name:N" stands for name:0, name:1, ... */
     CLI_INTEGER, /* cli_integer in [minimum, maximum] */
     CLI_NUMBER,  /* cli_number in the same, or without its ends */
     CLI_IDS,     /* cli_ids: whole numbers in [minimum, maximum], separated by commas */
@@ -78,6 +78,7 @@ typedef struct cli_command {
     const char *synopsis;
     const char *description; /* paragraphs separated by an empty line */
     const char *examples;
+    const char *operand_hint; /* ends the sentence about an operand too many; NULL: nothing to add */
     const cli_group *groups;
     size_t n_groups;
     int (*main)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status */
@@ -85,9 +86,9 @@ typedef struct cli_command {
 
 #define CLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* Fills *settings (zeroed by the caller) with the defaults and then from argv, and *directory with the one
- * operand DIR (directory NULL: the command takes none). Answers -1 when the command should go on, else the
- * exit status: --help was printed, or a usage error reported. */
+/* Fills *settings (zeroed by the caller) with the defaults and then from argv, and *directory with the one operand
+ * DIR (directory NULL: the command takes none). Returns -1 when the command should go on, else the exit status:
+ * --help was printed, or a usage error reported. */
 int cli_parse(const cli_command *command, int argc, char **argv, void *settings, const char **directory);
 
 /* Frees the lists in *settings. */
@@ -97,8 +98,15 @@ void cli_settings_free(const cli_command *command, void *settings);
 __attribute__((format(printf, 2, 3))) int cli_usage_error(const cli_command *command, const char *format,
                                                           ...);
 
-/* The manual page. */
+/* The manual page of one command, as text. */
 void cli_print_manual(FILE *file, const cli_command *command);
+
+/* The manual page of the program, for man: moebius.1. */
+void cli_print_man_page(FILE *file, const cli_command *const *commands, size_t n_commands);
+
+/* A script that completes the program's command line in `shell`: "bash", "zsh" or "fish". -1: another shell. */
+int cli_print_completion(FILE *file, const char *shell, const cli_command *const *commands,
+                         size_t n_commands);
 
 /* Writes the values that an option takes, as "a whole number from 0 to 5", to text. */
 void cli_describe_values(const cli_option *option, char *text, size_t capacity);

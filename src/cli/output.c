@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -70,6 +71,34 @@ int cli_output_is_terminal(void) {
 
 int cli_messages_are_terminal(void) {
     return isatty(STDERR_FILENO);
+}
+
+int cli_terminal_is_smart(void) {
+    const char *term = getenv("TERM");
+    return term != NULL && *term != '\0' && strcmp(term, "dumb") != 0;
+}
+
+static const char *style(int is_terminal, const char *sequence) {
+    const char *no_color = getenv("NO_COLOR");
+    return is_terminal && cli_terminal_is_smart() && (no_color == NULL || *no_color == '\0') ? sequence : "";
+}
+
+static const char FAINT[] = "\033[2m", NORMAL[] = "\033[0m";
+
+const char *cli_output_faint(void) {
+    return style(cli_output_is_terminal(), FAINT);
+}
+
+const char *cli_output_normal(void) {
+    return style(cli_output_is_terminal(), NORMAL);
+}
+
+const char *cli_messages_faint(void) {
+    return style(cli_messages_are_terminal(), FAINT);
+}
+
+const char *cli_messages_normal(void) {
+    return style(cli_messages_are_terminal(), NORMAL);
 }
 
 int cli_finish_output(int status) {

@@ -18,6 +18,16 @@ int cli_output_failed(void);         /* a write to stdout failed, e.g. because i
 int cli_output_is_terminal(void);    /* stdout */
 int cli_messages_are_terminal(void); /* stderr */
 
+/* The terminal moves its cursor and has styles: TERM says so, being neither empty nor "dumb". */
+int cli_terminal_is_smart(void);
+
+/* Escape sequences that begin and end faint letters on stdout and on stderr; both are "" where there is no terminal
+ * that has them, or NO_COLOR asks for none. */
+const char *cli_output_faint(void);
+const char *cli_output_normal(void);
+const char *cli_messages_faint(void);
+const char *cli_messages_normal(void);
+
 /* At the end of a command: flushes and returns `status`, or CLI_FAILED when output was lost. A reader that
  * left (a closed pipe) is not worth a message, other losses are. */
 int cli_finish_output(int status);

@@ -102,12 +102,17 @@ static int render_prompt(const settings *given, const mb_model *model, const cha
     return status;
 }
 
-/* Decides how long the answer may get and makes a session that holds just that. */
+/* Decides how long the answer may get, and opens a session that holds prompt and answer. */
 static int open_session(const settings *given, mb_model *model, mb_request *request, mb_session **session) {
     mb_model_info info;
     mb_session_options options;
     const cli_sampling_settings *sampling = &given->sampling;
     mb_model_get_info(model, &info);
+    int status = cli_check_ids_of_sampling(sampling, info.vocab);
+    if (status == CLI_OK && given->ids.items != NULL)
+        status = cli_check_ids("--ids", &given->ids, info.vocab);
+    if (status != CLI_OK)
+        return status;
     int64_t limit = info.max_positions, n_prompt = (int64_t)request->n_ids;
     if (sampling->kv_tokens.given && sampling->kv_tokens.value < limit)
         limit = sampling->kv_tokens.value;
@@ -121,8 +126,8 @@ static int open_session(const settings *given, mb_model *model, mb_request *requ
                            " positions that there are (%s)",
                            n_prompt, limit, which);
     if (n_prompt + request->max_new_tokens > limit)
-        return cli_failure("the prompt of %" PRId64 " tokens and the answer of up to %" PRId64
-                           " do not fit the %" PRId64 " positions that there are (%s)",
+        return cli_failure("the prompt of %" PRId64 " tokens and an answer of up to %" PRId64
+                           " (-n) do not fit the %" PRId64 " positions that there are (%s)",
                            n_prompt, request->max_new_tokens, limit, which);
     mb_session_options_init(&options);
     options.max_sequences = 1;
@@ -140,8 +145,7 @@ static int print_id(void *n_printed, int32_t id) {
 /* The one line of figures. Times are what the user waited, from the start of the program. */
 static void print_figures(const settings *given, const cli_figures *figures, const mb_request *request,
                           double started) {
-    int faint = cli_messages_are_terminal();
-    fprintf(stderr, "%s%zu prompt tokens, %zu generated tokens, %.1f output tokens/s", faint ? "\033[2m" : "",
+    fprintf(stderr, "%s%zu prompt tokens, %zu generated tokens, %.1f output tokens/s", cli_messages_faint(),
             figures->n_prompt, figures->n_new, cli_output_rate(figures));
     if (figures->n_new > 0)
         fprintf(stderr, ", first token %.3f s (loading %.3f s)", figures->first - started,
@@ -152,7 +156,7 @@ static void print_figures(const settings *given, const cli_figures *figures, con
         fprintf(stderr, ", interrupted");
     if (figures->state == MB_FINISHED_LENGTH)
         fprintf(stderr, ", stopped at the limit of %" PRId64 " new tokens", request->max_new_tokens);
-    fprintf(stderr, "%s\n", faint ? "\033[0m" : "");
+    fprintf(stderr, "%s\n", cli_messages_normal());
 }
 
 static int answer_prompt(const settings *given, mb_model *model, const cli_ids *ids, const char *prompt,
@@ -262,6 +266,7 @@ const cli_command cli_run_command = {
                 "git diff | moebius run models/demo --system \"Summarise.\" -p -\n"
                 "moebius run models/demo --raw -p \"Once upon a time\" --temperature 0.8 --seed 1\n"
                 "moebius run models/demo --ids 5,17,42 -n 24 --greedy --print-ids",
+    .operand_hint = "the prompt is given with -p TEXT",
     .groups = groups,
     .n_groups = CLI_COUNT(groups),
     .main = run_main,

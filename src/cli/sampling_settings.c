@@ -1,7 +1,10 @@
 #include "cli/sampling_settings.h"
 
+#include <inttypes.h>
 #include <sys/random.h>
 #include <time.h>
+
+#include "cli/output.h"
 
 #define FIELD(name) offsetof(cli_sampling_settings, name)
 
@@ -13,7 +16,9 @@ const cli_option cli_sampling_options[] = {
      .offset = FIELD(max_new_tokens),
      .minimum = 0,
      .maximum = 16777216,
-     .help = "Stop after N new tokens. Without it: 2048, or what the model's positions leave room for."},
+     .help =
+         "Stop after N new tokens. The prompt and N tokens must fit the context, else the prompt is refused. "
+         "Without it: run stops after 2048 tokens, and both run and chat where the context ends."},
     {.name = "greedy",
      .kind = CLI_FLAG,
      .offset = FIELD(greedy),
@@ -110,6 +115,31 @@ int cli_check_sampling(const cli_command *command, const cli_sampling_settings *
         return cli_usage_error(command, "--greedy and --temperature %g contradict each other",
                                settings->temperature.value);
     return -1;
+}
+
+static int check_id(const char *option, int32_t id, int32_t vocab) {
+    if (id < vocab)
+        return CLI_OK;
+    return cli_failure("%s: there is no token %" PRId32 "; the model's vocabulary has the ids 0 to %" PRId32,
+                       option, id, vocab - 1);
+}
+
+int cli_check_ids(const char *option, const cli_ids *ids, int32_t vocab) {
+    int status = CLI_OK;
+    for (size_t i = 0; i < ids->count && status == CLI_OK; i++)
+        status = check_id(option, ids->items[i], vocab);
+    return status;
+}
+
+int cli_check_ids_of_sampling(const cli_sampling_settings *settings, int32_t vocab) {
+    enum { MAX_BIASES = 1024 }; /* of mb_sampling */
+    int status = cli_check_ids("--stop-ids", &settings->stop_ids, vocab);
+    if (status == CLI_OK && settings->logit_bias.count > MAX_BIASES)
+        status = cli_failure("--logit-bias has %zu pairs; give at most %d", settings->logit_bias.count,
+                             MAX_BIASES);
+    for (size_t i = 0; i < settings->logit_bias.count && status == CLI_OK; i++)
+        status = check_id("--logit-bias", settings->logit_bias.items[i].id, vocab);
+    return status;
 }
 
 static uint64_t fresh_seed(void) {

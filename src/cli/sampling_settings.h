@@ -19,6 +19,11 @@ extern const cli_option cli_sampling_options[];
 /* -1 when the settings make sense together, else the exit status of a reported usage error. */
 int cli_check_sampling(const cli_command *command, const cli_sampling_settings *settings);
 
+/* Refuses ids that the model's vocabulary does not have: in a list that an option gave, and in --stop-ids and
+ * --logit-bias. CLI_OK, or CLI_FAILED with a sentence printed. */
+int cli_check_ids(const char *option, const cli_ids *ids, int32_t vocab);
+int cli_check_ids_of_sampling(const cli_sampling_settings *settings, int32_t vocab);
+
 /* Puts what the user gave over the model's defaults in a request made by mb_request_init. Without --seed a
  * fresh one is drawn. The request points into *settings. max_new_tokens is left to the caller. */
 void cli_apply_sampling(const cli_sampling_settings *settings, mb_request *request);

@@ -191,6 +191,7 @@ const cli_command cli_tokenize_command = {
     .examples = "moebius tokenize models/demo -p \"Hello, world\"\n"
                 "moebius tokenize models/demo --json < README.md\n"
                 "moebius tokenize models/demo --decode 5,17,42",
+    .operand_hint = "the prompt is given with -p TEXT",
     .groups = groups,
     .n_groups = CLI_COUNT(groups),
     .main = tokenize_main,

@@ -24,14 +24,15 @@ TIMEOUT = 120
 class Terminal:
     """A process on a pseudo-terminal of its own."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, environment=None):
         self.output = ""
         self.bytes = b""
         pid, self.master = pty.fork()
         if pid == 0:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(ROOT)
-            os.environ.update(TERM="xterm", HOME="/nonexistent")
+            os.environ.pop("NO_COLOR", None)
+            os.environ.update({"TERM": "xterm", "HOME": "/nonexistent", **(environment or {})})
             os.execv(BINARY, [str(BINARY), *map(str, arguments)])
         self.pid = pid
         self.status = None
@@ -62,6 +63,11 @@ class Terminal:
                 match = re.search(pattern, self.output[after:])
                 assert match, f"ended without {pattern!r}: {self.output[after:]!r}"
                 return after + match.end()
+
+    def settle(self):
+        """Reads until nothing has come for a while."""
+        while self._read(0.03):
+            pass
 
     def send(self, text):
         os.write(self.master, text.encode())
@@ -96,6 +102,13 @@ class Terminal:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         os.close(self.master)
+
+
+def token_id(text):
+    """The id of a token of the demo model, from the tokenizer's file."""
+    document = json.loads((DEMO / "tokenizer.json").read_text())
+    added = {token["content"]: token["id"] for token in document["added_tokens"]}
+    return added.get(text, document["model"]["vocab"].get(text))
 
 
 def write_checkpoint(directory, vocab, max_positions, hidden=64, layers=2, experts=4, intermediate=64, seed=1):

@@ -29,8 +29,8 @@ def moebius():
 def terminal():
     opened = []
 
-    def start(*arguments):
-        opened.append(Terminal(*arguments))
+    def start(*arguments, **options):
+        opened.append(Terminal(*arguments, **options))
         return opened[-1]
 
     yield start

@@ -31,7 +31,7 @@ def test_manual_page(moebius):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row(moebius, dtype):
-    (row,) = rows_of(moebius("bench", "moe", *SMALL, "--dtype", dtype, "--json", "-"))
+    (row,) = rows_of(moebius("bench", "moe", *SMALL, "--dtype", dtype, "--json"))
     assert row["shape"] == {"T": 5, "H": 64, "I": 32, "E": 8, "K": 2}
     assert (row["bench"], row["who"], row["dtype"], row["activation"], row["bias"]) == ("moe", "moebius", dtype, "swiglu", False)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["card"] and row["commit"]
@@ -46,7 +46,7 @@ def test_row(moebius, dtype):
 
 @pytest.mark.parametrize("activation", ["geglu", "reglu", "silu", "gelu", "relu", "relu2"])
 def test_activations_and_biases(moebius, activation):
-    (row,) = rows_of(moebius("bench", "moe", *SMALL, "--activation", activation, "--bias", "--json", "-"))
+    (row,) = rows_of(moebius("bench", "moe", *SMALL, "--activation", activation, "--bias", "--json"))
     matrices = 3 if activation in ("geglu", "reglu") else 2
     assert (row["activation"], row["bias"]) == (activation, True)
     assert row["tflops"] * row["us"] == pytest.approx(2 * matrices * 5 * 2 * 64 * 32 * 1e-6, rel=1e-4)
@@ -56,7 +56,7 @@ def test_table_and_file(moebius, tmp_path):
     """Every mention of a shape is one line of the table and one row of the file, in order; the file is appended to."""
     path = tmp_path / "rows.jsonl"
     path.write_text('{"kept": 1}\n')
-    result = moebius("bench", "moe", *SMALL, "--thiek=1,32,16,4,4", "--json", path)
+    result = moebius("bench", "moe", *SMALL, "--thiek=1,32,16,4,4", "--output", path)
     assert result.returncode == 0 and result.stderr == b""
     kept, first, second = map(json.loads, path.read_text().splitlines())
     assert kept == {"kept": 1}
@@ -80,7 +80,8 @@ MISTAKES = [
     (["--activation", "tanh"], '--activation: "tanh" is not understood'),
     (["--repeat", "0"], '--repeat: "0" is out of range'),
     (["--device", "tpu"], '--device: "tpu" is not understood'),
-    (["moe"], '"moe" is one operand too many: there are only options'),
+    (["moe"], '"moe" is one operand too many: there are only options; a file for the results is given with --output'),
+    (["--json", "rows.jsonl"], '"rows.jsonl" is one operand too many: there are only options; a file for the results is given with --output'),
     (["--prompt-lengths", "1"], "there is no option --prompt-lengths"),
 ]
 
@@ -94,10 +95,10 @@ def test_mistake(moebius, arguments, sentence):
 
 
 REFUSED = [
-    (["--thiek", "1,64,64,2,3"], "top_k is 3, more than the 2 experts"),
+    (["--thiek", "1,64,64,2,3"], "--thiek 1,64,64,2,3: top_k is 3, more than the 2 experts"),
     (["--thiek", "1,64,64,2000,1"], "n_experts is 2000, not in 1 .. 1024"),
     (["--thiek", "1,64,64,100,33"], "top_k is 33, not in 1 .. 32"),
-    (["--thiek", "1,64,64,4,1", "--json", "no-such-folder/rows"], "no-such-folder/rows: No such file or directory"),
+    (["--thiek", "1,64,64,4,1", "--output", "no-such-folder/rows"], "--output: no-such-folder/rows: No such file or directory"),
 ]
 
 

@@ -146,15 +146,15 @@ def test_penalties_change_the_answer(moebius, golden_model):
 @pytest.mark.parametrize("arguments, sentence", [
     (["run", "no/such/folder", "--ids", "1"], "no/such/folder"),
     (["info", "README.md"], "README.md"),
-    (["run", "tests/golden/plain_f32", "--ids", "80", "--print-ids"], "80"),
+    (["run", "tests/golden/plain_f32", "--ids", "80", "--print-ids"], "--ids: there is no token 80; the model's vocabulary has the ids 0 to 79"),
     (["run", "tests/golden/plain_f32", "--ids", "1", "-n", "256", "--print-ids"], "do not fit the 256 positions"),
     (["run", "tests/golden/plain_f32", "--ids", "1,2,3", "--kv-tokens", "2", "--print-ids"], "--kv-tokens"),
     (["run", "tests/golden/plain_f32", "-p", "x", "--raw"], "tokenizer"),
-    (["run", "tests/golden/plain_f32", "--ids", "1", "--logit-bias", "80:1", "--print-ids"], "logit_bias"),
+    (["run", "tests/golden/plain_f32", "--ids", "1", "--logit-bias", "80:1", "--print-ids"], "--logit-bias: there is no token 80; the model's vocabulary has the ids 0 to 79"),
     (["chat", "tests/golden/plain_f32"], "tokenizer"),
     (["tokenize", "tests/golden/plain_f32", "-p", "x"], "tokenizer"),
     (["bench", "tests/golden/plain_f32", "--prompt-lengths", "300"], "no length fits"),
-    (["bench", "tests/golden/plain_f32", "--json", "no/such/folder/x"], "No such file"),
+    (["bench", "tests/golden/plain_f32", "--output", "no/such/folder/x"], "No such file"),
     (["run", "tests/golden/plain_f32", "--ids", "1", "--chat-template", "qwen9", "--print-ids"], "qwen9"),
 ])  # fmt: skip
 def test_failures_say_why(moebius, arguments, sentence):
@@ -216,7 +216,7 @@ def test_info_counts_parameters(moebius, tmp_path):
 def test_bench_rows(moebius, tmp_path, golden_model):
     file = tmp_path / "rows.jsonl"
     arguments = ("bench", golden_model, "--prompt-lengths", "16,40", "--batches", "1,3", "-n", 8, "--repeat", 2)
-    result = moebius(*arguments, "--json", file)
+    result = moebius(*arguments, "--output", file)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [(row["bench"], row["shape"]["context"], row["shape"]["batch"]) for row in rows] == [
@@ -228,9 +228,9 @@ def test_bench_rows(moebius, tmp_path, golden_model):
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["card"] and "median of 2" in row["how"]
     assert "prompt" in result.stdout.decode() and "output" in result.stdout.decode()
     assert len(result.stdout.decode().splitlines()) == 5 + 4
-    moebius(*arguments, "--json", file)
+    moebius(*arguments, "--output", file)
     assert len(file.read_text().splitlines()) == 16
-    only = moebius(*arguments, "--json", "-")
+    only = moebius(*arguments, "--json")
     assert len([json.loads(line) for line in only.stdout.splitlines()]) == 8
 
 

@@ -1,20 +1,15 @@
 """What a person sees: run and chat on a pseudo-terminal."""
 
-import json
+import os
 import re
+import signal
+import time
 
 import pytest
 
-from cli_support import DEMO
+from cli_support import token_id
 
 BABBLE = ["--ignore-eos", "--temperature", "1", "--seed", "5"]
-
-
-def token_id(text):
-    """The id of a token, from the tokenizer's file."""
-    document = json.loads((DEMO / "tokenizer.json").read_text())
-    added = {token["content"]: token["id"] for token in document["added_tokens"]}
-    return added.get(text, document["model"]["vocab"].get(text))
 
 
 def test_ctrl_c_ends_run(terminal, endless_model):
@@ -54,7 +49,7 @@ def test_chat_commands(terminal, endless_model):
         ("/system Be brief.", "system message is set"),
         ("/system", "no system message now"),
         ("/reset", "A new conversation"),
-        ("/unknown", "no such command"),
+        ("/rset", r"/rset is no command and goes to the model\. Did you mean /reset\?"),
         ("", "> "),
     ]:
         at = chat.expect("> ", at)
@@ -104,6 +99,66 @@ def test_ctrl_c_at_the_prompt_drops_the_line(terminal, endless_model):
     chat.expect("Thinking is on", at)
     chat.type("\x04")
     assert chat.wait() == 0
+
+
+def test_no_ctrl_c_between_two_reads_is_lost(terminal, endless_model):
+    """Signals at any moment, also between the look at the mark and the wait for a key. One that was noticed too late
+    would drop the question that is typed next."""
+    chat = terminal("chat", endless_model, "-n", 3, *BABBLE)
+    at = chat.expect("> ")
+    for i in range(60):
+        os.kill(chat.pid, signal.SIGINT)
+        end = time.perf_counter() + 10e-6 * i
+        while time.perf_counter() < end:
+            pass
+        os.kill(chat.pid, signal.SIGINT)
+        chat.settle()
+        chat.type("Tell a story\r")
+        at = chat.expect("> ", chat.expect("3 generated tokens", at, timeout=5))
+    chat.type("\x04")
+    assert chat.wait() == 0
+
+
+def test_ctrl_c_before_the_first_token(terminal, endless_model):
+    """The question stays in the conversation, with an empty answer; nothing is reported as wrong."""
+    chat = terminal("chat", endless_model, "-n", 3, *BABBLE)
+    at = chat.expect("> ")
+    chat.type("a question of so many words " * 150 + "\r")  # a prompt that takes a while
+    at = chat.expect("\r\n", at)
+    chat.send("\x03")
+    end = chat.expect(r"(\d+) prompt tokens, 0 generated tokens, .* interrupted", at)
+    first = int(re.search(r"(\d+) prompt tokens", chat.output[at:end]).group(1))
+    at = chat.expect("> ", end)
+    chat.type("again\r")
+    end = chat.expect(r"(\d+) prompt tokens, 3 generated", at)
+    assert int(re.search(r"(\d+) prompt tokens", chat.output[at:end]).group(1)) > first
+    assert "UTF-8" not in chat.output
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"TERM": ""}])
+def test_no_faint_letters_where_nobody_wants_them(terminal, endless_model, environment):
+    run = terminal("run", endless_model, "-p", "x", "-n", 20, *BABBLE, "--logit-bias", f"{token_id('<think>')}:100", environment=environment)
+    assert run.wait() == 0
+    assert "\033" not in run.output and "20 generated tokens" in run.output
+    chat = terminal("chat", endless_model, "-n", 3, *BABBLE, environment=environment)
+    at = chat.expect("> ")
+    chat.send("/think\r")
+    at = chat.expect(r"\[Thinking is on\.\]", at)
+    assert "\033[2m" not in chat.output
+
+
+def test_dumb_terminal(terminal, endless_model):
+    """Plain lines with a prompt, and not one escape sequence; Ctrl-C and Ctrl-D do what they do elsewhere."""
+    chat = terminal("chat", endless_model, "-n", 3, *BABBLE, environment={"TERM": "dumb"})
+    at = chat.expect("> ")
+    for line, answer in [("Tell a story\r", "3 generated tokens"), ("/nothink\r", "Thinking is off"), ("half\x03", r"\^C")]:
+        chat.send(line)
+        at = chat.expect("> ", chat.expect(answer, at))
+    chat.send("/think\r")
+    at = chat.expect("> ", chat.expect("Thinking is on", at))
+    chat.send("\x04")
+    assert chat.wait() == 0
+    assert "\033" not in chat.output
 
 
 def test_lines_can_be_edited_and_recalled(terminal, endless_model):

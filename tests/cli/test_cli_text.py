@@ -1,4 +1,4 @@
-"""Prompts as text: run, tokenize, logprobs -p, and chat fed from a pipe."""
+"""Prompts as text: run, tokenize, logprobs -p."""
 
 import json
 import re
@@ -153,19 +153,3 @@ def test_logprobs_of_text(moebius, reference):
     assert moebius("logprobs", DEMO, "-p", "2 + 2 =", "--json").stdout == moebius("logprobs", DEMO, "--ids", ids, "--json").stdout
     table = moebius("logprobs", DEMO, "-p", "2 + 2 =").stdout.decode()
     assert table.count("position ") == len(ids.split(","))
-
-
-def test_chat_from_a_pipe(moebius):
-    questions = "What is 7 + 8?\n/nothink\n/help\n\n/nonsense\nWhat is 1 + 2?\n/exit\nnever read\n"
-    result = moebius("chat", DEMO, "--greedy", input=questions)
-    assert result.returncode == 0 and result.stderr == b""
-    text = result.stdout.decode()
-    assert "15" in text and "[Thinking is off.]" in text and "/system" in text and "no such command" in text
-    assert "\033" not in text and "> " not in text
-    assert moebius("chat", DEMO, input="").stdout == b""
-
-
-def test_chat_takes_a_bad_line_back(moebius):
-    result = moebius("chat", DEMO, "--greedy", input=b"caf\xe9\nWhat is 7 + 8?")
-    assert result.returncode == 0 and "UTF-8" in result.stderr.decode()
-    assert result.stdout == moebius("chat", DEMO, "--greedy", input="What is 7 + 8?\n").stdout

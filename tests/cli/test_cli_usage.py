@@ -20,6 +20,7 @@ def test_manual_page(moebius, command):
     assert max(map(len, described.splitlines())) <= 80
     assert moebius("help", command).stdout == page.stdout
     assert moebius(command, "no-such-folder", "-h").stdout == page.stdout
+    assert "mb_" not in text  # the C interface has a manual of its own
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -57,7 +58,15 @@ RUN = ["run", MODEL, "--ids", "1"]
 
 # The arguments, and what the sentence must say: option, value, allowed range.
 MISTAKES = [
-    (["frobnicate"], 'no command "frobnicate"'),
+    (["frobnicate"], 'no command "frobnicate"\n'),
+    (["rnu"], 'no command "rnu"; did you mean run?'),
+    (["tokenise"], "did you mean tokenize?"),
+    (["benchmark"], "did you mean bench?"),
+    (["--hepl"], "did you mean --help?"),
+    ([MODEL], f'a model\'s folder follows the command: moebius run {MODEL} -p "..."'),
+    (["help", "infp"], "did you mean info?"),
+    (["help", "--completion"], "give a command, --man, or --completion and bash, zsh or fish"),
+    (["help", "--completion", "csh"], "bash, zsh or fish"),
     (["help", "frobnicate"], 'no command "frobnicate"'),
     (["--frobnicate"], 'no command "--frobnicate"'),
     (["run"], "DIR is missing"),
@@ -67,11 +76,22 @@ MISTAKES = [
     (["run", MODEL], "the prompt is missing"),
     (["run", MODEL, "-p", "x", "--ids", "1"], "two prompts"),
     (["run", MODEL, "other", "-p", "x"], '"other" is one operand too many'),
+    (["run", MODEL, "hello"], f'"hello" is one operand too many: DIR is "{MODEL}" already; the prompt is given with -p TEXT'),
+    (["logprobs", MODEL, "hello"], "the prompt is given with -p TEXT"),
+    (["tokenize", MODEL, "hello"], "the prompt is given with -p TEXT"),
+    (["chat", MODEL, "hello"], "moebius run takes one with -p"),
+    (["bench", MODEL, "--json", "rows.jsonl"], "a file for the results is given with --output FILE"),
     (["run", MODEL, "--", "--greedy"], '"--greedy" is one operand too many'),
     (RUN + ["--frobnicate"], "no option --frobnicate"),
     (RUN + ["--frobnicate=3"], "no option --frobnicate\n"),
-    (RUN + ["--gree"], "no option --gree"),
-    (RUN + ["-x"], "no option -x"),
+    (RUN + ["--gree"], "no option --gree; did you mean --greedy?"),
+    (RUN + ["--tempreture", "1"], "no option --tempreture; did you mean --temperature?"),
+    (RUN + ["--max-tokens=5"], "no option --max-tokens; did you mean --max-new-tokens?"),
+    (RUN + ["--topk", "5"], "no option --topk; did you mean --top-k?"),
+    (RUN + ["-greedy"], "no option -greedy; did you mean --greedy?"),
+    (RUN + ["--hlep"], "did you mean --help?"),
+    (RUN + ["--" + "x" * 1000], "no option --xxx"),
+    (RUN + ["-x"], "no option -x\n"),
     (RUN + ["--raw"], "--raw, --system and --no-think go with -p"),
     (RUN + ["--system", "be brief"], "--raw, --system and --no-think go with -p"),
     (["run", MODEL, "-p", "x", "--raw", "--no-think"], "need the chat template"),
@@ -147,6 +167,31 @@ def test_mistake(moebius, arguments, sentence):
     assert result.stdout == b""
     assert sentence in error
     assert re.search(r"\nTry 'moebius( \w+)? --help'\.\n$", error)
+
+
+# What only an opened model can tell to be wrong. No name of the C interface stands in it.
+REFUSED = [
+    (RUN + ["--stop-ids", "3,80"], "--stop-ids: there is no token 80; the model's vocabulary has the ids 0 to 79"),
+    (RUN + ["--logit-bias", "80:1"], "--logit-bias: there is no token 80"),
+    (RUN + ["--logit-bias", ",".join(["5:1"] * 1025)], "--logit-bias has 1025 pairs; give at most 1024"),
+    (["run", MODEL, "--ids", "2000000000"], "--ids: there is no token 2000000000"),
+    (["logprobs", MODEL, "--ids", "80"], "--ids: there is no token 80"),
+    (["logprobs", MODEL, "--ids", ",".join(["1"] * 257)], "the prompt of 257 tokens does not fit the model's 256 positions"),
+    (RUN + ["-n", "256"], "the prompt of 1 tokens and an answer of up to 256 (-n) do not fit the 256 positions"),
+    (["chat", "models/demo", "-n", "2048"], "an answer of up to 2048 tokens (-n) can never fit the context of 2048 tokens"),
+    (["chat", "models/demo", "-n", "64", "--kv-tokens", "64"], "give a smaller -n, or a larger --kv-tokens"),
+    (["chat", "models/demo", "--stop-ids", "640"], "--stop-ids: there is no token 640"),
+    (["bench", "moe", "--thiek", "1,64,64,2,3", "--device", "cpu"], "--thiek 1,64,64,2,3: top_k is 3"),
+]
+
+
+@pytest.mark.parametrize("arguments, sentence", REFUSED, ids=range(len(REFUSED)))
+def test_refused(moebius, arguments, sentence):
+    result = moebius(*arguments)
+    error = result.stderr.decode()
+    assert result.returncode == 1 and result.stdout == b""
+    assert error.startswith("moebius: ") and error.count("\n") == 1 and sentence in error
+    assert "mb_" not in error and "request." not in error
 
 
 def test_range_ends_are_allowed(moebius):

@@ -2,7 +2,7 @@
  * moe_check.cu - checks and times the MoE layer on a GPU; one list of cases for both.
  *
  *   moe_check [--only T] [--dtype NAME] [--check] [--small] [--bare] [--parts] [--picked] [--musts]
- *             [--json FILE] [--date YYYY-MM-DD] [--commit ID]
+ *             [--output FILE] [--date YYYY-MM-DD] [--commit ID]
  *
  * Every case runs in every kind (kinds.cuh) with every tile row that suits it, on fresh random data with
  * poisoned outputs and workspace: the plan and the router exactly against the host, the output of up to
@@ -79,7 +79,7 @@ enum { NO_TILE = -1 };
 
 typedef struct options {
     int only, check_only, small, bare, parts, picked, musts;
-    const char *dtype, *json, *date, *commit;
+    const char *dtype, *output, *date, *commit;
 } options;
 
 static size_t workspace_of(const mb_moe_forward_args *f, int tile) {
@@ -228,7 +228,7 @@ static void time_forward(const problem *p, int tile, const options *o, void *wor
             before = until;
         }
     }
-    FILE *json = picked && o->json ? fopen(o->json, "a") : NULL;
+    FILE *json = picked && o->output ? fopen(o->output, "a") : NULL;
     if (!json)
         return;
     fprintf(
@@ -344,7 +344,7 @@ static int parse(int argc, char **argv, options *o) {
     } all[] = {
         {"--check", &o->check_only, NULL}, {"--small", &o->small, NULL},   {"--bare", &o->bare, NULL},
         {"--parts", &o->parts, NULL},      {"--picked", &o->picked, NULL}, {"--musts", &o->musts, NULL},
-        {"--dtype", NULL, &o->dtype},      {"--json", NULL, &o->json},     {"--date", NULL, &o->date},
+        {"--dtype", NULL, &o->dtype},      {"--output", NULL, &o->output}, {"--date", NULL, &o->date},
         {"--commit", NULL, &o->commit},
     };
     const size_t n = sizeof(all) / sizeof(all[0]);

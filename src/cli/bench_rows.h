@@ -1,0 +1,25 @@
+/* bench_rows.h - the result rows of both benchmarks: what every row says, and where the rows go. */
+#ifndef MB_CLI_BENCH_ROWS_H
+#define MB_CLI_BENCH_ROWS_H
+
+#include <jansson.h>
+#include <stdio.h>
+
+/* Of the options --json (rows on stdout in place of the table) and --output FILE (appended to it). */
+typedef struct cli_bench_rows {
+    int on_stdout;
+    const char *path; /* NULL: no file */
+    FILE *file;
+} cli_bench_rows;
+
+/* All of these report their failures. */
+int cli_bench_rows_open(cli_bench_rows *rows, int on_stdout, const char *path);
+int cli_bench_rows_write(cli_bench_rows *rows, json_t *row);   /* takes the reference; NULL: it could not be made */
+int cli_bench_rows_close(cli_bench_rows *rows, int status); /* returns `status`, or CLI_FAILED when rows were lost */
+
+/* Where and when: the commit, the card's name (the processor's when `device` is "cpu"), and today as 2026-11-22. */
+const char *cli_bench_commit(void);
+void cli_bench_card(const char *device, char *name, size_t capacity);
+void cli_bench_date(char *date, size_t capacity);
+
+#endif

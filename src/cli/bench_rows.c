@@ -21,7 +21,8 @@ int cli_bench_rows_open(cli_bench_rows *rows, int on_stdout, const char *path) {
 
 static int write_line(FILE *file, const json_t *row) {
     errno = 0;
-    return json_dumpf(row, file, JSON_REAL_PRECISION(6)) == 0 && fputc('\n', file) != EOF && fflush(file) == 0;
+    return json_dumpf(row, file, JSON_REAL_PRECISION(6)) == 0 && fputc('\n', file) != EOF &&
+           fflush(file) == 0;
 }
 
 int cli_bench_rows_write(cli_bench_rows *rows, json_t *row) {

@@ -14,8 +14,10 @@ typedef struct cli_bench_rows {
 
 /* All of these report their failures. */
 int cli_bench_rows_open(cli_bench_rows *rows, int on_stdout, const char *path);
-int cli_bench_rows_write(cli_bench_rows *rows, json_t *row);   /* takes the reference; NULL: it could not be made */
-int cli_bench_rows_close(cli_bench_rows *rows, int status); /* returns `status`, or CLI_FAILED when rows were lost */
+int cli_bench_rows_write(cli_bench_rows *rows,
+                         json_t *row); /* takes the reference; NULL: it could not be made */
+int cli_bench_rows_close(cli_bench_rows *rows,
+                         int status); /* returns `status`, or CLI_FAILED when rows were lost */
 
 /* Where and when: the commit, the card's name (the processor's when `device` is "cpu"), and today as 2026-11-22. */
 const char *cli_bench_commit(void);

@@ -14,7 +14,8 @@ static void list_choices(const cli_option *option, char *text, size_t capacity) 
         choice += *choice == '|';
         int length = (int)strcspn(choice, "|");
         if (choice[length - 1] != 'N' && used < capacity)
-            used += (size_t)snprintf(text + used, capacity - used, "%s%.*s", used > 0 ? " " : "", length, choice);
+            used +=
+                (size_t)snprintf(text + used, capacity - used, "%s%.*s", used > 0 ? " " : "", length, choice);
     }
 }
 
@@ -61,23 +62,25 @@ static void print_bash_values(FILE *file, const cli_command *command, const cli_
 }
 
 static void print_bash(FILE *file, const cli_command *const *commands, size_t n) {
-    fputs("# Completion of moebius in bash. Made by: moebius help --completion bash\n"
-          "_moebius() {\n"
-          "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}\n"
-          "    local commands='",
-          file);
+    fputs(
+        "# Completion of moebius in bash. Made by: moebius help --completion bash\n"
+        "_moebius() {\n"
+        "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]}\n"
+        "    local commands='",
+        file);
     for (size_t i = 0; i < n; i++)
         if (strchr(commands[i]->name, ' ') == NULL)
             fprintf(file, "%s ", commands[i]->name);
-    fputs("help'\n"
-          "    COMPREPLY=()\n"
-          "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n"
-          "        mapfile -t COMPREPLY < <(compgen -W \"$commands --help --version\" -- \"$word\")\n"
-          "        return\n"
-          "    fi\n"
-          "    [ \"$COMP_CWORD\" -gt 2 ] && [ \"$command ${COMP_WORDS[2]}\" = 'bench moe' ] && command='bench moe'\n"
-          "    case \"$command $before\" in\n",
-          file);
+    fputs(
+        "help'\n"
+        "    COMPREPLY=()\n"
+        "    if [ \"$COMP_CWORD\" -eq 1 ]; then\n"
+        "        mapfile -t COMPREPLY < <(compgen -W \"$commands --help --version\" -- \"$word\")\n"
+        "        return\n"
+        "    fi\n"
+        "    [ \"$COMP_CWORD\" -gt 2 ] && [ \"$command ${COMP_WORDS[2]}\" = 'bench moe' ] && command='bench moe'\n"
+        "    case \"$command $before\" in\n",
+        file);
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < commands[i]->n_groups; j++)
             for (const cli_option *option = commands[i]->groups[j].options; option->name != NULL; option++)
@@ -204,16 +207,19 @@ static void print_fish(FILE *file, const cli_command *const *commands, size_t n)
         const cli_command *command = commands[i];
         char condition[128];
         if (strcmp(command->name, "bench moe") == 0) {
-            snprintf(condition, sizeof condition, "__fish_seen_subcommand_from bench; and __fish_seen_subcommand_from moe");
-            fputs("complete -c moebius -n '__fish_seen_subcommand_from bench' -a moe -d 'measure the MoE operator'\n",
-                  file);
+            snprintf(condition, sizeof condition,
+                     "__fish_seen_subcommand_from bench; and __fish_seen_subcommand_from moe");
+            fputs(
+                "complete -c moebius -n '__fish_seen_subcommand_from bench' -a moe -d 'measure the MoE operator'\n",
+                file);
         } else {
-            snprintf(condition, sizeof condition, "__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from moe",
+            snprintf(condition, sizeof condition,
+                     "__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from moe",
                      command->name);
             fprintf(file, "complete -c moebius -n __fish_use_subcommand -a %s -d '%s'\n", command->name,
                     command->summary);
-            fprintf(file, "complete -c moebius -n '__fish_seen_subcommand_from help' -a %s -d '%s'\n", command->name,
-                    command->summary);
+            fprintf(file, "complete -c moebius -n '__fish_seen_subcommand_from help' -a %s -d '%s'\n",
+                    command->name, command->summary);
             fprintf(file, "complete -c moebius -n '%s' -a '(__fish_complete_directories)'\n", condition);
         }
         for (size_t j = 0; j < command->n_groups; j++)
@@ -223,7 +229,8 @@ static void print_fish(FILE *file, const cli_command *const *commands, size_t n)
     }
 }
 
-int cli_print_completion(FILE *file, const char *shell, const cli_command *const *commands, size_t n_commands) {
+int cli_print_completion(FILE *file, const char *shell, const cli_command *const *commands,
+                         size_t n_commands) {
     if (strcmp(shell, "bash") == 0)
         print_bash(file, commands, n_commands);
     else if (strcmp(shell, "zsh") == 0)

@@ -1,0 +1,29 @@
+/*
+ * slow_device.h - a device that behaves like a GPU on a machine without one: what is enqueued runs later, on a thread
+ * of its stream, with the CPU's operators. Work can be held back, and memory is limited.
+ *
+ * So an engine that reads results too early, changes inputs too early or frees memory too early shows.
+ */
+#ifndef TESTS_SUPPORT_SLOW_DEVICE_H
+#define TESTS_SUPPORT_SLOW_DEVICE_H
+
+#include "device/device.h"
+
+typedef struct slow_device slow_device;
+
+/* total_bytes: of its memory. */
+slow_device *slow_device_open(uint64_t total_bytes);
+void slow_device_close(slow_device *slow); /* fails the test when a stream, an event or memory is left */
+
+mb_device *slow_device_of(slow_device *slow);
+
+/* Until slow_device_go no more work begins. */
+void slow_device_hold(slow_device *slow);
+void slow_device_go(slow_device *slow);
+/* Waits until there is work that has not run. */
+void slow_device_wait_for_work(slow_device *slow);
+
+/* The next operator that runs fails: enqueueing it succeeds, waiting for it does not. */
+void slow_device_fail_next(slow_device *slow);
+
+#endif

@@ -73,7 +73,7 @@ MB_API void mb_model_options_init(mb_model_options *options);
  * when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options NULL:
  * defaults. Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range,
  * tensors missing or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on
- * error. */
+ * error. A tokenizer or a chat template that cannot be used is no error here: the functions of text return it. */
 MB_API mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model);
 MB_API void mb_model_close(mb_model *model); /* after all of its sessions are closed; NULL allowed */
 
@@ -94,6 +94,7 @@ typedef struct mb_model_info {
     int32_t n_eos_ids;
     int has_tokenizer, has_chat_template;
     int has_unknown_chat_template; /* there is one, but it is not recognised: mb_chat_render refuses */
+    const char *tokenizer_problem; /* why the checkpoint's tokenizer cannot be used, a sentence; else NULL */
 } mb_model_info;
 
 /* Strings and arrays live as long as the model. */
@@ -109,7 +110,8 @@ MB_API mb_status mb_tokenize(const mb_model *model, const char *text, size_t n_b
                              int32_t *ids, size_t capacity, size_t *n_ids);
 
 /* The text of one token, raw bytes (may be part of a character), not zero-terminated; lives as long as the
- * model. Unknown ids: MB_ERR_ARGUMENT. is_special may be NULL. */
+ * model. An id that no token has is no bytes: vocab is often more than there are tokens. MB_ERR_ARGUMENT: an id
+ * outside of [0, vocab). is_special may be NULL. */
 MB_API mb_status mb_token_bytes(const mb_model *model, int32_t id, const char **bytes, size_t *n_bytes,
                                 int *is_special);
 

@@ -313,6 +313,8 @@ static int open_chat(chat_state *chat, const char *directory) {
     if (status != CLI_OK)
         return status;
     mb_model_get_info(chat->model, &info);
+    if (info.tokenizer_problem != NULL)
+        return cli_failure("%s", info.tokenizer_problem);
     if (!info.has_tokenizer)
         return cli_failure("%s has no tokenizer.json, which a chat needs", directory);
     if (!info.has_chat_template)

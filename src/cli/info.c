@@ -89,7 +89,10 @@ static void print_table(const char *directory, const mb_model_info *info) {
     for (int32_t i = 0; i < info->n_eos_ids; i++)
         cli_print("%s %" PRId32, i > 0 ? "," : "", info->eos_ids[i]);
     cli_print("%s\n", info->n_eos_ids > 0 ? "" : " none");
-    cli_print("%-20s %s\n", "tokenizer", info->has_tokenizer ? "yes" : "no: use token ids");
+    if (info->tokenizer_problem != NULL)
+        cli_print("%-20s cannot be used: %s\n", "tokenizer", info->tokenizer_problem);
+    else
+        cli_print("%-20s %s\n", "tokenizer", info->has_tokenizer ? "yes" : "no: use token ids");
     cli_print("%-20s %s\n\n", "chat template",
               info->has_chat_template           ? "yes"
               : info->has_unknown_chat_template ? "not known: name one with --chat-template"

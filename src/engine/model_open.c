@@ -10,7 +10,7 @@
 #include "model/qwen3_moe.h"
 
 /* More than any real file of its kind by far; a larger one is refused before it is read. */
-enum { MAX_CONFIG_BYTES = 16 << 20, MAX_TOKENIZER_BYTES = 256 << 20 };
+enum { MAX_CONFIG_BYTES = 16 << 20 };
 
 const char *mb_version(void) {
     return MOEBIUS_VERSION;
@@ -66,39 +66,6 @@ static mb_status read_configs(const char *directory, mb_model *model) {
     return status;
 }
 
-static mb_status read_tokenizer(const char *directory, mb_model *model) {
-    small_file file;
-    MB_TRY(read_optional(directory, "tokenizer.json", MAX_TOKENIZER_BYTES, &file));
-    if (!file.bytes)
-        return MB_OK;
-    mb_status status =
-        mb_tokenizer_open(file.path, file.bytes, file.n_bytes, model->config.vocab, &model->tokenizer);
-    mb_free(file.bytes);
-    return status;
-}
-
-/* chat_template.jinja goes before the template inside tokenizer_config.json, as in transformers. */
-static mb_status read_chat_template(const char *directory, const char *name, mb_model *model) {
-    model->chat_template = MB_CHAT_NONE;
-    if (name)
-        return mb_chat_template_by_name(name, &model->chat_template);
-    static const struct {
-        const char *name;
-        int is_jinja;
-    } sources[] = {{"chat_template.jinja", 1}, {"tokenizer_config.json", 0}};
-    for (size_t i = 0; i < 2 && model->chat_template == MB_CHAT_NONE; i++) {
-        small_file file;
-        MB_TRY(read_optional(directory, sources[i].name, MAX_CONFIG_BYTES, &file));
-        if (!file.bytes)
-            continue;
-        mb_status status = mb_chat_template_find(file.path, file.bytes, file.n_bytes, sources[i].is_jinja,
-                                                 &model->chat_template);
-        mb_free(file.bytes);
-        MB_TRY(status);
-    }
-    return MB_OK;
-}
-
 static mb_status choose_dtype(const char *name, const mb_device *device, mb_dtype *dtype) {
     static const mb_dtype compute_types[] = {MB_F32, MB_BF16, MB_F16};
     *dtype = device->host_memory ? MB_F32 : MB_BF16;
@@ -116,8 +83,7 @@ static mb_status choose_dtype(const char *name, const mb_device *device, mb_dtyp
 static mb_status open_parts(const char *directory, const mb_model_options *options, mb_model *model) {
     MB_TRY(check_directory(directory));
     MB_TRY(read_configs(directory, model));
-    MB_TRY(read_tokenizer(directory, model));
-    MB_TRY(read_chat_template(directory, options->chat_template, model));
+    MB_TRY(mb_model_open_text(model, directory, options->chat_template));
     MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
     MB_TRY(choose_dtype(options->dtype, model->device, &model->dtype));
     return mb_weights_load(directory, &model->config, model->device, options->n_threads, options->progress,
@@ -155,7 +121,7 @@ void mb_model_close(mb_model *model) {
         return;
     if (model->weights.memory)
         mb_weights_free(&model->weights);
-    mb_tokenizer_close(model->tokenizer);
+    mb_model_close_text(model);
     mb_device_close(model->device);
     mb_free(model);
 }
@@ -186,7 +152,9 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .n_eos_ids = model->generation.n_eos_ids,
         .has_tokenizer = model->tokenizer != NULL,
         .has_chat_template = model->chat_template != MB_CHAT_NONE && model->chat_template != MB_CHAT_UNKNOWN,
-        .has_unknown_chat_template = model->chat_template == MB_CHAT_UNKNOWN,
+        .has_unknown_chat_template =
+            model->chat_template == MB_CHAT_UNKNOWN || model->chat_failure.sentence != NULL,
+        .tokenizer_problem = model->tokenizer_failure.sentence,
     };
     for (int i = 0; i < config->n_layers; i++)
         info->n_moe_layers += config->is_moe[i];

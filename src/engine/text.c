@@ -7,6 +7,7 @@
 static mb_status need_tokenizer(const mb_model *model) {
     if (model->tokenizer)
         return MB_OK;
+    MB_TRY(mb_kept_failure_report(&model->tokenizer_failure));
     return mb_fail(MB_ERR_UNSUPPORTED, "the checkpoint has no tokenizer.json; work with token ids instead");
 }
 
@@ -126,5 +127,6 @@ mb_status mb_chat_render(const mb_model *model, const char *messages_json, const
     *text = NULL;
     MB_TRY(mb_need(model, "mb_chat_render: model"));
     MB_TRY(mb_need(messages_json, "mb_chat_render: messages_json"));
+    MB_TRY(mb_kept_failure_report(&model->chat_failure));
     return mb_chat_template_render(model->chat_template, messages_json, options ? options : &defaults, text);
 }

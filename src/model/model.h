@@ -9,14 +9,30 @@
 #include "model/weights/weights.h"
 #include "moebius/moebius.h"
 
+/* Why a part that a model can do without cannot be used. */
+typedef struct mb_kept_failure {
+    mb_status status;
+    char *sentence; /* NULL: there is no failure; mb_free */
+} mb_kept_failure;
+
+/* Records the kept failure anew and returns its status; MB_OK when there is none. */
+mb_status mb_kept_failure_report(const mb_kept_failure *kept);
+
 struct mb_model {
     mb_config config;
     mb_generation generation;
     mb_weights weights;
     mb_device *device;
     mb_dtype dtype;          /* compute type */
-    mb_tokenizer *tokenizer; /* NULL: the checkpoint has no tokenizer.json */
+    mb_tokenizer *tokenizer; /* NULL: the checkpoint has none, or none that can be used: tokenizer_failure */
     mb_chat_template chat_template;
+    mb_kept_failure tokenizer_failure, chat_failure;
 };
+
+/* The tokenizer and the chat template of a checkpoint whose config.json is read already. template_name: instead of
+ * the checkpoint's template, or NULL. What is wrong with the files is kept in the model; failures are running out
+ * of memory and a template_name that nobody knows. */
+mb_status mb_model_open_text(mb_model *model, const char *directory, const char *template_name);
+void mb_model_close_text(mb_model *model);
 
 #endif

@@ -127,10 +127,61 @@ static void test_without_tokenizer(void **state) {
     mb_model_close(model);
 }
 
-static void test_malformed_tokenizer_is_an_error(void **state) {
+/* A tokenizer that cannot be used leaves a model of token ids; the functions of text say why. */
+static void test_unusable_tokenizer(void **state) {
     (void)state;
-    tiny_text_write(directory, "tokenizer.json", "{\"model\": ");
-    expect_failure(directory, NULL, MB_ERR_FORMAT, "tokenizer.json");
+    static const struct {
+        const char *name, *bytes;
+        mb_status status;
+        const char *sentence;
+    } cases[] = {
+        {"tokenizer.json", "{\"model\": ", MB_ERR_FORMAT, "tokenizer.json: not valid JSON"},
+        {"tokenizer.json", "{\"model\": {\"type\": \"Unigram\"}}", MB_ERR_UNSUPPORTED,
+         "\"model\" is \"Unigram\""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tiny_text_write(directory, cases[i].name, cases[i].bytes);
+        mb_model *model;
+        mb_model_info info;
+        int32_t ids[8];
+        size_t n;
+        const char *bytes;
+        mb_decoder *decoder;
+        assert_int_equal(mb_model_open(directory, &(mb_model_options){.device = "cpu"}, &model), MB_OK);
+        mb_model_get_info(model, &info);
+        assert_false(info.has_tokenizer);
+        assert_non_null(strstr(info.tokenizer_problem, cases[i].sentence));
+        assert_int_equal(mb_tokenize(model, "a", 1, 0, ids, 8, &n), cases[i].status);
+        assert_non_null(strstr(mb_last_error(), cases[i].sentence));
+        assert_int_equal(mb_token_bytes(model, 1, &bytes, &n, NULL), cases[i].status);
+        assert_int_equal(mb_decoder_open(model, 0, &decoder), cases[i].status);
+        assert_non_null(strstr(mb_last_error(), cases[i].sentence));
+        mb_model_close(model);
+    }
+}
+
+/* So does a chat template. */
+static void test_unusable_chat_template(void **state) {
+    (void)state;
+    tiny_text_write(directory, "tokenizer_config.json", "{\"chat_template\": 3}");
+    mb_model *model;
+    mb_model_info info;
+    char *text;
+    assert_int_equal(mb_model_open(directory, &(mb_model_options){.device = "cpu"}, &model), MB_OK);
+    mb_model_get_info(model, &info);
+    assert_false(info.has_chat_template);
+    assert_true(info.has_unknown_chat_template);
+    assert_null(info.tokenizer_problem);
+    assert_int_equal(mb_chat_render(model, "[]", NULL, &text), MB_ERR_FORMAT);
+    assert_non_null(strstr(mb_last_error(), "\"chat_template\" is 3; it must be a string"));
+    assert_null(text);
+    mb_model_close(model);
+    assert_int_equal(
+        mb_model_open(directory, &(mb_model_options){.device = "cpu", .chat_template = "qwen3"}, &model),
+        MB_OK);
+    assert_int_equal(mb_chat_render(model, "[{\"role\": \"user\", \"content\": \"a\"}]", NULL, &text), MB_OK);
+    mb_free_text(text);
+    mb_model_close(model);
 }
 
 static void test_request_defaults_come_from_generation_config(void **state) {
@@ -237,7 +288,8 @@ int main(void) {
         FRESH(test_unknown_options),
         FRESH(test_info),
         FRESH(test_without_tokenizer),
-        FRESH(test_malformed_tokenizer_is_an_error),
+        FRESH(test_unusable_tokenizer),
+        FRESH(test_unusable_chat_template),
         FRESH(test_request_defaults_come_from_generation_config),
         FRESH(test_wrong_generation_settings_open),
         FRESH(test_compute_types),

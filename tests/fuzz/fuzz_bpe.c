@@ -18,7 +18,8 @@ static mb_tokenizer *open_fixture(void) {
     size_t n_bytes;
     mb_tokenizer *tokenizer;
     if (mb_file_read(path, 1 << 24, &json, &n_bytes) != MB_OK ||
-        mb_tokenizer_open(path, json, n_bytes, 4000, &tokenizer) != MB_OK)
+        mb_tokenizer_open(&(mb_tokenizer_files){.tokenizer = {path, json, n_bytes}}, 4000, &tokenizer) !=
+            MB_OK)
         abort();
     mb_free(json);
     return tokenizer;

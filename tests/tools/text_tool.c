@@ -1,11 +1,18 @@
 /*
- * text_tool.c - the tokenizer and the chat templates for the Python tests: requests on stdin, one JSON line
- * each on stdout. A request is a line of words, then as many bytes as it says: open VOCAB N tokenizer.json of
- * N bytes          {} encode SPECIAL N        text                               {"ids": [...]} decode SKIP
- * CHUNK N     ids, separated by spaces           {"text": "..."}; CHUNK: one by one, or all at once recognise
- * IS_JINJA N    tokenizer_config.json or template  {"template": n} render NAME PROMPT THINK N_TOOLS N  tools,
- * then messages (N counts both; N_TOOLS -1: none)   {"text": "..."} dump N                  JSON {"text":
- * "..."} A failure answers {"status": "MB_ERR_...", "error": "..."}.
+ * text_tool.c - the tokenizer and the chat templates for the Python tests: requests on stdin, one JSON line each on
+ * stdout. A request is a line of words that ends with a number of bytes N, then those bytes:
+ *
+ *   open VOCAB N_CONFIG N_ADDED N   tokenizer_config.json, added_tokens.json, tokenizer.json   {}
+ *                                   (N counts all three; N_CONFIG or N_ADDED -1: there is no such file)
+ *   encode SPECIAL N                text                                                       {"ids": [...]}
+ *   decode SKIP CHUNK N             ids, separated by spaces                                   {"text": "..."}
+ *                                   (CHUNK: one by one, or all at once)
+ *   pieces N_PATTERN N              pattern, then text (N counts both)                         {"pieces": [bytes, ...]}
+ *   recognise IS_JINJA N            tokenizer_config.json or a template                        {"template": n}
+ *   render NAME PROMPT THINK N_TOOLS N   tools, then messages (N counts both; N_TOOLS -1: none)  {"text": "..."}
+ *   dump N                          JSON                                                       {"text": "..."}
+ *
+ * A failure answers {"status": "MB_ERR_...", "error": "..."}.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +21,7 @@
 #include "base/alloc.h"
 #include "model/chat/chat_template.h"
 #include "model/json.h"
+#include "model/tokenizer/pretokenize.h"
 #include "model/tokenizer/tokenizer.h"
 
 static mb_tokenizer *tokenizer;
@@ -109,12 +117,50 @@ static void render(const char *words, char *text, size_t n_bytes) {
 }
 
 static void open_tokenizer(const char *words, const char *json, size_t n_bytes) {
+    int vocab;
+    long n_config, n_added;
+    if (sscanf(words, "%d %ld %ld", &vocab, &n_config, &n_added) != 3)
+        exit(2);
+    const char *config = n_config >= 0 ? json : NULL;
+    json += n_config >= 0 ? n_config : 0;
+    const char *added = n_added >= 0 ? json : NULL;
+    json += n_added >= 0 ? n_added : 0;
+    mb_tokenizer_files files = {
+        {"tokenizer.json", json,
+         n_bytes - (size_t)(n_config > 0 ? n_config : 0) - (size_t)(n_added > 0 ? n_added : 0)},
+        {"tokenizer_config.json", config, (size_t)n_config},
+        {"added_tokens.json", added, (size_t)n_added},
+    };
     mb_tokenizer_close(tokenizer);
-    mb_status status = mb_tokenizer_open("tokenizer.json", json, n_bytes, atoi(words), &tokenizer);
+    mb_status status = mb_tokenizer_open(&files, vocab, &tokenizer);
     if (status != MB_OK)
         reply_failure(status);
     else
         reply(json_object());
+}
+
+static mb_status append_length(void *list, const char *piece, size_t n_bytes) {
+    (void)piece;
+    json_array_append_new(list, json_integer((json_int_t)n_bytes));
+    return MB_OK;
+}
+
+static void cut_pieces(const char *words, const char *bytes, size_t n_bytes) {
+    size_t n_pattern = strtoull(words, NULL, 10);
+    char *pattern = strndup(bytes, n_pattern);
+    mb_pretokenizer *pretokenizer;
+    json_t *pieces = json_array();
+    mb_status status = mb_pretokenizer_open("pattern", pattern, &pretokenizer);
+    if (status == MB_OK)
+        status = mb_pretokenize(pretokenizer, bytes + n_pattern, n_bytes - n_pattern, append_length, pieces);
+    mb_pretokenizer_close(pretokenizer);
+    free(pattern);
+    if (status == MB_OK) {
+        reply(json_pack("{s:o}", "pieces", pieces));
+    } else {
+        json_decref(pieces);
+        reply_failure(status);
+    }
 }
 
 static void recognise(const char *words, const char *text, size_t n_bytes) {
@@ -159,6 +205,8 @@ int main(void) {
             encode(line + 7, bytes, n_bytes);
         else if (strncmp(line, "decode ", 7) == 0)
             decode(line + 7, bytes, n_bytes);
+        else if (strncmp(line, "pieces ", 7) == 0)
+            cut_pieces(line + 7, bytes, n_bytes);
         else if (strncmp(line, "recognise ", 10) == 0)
             recognise(line + 10, bytes, n_bytes);
         else if (strncmp(line, "render ", 7) == 0)

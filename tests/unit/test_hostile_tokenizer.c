@@ -92,8 +92,25 @@ static const hostile_case cases[] = {
     {"normalizer", "\"NFC\"", MB_ERR_UNSUPPORTED, "\"normalizer\" is \"NFC\""},
     {"pre_tokenizer", "null", MB_ERR_UNSUPPORTED, "\"pre_tokenizer\" is missing"},
     {"pre_tokenizer", "{\"type\": \"ByteLevel\"}", MB_ERR_UNSUPPORTED, "\"pre_tokenizer\" is \"ByteLevel\""},
-    {"pre_tokenizer/pretokenizers", "[]", MB_ERR_UNSUPPORTED, "\"pre_tokenizer.pretokenizers\" is an array"},
-    {"pre_tokenizer/pretokenizers", "{}", MB_ERR_UNSUPPORTED, "\"pre_tokenizer.pretokenizers\" is an object"},
+    {"pre_tokenizer/pretokenizers", "[]", MB_ERR_UNSUPPORTED,
+     "\"pre_tokenizer\" is an object; only the byte-level"},
+    {"pre_tokenizer/pretokenizers", "{}", MB_ERR_FORMAT,
+     "\"pre_tokenizer.pretokenizers\" is an object; it must"},
+    {"pre_tokenizer/pretokenizers", NULL, MB_ERR_FORMAT, "\"pre_tokenizer.pretokenizers\" is missing"},
+    {"pre_tokenizer/pretokenizers/+", "{\"type\": \"ByteLevel\"}", MB_ERR_UNSUPPORTED,
+     "\"pre_tokenizer\" has 3 parts"},
+    {"pre_tokenizer/pretokenizers/1", "{\"type\": \"Sequence\", \"pretokenizers\": []}", MB_ERR_UNSUPPORTED,
+     "\"pre_tokenizer\" has 1 parts"},
+    {"pre_tokenizer/pretokenizers/1",
+     "{\"type\": \"Sequence\", \"pretokenizers\": [{}, {}, {}, {}, {}, {}, {}, {}]}", MB_ERR_UNSUPPORTED,
+     "\"pre_tokenizer\" is a Sequence of more than 8 parts"},
+    {"normalizer",
+     "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"Lowercase\"}]}",
+     MB_ERR_UNSUPPORTED, "\"normalizer\" is \"Lowercase\""},
+    {"decoder", "{\"type\": \"Sequence\", \"decoders\": [{\"type\": \"ByteLevel\"}, {\"type\": \"Fuse\"}]}",
+     MB_ERR_UNSUPPORTED, "\"decoder\" has 2 parts"},
+    {"decoder", "{\"type\": \"Sequence\", \"decoders\": []}", MB_ERR_UNSUPPORTED, "\"decoder\" is missing"},
+    {"decoder", "{\"type\": \"Sequence\"}", MB_ERR_FORMAT, "\"decoder.decoders\" is missing"},
     {"pre_tokenizer/pretokenizers/0/type", "\"Digits\"", MB_ERR_UNSUPPORTED,
      "\"pre_tokenizer\" is \"Digits\""},
     {"pre_tokenizer/pretokenizers/0/pattern", "{\"String\": \" \"}", MB_ERR_UNSUPPORTED,
@@ -106,8 +123,21 @@ static const hostile_case cases[] = {
     {"pre_tokenizer/pretokenizers/1/use_regex", NULL, MB_ERR_UNSUPPORTED, "\"use_regex\" is missing"},
     {"pre_tokenizer/pretokenizers/1/add_prefix_space", "true", MB_ERR_UNSUPPORTED,
      "\"add_prefix_space\" is true"},
-    {"post_processor", "{\"type\": \"TemplateProcessing\"}", MB_ERR_UNSUPPORTED,
-     "\"post_processor\" is \"TemplateProcessing\""},
+    {"post_processor", "{\"type\": \"BertProcessing\"}", MB_ERR_UNSUPPORTED,
+     "\"post_processor\" is \"BertProcessing\""},
+    {"post_processor", "{\"type\": \"TemplateProcessing\"}", MB_ERR_UNSUPPORTED, "is not the text alone"},
+    {"post_processor", "{\"type\": \"TemplateProcessing\", \"single\": 3}", MB_ERR_UNSUPPORTED,
+     "is not the text alone"},
+    {"post_processor",
+     "{\"type\": \"TemplateProcessing\", \"single\": [{\"Sequence\": {\"id\": \"A\"}}, {\"Sequence\": {\"id\": \"A\"}}]}",
+     MB_ERR_UNSUPPORTED, "is not the text alone"},
+    {"post_processor",
+     "{\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}]}",
+     MB_ERR_UNSUPPORTED, "\"post_processor\" adds the token \"<s>\" to every text"},
+    {"post_processor",
+     "{\"type\": \"Sequence\", \"processors\": [{\"type\": \"ByteLevel\"}, {\"type\": \"TemplateProcessing\", "
+     "\"single\": [{\"Sequence\": {\"id\": \"A\"}}, {\"SpecialToken\": {\"id\": \"</s>\"}}]}]}",
+     MB_ERR_UNSUPPORTED, "\"post_processor\" adds the token \"</s>\""},
     {"decoder", "null", MB_ERR_UNSUPPORTED, "\"decoder\" is missing"},
     {"decoder", "{\"type\": \"Metaspace\"}", MB_ERR_UNSUPPORTED, "\"decoder\" is \"Metaspace\""},
     /* the pattern */
@@ -119,7 +149,21 @@ static const hostile_case cases[] = {
     {PATTERN, "\"*\"", MB_ERR_FORMAT, "quantifier does not follow"},
     {PATTERN, "\"\\\\\"", MB_ERR_UNSUPPORTED, "escape \\? at byte 0"},
     {PATTERN, "\"a\\\\w\"", MB_ERR_UNSUPPORTED, "escape \\w at byte 1"},
-    {PATTERN, "\"\\\\p{Han}\"", MB_ERR_UNSUPPORTED, "escape \\p at byte 0"},
+    {PATTERN, "\"\\\\p{Han}\"", MB_ERR_UNSUPPORTED, "\\p{Han} at byte 0 is not a general category"},
+    {PATTERN, "\"a\\\\P{^Greek}\"", MB_ERR_UNSUPPORTED, "\\P{^Greek} at byte 1 is not a general category"},
+    {PATTERN, "\"\\\\p{}\"", MB_ERR_UNSUPPORTED, "\\p{} at byte 0 is not a general category"},
+    {PATTERN, "\"\\\\p{L&}\"", MB_ERR_UNSUPPORTED, "\\p{L&} at byte 0 is not a general category"},
+    {PATTERN, "\"\\\\pL\"", MB_ERR_UNSUPPORTED, "escape \\p at byte 0 has no name in braces"},
+    {PATTERN, "\"\\\\p{L\"", MB_ERR_UNSUPPORTED, "escape \\p at byte 0 has no name in braces"},
+    {PATTERN, "\"(?i:a(\\\\p{L}))\"", MB_ERR_UNSUPPORTED, "a category inside of (?i: at byte 6"},
+    {PATTERN, "\"\\\\xE9\"", MB_ERR_UNSUPPORTED, "escape \\x at byte 0"},
+    {PATTERN, "\"\\\\x{110000}\"", MB_ERR_UNSUPPORTED, "escape \\x at byte 0"},
+    {PATTERN, "\"\\\\ud800\"", MB_ERR_UNSUPPORTED, "escape \\u at byte 0"},
+    {PATTERN, "\"[]a]\"", MB_ERR_UNSUPPORTED, "a class that begins with ] at byte 0"},
+    {PATTERN, "\"[a-\\\\s]\"", MB_ERR_UNSUPPORTED, "a hyphen that is no range at byte 2"},
+    {PATTERN, "\"[\\\\s-a]\"", MB_ERR_UNSUPPORTED, "a hyphen that is no range at byte 3"},
+    {PATTERN, "\"[a--]\"", MB_ERR_UNSUPPORTED, "a hyphen that is no range at byte 2"},
+    {PATTERN, "\"a{2}?\"", MB_ERR_UNSUPPORTED, "a lazy {n}? at byte 3"},
     {PATTERN, "\"(a)\\\\1\"", MB_ERR_UNSUPPORTED, "escape \\1 at byte 3"},
     {PATTERN, "\"(?R)\"", MB_ERR_UNSUPPORTED, "group at byte 0"},
     {PATTERN, "\"(*LIMIT_MATCH=1)a\"", MB_ERR_UNSUPPORTED, "group at byte 0"},
@@ -168,7 +212,7 @@ static const hostile_case cases[] = {
     {"model/merges/1", "\"b b\"", MB_ERR_FORMAT, "makes a token that is not in the vocabulary"},
     {"model/merges/1", "\"a b\"", MB_ERR_FORMAT, "merge 1, of tokens 97 and 98, is there twice"},
     /* added tokens */
-    {"added_tokens", "{}", MB_ERR_FORMAT, "\"added_tokens\" is not an array"},
+    {"added_tokens", "{}", MB_ERR_FORMAT, "\"added_tokens\" is an object; it must be an array"},
     {"added_tokens/+", "17", MB_ERR_FORMAT, "\"added_tokens\"[2] has no string \"content\""},
     {"added_tokens/+", "{\"id\": 301}", MB_ERR_FORMAT, "\"added_tokens\"[2] has no string \"content\""},
     {"added_tokens/0/content", "\"\"", MB_ERR_FORMAT, "\"added_tokens\"[0] is an empty token"},
@@ -181,9 +225,10 @@ static const hostile_case cases[] = {
      "the id 97 belongs to an added token and to another one, \"a\""},
     {"added_tokens/0/content", "\"abc\"", MB_ERR_FORMAT,
      "added token \"abc\" has the id 258, but 257 in the"},
-    {"added_tokens/0/single_word", "true", MB_ERR_UNSUPPORTED, "sets \"single_word\""},
-    {"added_tokens/0/lstrip", "true", MB_ERR_UNSUPPORTED, "sets \"lstrip\""},
-    {"added_tokens/0/rstrip", "true", MB_ERR_UNSUPPORTED, "sets \"rstrip\""},
+    {"added_tokens/0/single_word", "0", MB_ERR_FORMAT,
+     "\"single_word\" of added token \"<|end|>\" is not true"},
+    {"added_tokens/0/lstrip", "\"yes\"", MB_ERR_FORMAT, "\"lstrip\" of added token"},
+    {"added_tokens/0/rstrip", "null", MB_ERR_FORMAT, "\"rstrip\" of added token"},
     {"added_tokens/0/special", "1", MB_ERR_FORMAT,
      "\"special\" of added token \"<|end|>\" is not true or false"},
     {"added_tokens/0/normalized", "\"\"", MB_ERR_FORMAT, "\"normalized\" of added token"},
@@ -216,6 +261,11 @@ static void change(json_t **root, const char *path, const char *value) {
         json_object_del(at, path);
 }
 
+static mb_status open_text(const char *path, const char *text, int32_t vocab, mb_tokenizer **tokenizer) {
+    mb_tokenizer_files files = {.tokenizer = {path, text, strlen(text)}};
+    return mb_tokenizer_open(&files, vocab, tokenizer);
+}
+
 static mb_status open_changed(const char *path, const char *value, mb_tokenizer **tokenizer) {
     json_t *root = make_base();
     if (path)
@@ -223,7 +273,7 @@ static mb_status open_changed(const char *path, const char *value, mb_tokenizer 
     char *text = json_dumps(root, JSON_ENCODE_ANY);
     json_decref(root);
     assert_non_null(text);
-    mb_status status = mb_tokenizer_open("dir/tokenizer.json", text, strlen(text), VOCAB, tokenizer);
+    mb_status status = open_text("dir/tokenizer.json", text, VOCAB, tokenizer);
     free(text);
     return status;
 }
@@ -272,15 +322,13 @@ static void test_raw_documents(void **state) {
     };
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++) {
         mb_tokenizer *tokenizer;
-        mb_status status =
-            mb_tokenizer_open("tokenizer.json", raw[i].value, strlen(raw[i].value), VOCAB, &tokenizer);
+        mb_status status = open_text("tokenizer.json", raw[i].value, VOCAB, &tokenizer);
         expect(raw[i].value, status, raw[i].status, raw[i].sentence);
     }
-    char *deep = malloc(300000);
+    char *deep = calloc(300001, 1);
     memset(deep, '[', 300000);
     mb_tokenizer *tokenizer;
-    expect("deep", mb_tokenizer_open("tokenizer.json", deep, 300000, VOCAB, &tokenizer), MB_ERR_FORMAT,
-           "nested deeper");
+    expect("deep", open_text("tokenizer.json", deep, VOCAB, &tokenizer), MB_ERR_FORMAT, "nested deeper");
     free(deep);
 }
 
@@ -304,6 +352,64 @@ static void test_catastrophic_patterns(void **state) {
                     20); /* sanitizers are slow; natively 0.1 s */
         mb_tokenizer_close(tokenizer);
     }
+}
+
+/* tokenizer_config.json and added_tokens.json beside a tokenizer that opens. */
+static void test_other_files(void **state) {
+    (void)state;
+    static const struct {
+        const char *config, *added;
+        mb_status status;
+        const char *sentence;
+    } others[] = {
+        {"[]", NULL, MB_ERR_FORMAT, "dir/tokenizer_config.json: the document is an array"},
+        {"{", NULL, MB_ERR_FORMAT, "dir/tokenizer_config.json: not valid JSON"},
+        {"{}", "[\"<y>\"]", MB_ERR_FORMAT, "dir/added_tokens.json: the document is an array"},
+        {"{}", "\xff", MB_ERR_FORMAT, "dir/added_tokens.json: not valid JSON"},
+        {"{\"added_tokens_decoder\": []}", NULL, MB_ERR_FORMAT,
+         "\"added_tokens_decoder\" is an array; it must be an object"},
+        {"{\"added_tokens_decoder\": {\"301\": \"<y>\"}}", NULL, MB_ERR_FORMAT,
+         "\"added_tokens_decoder\".\"301\" has no string \"content\""},
+        {"{\"added_tokens_decoder\": {\"301\": {\"content\": \"\"}}}", NULL, MB_ERR_FORMAT,
+         "\"added_tokens_decoder\".\"301\" is an empty token"},
+        {"{\"added_tokens_decoder\": {\"301\": {\"content\": \"<y>\", \"lstrip\": 1}}}", NULL, MB_ERR_FORMAT,
+         "\"lstrip\" of added token \"<y>\" is not true or false"},
+        {"{\"added_tokens_decoder\": {\"x\": {\"content\": \"<y>\"}}}", NULL, MB_ERR_FORMAT,
+         "the id of token \"<y>\" is \"x\""},
+        {"{\"added_tokens_decoder\": {\"-1\": {\"content\": \"<y>\"}}}", NULL, MB_ERR_FORMAT,
+         "the id of token \"<y>\" is \"-1\""},
+        {"{\"added_tokens_decoder\": {\"400\": {\"content\": \"<y>\"}}}", NULL, MB_ERR_FORMAT,
+         "dir/tokenizer_config.json: token \"<y>\" has the id 400, but the model's vocab_size is 400"},
+        {"{\"added_tokens_decoder\": {\"999999999999999999\": {\"content\": \"<y>\"}}}", NULL, MB_ERR_FORMAT,
+         "has the id 999999999999999999"},
+        {"{\"added_tokens_decoder\": {\"300\": {\"content\": \"<y>\"}}}", NULL, MB_ERR_FORMAT,
+         "dir/tokenizer.json or dir/tokenizer_config.json: two added tokens have the id 300: \"<"},
+        {"{\"added_tokens_decoder\": {\"97\": {\"content\": \"<y>\"}}}", NULL, MB_ERR_FORMAT,
+         "the id 97 belongs to an added token and to another one, \"a\""},
+        {"{\"added_tokens_decoder\": {\"301\": {\"content\": \"<y>\"}, \"302\": {\"content\": \"<y>\"}}}",
+         NULL, MB_ERR_FORMAT, "added token \"<y>\" is there twice"},
+        {NULL, "{\"<y>\": \"301\"}", MB_ERR_FORMAT,
+         "dir/added_tokens.json: the id of token \"<y>\" is \"301\""},
+        {NULL, "{\"<y>\": 300}", MB_ERR_FORMAT,
+         "dir/tokenizer.json or dir/added_tokens.json: two added tokens"},
+        {NULL, "{\"\": 301}", MB_ERR_UNSUPPORTED, "token \"\" has 0 bytes; it must have 1 to 512"},
+        {"{\"eos_token\": 3, \"pad_token\": [], \"extra_special_tokens\": 7, \"additional_special_tokens\": [1]}",
+         NULL, MB_OK, ""},
+    };
+    json_t *root = make_base();
+    char *text = json_dumps(root, 0);
+    json_decref(root);
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        const char *config = others[i].config, *added = others[i].added;
+        mb_tokenizer_files files = {{"dir/tokenizer.json", text, strlen(text)},
+                                    {"dir/tokenizer_config.json", config, config ? strlen(config) : 0},
+                                    {"dir/added_tokens.json", added, added ? strlen(added) : 0}};
+        mb_tokenizer *tokenizer;
+        expect(config ? config : added, mb_tokenizer_open(&files, VOCAB, &tokenizer), others[i].status,
+               others[i].sentence);
+        mb_tokenizer_close(tokenizer);
+    }
+    free(text);
 }
 
 static void test_token_too_long(void **state) {
@@ -333,7 +439,7 @@ static void test_million_added_tokens(void **state) {
 
     mb_tokenizer *tokenizer;
     clock_t start = clock();
-    assert_int_equal(mb_tokenizer_open("tokenizer.json", json, strlen(json), FIRST + N, &tokenizer), MB_OK);
+    assert_int_equal(open_text("tokenizer.json", json, FIRST + N, &tokenizer), MB_OK);
     static const char text[] = "<|extra_7|><|extra_77|><|extra_999999|><|extra_1000000|>";
     int32_t *ids;
     size_t n_ids;
@@ -347,16 +453,17 @@ static void test_million_added_tokens(void **state) {
     mb_free(ids);
     mb_tokenizer_close(tokenizer);
 
-    expect("too many", mb_tokenizer_open("tokenizer.json", json, strlen(json), 5000, &tokenizer),
-           MB_ERR_FORMAT, "1000000 added tokens, but the model's vocab_size is 5000");
+    expect("too many", open_text("tokenizer.json", json, 5000, &tokenizer), MB_ERR_FORMAT,
+           "1000000 added tokens, but the model's vocab_size is 5000");
     free(json);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_base_opens),     cmocka_unit_test(test_cases),
-        cmocka_unit_test(test_raw_documents),  cmocka_unit_test(test_catastrophic_patterns),
-        cmocka_unit_test(test_token_too_long), cmocka_unit_test(test_million_added_tokens),
+        cmocka_unit_test(test_base_opens),           cmocka_unit_test(test_cases),
+        cmocka_unit_test(test_raw_documents),        cmocka_unit_test(test_catastrophic_patterns),
+        cmocka_unit_test(test_other_files),          cmocka_unit_test(test_token_too_long),
+        cmocka_unit_test(test_million_added_tokens),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

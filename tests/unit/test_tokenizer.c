@@ -18,7 +18,7 @@
 #include "model/tokenizer/tokenizer.h"
 #include "moebius/moebius.h"
 
-enum { N_IDS = 3013 };
+enum { N_TOKENS = 3013, N_IDS = 3100 };
 
 static const char path[] = "tests/golden/tokenizer/tokenizer.json";
 
@@ -27,7 +27,8 @@ static mb_tokenizer *open_fixture(void) {
     size_t n_bytes;
     mb_tokenizer *tokenizer;
     assert_int_equal(mb_file_read(path, 1 << 24, &json, &n_bytes), MB_OK);
-    if (mb_tokenizer_open(path, json, n_bytes, N_IDS, &tokenizer) != MB_OK)
+    if (mb_tokenizer_open(&(mb_tokenizer_files){.tokenizer = {path, json, n_bytes}}, N_IDS, &tokenizer) !=
+        MB_OK)
         fail_msg("%s", mb_last_error());
     mb_free(json);
     return tokenizer;
@@ -96,8 +97,8 @@ static void test_empty_text(void **state) {
 static void test_special_tokens(void **state) {
     const mb_tokenizer *tokenizer = *state;
     int32_t end = mb_tokenizer_id(tokenizer, "<|im_end|>"), think = mb_tokenizer_id(tokenizer, "<think>");
-    assert_in_range(end, 3000, N_IDS - 1);
-    assert_in_range(think, 3000, N_IDS - 1);
+    assert_in_range(end, 3000, N_TOKENS - 1);
+    assert_in_range(think, 3000, N_TOKENS - 1);
     assert_int_equal(mb_tokenizer_id(tokenizer, "<|no such token|>"), -1);
     assert_int_equal(mb_tokenizer_id(tokenizer, ""), -1);
     int32_t *ids;
@@ -128,16 +129,22 @@ static void test_special_tokens(void **state) {
     assert_int_equal(is_special, 0);
 }
 
-static void test_unknown_ids(void **state) {
-    static const int32_t unknown[] = {-1, N_IDS, INT32_MAX, INT32_MIN};
-    assert_int_equal(mb_tokenizer_size(*state), N_IDS);
+/* The fixture's model has more ids than there are tokens. */
+static void test_ids_without_token(void **state) {
+    static const int32_t empty[] = {N_TOKENS, N_IDS - 1}, unknown[] = {-1, N_IDS, INT32_MAX, INT32_MIN};
+    const char *bytes;
+    size_t n_bytes;
+    int is_special;
+    assert_int_equal(mb_tokenizer_size(*state), N_TOKENS);
+    for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
+        assert_int_equal(mb_tokenizer_bytes(*state, empty[i], &bytes, &n_bytes, &is_special), MB_OK);
+        assert_int_equal(n_bytes, 0);
+        assert_int_equal(is_special, 0);
+    }
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
-        const char *bytes;
-        size_t n_bytes;
-        int is_special;
         assert_int_equal(mb_tokenizer_bytes(*state, unknown[i], &bytes, &n_bytes, &is_special),
                          MB_ERR_ARGUMENT);
-        assert_non_null(strstr(mb_last_error(), "ids go from 0 to 3012"));
+        assert_non_null(strstr(mb_last_error(), "ids go from 0 to 3099"));
     }
 }
 
@@ -313,7 +320,8 @@ static void test_every_allocation_may_fail(void **state) {
             mb_tokenizer *tokenizer;
             int32_t *ids = NULL;
             size_t n_ids;
-            mb_status status = mb_tokenizer_open("small", json, strlen(json), 302, &tokenizer);
+            mb_tokenizer_files files = {.tokenizer = {"small", json, strlen(json)}};
+            mb_status status = mb_tokenizer_open(&files, 302, &tokenizer);
             if (status == MB_OK) {
                 status = mb_tokenizer_encode(tokenizer, text, strlen(text), 1, &ids, &n_ids);
                 mb_free(ids);
@@ -336,7 +344,7 @@ int main(void) {
         cmocka_unit_test(test_zero_bytes),
         cmocka_unit_test(test_empty_text),
         cmocka_unit_test(test_special_tokens),
-        cmocka_unit_test(test_unknown_ids),
+        cmocka_unit_test(test_ids_without_token),
         cmocka_unit_test(test_not_utf8),
         cmocka_unit_test(test_many_threads),
         cmocka_unit_test(test_time_grows_with_the_text),

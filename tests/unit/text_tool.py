@@ -1,4 +1,5 @@
 """Talks to text_tool (tests/tools/text_tool.c): the tokenizer and the chat templates, without the engine."""
+import itertools
 import json
 import os
 import subprocess
@@ -21,13 +22,31 @@ class TextTool:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def open(self, tokenizer_json, vocab=1 << 20):
-        assert self.ask(f"open {vocab}", tokenizer_json) == {}
+    def try_open(self, tokenizer_json, vocab=1 << 20, config=None, added=None):
+        """The answer to opening; config and added are the other two files, or None."""
+        parts = [None if part is None else json.dumps(part).encode() for part in (config, added)]
+        sizes = " ".join(str(-1 if part is None else len(part)) for part in parts)
+        if isinstance(tokenizer_json, str):
+            tokenizer_json = tokenizer_json.encode("utf-8")
+        return self.ask(f"open {vocab} {sizes}", b"".join(part or b"" for part in parts) + tokenizer_json)
+
+    def open(self, tokenizer_json, **more):
+        answer = self.try_open(tokenizer_json, **more)
+        assert answer == {}, answer
 
     def encode(self, text, parse_special=True):
         answer = self.ask(f"encode {int(parse_special)}", text)
         assert "ids" in answer, answer
         return answer["ids"]
+
+    def pieces(self, pattern, text):
+        """The pieces that the pattern cuts the text into; a dictionary with the error when the pattern is refused."""
+        pattern, text = pattern.encode(), text.encode()
+        answer = self.ask(f"pieces {len(pattern)}", pattern + text)
+        if "pieces" not in answer:
+            return answer
+        ends = list(itertools.accumulate(answer["pieces"]))
+        return [text[start:end].decode() for start, end in zip([0] + ends, ends)]
 
     def decode(self, ids, skip_special=False, one_by_one=True):
         return self.ask(f"decode {int(skip_special)} {int(one_by_one)}", " ".join(map(str, ids)))["text"]

@@ -1,6 +1,6 @@
 /*
- * added_tokens.h - tokens that are cut out of the text as they are before anything else happens to it: the
- * leftmost match first, the longest of those that start together.
+ * added_tokens.h - tokens that are cut out of the text before anything else happens to the text: the leftmost
+ * match first, the longest of those that start together.
  */
 #ifndef MB_MODEL_ADDED_TOKENS_H
 #define MB_MODEL_ADDED_TOKENS_H
@@ -18,15 +18,17 @@ typedef struct mb_added_token {
     char *content;
     size_t n_content;
     int32_t id;
-    uint8_t is_special, is_normalized; /* is_normalized: looked for in the normalised text, not the raw one */
+    uint8_t is_special;
+    uint8_t is_normalized;             /* looked for in the normalised text, not in the raw text */
+    uint8_t is_single_word;            /* no match where a word goes on at either side */
+    uint8_t strips_left, strips_right; /* white space at that side belongs to the match */
 } mb_added_token;
 
 /* Those looked for in the raw text, or those in the normalised. */
 typedef struct mb_added_matcher {
     const mb_added_token **sorted; /* by their bytes */
     size_t n_tokens;
-    uint32_t
-        bucket[257]; /* the tokens whose first byte is b are sorted[bucket[b]] to sorted[bucket[b + 1] - 1] */
+    uint32_t bucket[257]; /* tokens whose first byte is b: sorted[bucket[b]] to sorted[bucket[b + 1] - 1] */
 } mb_added_matcher;
 
 /* Takes those of tokens[n_tokens] whose is_normalized is as given; they must stay where they are. */
@@ -37,7 +39,8 @@ void mb_added_matcher_free(mb_added_matcher *matcher);
 /* Two tokens that are looked for as the same text, or NULL. */
 const mb_added_token *mb_added_matcher_duplicate(const mb_added_matcher *matcher);
 
-/* The first match at or behind `from`; NULL when there is none. It is at text[*start]. */
+/* The first match that starts at `from` or later; NULL when there is none. The match is at text[*start]. Flags
+ * are the caller's to heed. */
 const mb_added_token *mb_added_matcher_find(const mb_added_matcher *matcher, const char *text, size_t n_bytes,
                                             size_t from, size_t *start);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "model/tokenizer/pattern.h"
 #include "model/tokenizer/unicode_versions.h"
 #include "model/tokenizer/utf8.h"
 
@@ -33,67 +34,7 @@ static void pcre2_release(void *pointer, void *user) {
 
 /* ---- Opening ------------------------------------------------------------------------------------------ */
 
-/* Bytes of the escape at `pattern` (after its backslash) when both engines read it alike, else 0. */
-static size_t known_escape(const char *pattern, size_t n_bytes) {
-    static const char *const known[] = {"p{L}", "p{N}", "P{L}", "P{N}", "s", "S", "r", "n", "t"};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        size_t length = strlen(known[i]);
-        if (length <= n_bytes && memcmp(pattern, known[i], length) == 0)
-            return length;
-    }
-    int is_punctuation = n_bytes > 0 && strchr("\\^$.[]|()?*+{}-/'\"#&~", pattern[0]) != NULL;
-    return is_punctuation ? 1 : 0;
-}
-
-/* Whether the group that starts at `rest`, an opening parenthesis, is of a kind that both engines have. */
-static int known_group(const char *rest, size_t room) {
-    static const char *const known[] = {"?:", "?i:", "?=", "?!", "?<=", "?<!", "?>"};
-    if (room < 2 || (rest[1] != '?' && rest[1] != '*'))
-        return 1;
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (room > strlen(known[i]) && memcmp(rest + 1, known[i], strlen(known[i])) == 0)
-            return 1;
-    return 0;
-}
-
-static mb_status check_constructs(const char *path, const char *pattern, size_t n_bytes) {
-    int in_class = 0;
-    for (size_t i = 0; i < n_bytes; i++) {
-        const char *rest = pattern + i;
-        size_t room = n_bytes - i;
-        if (*rest == '\\') {
-            size_t length = known_escape(rest + 1, room - 1);
-            if (length == 0)
-                return mb_fail(
-                    MB_ERR_UNSUPPORTED,
-                    "%s: the pattern's escape \\%c at byte %zu is not one of \\p{L} \\p{N} \\s \\S \\r "
-                    "\\n \\t, which is what moebius reads exactly as the reference tokenizer does",
-                    path, room > 1 && rest[1] > ' ' && rest[1] <= '~' ? rest[1] : '?', i);
-            i += length;
-        } else if (in_class) {
-            if (*rest == '[' || (room > 1 && memcmp(rest, "&&", 2) == 0))
-                return mb_fail(MB_ERR_UNSUPPORTED,
-                               "%s: the pattern has a class within a class at byte %zu, which regular "
-                               "expression engines read in different ways",
-                               path, i);
-            in_class = *rest != ']';
-        } else if (*rest == '[') {
-            in_class = 1;
-        } else if (*rest == '(' && !known_group(rest, room)) {
-            return mb_fail(MB_ERR_UNSUPPORTED,
-                           "%s: the pattern's group at byte %zu is not one of (?: (?i: (?= (?! (?<= (?<! (?>",
-                           path, i);
-        } else if (*rest == '}' && room > 1 && rest[1] == '+') {
-            return mb_fail(MB_ERR_UNSUPPORTED,
-                           "%s: the pattern has a possessive {n,m}+ at byte %zu, which regular expression "
-                           "engines read in different ways",
-                           path, i);
-        }
-    }
-    return MB_OK;
-}
-
-static mb_status compile(const char *path, const char *pattern, size_t n_bytes, mb_pretokenizer *opened) {
+static mb_status compile(const char *path, const char *pattern, mb_pretokenizer *opened) {
     opened->memory = pcre2_general_context_create(pcre2_allocate, pcre2_release, NULL);
     pcre2_compile_context *context = opened->memory ? pcre2_compile_context_create(opened->memory) : NULL;
     if (!context)
@@ -103,7 +44,7 @@ static mb_status compile(const char *path, const char *pattern, size_t n_bytes, 
     int error;
     PCRE2_SIZE offset;
     opened->code =
-        pcre2_compile((PCRE2_SPTR)pattern, n_bytes,
+        pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
                       PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NO_UTF_CHECK, &error, &offset, context);
     pcre2_compile_context_free(context);
     if (!opened->code && (error == PCRE2_ERROR_NOMEMORY || error == PCRE2_ERROR_HEAP_FAILED))
@@ -111,25 +52,36 @@ static mb_status compile(const char *path, const char *pattern, size_t n_bytes, 
     if (!opened->code) {
         char reason[160] = "";
         pcre2_get_error_message(error, (PCRE2_UCHAR *)reason, sizeof reason);
-        return mb_fail(MB_ERR_FORMAT, "%s: the pre-tokenizer's pattern is not valid at byte %zu: %s", path,
-                       offset, reason);
+        return mb_fail(MB_ERR_FORMAT, "%s: the pre-tokenizer's pattern is not valid: %s", path, reason);
     }
     /* Machine code where the system allows it; without, the interpreter does the same more slowly. */
     (void)pcre2_jit_compile(opened->code, PCRE2_JIT_COMPLETE);
     return MB_OK;
 }
 
-mb_status mb_pretokenizer_open(const char *path, const char *pattern, size_t n_bytes,
-                               mb_pretokenizer **pretokenizer) {
+static mb_status open(const char *path, const char *pattern, mb_pretokenizer *opened) {
+    mb_text_buffer buffer = {0};
+    char *translated;
+    mb_status status = mb_pattern_translate(path, pattern, &buffer);
+    if (status != MB_OK) {
+        mb_free(buffer.bytes);
+        return status;
+    }
+    MB_TRY(mb_text_finish(&buffer, "the pre-tokenizer's pattern", &translated));
+    status = compile(path, translated, opened);
+    mb_free(translated);
+    return status;
+}
+
+mb_status mb_pretokenizer_open(const char *path, const char *pattern, mb_pretokenizer **pretokenizer) {
     *pretokenizer = NULL;
-    if (n_bytes > MAX_PATTERN_BYTES)
+    if (strlen(pattern) > MAX_PATTERN_BYTES)
         return mb_fail(MB_ERR_UNSUPPORTED, "%s: the pre-tokenizer's pattern has %zu bytes, more than %d",
-                       path, n_bytes, MAX_PATTERN_BYTES);
-    MB_TRY(check_constructs(path, pattern, n_bytes));
+                       path, strlen(pattern), MAX_PATTERN_BYTES);
     mb_pretokenizer *opened = mb_calloc(1, sizeof *opened);
     if (!opened)
         return mb_fail(MB_ERR_MEMORY, "%s: no memory for the pre-tokenizer", path);
-    mb_status status = compile(path, pattern, n_bytes, opened);
+    mb_status status = open(path, pattern, opened);
     if (status != MB_OK)
         mb_pretokenizer_close(opened);
     else

@@ -2,8 +2,7 @@
  * pretokenize.h - text cut into pieces by tokenizer.json's pattern, as the reference's Split(Isolated): each
  * match is a piece, and so is what lies between two matches.
  *
- * The reference matches with Oniguruma, we with PCRE2. Only what both read alike is let through: the escapes
- * \p{L} \p{N} \s \S \r \n \t and escaped punctuation, groups, classes and repeats.
+ * The reference matches with Oniguruma, we with PCRE2; pattern.h says which constructs are read.
  */
 #ifndef MB_MODEL_PRETOKENIZE_H
 #define MB_MODEL_PRETOKENIZE_H
@@ -14,9 +13,9 @@
 
 typedef struct mb_pretokenizer mb_pretokenizer;
 
-/* MB_ERR_UNSUPPORTED: constructs that the two engines read differently. MB_ERR_FORMAT: not a pattern. */
-mb_status mb_pretokenizer_open(const char *path, const char *pattern, size_t n_bytes,
-                               mb_pretokenizer **pretokenizer);
+/* The pattern is well-formed UTF-8 and zero-terminated. MB_ERR_UNSUPPORTED: constructs that the two engines read
+ * differently. MB_ERR_FORMAT: not a pattern. */
+mb_status mb_pretokenizer_open(const char *path, const char *pattern, mb_pretokenizer **pretokenizer);
 void mb_pretokenizer_close(mb_pretokenizer *pretokenizer);
 
 /* One piece of text, not empty. A failure ends the cutting. */

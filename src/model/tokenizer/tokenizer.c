@@ -44,14 +44,15 @@ mb_status mb_tokenizer_bytes(const mb_tokenizer *tokenizer, int32_t id, const ch
         return MB_OK;
     }
     *is_special = 0;
-    if (id < 0 || id >= tokenizer->vocabulary.n_tokens || !tokenizer->vocabulary.tokens[id].bytes) {
-        *bytes = "";
-        *n_bytes = 0;
-        return mb_fail(MB_ERR_ARGUMENT, "no token has the id %d; the tokenizer's ids go from 0 to %d", id,
-                       tokenizer->n_ids - 1);
+    *bytes = "";
+    *n_bytes = 0;
+    if (id < 0 || id >= tokenizer->n_rows)
+        return mb_fail(MB_ERR_ARGUMENT, "no token has the id %d; ids go from 0 to %d", id,
+                       tokenizer->n_rows - 1);
+    if (id < tokenizer->vocabulary.n_tokens && tokenizer->vocabulary.tokens[id].bytes) {
+        *bytes = tokenizer->vocabulary.tokens[id].bytes;
+        *n_bytes = tokenizer->vocabulary.tokens[id].n_bytes;
     }
-    *bytes = tokenizer->vocabulary.tokens[id].bytes;
-    *n_bytes = tokenizer->vocabulary.tokens[id].n_bytes;
     return MB_OK;
 }
 

@@ -15,10 +15,20 @@
 
 typedef struct mb_tokenizer mb_tokenizer;
 
-/* json: the bytes of tokenizer.json; `path` is for error sentences. vocab: size of the model's embedding; ids
- * at or above it are errors. Features of tokenizer.json that are not the Qwen scheme: MB_ERR_UNSUPPORTED. */
-mb_status mb_tokenizer_open(const char *path, const char *json, size_t n_bytes, int32_t vocab,
-                            mb_tokenizer **tokenizer);
+typedef struct mb_tokenizer_file {
+    const char *path;  /* for error sentences */
+    const char *bytes; /* NULL: there is no such file */
+    size_t n_bytes;
+} mb_tokenizer_file;
+
+/* tokenizer.json, and the files that may name more added tokens: tokenizer_config.json and added_tokens.json. */
+typedef struct mb_tokenizer_files {
+    mb_tokenizer_file tokenizer, config, added_tokens;
+} mb_tokenizer_files;
+
+/* vocab: rows of the model's embedding; ids at or above it are errors. Features of tokenizer.json that are not
+ * the Qwen scheme: MB_ERR_UNSUPPORTED. */
+mb_status mb_tokenizer_open(const mb_tokenizer_files *files, int32_t vocab, mb_tokenizer **tokenizer);
 void mb_tokenizer_close(mb_tokenizer *tokenizer);
 
 /* See mb_tokenize in moebius.h. On success *ids is an array to be freed with mb_free (base/alloc.h), NULL
@@ -26,8 +36,8 @@ void mb_tokenizer_close(mb_tokenizer *tokenizer);
 mb_status mb_tokenizer_encode(const mb_tokenizer *tokenizer, const char *text, size_t n_bytes,
                               int parse_special, int32_t **ids, size_t *n_ids);
 
-/* The raw bytes of one id; *bytes lives as long as the tokenizer. MB_ERR_ARGUMENT when no token has this id.
- */
+/* The raw bytes of one id; *bytes lives as long as the tokenizer. An id that the model has and no token (the end
+ * of an embedding that is larger than the vocabulary) is no bytes. MB_ERR_ARGUMENT: an id outside of [0, vocab). */
 mb_status mb_tokenizer_bytes(const mb_tokenizer *tokenizer, int32_t id, const char **bytes, size_t *n_bytes,
                              int *is_special);
 

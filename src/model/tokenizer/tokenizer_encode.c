@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "model/tokenizer/normalize.h"
 #include "model/tokenizer/tokenizer_parts.h"
+#include "model/tokenizer/unicode_versions.h"
 #include "model/tokenizer/utf8.h"
 
 typedef struct encoding {
@@ -39,23 +40,86 @@ static mb_status encode_plain(encoding *e, const char *text, size_t n_bytes) {
     return mb_pretokenize(e->tokenizer->pretokenizer, text, n_bytes, encode_piece, e);
 }
 
-/* Cuts the matcher's tokens out of the text and gives what lies between to `on_stretch`. */
+/* ---- Added tokens ------------------------------------------------------------------------------------- */
+
+/* A text whose added tokens are being cut out. */
+typedef struct cutting {
+    const char *text;
+    size_t n_bytes;
+    size_t done;                     /* everything before this byte has become ids */
+    size_t spaces_start, spaces_end; /* the run of white space that was measured last */
+} cutting;
+
+/* Start of the character that ends at `end`. */
+static size_t step_back(const char *text, size_t end) {
+    do
+        end--;
+    while (((unsigned char)text[end] & 0xC0) == 0x80);
+    return end;
+}
+
+static int is_word_at(const char *text, size_t i) {
+    size_t length;
+    return mb_unicode_is_word(mb_utf8_decode(text + i, &length));
+}
+
+static int stands_alone(const cutting *c, size_t start, size_t end) {
+    return (start == 0 || !is_word_at(c->text, step_back(c->text, start))) &&
+           (end == c->n_bytes || !is_word_at(c->text, end));
+}
+
+/* The first byte of the white space that ends at `start`, no earlier than what is done. */
+static size_t spaces_before(const cutting *c, size_t start) {
+    while (start > c->done) {
+        size_t length, previous = step_back(c->text, start);
+        if (previous < c->done || !mb_unicode_is_space(mb_utf8_decode(c->text + previous, &length)))
+            break;
+        start = previous;
+    }
+    return start;
+}
+
+/* The end of the white space that starts at `end`. Tokens of white space may ask about one run again and again:
+ * the run is measured once. */
+static size_t spaces_behind(cutting *c, size_t end) {
+    if (end >= c->spaces_start && end < c->spaces_end)
+        return c->spaces_end;
+    c->spaces_start = end;
+    for (size_t length; end < c->n_bytes; end += length)
+        if (!mb_unicode_is_space(mb_utf8_decode(c->text + end, &length)))
+            break;
+    c->spaces_end = end;
+    return end;
+}
+
+/* Cuts the matcher's tokens out of the text and gives what lies between to `on_stretch`. The order of the
+ * reference's steps: a token that is refused, special or within a word, still hides its text from others; the
+ * search goes on after the token's own text, also when the token took the white space that follows. */
 static mb_status cut_added(encoding *e, const mb_added_matcher *matcher, const char *text, size_t n_bytes,
                            stretch_fn on_stretch) {
-    size_t done = 0, from = 0, start;
+    cutting c = {.text = text, .n_bytes = n_bytes};
+    size_t from = 0, start;
     const mb_added_token *token;
     while ((token = mb_added_matcher_find(matcher, text, n_bytes, from, &start)) != NULL) {
-        from = start + token->n_match;
+        size_t end = from = start + token->n_match;
         if (token->is_special && !e->parse_special)
             continue;
-        if (start > done)
-            MB_TRY(on_stretch(e, text + done, start - done));
+        if (token->is_single_word && !stands_alone(&c, start, end))
+            continue;
+        if (token->strips_left)
+            start = spaces_before(&c, start);
+        if (token->strips_right)
+            end = spaces_behind(&c, end);
+        if (start > c.done)
+            MB_TRY(on_stretch(e, text + c.done, start - c.done));
         MB_TRY(reserve_ids(e, 1));
         e->ids[e->n_ids++] = token->id;
-        done = from;
+        c.done = end;
     }
-    return done < n_bytes ? on_stretch(e, text + done, n_bytes - done) : MB_OK;
+    return c.done < n_bytes ? on_stretch(e, text + c.done, n_bytes - c.done) : MB_OK;
 }
+
+/* ---- All of it ---------------------------------------------------------------------------------------- */
 
 static mb_status encode_raw(encoding *e, const char *text, size_t n_bytes) {
     if (e->tokenizer->uses_nfc && !mb_utf8_is_ascii(text, n_bytes)) {

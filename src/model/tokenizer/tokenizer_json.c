@@ -1,17 +1,16 @@
 /*
  * tokenizer_json.c - opening: tokenizer.json checked and turned into the tokenizer's tables.
  *
- * Ids: those of the model's vocabulary and of the added tokens that lie among them have no gaps and no
- * doubles. Above the vocabulary, added tokens keep the ids that the file gives them, and gaps are legal:
- * embeddings are often larger than the vocabulary (151,936 rows for Qwen3's 151,669 tokens). (The
- * reference would number them anew behind a gap, away from the embeddings that they were trained with.)
+ * The ids of the vocabulary, and of added tokens among them, have no gaps and no doubles. Above the vocabulary
+ * added tokens keep the ids that the files give them, and gaps are legal: embeddings are often larger than the
+ * vocabulary (151,936 rows for Qwen3's 151,669 tokens). The reference numbers tokens behind a gap anew, away
+ * from the embeddings that they were trained with.
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "model/json.h"
-#include "model/tokenizer/normalize.h"
+#include "model/tokenizer/added_tokens_json.h"
 #include "model/tokenizer/tokenizer_parts.h"
 #include "model/tokenizer/tokenizer_scheme.h"
 #include "model/tokenizer/utf8.h"
@@ -28,135 +27,6 @@ static mb_status no_memory(const loading *l) {
     return mb_fail(MB_ERR_MEMORY, "%s: no memory for the tokenizer", l->path);
 }
 
-/* An id as an integer in [0, vocab). */
-static mb_status read_id(const loading *l, const char *token, const json_t *value, int32_t *id) {
-    char quoted[SHOWN], shown[SHOWN];
-    json_int_t number = json_integer_value(value);
-    if (!json_is_integer(value) || number < 0)
-        return mb_fail(MB_ERR_FORMAT, "%s: the id of token %s is %s; it must be an integer >= 0", l->path,
-                       mb_quote(quoted, sizeof quoted, token),
-                       value ? mb_json_describe(shown, sizeof shown, value) : "missing");
-    if (number >= l->vocab)
-        return mb_fail(MB_ERR_FORMAT, "%s: token %s has the id %lld, but the model's vocab_size is %d",
-                       l->path, mb_quote(quoted, sizeof quoted, token), (long long)number, l->vocab);
-    *id = (int32_t)number;
-    return MB_OK;
-}
-
-/* ---- Added tokens ------------------------------------------------------------------------------------- */
-
-static mb_status copy_text(const loading *l, const char *text, size_t n_bytes, char **copy) {
-    *copy = mb_malloc(n_bytes + 1);
-    if (!*copy)
-        return no_memory(l);
-    memcpy(*copy, text, n_bytes);
-    (*copy)[n_bytes] = '\0';
-    return MB_OK;
-}
-
-static mb_status refuse_flag(const loading *l, const json_t *item, const char *content, const char *key) {
-    const json_t *value = json_object_get(item, key);
-    char quoted[SHOWN];
-    if (!value || json_is_false(value))
-        return MB_OK;
-    return mb_fail(MB_ERR_UNSUPPORTED, "%s: added token %s sets \"%s\", which moebius does not support",
-                   l->path, mb_quote(quoted, sizeof quoted, content), key);
-}
-
-static mb_status read_flag(const loading *l, const json_t *item, const char *content, const char *key,
-                           uint8_t *flag) {
-    const json_t *value = json_object_get(item, key);
-    char quoted[SHOWN];
-    if (value && !json_is_boolean(value))
-        return mb_fail(MB_ERR_FORMAT, "%s: \"%s\" of added token %s is not true or false", l->path, key,
-                       mb_quote(quoted, sizeof quoted, content));
-    *flag = json_is_true(value);
-    return MB_OK;
-}
-
-/* What is looked for in the text: a normalised token is looked for in its normal form. */
-static mb_status set_match(mb_added_token *token, int uses_nfc) {
-    mb_text_buffer match = {0};
-    mb_status status = MB_OK;
-    if (token->is_normalized && uses_nfc)
-        status = mb_normalize_nfc(token->content, token->n_content, &match);
-    else
-        mb_text_append(&match, token->content, token->n_content);
-    token->n_match = match.n_bytes;
-    if (status == MB_OK)
-        return mb_text_finish(&match, "an added token", &token->match);
-    mb_free(match.bytes);
-    return status;
-}
-
-static mb_status read_added_token(const loading *l, const json_t *item, size_t index, int uses_nfc,
-                                  mb_added_token *token) {
-    const json_t *content = json_object_get(item, "content");
-    if (!json_is_string(content))
-        return mb_fail(MB_ERR_FORMAT, "%s: \"added_tokens\"[%zu] has no string \"content\"", l->path, index);
-    const char *text = json_string_value(content);
-    token->n_content = json_string_length(content);
-    if (token->n_content == 0)
-        return mb_fail(MB_ERR_FORMAT, "%s: \"added_tokens\"[%zu] is an empty token", l->path, index);
-    if (token->n_content > MB_ADDED_TOKEN_MAX_BYTES)
-        return mb_fail(MB_ERR_UNSUPPORTED, "%s: \"added_tokens\"[%zu] has %zu bytes, more than %d", l->path,
-                       index, token->n_content, MB_ADDED_TOKEN_MAX_BYTES);
-    MB_TRY(read_id(l, text, json_object_get(item, "id"), &token->id));
-    MB_TRY(refuse_flag(l, item, text, "single_word"));
-    MB_TRY(refuse_flag(l, item, text, "lstrip"));
-    MB_TRY(refuse_flag(l, item, text, "rstrip"));
-    MB_TRY(read_flag(l, item, text, "special", &token->is_special));
-    MB_TRY(read_flag(l, item, text, "normalized", &token->is_normalized));
-    MB_TRY(copy_text(l, text, token->n_content, &token->content));
-    return set_match(token, uses_nfc);
-}
-
-static int compare_ids(const void *a, const void *b) {
-    int32_t x = ((const mb_added_token *)a)->id, y = ((const mb_added_token *)b)->id;
-    return (x > y) - (x < y);
-}
-
-static mb_status check_duplicates(const loading *l) {
-    const mb_tokenizer *t = l->tokenizer;
-    char quoted[SHOWN];
-    for (size_t i = 1; i < t->n_added; i++)
-        if (t->added[i].id == t->added[i - 1].id)
-            return mb_fail(MB_ERR_FORMAT, "%s: two added tokens have the id %d", l->path, t->added[i].id);
-    const mb_added_token *twice = mb_added_matcher_duplicate(&t->raw);
-    if (!twice)
-        twice = mb_added_matcher_duplicate(&t->normalized);
-    if (twice)
-        return mb_fail(MB_ERR_FORMAT, "%s: added token %s is there twice", l->path,
-                       mb_quote(quoted, sizeof quoted, twice->content));
-    return MB_OK;
-}
-
-static mb_status read_added_tokens(const loading *l, const json_t *items) {
-    mb_tokenizer *t = l->tokenizer;
-    if (items && !json_is_null(items) && !json_is_array(items))
-        return mb_fail(MB_ERR_FORMAT, "%s: \"added_tokens\" is not an array", l->path);
-    size_t n = json_array_size(items);
-    if (n > (size_t)l->vocab)
-        return mb_fail(MB_ERR_FORMAT, "%s: %zu added tokens, but the model's vocab_size is %d", l->path, n,
-                       l->vocab);
-    t->added = mb_calloc(n, sizeof *t->added);
-    if (!t->added)
-        return no_memory(l);
-    for (; t->n_added < n; t->n_added++) {
-        mb_added_token *token = &t->added[t->n_added];
-        mb_status status =
-            read_added_token(l, json_array_get(items, t->n_added), t->n_added, t->uses_nfc, token);
-        if (status != MB_OK) {
-            mb_free(token->content);
-            return status;
-        }
-    }
-    qsort(t->added, n, sizeof *t->added, compare_ids);
-    MB_TRY(mb_added_matcher_init(&t->raw, t->added, n, 0));
-    MB_TRY(mb_added_matcher_init(&t->normalized, t->added, n, 1));
-    return check_duplicates(l);
-}
-
 /* ---- Vocabulary --------------------------------------------------------------------------------------- */
 
 /* Ids of the vocabulary are below the number of tokens, as they have no gaps. */
@@ -167,7 +37,7 @@ static mb_status count_tokens(const loading *l, const json_t *tokens, int32_t *n
     *n_bytes = 0;
     json_object_foreach((json_t *)tokens, spelling, value) {
         int32_t id;
-        MB_TRY(read_id(l, spelling, value, &id));
+        MB_TRY(mb_token_id_read(l->path, spelling, value, l->vocab, &id));
         largest = id > largest ? id : largest;
         *n_bytes += strlen(spelling);
     }
@@ -337,28 +207,56 @@ static mb_status read_merges(const loading *l, const json_t *merges) {
     return status;
 }
 
-/* ---- The whole file ----------------------------------------------------------------------------------- */
+/* ---- The whole tokenizer ------------------------------------------------------------------------------ */
 
-static mb_status read_all(const loading *l, const json_t *root) {
+static mb_status read_all(const loading *l, const mb_added_sources *sources) {
+    const json_t *root = sources->root, *model = json_object_get(root, "model");
     mb_tokenizer_scheme scheme;
     MB_TRY(mb_tokenizer_scheme_read(l->path, root, &scheme));
     l->tokenizer->uses_nfc = scheme.uses_nfc;
-    MB_TRY(mb_pretokenizer_open(l->path, json_string_value(scheme.pattern),
-                                json_string_length(scheme.pattern), &l->tokenizer->pretokenizer));
-    const json_t *model = json_object_get(root, "model");
-    MB_TRY(read_added_tokens(l, json_object_get(root, "added_tokens")));
+    MB_TRY(mb_pretokenizer_open(l->path, scheme.pattern, &l->tokenizer->pretokenizer));
+    MB_TRY(mb_added_tokens_read(sources, l->tokenizer));
     MB_TRY(read_vocabulary(l, json_object_get(model, "vocab")));
     return read_merges(l, json_object_get(model, "merges"));
 }
 
-mb_status mb_tokenizer_open(const char *path, const char *json, size_t n_bytes, int32_t vocab,
-                            mb_tokenizer **tokenizer) {
-    *tokenizer = NULL;
-    json_t *root;
-    MB_TRY(mb_json_parse(path, json, n_bytes, &root));
-    loading l = {.path = path, .vocab = vocab, .tokenizer = mb_calloc(1, sizeof *l.tokenizer)};
-    mb_status status = l.tokenizer ? read_all(&l, root) : no_memory(&l);
+static mb_status parse_config(const mb_tokenizer_file *file, json_t **root) {
+    return file->bytes ? mb_json_parse_config(file->path, file->bytes, file->n_bytes, root) : MB_OK;
+}
+
+static mb_status open(const mb_tokenizer_files *files, const loading *l) {
+    json_t *root = NULL, *config = NULL, *legacy = NULL;
+    const mb_tokenizer_file *file = &files->tokenizer;
+    mb_status status = mb_json_parse(file->path, file->bytes, file->n_bytes, &root);
+    if (status == MB_OK)
+        status = parse_config(&files->config, &config);
+    if (status == MB_OK)
+        status = parse_config(&files->added_tokens, &legacy);
+    mb_added_sources sources = {
+        .path = files->tokenizer.path,
+        .config_path = files->config.path,
+        .legacy_path = files->added_tokens.path,
+        .root = root,
+        .config = config,
+        .legacy = legacy,
+        .vocab = l->vocab,
+    };
+    if (status == MB_OK)
+        status = read_all(l, &sources);
+    mb_json_free(legacy);
+    mb_json_free(config);
     mb_json_free(root);
+    return status;
+}
+
+mb_status mb_tokenizer_open(const mb_tokenizer_files *files, int32_t vocab, mb_tokenizer **tokenizer) {
+    *tokenizer = NULL;
+    loading l = {
+        .path = files->tokenizer.path, .vocab = vocab, .tokenizer = mb_calloc(1, sizeof *l.tokenizer)};
+    if (!l.tokenizer)
+        return no_memory(&l);
+    l.tokenizer->n_rows = vocab;
+    mb_status status = open(files, &l);
     if (status == MB_OK)
         *tokenizer = l.tokenizer;
     else

@@ -16,7 +16,8 @@ struct mb_tokenizer {
     size_t n_added;
     mb_added_matcher raw, normalized;
     int uses_nfc;
-    int32_t n_ids; /* largest id + 1 */
+    int32_t n_ids;  /* largest id + 1 */
+    int32_t n_rows; /* rows of the model's embedding: ids that the model can give */
 };
 
 /* NULL when no added token has this id. */

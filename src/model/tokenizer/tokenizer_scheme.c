@@ -5,7 +5,7 @@
 #include "model/json.h"
 #include "model/json_values.h"
 
-enum { SHOWN = 64 };
+enum { SHOWN = 64, MAX_PARTS = 8 };
 
 static mb_status unsupported(const char *path, const char *where, const json_t *value, const char *wanted) {
     char shown[SHOWN];
@@ -43,10 +43,43 @@ static mb_status expect_type(const char *path, const char *where, const json_t *
     return unsupported(path, where, name ? name : object, type);
 }
 
-static mb_status read_split(const char *path, const json_t *split, const json_t **pattern) {
-    MB_TRY(expect_type(path, "pre_tokenizer", split, "Split"));
-    *pattern = json_object_get(json_object_get(split, "pattern"), "Regex");
-    if (!json_is_string(*pattern))
+/* What a part of the pipeline consists of: itself, or the members of a Sequence, nested ones too. */
+typedef struct parts {
+    const char *path, *where, *list; /* list: the key that holds a Sequence's members */
+    const json_t *items[MAX_PARTS];
+    size_t n;
+} parts;
+
+/* Recursion is bounded by the parser's limit on nesting. */
+static mb_status collect(parts *p, const json_t *value) {
+    char shown[SHOWN];
+    if (!has_type(value, "Sequence")) {
+        if (p->n == MAX_PARTS)
+            return mb_fail(MB_ERR_UNSUPPORTED, "%s: \"%s\" is a Sequence of more than %d parts", p->path,
+                           p->where, MAX_PARTS);
+        p->items[p->n++] = value;
+        return MB_OK;
+    }
+    const json_t *members = json_object_get(value, p->list);
+    if (!json_is_array(members))
+        return mb_fail(MB_ERR_FORMAT, "%s: \"%s.%s\" is %s; it must be an array", p->path, p->where, p->list,
+                       members ? mb_json_describe(shown, sizeof shown, members) : "missing");
+    for (size_t i = 0; i < json_array_size(members); i++)
+        MB_TRY(collect(p, json_array_get(members, i)));
+    return MB_OK;
+}
+
+static mb_status collect_parts(const char *path, const json_t *root, const char *where, const char *list,
+                               parts *p) {
+    *p = (parts){.path = path, .where = where, .list = list};
+    const json_t *value = mb_json_present(root, where);
+    return value ? collect(p, value) : MB_OK;
+}
+
+static mb_status read_split(const char *path, const json_t *split, const char **pattern) {
+    const json_t *regex = json_object_get(json_object_get(split, "pattern"), "Regex");
+    *pattern = json_string_value(regex);
+    if (!*pattern)
         return unsupported(path, "pre_tokenizer.pattern", json_object_get(split, "pattern"),
                            "a \"Regex\" string");
     const char *behavior = json_string_value(json_object_get(split, "behavior"));
@@ -56,18 +89,76 @@ static mb_status read_split(const char *path, const json_t *split, const json_t 
     return expect_bool(path, split, "invert", 0, 0);
 }
 
-static mb_status read_pre_tokenizer(const char *path, const json_t *pre_tokenizer, const json_t **pattern) {
-    if (!pre_tokenizer)
-        return unsupported(path, "pre_tokenizer", NULL, "a Sequence of Split and ByteLevel");
-    MB_TRY(expect_type(path, "pre_tokenizer", pre_tokenizer, "Sequence"));
-    const json_t *parts = json_object_get(pre_tokenizer, "pretokenizers");
-    if (!json_is_array(parts) || json_array_size(parts) != 2)
-        return unsupported(path, "pre_tokenizer.pretokenizers", parts, "a Split and a ByteLevel there");
-    MB_TRY(read_split(path, json_array_get(parts, 0), pattern));
-    const json_t *byte_level = json_array_get(parts, 1);
-    MB_TRY(expect_type(path, "pre_tokenizer", byte_level, "ByteLevel"));
-    MB_TRY(expect_bool(path, byte_level, "add_prefix_space", 0, 1));
-    return expect_bool(path, byte_level, "use_regex", 0, 1);
+static mb_status read_pre_tokenizer(const char *path, const json_t *root, const char **pattern) {
+    parts p;
+    MB_TRY(collect_parts(path, root, "pre_tokenizer", "pretokenizers", &p));
+    if (p.n == 0)
+        return unsupported(path, p.where, mb_json_present(root, p.where),
+                           "a Sequence of Split and ByteLevel");
+    for (size_t i = 0; i < p.n && i < 2; i++)
+        MB_TRY(expect_type(path, p.where, p.items[i], i == 0 ? "Split" : "ByteLevel"));
+    if (p.n != 2)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "%s: \"pre_tokenizer\" has %zu parts; only the byte-level BPE scheme of Qwen is "
+                       "supported, which has a Split and a ByteLevel",
+                       path, p.n);
+    MB_TRY(read_split(path, p.items[0], pattern));
+    MB_TRY(expect_bool(path, p.items[1], "add_prefix_space", 0, 1));
+    return expect_bool(path, p.items[1], "use_regex", 0, 1);
+}
+
+static mb_status read_normalizer(const char *path, const json_t *root, int *uses_nfc) {
+    parts p;
+    MB_TRY(collect_parts(path, root, "normalizer", "normalizers", &p));
+    for (size_t i = 0; i < p.n; i++)
+        MB_TRY(expect_type(path, p.where, p.items[i], "NFC"));
+    *uses_nfc = p.n > 0; /* twice is as once */
+    return MB_OK;
+}
+
+static mb_status check_decoder(const char *path, const json_t *root) {
+    parts p;
+    MB_TRY(collect_parts(path, root, "decoder", "decoders", &p));
+    if (p.n > 1)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "%s: \"decoder\" has %zu parts; only the byte-level BPE scheme of Qwen is supported, "
+                       "which has ByteLevel alone",
+                       path, p.n);
+    return p.n == 1 ? expect_type(path, p.where, p.items[0], "ByteLevel")
+                    : unsupported(path, p.where, NULL, "ByteLevel");
+}
+
+/* A template of one text that is the text alone. What it does with pairs of texts plays no part here. */
+static mb_status check_template(const char *path, const json_t *processor) {
+    const json_t *pieces = json_object_get(processor, "single"), *piece;
+    char quoted[SHOWN];
+    size_t i, n_texts = 0;
+    json_array_foreach((json_t *)pieces, i, piece) {
+        const json_t *special = json_object_get(piece, "SpecialToken");
+        const char *id =
+            json_string_value(json_object_get(special ? special : json_object_get(piece, "Sequence"), "id"));
+        if (special)
+            return mb_fail(MB_ERR_UNSUPPORTED,
+                           "%s: \"post_processor\" adds the token %s to every text; moebius adds no tokens",
+                           path, mb_quote(quoted, sizeof quoted, id ? id : ""));
+        n_texts += id && strcmp(id, "A") == 0;
+    }
+    if (n_texts != 1 || json_array_size(pieces) != 1)
+        return mb_fail(
+            MB_ERR_UNSUPPORTED,
+            "%s: \"post_processor\" is a TemplateProcessing whose \"single\" is not the text alone", path);
+    return MB_OK;
+}
+
+/* Post-processors add tokens and move offsets. Those that add none change nothing here. */
+static mb_status check_post_processor(const char *path, const json_t *root) {
+    parts p;
+    MB_TRY(collect_parts(path, root, "post_processor", "processors", &p));
+    for (size_t i = 0; i < p.n; i++)
+        MB_TRY(has_type(p.items[i], "TemplateProcessing")
+                   ? check_template(path, p.items[i])
+                   : expect_type(path, p.where, p.items[i], "ByteLevel"));
+    return MB_OK;
 }
 
 static mb_status check_model(const char *path, const json_t *model) {
@@ -90,16 +181,8 @@ mb_status mb_tokenizer_scheme_read(const char *path, const json_t *root, mb_toke
     if (!json_is_object(root))
         return mb_fail(MB_ERR_FORMAT, "%s: a tokenizer is a JSON object; this is something else", path);
     MB_TRY(check_model(path, json_object_get(root, "model")));
-    const json_t *normalizer = mb_json_present(root, "normalizer");
-    scheme->uses_nfc = normalizer != NULL;
-    if (normalizer)
-        MB_TRY(expect_type(path, "normalizer", normalizer, "NFC"));
-    MB_TRY(read_pre_tokenizer(path, mb_json_present(root, "pre_tokenizer"), &scheme->pattern));
-    const json_t *post_processor = mb_json_present(root, "post_processor");
-    if (post_processor)
-        MB_TRY(expect_type(path, "post_processor", post_processor, "ByteLevel"));
-    const json_t *decoder = mb_json_present(root, "decoder");
-    if (!decoder)
-        return unsupported(path, "decoder", NULL, "ByteLevel");
-    return expect_type(path, "decoder", decoder, "ByteLevel");
+    MB_TRY(read_normalizer(path, root, &scheme->uses_nfc));
+    MB_TRY(read_pre_tokenizer(path, root, &scheme->pattern));
+    MB_TRY(check_post_processor(path, root));
+    return check_decoder(path, root);
 }

@@ -11,12 +11,17 @@
 
 #include <stdint.h>
 
-/* A character that PCRE2 has in another category than the reference: one of equal UTF-8 length that both
- * have in the reference's category. Else the character itself. */
+/* For a character that some library has in another general category than the reference: a character of equal
+ * UTF-8 length that every version has in the reference's category. For all others: the character itself. */
 uint32_t mb_unicode_stand_in(uint32_t character);
 
 /* Whether the reference's normalisation knows no combining class and no composition of this character
  * although newer tables have one: it stays as it is, and nothing moves or composes across it. */
 int mb_unicode_is_inert(uint32_t character);
+
+/* \s and \w of the regular expressions that the reference applies around added tokens (Unicode's White_Space;
+ * Annex C of Unicode Technical Standard 18). */
+int mb_unicode_is_space(uint32_t character);
+int mb_unicode_is_word(uint32_t character);
 
 #endif

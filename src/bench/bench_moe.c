@@ -4,11 +4,13 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/median.h"
+#include "base/random.h"
 #include "base/status.h"
+#include "bench/modes.h"
 #include "device/device.h"
 #include "ops/common/dtype.h"
 
@@ -19,27 +21,21 @@ enum {
     MAX_BUFFERS = 16,
     GPU_REPEATS = 31,
     CPU_REPEATS = 5,
-    H100_SMS = 132,
 };
 
-/* A dtype of the command line: what is stored, how it is computed, and the rate that floors count, per second on
- * the 132 SMs of an H100: 88 % of what cuBLAS reaches there in a large GEMM (789 TFLOP/s in bf16, 397 in tf32, 51
- * in fp32), in fp8 97 % (1448). Cards with other numbers of SMs are counted in proportion. */
 typedef struct mode {
     const char *name;
     mb_dtype activations, weights;
     mb_f32_math f32_math;
     int per_tensor;
-    double flops;
+    double tflops; /* on an H100; cards with other numbers of SMs are counted in proportion */
 } mode;
 
 static const mode modes[] = {
-    {"bf16", MB_BF16, MB_BF16, MB_F32_TF32, 0, 700e12},
-    {"fp16", MB_F16, MB_F16, MB_F32_TF32, 0, 700e12},
-    {"tf32", MB_F32, MB_F32, MB_F32_TF32, 0, 350e12},
-    {"fp32", MB_F32, MB_F32, MB_F32_EXACT, 0, 45e12},
-    {"fp8_block", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 0, 1400e12},
-    {"fp8_tensor", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 1, 1400e12},
+#define MODE(id, name, activations, weights, f32_math, per_tensor, tflops) \
+    {name, activations, weights, f32_math, per_tensor, tflops},
+    MB_BENCH_MODES(MODE)
+#undef MODE
 };
 
 typedef struct layer {
@@ -57,12 +53,9 @@ typedef struct layer {
 
 /* ---- Random memory ---------------------------------------------------------------------------------- */
 
-/* In (0, 1]: splitmix64. */
+/* In (0, 1]. */
 static double uniform(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (double)((z ^ z >> 31) >> 11) * 0x1p-53 + 0x1p-53;
+    return (double)(mb_random(state) >> 11) * 0x1p-53 + 0x1p-53;
 }
 
 static void fill_normal(uint64_t *state, float *values, int64_t n, double deviation) {
@@ -206,20 +199,13 @@ static mb_status forward(const void *context, mb_stream stream) {
 
 /* ---- The figures ------------------------------------------------------------------------------------ */
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static mb_status median_us(layer *l, int n_repeats, double *us) {
     double *times = mb_malloc_array((size_t)n_repeats, sizeof *times);
     if (!times)
         return mb_fail(MB_ERR_MEMORY, "%d times could not be allocated", n_repeats);
     mb_status status = mb_device_time(l->device, forward, l, n_repeats, times);
-    if (status == MB_OK) {
-        qsort(times, (size_t)n_repeats, sizeof *times, compare_doubles);
-        *us = times[n_repeats / 2];
-    }
+    if (status == MB_OK)
+        *us = mb_median(times, (size_t)n_repeats);
     mb_free(times);
     return status;
 }
@@ -261,7 +247,7 @@ static mb_status measure(layer *l, const mb_bench_moe_args *args, const mode *m,
     double expert = matrices * args->hidden * args->intermediate;
     result->flops = 2 * expert * (double)args->n_tokens * args->top_k;
     result->bytes = result->n_experts_hit * (expert * (double)mb_dtype_bytes(m->weights) + l->scale_bytes);
-    double flops_per_second = m->flops * l->device->n_sms / H100_SMS;
+    double flops_per_second = 1e12 * m->tflops * l->device->n_sms / MB_BENCH_H100_SMS;
     if (is_gpu && l->device->bytes_per_second > 0)
         result->floor_us =
             1e6 * fmax(result->bytes / l->device->bytes_per_second, result->flops / flops_per_second);

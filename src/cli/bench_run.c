@@ -3,6 +3,8 @@
 #include <stdlib.h>
 
 #include "base/alloc.h"
+#include "base/median.h"
+#include "base/random.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 
@@ -17,12 +19,9 @@ typedef struct bench_run {
     uint64_t random;
 } bench_run;
 
-/* SplitMix64 (Steele et al. 2014): ids over the whole vocabulary, the same for the same seed everywhere. */
+/* Ids over the whole vocabulary, the same for the same seed everywhere. */
 static int32_t random_id(bench_run *run) {
-    uint64_t z = run->random += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return (int32_t)((z ^ (z >> 31)) % (uint64_t)run->vocab);
+    return (int32_t)(mb_random(&run->random) % (uint64_t)run->vocab);
 }
 
 /* Queues fresh prompts for the whole batch. */
@@ -100,16 +99,6 @@ static int measure(bench_run *run, int32_t n_steps, double *prefill_s, double *d
     return status;
 }
 
-static int compare_doubles(const void *left, const void *right) {
-    double a = *(const double *)left, b = *(const double *)right;
-    return (a > b) - (a < b);
-}
-
-static double median(double *values, size_t count) {
-    qsort(values, count, sizeof *values, compare_doubles);
-    return count % 2 == 1 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-}
-
 /* The first repeat of each kind is the warm-up. Prefill runs end with the first tokens: in the same run early
  * sequences would already decode while late ones are read. */
 static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill, double *decode) {
@@ -172,7 +161,7 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     if (status == CLI_OK)
         status = repeat_all(&run, decode_tokens, prefill, decode);
     if (status == CLI_OK)
-        *result = (cli_bench_result){median(prefill, n_repeat), median(decode, n_repeat)};
+        *result = (cli_bench_result){mb_median(prefill, n_repeat), mb_median(decode, n_repeat)};
     mb_session_close(run.session);
     mb_free(run.sequences);
     mb_free(run.ids);

@@ -3,9 +3,14 @@
 #ifndef MB_TESTS_KINDS_CUH
 #define MB_TESTS_KINDS_CUH
 
-#include "moebius/ops.h"
+#include "bench/modes.h"
 
-enum kind_name { BF16, FP16, TF32, FP32, FP8_TENSOR, FP8_BLOCK, N_KINDS };
+enum kind_name {
+#define ID(id, name, activations, weights, math, per_tensor, tflops) id,
+    MB_BENCH_MODES(ID)
+#undef ID
+        N_KINDS
+};
 
 typedef struct kind {
     const char *name;     /* as in result files */
@@ -13,16 +18,19 @@ typedef struct kind {
     mb_dtype weights;
     mb_f32_math math;
     double largest_difference; /* calc_diff */
-    double tflops;             /* the floor's, 88 % of cuBLAS (fp8 97 %); 3.0 TB/s is the other */
+    double tflops;             /* the floor's; 3.0 TB/s is the other */
 } kind;
 
 static const kind kinds[N_KINDS] = {
-    {"bf16", MB_BF16, MB_BF16, MB_F32_TF32, 1e-5, 700},
-    {"fp16", MB_F16, MB_F16, MB_F32_TF32, 1e-5, 700},
-    {"tf32", MB_F32, MB_F32, MB_F32_TF32, 1e-5, 350},
-    {"fp32", MB_F32, MB_F32, MB_F32_EXACT, 1e-10, 45},
-    {"fp8_tensor", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 1e-3, 1400},
-    {"fp8_block", MB_BF16, MB_F8_E4M3, MB_F32_TF32, 1e-3, 1400},
+#define KIND(id, name, activations, weights, math, per_tensor, tflops)       \
+    {name,                                                                   \
+     activations,                                                            \
+     weights,                                                                \
+     math,                                                                   \
+     (weights) == MB_F8_E4M3 ? 1e-3 : (math) == MB_F32_EXACT ? 1e-10 : 1e-5, \
+     tflops},
+    MB_BENCH_MODES(KIND)
+#undef KIND
 };
 static const double FLOOR_GBPS = 3000;
 

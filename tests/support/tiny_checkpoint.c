@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/random.h"
+
 static int is_moe(const tiny_checkpoint *options, int layer) {
     for (int i = 0; i < options->n_mlp_only_layers; i++)
         if (options->mlp_only_layers[i] == layer)
@@ -36,10 +38,7 @@ void tiny_checkpoint_init(tiny_checkpoint *options) {
 /* ---- Random values ------------------------------------------------------------------------------------ */
 
 uint64_t tiny_random(uint64_t *state) {
-    uint64_t z = *state += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
+    return mb_random(state);
 }
 
 float tiny_random_float(uint64_t *state) {

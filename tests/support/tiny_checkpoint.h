@@ -91,7 +91,7 @@ void tiny_checkpoint_write(const tiny_checkpoint *options, const char *directory
 void tiny_checkpoint_write_tensors(const tiny_checkpoint *options, const tiny_tensors *tensors,
                                    const char *directory);
 
-/* splitmix64 (Steele et al. 2014): the next number of a stream; for reproducible random inputs. */
+/* mb_random: the next number of a stream; for reproducible random inputs. */
 uint64_t tiny_random(uint64_t *state);
 /* Uniform in [-1, 1). */
 float tiny_random_float(uint64_t *state);

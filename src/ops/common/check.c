@@ -1,6 +1,7 @@
 #include "ops/common/check.h"
 
 #include "base/alloc.h"
+#include "base/random.h"
 #include "base/status.h"
 #include "ops/common/dtype.h"
 
@@ -72,12 +73,8 @@ void mb_check_end(mb_check *check, double flops, double bytes) {
                 bytes / check->best_seconds * 1e-9);
 }
 
-/* SplitMix64 (Steele, Lea and Flood 2014) */
 uint64_t mb_check_random(mb_check *check) {
-    uint64_t z = check->random += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return mb_random(&check->random);
 }
 
 double mb_check_uniform(mb_check *check, double low, double high) {

@@ -100,10 +100,11 @@ static int answer_prompt(chat_state *chat, const char *prompt, const cli_ids *id
     cli_figures figures;
     mb_request request;
     mb_request_init(chat->model, &request);
-    cli_apply_sampling(&chat->given->sampling, &request);
     request.ids = ids->items;
     request.n_ids = ids->count;
-    int status = find_room(chat, ids->count, &request.max_new_tokens);
+    int status = cli_apply_sampling(&chat->given->sampling, &request);
+    if (status == CLI_OK)
+        status = find_room(chat, ids->count, &request.max_new_tokens);
     if (status != CLI_OK)
         return status;
     cli_answer_begin(&chat->answer, prompt);

@@ -167,11 +167,12 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
     mb_request request;
     int n_printed = 0;
     mb_request_init(model, &request);
-    cli_apply_sampling(&given->sampling, &request);
     request.ids = ids->items;
     request.n_ids = ids->count;
 
-    int status = open_session(given, model, &request, &session);
+    int status = cli_apply_sampling(&given->sampling, &request);
+    if (status == CLI_OK)
+        status = open_session(given, model, &request, &session);
     if (status == CLI_OK && !given->print_ids)
         status = cli_answer_open(&answer, model, 0);
     if (status != CLI_OK)

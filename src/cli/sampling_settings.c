@@ -1,6 +1,7 @@
 #include "cli/sampling_settings.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <sys/random.h>
 #include <time.h>
 
@@ -149,27 +150,46 @@ static uint64_t fresh_seed(void) {
     return seed >> 11; /* what --seed can say again */
 }
 
-static void apply_number(const cli_number *number, float *target) {
-    if (number->given)
-        *target = (float)number->value;
+static int need_option(const char *option) {
+    return cli_failure("the checkpoint's generation_config.json has no usable value in place of %s; give %s",
+                       option, option);
 }
 
-void cli_apply_sampling(const cli_sampling_settings *settings, mb_request *request) {
+/* mb_request_init leaves NaN for what the checkpoint has wrong. */
+static int apply_number(const char *option, const cli_number *number, float *target) {
+    if (number->given)
+        *target = (float)number->value;
+    return isnan(*target) ? need_option(option) : CLI_OK;
+}
+
+int cli_apply_sampling(const cli_sampling_settings *settings, mb_request *request) {
     mb_sampling *sampling = &request->sampling;
-    apply_number(&settings->temperature, &sampling->temperature);
-    apply_number(&settings->top_p, &sampling->top_p);
-    apply_number(&settings->min_p, &sampling->min_p);
-    apply_number(&settings->repetition_penalty, &sampling->repetition_penalty);
-    apply_number(&settings->presence_penalty, &sampling->presence_penalty);
-    apply_number(&settings->frequency_penalty, &sampling->frequency_penalty);
+    struct {
+        const char *option;
+        const cli_number *number;
+        float *target;
+    } numbers[] = {
+        {"--temperature", &settings->temperature, &sampling->temperature},
+        {"--top-p", &settings->top_p, &sampling->top_p},
+        {"--min-p", &settings->min_p, &sampling->min_p},
+        {"--repetition-penalty", &settings->repetition_penalty, &sampling->repetition_penalty},
+        {"--presence-penalty", &settings->presence_penalty, &sampling->presence_penalty},
+        {"--frequency-penalty", &settings->frequency_penalty, &sampling->frequency_penalty},
+    };
     if (settings->greedy)
         sampling->temperature = 0;
+    for (size_t i = 0; i < CLI_COUNT(numbers); i++)
+        if (apply_number(numbers[i].option, numbers[i].number, numbers[i].target) != CLI_OK)
+            return CLI_FAILED;
     if (settings->top_k.given)
         sampling->top_k = (int32_t)settings->top_k.value;
+    if (sampling->top_k < 0)
+        return need_option("--top-k");
     sampling->seed = settings->seed.given ? (uint64_t)settings->seed.value : fresh_seed();
     sampling->logit_bias = settings->logit_bias.items;
     sampling->n_logit_bias = (int32_t)settings->logit_bias.count;
     request->ignore_eos = settings->ignore_eos;
     request->stop_ids = settings->stop_ids.items;
     request->n_stop_ids = (int32_t)settings->stop_ids.count;
+    return CLI_OK;
 }

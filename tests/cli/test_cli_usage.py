@@ -1,8 +1,11 @@
 """Help pages and mistakes on the command line."""
 
 import re
+import shutil
 
 import pytest
+
+from cli_support import ROOT
 
 COMMANDS = ["run", "chat", "info", "bench", "tokenize", "logprobs"]
 MODEL = "tests/golden/plain_f32"
@@ -192,6 +195,19 @@ def test_refused(moebius, arguments, sentence):
     assert result.returncode == 1 and result.stdout == b""
     assert error.startswith("moebius: ") and error.count("\n") == 1 and sentence in error
     assert "mb_" not in error and "request." not in error
+
+
+@pytest.mark.parametrize("setting, option", [('"temperature": -1', "--temperature"), ('"top_k": "x"', "--top-k"), ('"top_p": 3', "--top-p"),
+                                             ('"repetition_penalty": -3', "--repetition-penalty")])  # fmt: skip
+def test_wrong_defaults_of_the_checkpoint(moebius, tmp_path, setting, option):
+    """The sentence names the option that replaces the setting, and with the option the model answers."""
+    model = shutil.copytree(ROOT / "models/demo", tmp_path / "model")
+    (model / "generation_config.json").write_text('{"do_sample": true, %s}' % setting)
+    for command, input in ((["run", model, "-p", "Hi"], None), (["chat", model], "Hi\n")):
+        refused = moebius(*command, input=input)
+        assert refused.returncode == 1 and f"; give {option}\n" in refused.stderr.decode()
+        assert "request." not in refused.stderr.decode()
+        assert moebius(*command, option, 1, input=input).returncode == 0
 
 
 def test_range_ends_are_allowed(moebius):

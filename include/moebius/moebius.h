@@ -1,9 +1,9 @@
 /*
  * moebius.h - the engine: open a model, open a session, submit token sequences, step, read tokens.
  *
- * A model is read-only after opening and may be shared by any number of sessions and threads. A session owns
- * a paged KV cache and a queue of sequences. Everybody may submit, read and cancel at any time; one thread at
- * a time drives it with mb_step(). The least program:
+ * A model is read-only after opening. Any number of sessions and threads may share a model. A session owns a paged KV
+ * cache and a queue of sequences. Any thread may submit, read and cancel at any time; one thread at a time drives the
+ * session with mb_step(). The shortest program:
  *
  *     mb_model *model;  mb_session *session;  mb_request request;  uint64_t id;  int active = 1;
  *     mb_model_open("models/demo", NULL, &model);
@@ -17,9 +17,9 @@
  *     }
  *     mb_release(session, id);  mb_session_close(session);  mb_model_close(model);
  *
- * examples/ has it whole. Every function that can fail returns mb_status; mb_last_error() tells more. A NULL
- * that is not said to be allowed gives MB_ERR_ARGUMENT, where a status can say so.
- * "Caller owns" pointers are copied before the call returns unless the comment says otherwise.
+ * examples/generate.c is a complete program. Every function that can fail returns mb_status; mb_last_error() tells
+ * more. NULL is allowed where a comment says so; elsewhere it gives MB_ERR_ARGUMENT, if the function returns a status.
+ * What a pointer argument points at is copied before the call returns, unless a comment says otherwise.
  */
 #ifndef MOEBIUS_MOEBIUS_H
 #define MOEBIUS_MOEBIUS_H
@@ -38,8 +38,8 @@ MB_API const char *mb_version(void);
 
 /* ---- Memory ------------------------------------------------------------------------------------------- */
 
-/* realloc-like: pointer NULL allocates, n_bytes 0 frees and returns NULL, NULL otherwise means out of memory
- * (the old block stays valid). Must be thread-safe and give malloc's alignment. */
+/* Like realloc: pointer NULL allocates; n_bytes 0 frees and returns NULL. Any other NULL means out of memory, and the
+ * old block stays valid. The function must be thread-safe and give malloc's alignment. */
 typedef void *(*mb_allocate_fn)(void *user, void *pointer, size_t n_bytes);
 
 /* Replaces the allocator of all host memory of the library; allocate = NULL restores the system's. Call it
@@ -85,8 +85,9 @@ typedef struct mb_model_info {
     int32_t n_layers, n_moe_layers, hidden, n_heads, n_kv_heads, head_dim;
     int32_t n_experts, top_k, moe_intermediate, intermediate, vocab;
     int32_t max_positions;
-    uint64_t n_parameters,
-        n_active_parameters; /* active: those one token uses (embedding row counted once) */
+    uint64_t n_parameters;
+    uint64_t
+        n_active_parameters; /* those that one token uses: one row of the embeddings, top_k experts a layer */
     uint64_t weight_bytes;   /* as held in memory */
     uint64_t kv_bytes_per_token;
     uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives */
@@ -115,7 +116,7 @@ MB_API mb_status mb_tokenize(const mb_model *model, const char *text, size_t n_b
 MB_API mb_status mb_token_bytes(const mb_model *model, int32_t id, const char **bytes, size_t *n_bytes,
                                 int *is_special);
 
-/* Streaming detokenizer: never hands out part of a UTF-8 character. */
+/* A streaming detokenizer. It never hands out part of a UTF-8 character. */
 typedef struct mb_decoder mb_decoder;
 MB_API mb_status mb_decoder_open(const mb_model *model, int skip_special, mb_decoder **decoder);
 MB_API void mb_decoder_close(mb_decoder *decoder);
@@ -166,10 +167,11 @@ typedef struct mb_session mb_session;
 typedef struct mb_session_options {
     int32_t max_sequences;   /* in one step; default 64 */
     int32_t max_step_tokens; /* token budget of one step; default 2048 */
-    int32_t prefill_chunk;   /* a prompt enters at most so many tokens a step; default 512 */
+    int32_t prefill_chunk;   /* most tokens of one prompt in a step; default 512 */
     int32_t max_queued;      /* waiting sequences before mb_submit says MB_ERR_CAPACITY; default 1024 */
-    int64_t kv_tokens; /* size of the KV cache in tokens, rounded up to blocks of 64; 0: 16384 on cpu, what
-                        * the device's free memory allows on cuda */
+    /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what its free memory
+     * allows. */
+    int64_t kv_tokens;
 } mb_session_options;
 
 MB_API void mb_session_options_init(mb_session_options *options);
@@ -220,13 +222,13 @@ typedef enum mb_state {
     MB_FINISHED_STOP,   /* an end-of-text or stop token came */
     MB_FINISHED_LENGTH, /* max_new_tokens reached */
     MB_CANCELLED,
-    MB_FAILED /* not-a-number in its logits, or the step failed */
+    MB_FAILED /* NaN in its logits, or the step failed */
 } mb_state;
 
 typedef struct mb_token {
     int32_t id;
     float
-        logprob; /* natural log of the token's probability before penalties and truncation (temperature 1) */
+        logprob; /* natural log of the token's probability at temperature 1, before penalties and truncation */
 } mb_token;
 
 /* Moves up to `capacity` tokens not yet read into `tokens`; never blocks. Thread-safe. MB_ERR_NOT_FOUND: no

@@ -17,7 +17,7 @@ extern "C" {
 #define MB_API
 #endif
 
-/* X(name, value, sentence): the one list that the enum, the names and the texts are made from. */
+/* X(name, value, sentence): the enum, the names and the texts are all made from this list. */
 #define MB_STATUS_LIST(X)                                                                              \
     X(MB_OK, 0, "success")                                                                             \
     X(MB_ERR_ARGUMENT, 1, "an argument is outside of its documented range")                            \
@@ -43,8 +43,8 @@ typedef enum mb_status {
 MB_API const char *mb_status_name(mb_status status);
 MB_API const char *mb_status_text(mb_status status);
 
-/* The sentence of this thread's last failed call; "" when none failed yet. Valid until this thread's next
- * failing call. A successful call leaves it as it is. */
+/* The sentence of this thread's last failed call; "" when none failed yet. It is valid until this thread's next call
+ * that fails. A call that succeeds leaves the sentence as it is. */
 MB_API const char *mb_last_error(void);
 
 #ifdef __cplusplus

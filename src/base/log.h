@@ -4,7 +4,7 @@
 
 typedef enum mb_log_level { MB_LOG_ERROR, MB_LOG_WARN, MB_LOG_INFO, MB_LOG_DEBUG } mb_log_level;
 
-/* One line, thread-safe: a line is written by a single write. */
+/* Logs one line, with a single write: lines of several threads do not mix. */
 __attribute__((format(printf, 2, 3))) void mb_log(mb_log_level level, const char *format, ...);
 
 #endif

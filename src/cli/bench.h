@@ -16,7 +16,7 @@ typedef struct cli_bench_result {
     double decode_tok_s;  /* new tokens of all sequences per second, all of them running */
 } cli_bench_result;
 
-/* Positions that one sequence takes; the model must have as many. */
+/* Positions that one sequence takes. The model must have at least as many. */
 int64_t cli_bench_positions(const cli_bench_case *bench);
 
 /* One warm-up and n_repeat timed runs of each; the medians. Failures are reported; Ctrl-C gives

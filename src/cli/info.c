@@ -203,11 +203,9 @@ const cli_command cli_info_command = {
     .synopsis = "moebius info DIR [--json]",
     .description =
         "Opens the checkpoint in DIR, which checks all of its files, and prints its architecture, its "
-        "parameters "
-        "(all of them, and those that one token uses), the bytes of the weights as they are and in other "
-        "types, "
-        "the KV cache that one token takes, and how many tokens of KV cache fit beside the weights: here, "
-        "in the memory free now, and on an H100 and an H200, by plain arithmetic.",
+        "parameters (all of them, and those that one token uses), the bytes of the weights as they are and "
+        "in other types, the KV cache that one token takes, and how many tokens of KV cache fit beside the "
+        "weights: here, in the memory free now, and on an H100 and an H200, by plain arithmetic.",
     .examples = "moebius info models/demo\n"
                 "moebius info models/demo --json",
     .groups = groups,

@@ -26,8 +26,7 @@ struct cli_line_editor {
     int interrupted; /* by Ctrl-C, in this line */
     EditLine *edit;
     History *history;
-    char *
-        bytes; /* plain input: all that was read and not yet handed out is [start, end); else the edited line */
+    char *bytes; /* the edited line; of plain input what was read and not yet handed out: [start, end) */
     size_t capacity, start, end;
     int at_end; /* of plain input */
 };
@@ -111,7 +110,7 @@ static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t
 
 /* ---- Plain input -------------------------------------------------------------------------------------- */
 
-/* Reads more input behind what is there. 0 at its end. */
+/* Appends more input to what is there. 0 at the end of input. */
 static int read_more(cli_line_editor *editor) {
     enum { PORTION = 4096 };
     if (editor->start > 0) {
@@ -129,7 +128,7 @@ static int read_more(cli_line_editor *editor) {
     return n > 0;
 }
 
-/* Hands out bytes [start, break_at); the line break there may be Windows's. */
+/* Hands out bytes [start, break_at). The line break may be of two characters, as Windows writes it. */
 static cli_line take_line(cli_line_editor *editor, size_t break_at, const char **line, size_t *length) {
     *line = editor->bytes + editor->start;
     *length = break_at - editor->start;
@@ -156,7 +155,7 @@ static cli_line read_plain(cli_line_editor *editor, const char **line, size_t *l
         if (!cli_interrupt_wait(STDIN_FILENO)) {
             if (editor->asks)
                 printf("\n");
-            return CLI_LINE_INTERRUPTED; /* the part of a line that a program has written is kept */
+            return CLI_LINE_INTERRUPTED; /* what a program has written of a line is kept */
         }
         editor->at_end = !read_more(editor);
     }

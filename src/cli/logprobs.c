@@ -67,8 +67,8 @@ static void print_json_row(void *user, int64_t position, const float *logprobs, 
     cli_print("]");
 }
 
-/* A token as a person reads it: quotes around its text, bytes outside of printable ASCII and UTF-8's upper
- * half as \xNN. Without a tokenizer, nothing. */
+/* A token as a person reads it: its text between quotes, with \xNN for every byte that is not printable ASCII. Without
+ * a tokenizer, nothing. */
 static void print_token(const printer *out, int32_t id) {
     const char *bytes;
     size_t n_bytes;
@@ -196,7 +196,7 @@ const cli_command cli_logprobs_command = {
     .description =
         "Runs the prompt through the model once and prints, for every position, the distribution of the "
         "token that comes next: the five most probable tokens as a table, or all of them as JSON. "
-        "Row p of the JSON belongs to the token behind the prompt's p-th one, counted from 0.",
+        "Row p of the JSON belongs to the token that follows the prompt's p-th one, counted from 0.",
     .examples = "moebius logprobs models/demo -p \"2 + 2 =\"\n"
                 "moebius logprobs models/demo --ids 5,17,42 --json > rows.json",
     .operand_hint = "the prompt is given with -p TEXT",

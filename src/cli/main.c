@@ -9,7 +9,7 @@
 #include "cli/output.h"
 #include "cli/suggest.h"
 
-/* The last one is reached through the one before it: moebius bench moe. */
+/* The last one is a part of the one before it: moebius bench moe. */
 static const cli_command *const commands[] = {
     &cli_run_command,      &cli_chat_command,  &cli_info_command,      &cli_tokenize_command,
     &cli_logprobs_command, &cli_bench_command, &cli_bench_moe_command,
@@ -100,6 +100,6 @@ static int dispatch(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
-    signal(SIGPIPE, SIG_IGN); /* a reader that left is an error of write, not a death */
+    signal(SIGPIPE, SIG_IGN); /* when the reader of stdout leaves, write fails; the program does not die */
     return cli_finish_output(dispatch(argc, argv));
 }

@@ -122,7 +122,7 @@ static verdict parse_bias(const cli_option *option, const char *text, size_t len
     return found;
 }
 
-/* A list replaces the one of an earlier mention or of the default. */
+/* A list replaces the list of an earlier mention, or the default. */
 static verdict parse_list(const cli_option *option, const char *text, void *value) {
     size_t item_bytes = option->kind == CLI_IDS ? sizeof(int32_t) : sizeof(mb_logit_bias);
     size_t count = 1;

@@ -33,8 +33,8 @@ static void write_all(const char *bytes, size_t n_bytes) {
         note_output(fwrite(bytes, 1, n_bytes, stdout) == n_bytes);
 }
 
-/* The length of the control character at the start of text[0, n_bytes), or 0: C0 but newline and tab, DEL,
- * and C1, which UTF-8 spells C2 80 to C2 9F. */
+/* The length of the control character at the start of text[0, n_bytes), or 0 when there is none. Control characters
+ * are C0 (without newline and tab), DEL, and C1, which UTF-8 spells C2 80 to C2 9F. */
 static size_t control_length(const unsigned char *text, size_t n_bytes) {
     if ((text[0] < 0x20 && text[0] != '\n' && text[0] != '\t') || text[0] == 0x7f)
         return 1;
@@ -103,7 +103,7 @@ const char *cli_messages_normal(void) {
 
 int cli_finish_output(int status) {
     cli_flush();
-    note_output(!ferror(stdout)); /* of manuals, which print without looking */
+    note_output(!ferror(stdout)); /* manuals are printed without a look at errors */
     if (output_error == 0)
         return status;
     if (output_error != EPIPE)

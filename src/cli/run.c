@@ -78,8 +78,7 @@ static int check(const settings *given) {
     return cli_check_sampling(command, &given->sampling);
 }
 
-/* The prompt as the model is to see it. *rendered is freed with mb_free_text; NULL when `text` itself is it.
- */
+/* The prompt as the model is to see it: *rendered, freed with mb_free_text, or `text` itself when *rendered is NULL. */
 static int render_prompt(const settings *given, const mb_model *model, const char *text, size_t n_bytes,
                          char **rendered) {
     mb_model_info info;
@@ -142,7 +141,7 @@ static int print_id(void *n_printed, int32_t id) {
     return CLI_OK;
 }
 
-/* The one line of figures. Times are what the user waited, from the start of the program. */
+/* The last line, with the figures. Times are what the user waited, from the start of the program. */
 static void print_figures(const settings *given, const cli_figures *figures, const mb_request *request,
                           double started) {
     fprintf(stderr, "%s%zu prompt tokens, %zu generated tokens, %.1f output tokens/s", cli_messages_faint(),
@@ -211,7 +210,7 @@ static int run(settings *given, const char *directory, double started) {
         if (input == NULL)
             goto done;
         if (!given->raw && n_bytes > 0 && input[n_bytes - 1] == '\n')
-            n_bytes--; /* the one that echo adds */
+            n_bytes--; /* the line break that echo adds */
     }
     status = cli_open_model(directory, &given->model, &model);
     if (status == CLI_OK && text != NULL) {

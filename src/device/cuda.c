@@ -20,6 +20,14 @@ typedef struct cuda_device {
 
 static const mb_ops sm90_ops = {
     .name = "sm90",
+    .embed = mb_embed_sm90,
+    .rms_norm = mb_rms_norm_sm90,
+    .gemm_workspace = mb_gemm_sm90_workspace,
+    .gemm = mb_gemm_sm90,
+    .qk_norm_rope_store = mb_qk_norm_rope_store_sm90,
+    .attention_workspace = mb_attention_sm90_workspace,
+    .attention = mb_attention_sm90,
+    .gated_activation = mb_gated_activation_sm90,
     .moe_router_gemm_workspace = mb_moe_router_gemm_sm90_workspace,
     .moe_router_gemm = mb_moe_router_gemm_sm90,
     .moe_route = mb_moe_route_sm90,
@@ -30,6 +38,9 @@ static const mb_ops sm90_ops = {
     .moe_reduce = mb_moe_reduce_sm90,
     .moe_forward_workspace = mb_moe_forward_sm90_workspace,
     .moe_forward = mb_moe_forward_sm90,
+    .sample_workspace = mb_sample_sm90_workspace,
+    .sample = mb_sample_sm90,
+    .log_softmax = mb_log_softmax_sm90,
 };
 
 static mb_status check(cudaError_t error, const char *call) {

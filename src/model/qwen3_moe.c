@@ -118,7 +118,8 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
                                  .n_experts = c->n_experts,
                                  .n_local_experts = c->n_experts,
                                  .dtype = f->dtype,
-                                 .activation = c->activation};
+                                 .activation = c->activation,
+                                 .f32_math = MB_F32_EXACT};
 }
 
 /* ---- Scratch memory ------------------------------------------------------------------------------------- */

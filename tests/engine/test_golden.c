@@ -122,7 +122,9 @@ static void test_golden(void **state) {
     golden g = {0};
     const char *directory = *state;
     load_cases(&g, directory);
-    if (mb_model_open(directory, &(mb_model_options){.device = "cpu"}, &g.model) != MB_OK)
+    const char *device = getenv("MOEBIUS_TEST_DEVICE"); /* "cuda": the goldens on a GPU */
+    if (mb_model_open(directory, &(mb_model_options){.device = device ? device : "cpu", .dtype = "fp32"},
+                      &g.model) != MB_OK)
         fail_msg("%s", mb_last_error());
 
     float worst = 0;

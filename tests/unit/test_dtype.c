@@ -2,6 +2,7 @@
 #include "ops/common/check.h"
 #include "ops/common/dtype.h"
 #include "ops/common/vector.h"
+#include "ops/moe/activation_value.h"
 
 #include <math.h>
 #include <setjmp.h>

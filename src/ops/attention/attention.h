@@ -26,8 +26,24 @@ typedef struct mb_attention_args {
     mb_dtype dtype, cache_dtype;
 } mb_attention_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device: of the sizes, for the workspace, and of all but what arrays hold. */
+mb_status mb_attention_check_sizes(const mb_attention_args *args);
+mb_status mb_attention_check(const mb_attention_args *args);
+
 mb_status mb_attention_ref_workspace(const mb_attention_args *most, size_t *bytes);
 mb_status mb_attention_ref(const mb_attention_args *args, void *workspace, size_t workspace_bytes,
                            mb_stream stream);
+
+mb_status mb_attention_sm90_workspace(const mb_attention_args *most, size_t *bytes);
+mb_status mb_attention_sm90(const mb_attention_args *args, void *workspace, size_t workspace_bytes,
+                            mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -42,21 +42,28 @@ static void expect_head(const mb_attention_args *args, int32_t s, int64_t t, int
 }
 
 static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype, mb_dtype cache_dtype) {
-    int32_t q_start[MAX_SEQUENCES + 1] = {0}, n_blocks = 0, max_q_len = 0, max_kv_len = 0;
+    int32_t n_tokens = 0, n_blocks = 0, max_q_len = 0, max_kv_len = 0;
     for (int32_t s = 0; s < b->n_sequences; s++) {
-        q_start[s + 1] = q_start[s] + b->q_len[s];
+        n_tokens += b->q_len[s];
         n_blocks += (b->kv_len[s] + BLOCK - 1) / BLOCK;
         max_q_len = b->q_len[s] > max_q_len ? b->q_len[s] : max_q_len;
         max_kv_len = b->kv_len[s] > max_kv_len ? b->kv_len[s] : max_kv_len;
     }
-    int64_t n_tokens = q_start[b->n_sequences], n_cache = (int64_t)n_blocks * h.n_kv * BLOCK * h.dim;
-    mb_check_begin(check, "attention %s cache=%s S=%d T=%lld longest=%d Hq=%d Hkv=%d D=%d",
-                   mb_dtype_name(dtype), mb_dtype_name(cache_dtype), b->n_sequences, (long long)n_tokens,
-                   max_kv_len, h.n, h.n_kv, h.dim);
+    int64_t n_cache = (int64_t)n_blocks * h.n_kv * BLOCK * h.dim;
+    mb_check_begin(check, "attention %s cache=%s S=%d T=%d longest=%d Hq=%d Hkv=%d D=%d",
+                   mb_dtype_name(dtype), mb_dtype_name(cache_dtype), b->n_sequences, n_tokens, max_kv_len,
+                   h.n, h.n_kv, h.dim);
     int32_t max_blocks = (max_kv_len + BLOCK - 1) / BLOCK + 1;
     int32_t *block_table =
         mb_check_alloc(check, (size_t)b->n_sequences * (size_t)max_blocks * sizeof *block_table);
-    int64_t n_out = n_tokens * h.n * h.dim;
+    int32_t *q_start = mb_check_alloc(check, (MAX_SEQUENCES + 1) * sizeof *q_start);
+    int32_t *kv_len = mb_check_alloc(check, MAX_SEQUENCES * sizeof *kv_len);
+    q_start[0] = 0;
+    for (int32_t s = 0; s < b->n_sequences; s++) {
+        q_start[s + 1] = q_start[s] + b->q_len[s];
+        kv_len[s] = b->kv_len[s];
+    }
+    int64_t n_out = (int64_t)n_tokens * h.n * h.dim;
     double *expected = mb_check_alloc(check, (size_t)n_out * sizeof *expected);
     double *scores = mb_check_alloc(check, (size_t)max_kv_len * sizeof *scores);
     mb_attention_args args = {
@@ -64,7 +71,7 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
         .k_cache = mb_check_values(check, cache_dtype, n_cache, -2, 2),
         .v_cache = mb_check_values(check, cache_dtype, n_cache, -1, 1),
         .q_start = q_start,
-        .kv_len = b->kv_len,
+        .kv_len = kv_len,
         .block_table = block_table,
         .out = mb_check_alloc(check, (size_t)n_out * mb_dtype_bytes(dtype)),
         .n_tokens = n_tokens,

@@ -133,7 +133,7 @@ mb_status mb_attention_ref_workspace(const mb_attention_args *most, size_t *byte
     return MB_OK;
 }
 
-static mb_status check(const mb_attention_args *args) {
+mb_status mb_attention_check_sizes(const mb_attention_args *args) {
     MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "attention: n_tokens is %" PRId64,
                args->n_tokens);
     MB_REQUIRE(args->n_heads > 0 && args->n_kv_heads > 0 && args->n_heads % args->n_kv_heads == 0,
@@ -144,6 +144,11 @@ static mb_status check(const mb_attention_args *args) {
                mb_dtype_name(args->dtype));
     MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype),
                "attention: cache_dtype %s is not one of fp32, bf16, fp16", mb_dtype_name(args->cache_dtype));
+    return MB_OK;
+}
+
+mb_status mb_attention_check(const mb_attention_args *args) {
+    MB_TRY(mb_attention_check_sizes(args));
     if (args->n_tokens == 0)
         return MB_OK;
     MB_REQUIRE(args->q && args->k_cache && args->v_cache && args->q_start && args->kv_len &&
@@ -151,6 +156,13 @@ static mb_status check(const mb_attention_args *args) {
                "attention: one of q, k_cache, v_cache, q_start, kv_len, block_table, out is NULL");
     MB_REQUIRE(args->n_sequences > 0, "attention: n_sequences is %d for %" PRId64 " tokens",
                args->n_sequences, args->n_tokens);
+    return MB_OK;
+}
+
+static mb_status check_arrays(const mb_attention_args *args) {
+    MB_TRY(mb_attention_check(args));
+    if (args->n_tokens == 0)
+        return MB_OK;
     MB_REQUIRE(args->q_start[0] == 0 && args->q_start[args->n_sequences] == args->n_tokens,
                "attention: q_start runs from %d to %d, not from 0 to n_tokens, %" PRId64, args->q_start[0],
                args->q_start[args->n_sequences], args->n_tokens);
@@ -170,7 +182,7 @@ mb_status mb_attention_ref(const mb_attention_args *args, void *workspace, size_
                            mb_stream stream) {
     (void)workspace;
     (void)workspace_bytes;
-    MB_TRY(check(args));
+    MB_TRY(check_arrays(args));
     double work = 2.0 * (double)args->n_tokens * args->n_heads * args->head_dim * args->max_kv_len;
     mb_parallel_for(stream, work, args->n_tokens * args->n_kv_heads, attend_item, args);
     return MB_OK;

@@ -64,7 +64,10 @@ void mb_check_end(mb_check *check, double flops, double bytes) {
                 break;
             }
         check->buffers = buffer->next;
-        mb_free_aligned(buffer->memory);
+        if (check->release)
+            check->release(buffer->memory);
+        else
+            mb_free_aligned(buffer->memory);
         mb_free(buffer);
     }
     if (check->report && !check->failed)
@@ -83,7 +86,8 @@ double mb_check_uniform(mb_check *check, double low, double high) {
 
 void *mb_check_alloc(mb_check *check, size_t n_bytes) {
     mb_check_buffer *buffer = mb_malloc(sizeof *buffer);
-    char *memory = mb_malloc_aligned(n_bytes + GUARD_BYTES);
+    char *memory =
+        check->allocate ? check->allocate(n_bytes + GUARD_BYTES) : mb_malloc_aligned(n_bytes + GUARD_BYTES);
     if (!buffer || !memory) {
         fprintf(stderr, "check: out of memory in %s\n", check->name);
         abort(); /* a test tool, never part of a served request */

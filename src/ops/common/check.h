@@ -23,6 +23,10 @@ typedef struct mb_check {
     const mb_ops *ops; /* under test */
     mb_stream stream;
     uint64_t seed;
+    /* Where the cases' memory comes from, and what waits for a call: of a GPU, memory that both see. NULL: the host's. */
+    void *(*allocate)(size_t n_bytes);
+    void (*release)(void *memory);
+    mb_status (*finish)(mb_stream stream);
     double min_seconds; /* each call is repeated for this long and timed; 0: called once */
     FILE *report;       /* one line per case; NULL: failures only, on stderr */
     int32_t n_cases, n_skipped, n_failed;
@@ -33,6 +37,10 @@ typedef struct mb_check {
     uint64_t random;
     mb_check_buffer *buffers;
 } mb_check;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* Starts a case. Its random numbers follow from check->seed and its name alone. */
 __attribute__((format(printf, 2, 3))) void mb_check_begin(mb_check *check, const char *format, ...);
@@ -83,6 +91,8 @@ double mb_check_seconds(void);
         do {                                                                                      \
             double check_before_ = check_now_;                                                    \
             mb_status check_status_ = (expression);                                               \
+            if (check_status_ == MB_OK && (check)->finish)                                        \
+                check_status_ = (check)->finish((check)->stream);                                 \
             mb_check_ok(check, check_status_);                                                    \
             if (check_status_ != MB_OK)                                                           \
                 break;                                                                            \
@@ -102,5 +112,9 @@ void mb_moe_plan_cases(mb_check *check);
 void mb_grouped_gemm_cases(mb_check *check); /* and the router's GEMM */
 void mb_moe_cases(mb_check *check);
 void mb_sample_cases(mb_check *check);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

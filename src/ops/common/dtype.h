@@ -9,16 +9,17 @@
 #define MB_OPS_COMMON_DTYPE_H
 
 #include "moebius/ops.h"
+#include "ops/common/host_device.h"
 
 #include <string.h>
 
-static inline float mb_f32_of_bits(uint32_t bits) {
+static inline MB_HOST_DEVICE float mb_f32_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
 }
 
-static inline uint32_t mb_bits_of_f32(float value) {
+static inline MB_HOST_DEVICE uint32_t mb_bits_of_f32(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return bits;

@@ -12,6 +12,20 @@ typedef struct mb_embed_args {
     mb_dtype dtype;
 } mb_embed_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device, but for what ids hold. */
+mb_status mb_embed_check(const mb_embed_args *args);
+
 mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream);
+
+/* On the GPU an id outside of the table gives a row of NaN: the CPU refuses it. */
+mb_status mb_embed_sm90(const mb_embed_args *args, mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

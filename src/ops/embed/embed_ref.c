@@ -20,7 +20,7 @@ static void copy_row(const void *context, int64_t t) {
     }
 }
 
-mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream) {
+mb_status mb_embed_check(const mb_embed_args *args) {
     const mb_weight *table = &args->table;
     MB_REQUIRE(args->n_tokens >= 0, "embed: n_tokens is %" PRId64, args->n_tokens);
     MB_REQUIRE(mb_dtype_is_activation(args->dtype), "embed: dtype %s is not one of activations",
@@ -28,9 +28,13 @@ mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream) {
     MB_REQUIRE(table->rows > 0 && table->cols > 0, "embed: table is [%" PRId64 ", %" PRId64 "]", table->rows,
                table->cols);
     MB_TRY(mb_weight_check(table, "embed: table", 1, table->rows, table->cols, 0));
-    if (args->n_tokens == 0)
-        return MB_OK;
-    MB_REQUIRE(args->ids && args->out, "embed: ids or out is NULL");
+    MB_REQUIRE(args->n_tokens == 0 || (args->ids && args->out), "embed: ids or out is NULL");
+    return MB_OK;
+}
+
+mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream) {
+    const mb_weight *table = &args->table;
+    MB_TRY(mb_embed_check(args));
     for (int64_t t = 0; t < args->n_tokens; t++)
         MB_REQUIRE(args->ids[t] >= 0 && args->ids[t] < table->rows,
                    "embed: ids[%" PRId64 "] is %d, outside of the table's %" PRId64 " rows", t, args->ids[t],

@@ -18,7 +18,22 @@ typedef struct mb_gemm_args {
     mb_dtype dtype, out_dtype, bias_dtype;
 } mb_gemm_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device: of the sizes, for the workspace, and of all. */
+mb_status mb_gemm_check_sizes(const mb_gemm_args *args);
+mb_status mb_gemm_check(const mb_gemm_args *args);
+
 mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes);
 mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
+
+mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes);
+mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -29,7 +29,7 @@ static float *cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
                          (size_t)mb_pad_lanes(args->weight.cols) * sizeof(float));
 }
 
-static mb_status check_sizes(const mb_gemm_args *args) {
+mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
     const mb_weight *weight = &args->weight;
     MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "gemm: n_tokens is %" PRId64,
                args->n_tokens);
@@ -45,15 +45,15 @@ static mb_status check_sizes(const mb_gemm_args *args) {
 }
 
 mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes) {
-    MB_TRY(check_sizes(most));
+    MB_TRY(mb_gemm_check_sizes(most));
     mb_arena arena;
     mb_arena_measure(&arena);
     cut_workspace(most, &arena);
     return mb_workspace_measured("gemm", &arena, bytes);
 }
 
-static mb_status check(const mb_gemm_args *args) {
-    MB_TRY(check_sizes(args));
+mb_status mb_gemm_check(const mb_gemm_args *args) {
+    MB_TRY(mb_gemm_check_sizes(args));
     MB_REQUIRE(args->weight.data, "gemm: weight.data is NULL");
     MB_REQUIRE(args->n_tokens == 0 || (args->x && args->out), "gemm: x or out is NULL");
     return MB_OK;
@@ -113,7 +113,7 @@ static void multiply_strip(const void *context, int64_t item) {
 }
 
 mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream) {
-    MB_TRY(check(args));
+    MB_TRY(mb_gemm_check(args));
     if (args->n_tokens == 0)
         return MB_OK;
     size_t needed;

@@ -66,4 +66,28 @@ static inline void mb_launch_clusters(cudaLaunchConfig_t *config, unsigned n_cta
     attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
 }
 
+/* Dynamic shared memory above 48 KB is granted to a kernel once asked for. */
+template <class arguments>
+static inline mb_status mb_launch_shared_bytes(const char *name, void (*kernel)(arguments), size_t n_bytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)n_bytes);
+    return error == cudaSuccess ? MB_OK
+                                : mb_fail(MB_ERR_DEVICE, "%s: %zu bytes of shared memory were refused: %s",
+                                          name, n_bytes, cudaGetErrorString(error));
+}
+
+/* Launches a kernel that takes one struct, as mb_launch_config says. `name` starts the error sentence. */
+template <class arguments>
+static inline mb_status mb_launch(const char *name, void (*kernel)(arguments), dim3 grid, unsigned n_threads,
+                                  size_t shared_bytes, void *stream, const arguments *args) {
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attributes[2];
+    mb_launch_config(&config, attributes, grid, n_threads, shared_bytes, stream);
+    cudaError_t error = cudaLaunchKernelEx(&config, kernel, *args);
+    if (error == cudaSuccess)
+        return MB_OK;
+    return mb_fail(MB_ERR_DEVICE, "%s: launch of %u x %u x %u CTAs of %u threads with %zu bytes failed: %s",
+                   name, grid.x, grid.y, grid.z, n_threads, shared_bytes, cudaGetErrorString(error));
+}
+
 #endif

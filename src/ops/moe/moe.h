@@ -23,6 +23,13 @@ typedef struct mb_gated_activation_args {
     mb_dtype dtype;
 } mb_gated_activation_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device. */
+mb_status mb_gated_activation_check(const mb_gated_activation_args *args);
+
 mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_stream stream);
 
 mb_status mb_moe_router_gemm_ref_workspace(const mb_moe_router_gemm_args *most, size_t *bytes);
@@ -44,5 +51,11 @@ mb_status mb_moe_reduce_ref(const mb_moe_reduce_args *args, mb_stream stream);
 mb_status mb_moe_forward_ref_workspace(const mb_moe_forward_args *most, size_t *bytes);
 mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                              mb_stream stream);
+
+mb_status mb_gated_activation_sm90(const mb_gated_activation_args *args, mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

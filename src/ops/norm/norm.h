@@ -15,6 +15,19 @@ typedef struct mb_rms_norm_args {
     mb_dtype dtype; /* arithmetic is fp32; x / rms is rounded to dtype before it is scaled by w, as in HF */
 } mb_rms_norm_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device. */
+mb_status mb_rms_norm_check(const mb_rms_norm_args *args);
+
 mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream);
+
+mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

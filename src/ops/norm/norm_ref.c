@@ -46,7 +46,7 @@ static void norm_row(const void *context, int64_t row) {
     }
 }
 
-mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream) {
+mb_status mb_rms_norm_check(const mb_rms_norm_args *args) {
     MB_REQUIRE(args->n_rows >= 0, "rms_norm: n_rows is %" PRId64, args->n_rows);
     MB_REQUIRE(args->hidden > 0, "rms_norm: hidden is %d", args->hidden);
     MB_REQUIRE(mb_dtype_is_activation(args->dtype), "rms_norm: dtype %s is not one of activations",
@@ -56,7 +56,11 @@ mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream) {
         return MB_OK;
     MB_REQUIRE(args->x && args->out, "rms_norm: x or out is NULL");
     MB_REQUIRE(!args->rows || args->out != args->x, "rms_norm: out is x although rows are gathered");
+    return MB_OK;
+}
 
+mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream) {
+    MB_TRY(mb_rms_norm_check(args));
     mb_parallel_for(stream, 4.0 * (double)args->n_rows * args->hidden, args->n_rows, norm_row, args);
     return MB_OK;
 }

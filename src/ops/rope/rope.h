@@ -27,6 +27,19 @@ typedef struct mb_qk_norm_rope_store_args {
     mb_dtype dtype, cache_dtype;
 } mb_qk_norm_rope_store_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device. */
+mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args);
+
 mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_stream stream);
+
+mb_status mb_qk_norm_rope_store_sm90(const mb_qk_norm_rope_store_args *args, mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -63,7 +63,7 @@ static void process_token(const void *context, int64_t t) {
     }
 }
 
-mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_stream stream) {
+mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
     MB_REQUIRE(args->n_tokens >= 0, "qk_norm_rope_store: n_tokens is %" PRId64, args->n_tokens);
     MB_REQUIRE(args->n_heads > 0 && args->n_kv_heads > 0,
                "qk_norm_rope_store: n_heads is %d, n_kv_heads is %d", args->n_heads, args->n_kv_heads);
@@ -84,7 +84,11 @@ mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_s
     MB_REQUIRE(args->qkv && args->positions && args->slots && args->inv_freq && args->q && args->k_cache &&
                    args->v_cache,
                "qk_norm_rope_store: one of qkv, positions, slots, inv_freq, q, k_cache, v_cache is NULL");
+    return MB_OK;
+}
 
+mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_stream stream) {
+    MB_TRY(mb_qk_norm_rope_store_check(args));
     /* Each angle costs about as much as 64 multiply-adds. */
     double work_per_token = args->head_dim * (32 + 4.0 * (args->n_heads + 2.0 * args->n_kv_heads));
     mb_parallel_for(stream, (double)args->n_tokens * work_per_token, args->n_tokens, process_token, args);

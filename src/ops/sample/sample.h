@@ -36,6 +36,14 @@ typedef struct mb_sample_args {
     int32_t vocab;
 } mb_sample_args;
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What must hold on every device: of the sizes, for the workspace, and of all but what arrays hold. */
+mb_status mb_sample_check_sizes(const mb_sample_args *args);
+mb_status mb_sample_check(const mb_sample_args *args);
+
 mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes);
 mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
                         mb_stream stream);
@@ -48,5 +56,16 @@ typedef struct mb_log_softmax_args {
 } mb_log_softmax_args;
 
 mb_status mb_log_softmax_ref(const mb_log_softmax_args *args, mb_stream stream);
+
+mb_status mb_sample_sm90_workspace(const mb_sample_args *most, size_t *bytes);
+mb_status mb_sample_sm90(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
+                         mb_stream stream);
+
+mb_status mb_log_softmax_check(const mb_log_softmax_args *args);
+mb_status mb_log_softmax_sm90(const mb_log_softmax_args *args, mb_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -169,14 +169,21 @@ static row_buffers cut_workspace(const mb_sample_args *args, mb_arena *arena) {
     return buffers;
 }
 
-static mb_status check_sizes(const mb_sample_args *args) {
+mb_status mb_sample_check_sizes(const mb_sample_args *args) {
     MB_REQUIRE(args->n_rows >= 0, "sample: n_rows is %" PRId64, args->n_rows);
     MB_REQUIRE(args->vocab > 0, "sample: vocab is %d", args->vocab);
     return MB_OK;
 }
 
+mb_status mb_sample_check(const mb_sample_args *args) {
+    MB_TRY(mb_sample_check_sizes(args));
+    MB_REQUIRE(args->n_rows == 0 || (args->logits && args->rows && args->ids && args->logprobs),
+               "sample: one of logits, rows, ids, logprobs is NULL");
+    return MB_OK;
+}
+
 mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes) {
-    MB_TRY(check_sizes(most));
+    MB_TRY(mb_sample_check_sizes(most));
     mb_arena arena;
     mb_arena_measure(&arena);
     cut_workspace(most, &arena);
@@ -185,11 +192,9 @@ mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes) {
 
 mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
                         mb_stream stream) {
-    MB_TRY(check_sizes(args));
+    MB_TRY(mb_sample_check(args));
     if (args->n_rows == 0)
         return MB_OK;
-    MB_REQUIRE(args->logits && args->rows && args->ids && args->logprobs,
-               "sample: one of logits, rows, ids, logprobs is NULL");
     size_t needed;
     MB_TRY(mb_sample_ref_workspace(args, &needed));
     MB_TRY(mb_workspace_check("sample", workspace, workspace_bytes, needed));

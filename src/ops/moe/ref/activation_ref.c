@@ -4,6 +4,7 @@
 #include "ops/common/parallel.h"
 #include "ops/common/tensor.h"
 #include "ops/common/vector.h"
+#include "ops/moe/activation_value.h"
 #include "ops/moe/moe.h"
 
 #include <inttypes.h>
@@ -16,16 +17,6 @@ int mb_activation_is_gated(mb_activation activation) {
     return activation == MB_ACT_SWIGLU || activation == MB_ACT_GEGLU || activation == MB_ACT_REGLU;
 }
 
-/* gelu's tanh form: 0.5 x (1 + tanh u) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3) */
-static float gelu_tanh(float x) {
-    float twice_u = 1.5957691216057308f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + mb_exp(-twice_u));
-}
-
-static float relu(float x) {
-    return x < 0 ? 0 : x; /* keeps NaN */
-}
-
 void mb_activation_row(mb_activation activation, int64_t n, const float *gate, const float *up, float *out) {
     switch (activation) {
     case MB_ACT_SWIGLU:
@@ -34,11 +25,11 @@ void mb_activation_row(mb_activation activation, int64_t n, const float *gate, c
         break;
     case MB_ACT_GEGLU:
         for (int64_t i = 0; i < n; i++)
-            out[i] = gelu_tanh(gate[i]) * up[i];
+            out[i] = mb_gelu_tanh(gate[i]) * up[i];
         break;
     case MB_ACT_REGLU:
         for (int64_t i = 0; i < n; i++)
-            out[i] = relu(gate[i]) * up[i];
+            out[i] = mb_relu(gate[i]) * up[i];
         break;
     case MB_ACT_SILU:
         for (int64_t i = 0; i < n; i++)
@@ -46,15 +37,15 @@ void mb_activation_row(mb_activation activation, int64_t n, const float *gate, c
         break;
     case MB_ACT_GELU:
         for (int64_t i = 0; i < n; i++)
-            out[i] = gelu_tanh(gate[i]);
+            out[i] = mb_gelu_tanh(gate[i]);
         break;
     case MB_ACT_RELU:
         for (int64_t i = 0; i < n; i++)
-            out[i] = relu(gate[i]);
+            out[i] = mb_relu(gate[i]);
         break;
     case MB_ACT_RELU2:
         for (int64_t i = 0; i < n; i++)
-            out[i] = relu(gate[i]) * relu(gate[i]);
+            out[i] = mb_relu(gate[i]) * mb_relu(gate[i]);
         break;
     case MB_ACT_NONE:
         memcpy(out, gate, (size_t)n * sizeof *out);
@@ -79,7 +70,7 @@ static void activate_row(const void *context, int64_t row) {
     }
 }
 
-mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_stream stream) {
+mb_status mb_gated_activation_check(const mb_gated_activation_args *args) {
     MB_REQUIRE(args->n_rows >= 0, "gated_activation: n_rows is %" PRId64, args->n_rows);
     MB_REQUIRE(args->intermediate > 0, "gated_activation: intermediate is %d", args->intermediate);
     MB_REQUIRE(mb_activation_is_known(args->activation), "gated_activation: activation %d is unknown",
@@ -89,7 +80,11 @@ mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_strea
     if (args->n_rows == 0)
         return MB_OK;
     MB_REQUIRE(args->x && args->out, "gated_activation: x or out is NULL");
+    return MB_OK;
+}
 
+mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_stream stream) {
+    MB_TRY(mb_gated_activation_check(args));
     mb_parallel_for(stream, 16.0 * (double)args->n_rows * args->intermediate, args->n_rows, activate_row,
                     args);
     return MB_OK;

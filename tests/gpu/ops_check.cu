@@ -1,0 +1,245 @@
+/*
+ * ops_check - the operators of a forward pass on the GPU: the cases that check the CPU's too, against fp64, and
+ * bits that must not depend on company.
+ *
+ * The cases' memory is pinned host memory, which the kernels read over the bus: slow, and one list of cases.
+ */
+#include "check.cuh"
+
+extern "C" {
+#include "device/device.h"
+}
+#include "ops/common/check.h"
+
+static mb_device *gpu;
+
+static void *allocate_pinned(size_t n_bytes) {
+    void *memory = NULL;
+    CUDA(cudaMallocHost(&memory, n_bytes ? n_bytes : 1));
+    return memory;
+}
+
+static void release_pinned(void *memory) {
+    CUDA(cudaFreeHost(memory));
+}
+
+static mb_status finish(mb_stream stream) {
+    const cudaError_t error = cudaStreamSynchronize((cudaStream_t)stream);
+    if (error == cudaSuccess)
+        return MB_OK;
+    fprintf(stderr, "the kernel failed: %s\n", cudaGetErrorString(error));
+    exit(1);
+}
+
+static void run_cases(const char *name, void (*cases)(mb_check *), cudaStream_t stream) {
+    mb_check check = {};
+    check.ops = gpu->ops;
+    check.stream = stream;
+    check.seed = 1;
+    check.allocate = allocate_pinned;
+    check.release = release_pinned;
+    check.finish = finish;
+    cases(&check);
+    printf("%-12s %d cases, %d skipped, %d failed\n", name, check.n_cases, check.n_skipped, check.n_failed);
+    wrong += check.n_failed;
+}
+
+/* ---- bits of attention: a prompt at once, in chunks, token by token, and beside other sequences */
+
+enum { D = 128, BLOCK = 64, MOST_SEQUENCES = 8 };
+
+typedef struct attention_problem {
+    int32_t n_heads, n_kv_heads, dim, length, max_blocks, n_pool;
+    uint16_t *q, *k, *v; /* device: [length, Hq, D]; pool of blocks */
+    int32_t *table;      /* host [max_blocks] */
+    void *workspace;
+    size_t workspace_bytes;
+} attention_problem;
+
+static uint16_t *random_bf16(int64_t n, uint64_t seed) {
+    uint16_t *host = (uint16_t *)host_allocate(2 * (size_t)n), *device = (uint16_t *)allocate(2 * (size_t)n);
+    for (int64_t i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        const float value = (float)((double)(seed >> 11) * 0x1p-53 * 4 - 2);
+        uint32_t bits;
+        memcpy(&bits, &value, 4);
+        host[i] = (uint16_t)(bits >> 16);
+    }
+    CUDA(cudaMemcpy(device, host, 2 * (size_t)n, cudaMemcpyHostToDevice));
+    free(host);
+    return device;
+}
+
+/* Runs n sequences that all are this problem's, sequence s with the queries [begin[s], end[s]). */
+static void attend(const attention_problem *p, int32_t n, const int32_t *begin, const int32_t *end,
+                   uint16_t *out) {
+    int32_t q_start[MOST_SEQUENCES + 1] = {0}, most_q = 0;
+    for (int32_t s = 0; s < n; s++) {
+        q_start[s + 1] = q_start[s] + end[s] - begin[s];
+        most_q = end[s] - begin[s] > most_q ? end[s] - begin[s] : most_q;
+    }
+    const int64_t row = (int64_t)p->n_heads * p->dim, n_tokens = q_start[n];
+    uint16_t *q = (uint16_t *)allocate(2 * (size_t)(n_tokens * row));
+    uint16_t *all = (uint16_t *)allocate(2 * (size_t)(n_tokens * row));
+    CUDA(cudaMemset(all, 0xff, 2 * (size_t)(n_tokens * row)));
+    int32_t *ints = (int32_t *)allocate(4 * (size_t)(2 * n + 1 + n * p->max_blocks));
+    CUDA(cudaMemcpy(ints, q_start, 4 * (size_t)(n + 1), cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(ints + n + 1, end, 4 * (size_t)n, cudaMemcpyHostToDevice));
+    for (int32_t s = 0; s < n; s++) {
+        CUDA(cudaMemcpy(ints + 2 * n + 1 + s * p->max_blocks, p->table, 4 * (size_t)p->max_blocks,
+                        cudaMemcpyHostToDevice));
+        CUDA(cudaMemcpy(q + q_start[s] * row, p->q + begin[s] * row, 2 * (size_t)((end[s] - begin[s]) * row),
+                        cudaMemcpyDeviceToDevice));
+    }
+    mb_attention_args args = {};
+    args.q = q;
+    args.k_cache = p->k;
+    args.v_cache = p->v;
+    args.q_start = ints;
+    args.kv_len = ints + n + 1;
+    args.block_table = ints + 2 * n + 1;
+    args.out = all;
+    args.n_tokens = n_tokens;
+    args.n_sequences = n;
+    args.max_blocks = p->max_blocks;
+    args.max_q_len = most_q;
+    args.max_kv_len = p->length;
+    args.n_heads = p->n_heads;
+    args.n_kv_heads = p->n_kv_heads;
+    args.head_dim = p->dim;
+    args.scale = 0.08838834764f;
+    args.dtype = args.cache_dtype = MB_BF16;
+    CUDA(cudaMemset(p->workspace, 0xff, p->workspace_bytes));
+    if (bytes_of(mb_attention_sm90_workspace, &args) > p->workspace_bytes)
+        complain("attention", "the workspace of the largest batch is too small for this one",
+                 (double)n_tokens);
+    MB(mb_attention_sm90(&args, p->workspace, p->workspace_bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaMemcpy(out, all, 2 * (size_t)(n_tokens * row), cudaMemcpyDeviceToHost));
+    CUDA(cudaFree(q));
+    CUDA(cudaFree(all));
+    CUDA(cudaFree(ints));
+}
+
+static void check_attention_bits(int32_t n_heads, int32_t n_kv_heads, int32_t dim, int32_t length) {
+    char name[80];
+    snprintf(name, sizeof name, "attention bits Hq=%d Hkv=%d D=%d L=%d", n_heads, n_kv_heads, dim, length);
+    attention_problem p = {n_heads, n_kv_heads, dim, length, (length + BLOCK - 1) / BLOCK, 0};
+    p.n_pool = p.max_blocks + 3;
+    p.q = random_bf16((int64_t)length * n_heads * dim, 1);
+    p.k = random_bf16((int64_t)p.n_pool * n_kv_heads * BLOCK * dim, 2);
+    p.v = random_bf16((int64_t)p.n_pool * n_kv_heads * BLOCK * dim, 3);
+    p.table = (int32_t *)host_allocate(4 * (size_t)p.max_blocks);
+    for (int32_t i = 0; i < p.max_blocks; i++)
+        p.table[i] = p.n_pool - 1 - i;
+    mb_attention_args most = {};
+    most.n_tokens = 3 * length;
+    most.n_sequences = MOST_SEQUENCES;
+    most.max_blocks = p.max_blocks;
+    most.max_q_len = length;
+    most.max_kv_len = length;
+    most.n_heads = n_heads;
+    most.n_kv_heads = n_kv_heads;
+    most.head_dim = dim;
+    most.dtype = most.cache_dtype = MB_BF16;
+    p.workspace_bytes = bytes_of(mb_attention_sm90_workspace, &most);
+    p.workspace = allocate(p.workspace_bytes);
+
+    const int64_t row = (int64_t)n_heads * dim;
+    uint16_t *whole = (uint16_t *)host_allocate(2 * (size_t)(length * row));
+    uint16_t *other = (uint16_t *)host_allocate(2 * (size_t)(3 * length * row));
+    const int32_t zero = 0;
+    attend(&p, 1, &zero, &length, whole);
+    static const int32_t chunks[] = {1, 2, 3, 7, 64, 100, 512};
+    for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+        if (chunks[c] == 1 && length > 700)
+            continue;
+        for (int32_t begin = 0; begin < length; begin += chunks[c]) {
+            const int32_t end = begin + chunks[c] < length ? begin + chunks[c] : length;
+            attend(&p, 1, &begin, &end, other);
+            if (memcmp(other, whole + begin * row, 2 * (size_t)((end - begin) * row)) != 0) {
+                complain(name, "a chunk of the prompt has other bits than the whole", chunks[c]);
+                break;
+            }
+        }
+    }
+    /* decode, a chunk, nothing and the whole prompt in one batch */
+    const int32_t begin[] = {length - 1, length / 3, length, 0, length / 2};
+    const int32_t end[] = {length, length / 2, length, length, length / 2 + 1};
+    attend(&p, 5, begin, end, other);
+    int64_t at = 0;
+    for (int s = 0; s < 5; s++) {
+        const size_t n = (size_t)((end[s] - begin[s]) * row);
+        if (memcmp(other + at, whole + begin[s] * row, 2 * n) != 0)
+            complain(name, "a sequence has other bits in a batch than alone", s);
+        at += (int64_t)n;
+    }
+    CUDA(cudaFree(p.q));
+    CUDA(cudaFree(p.k));
+    CUDA(cudaFree(p.v));
+    CUDA(cudaFree(p.workspace));
+    free(p.table);
+    free(whole);
+    free(other);
+}
+
+/* ---- bits of the dense layer: a row alone and in a batch */
+
+static void check_gemm_bits(int64_t n, int64_t k) {
+    enum { ROWS = 300 };
+    uint16_t *x = random_bf16(ROWS * k, 4), *w = random_bf16(n * k, 5), *residual = random_bf16(ROWS * n, 6);
+    uint16_t *out = (uint16_t *)allocate(2 * (size_t)(ROWS * n));
+    uint16_t *whole = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n)),
+             *part = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n));
+    mb_gemm_args args = {};
+    args.weight.data = w;
+    args.weight.count = 1;
+    args.weight.rows = n;
+    args.weight.cols = k;
+    args.weight.dtype = args.dtype = args.out_dtype = args.bias_dtype = MB_BF16;
+    args.out = out;
+    args.n_tokens = ROWS;
+    const size_t bytes = bytes_of(mb_gemm_sm90_workspace, &args);
+    void *workspace = allocate(bytes);
+    static const int64_t counts[] = {ROWS, 1, 2, 9, 64, 130, 299};
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        const int64_t first = c == 0 ? 0 : (ROWS - counts[c]) / 2;
+        args.x = x + first * k;
+        args.residual = residual + first * n;
+        args.n_tokens = counts[c];
+        CUDA(cudaMemset(out, 0xff, 2 * (size_t)(ROWS * n)));
+        MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
+        CUDA(cudaDeviceSynchronize());
+        CUDA(cudaMemcpy(c == 0 ? whole : part, out, 2 * (size_t)(counts[c] * n), cudaMemcpyDeviceToHost));
+        if (c > 0 && memcmp(part, whole + first * n, 2 * (size_t)(counts[c] * n)) != 0)
+            complain("gemm bits", "rows have other bits in a smaller batch", (double)counts[c]);
+    }
+    CUDA(cudaFree(x));
+    CUDA(cudaFree(w));
+    CUDA(cudaFree(residual));
+    CUDA(cudaFree(out));
+    CUDA(cudaFree(workspace));
+    free(whole);
+    free(part);
+}
+
+int main(void) {
+    MB(mb_device_open_cuda(0, &gpu));
+    cudaStream_t stream;
+    CUDA(cudaStreamCreate(&stream));
+    run_cases("embed", mb_embed_cases, stream);
+    run_cases("norm", mb_norm_cases, stream);
+    run_cases("gemm", mb_gemm_cases, stream);
+    run_cases("rope", mb_rope_cases, stream);
+    run_cases("attention", mb_attention_cases, stream);
+    run_cases("sample", mb_sample_cases, stream);
+    check_attention_bits(32, 4, 128, 700);
+    check_attention_bits(8, 8, 128, 300);
+    check_attention_bits(16, 1, 64, 517);
+    check_attention_bits(64, 4, 128, 1300);
+    check_gemm_bits(2048, 4096);
+    check_gemm_bits(5120, 2048);
+    check_gemm_bits(136, 72);
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong ? 1 : 0;
+}

@@ -1,5 +1,5 @@
 """
-Everybody who can compute the layer: Hugging Face, PyTorch's grouped GEMMs, moebius, and other libraries if installed.
+The contenders, which can compute the layer: Hugging Face, PyTorch's grouped GEMMs, moebius, other libraries if installed.
 
 A contender is made from a layer and raises Missing when it cannot run here. It computes the layer from tokens and
 router logits (`experts`), and from tokens alone (`block`: the router's matrix too).

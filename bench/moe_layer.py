@@ -1,4 +1,4 @@
-"""One MoE layer of Qwen3: from a checkpoint, or of random weights; Hugging Face's block of it; and the truth in fp32."""
+"""One MoE layer of Qwen3, from a checkpoint or of random weights; Hugging Face's block with it; its result in fp32."""
 
 import copy
 import dataclasses

@@ -3,12 +3,12 @@
 Where the time of one mb_moe_forward goes: when each kernel starts and ends, and what Nsight Compute counts in it.
 
     python bench/moe_profile.py --output FILE    measures both and appends the rows; needs a GPU and ncu
-    python bench/moe_profile.py page FILE      draws docs/img/moe-timeline.png, writes docs/findings/moe-profile.md's tables
+    python bench/moe_profile.py page FILE        draws docs/img/moe-timeline.png, writes docs/findings/moe-profile.md's tables
 
 FILE is bench/results/<card>/moe_profile.jsonl.
 
-Times are those of a CUDA graph's replay with L2 flushed before it, traced by torch.profiler: the middle of 7. Counters are
-of another run, in which ncu runs one kernel after another and each many times; it is told to leave the clocks alone.
+Times come from replays of a CUDA graph with L2 flushed before each, traced by torch.profiler: the median of 7. Counters
+come from another run: ncu runs one kernel after another, each many times, and leaves the clocks alone.
 """
 
 import argparse

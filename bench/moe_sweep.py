@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """
-Who takes how long for one MoE layer from T tokens and their router logits, for many T: the rows that plot.py draws.
+Times every contender on one MoE layer, from T tokens and their router logits, for many T: the rows that plot.py draws.
 
     python bench/moe_sweep.py --output bench/results/h100-80gb-hbm3/moe.jsonl
 
-Every result is checked against fp32 first; who is wrong is not timed. CUDA graphs where the contender can be captured.
+Every result is checked against fp32 first; a contender whose result is wrong is not timed. A contender that can be
+captured is timed as a CUDA graph.
 """
 
 import argparse

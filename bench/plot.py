@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
-Draws docs/img/moe-*.png from bench/results alone: the time of one MoE layer against T, ours, the floor, and everybody
-who was measured; below it the share of the floor. One picture for each card, layer and family of dtypes.
+Draws docs/img/moe-*.png from bench/results alone: the time of one MoE layer against T, with the floor and every contender
+that was measured; below, the share of the floor. One picture for each card, layer and family of dtypes.
 
     python bench/plot.py             draw all pictures anew (needs matplotlib)
     python bench/plot.py --check     fail when a picture was made from other rows than the newest (needs nothing)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Enforces who may include whom (docs/architecture.md): greps every #include "..." and fails on a breach. And where PTX is
-written: asm in CUDA sources of src/ stands in src/ops/hopper/ alone, one instruction a function.
+"""Checks which folder may include which (docs/architecture.md): reads every #include "..." and fails on a breach.
+Checks too where PTX is written: of the CUDA sources in src/ only those in src/ops/hopper/ have asm, one instruction a
+function.
 
 A rule names the folders whose headers a part of the tree may use. The part is found by the longest matching prefix of
 the file's path, so a rule for one file goes before the rule of its folder.

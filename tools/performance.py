@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes docs/performance.md from bench/results/**/*.jsonl alone: the newest row of each shape stands.
+"""Writes docs/performance.md from bench/results/**/*.jsonl alone: of each shape the newest row counts.
 
-Rows are appended by the benchmarks (docs say how); nothing is typed in by hand. `--check` fails when the page is stale.
+Benchmarks append the rows (bench/README.md says how); nobody types them. `--check` fails when the page is stale.
 """
 import json
 import pathlib
@@ -112,15 +112,15 @@ def engine_table(rows):
 
 
 SECTIONS = [
-    ("moe", "The MoE layer", "From tokens and router logits to the combined output; others are beside us, with their "
-     "share of the floor. floor: the larger of the bytes of the distinct experts hit at 3.0 TB/s (H200: 4.3) and the flops at "
-     "700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 in tf32, 45 in exact fp32 (88 % of what cuBLAS reaches in a large GEMM: 789, "
-     "397 and 51; in fp8 97 % of 1448); the card reads up to 3.1 TB/s, so 102 % is possible. Below 100 tokens the floor follows "
-     "which experts a draw of random logits hits, so compare the shares, not the times. Ours: `moebius bench moe` "
-     "and `./dev gpu-test --output FILE`; others: `bench/moe_sweep.py`.",
+    ("moe", "The MoE layer", "From tokens and router logits to the combined output. Other contenders stand beside moebius, with their "
+     "share of the floor. The floor is the larger of two times: the bytes of the distinct experts hit at 3.0 TB/s (H200: 4.3), and the "
+     "flops at 700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 in tf32, 45 in exact fp32. These are 88 % of what cuBLAS reaches in a "
+     "large GEMM (789, 397 and 51; in fp8 97 % of 1448). The card reads up to 3.1 TB/s, so 102 % is possible. Below 100 tokens the "
+     "floor follows which experts the random logits hit, so compare the shares, not the times. moebius: `moebius bench moe` and "
+     "`./dev gpu-test --output FILE`; the others: `bench/moe_sweep.py`.",
      moe_table),
     ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
-     "Qwen3MoeSparseMoeBlock with the same weights, which is bf16 beside fp8. Prefill: prompts of 64, 128, 256 and 256 tokens at "
+     "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
      moe_block_table),
     ("decode", "Decode", "Output tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),

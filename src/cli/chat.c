@@ -281,15 +281,18 @@ static int read_and_answer(chat_state *chat) {
     cli_interrupt_catch(0);
     const char *line;
     size_t n_bytes;
-    cli_line got;
-    while ((got = cli_line_editor_read(editor, &line, &n_bytes)) != CLI_LINE_END && !cli_output_failed()) {
-        if (got == CLI_LINE_READ && take_line(chat, line, n_bytes) == LEAVE)
-            break;
+    cli_line got = CLI_LINE_READ;
+    for (next go = GO_ON; go == GO_ON && !cli_output_failed();) {
+        got = cli_line_editor_read(editor, &line, &n_bytes);
+        if (got == CLI_LINE_READ)
+            go = take_line(chat, line, n_bytes);
+        else if (got != CLI_LINE_INTERRUPTED)
+            go = LEAVE;
         cli_flush();
     }
     cli_line_editor_close(editor);
     /* A person has seen the failures; a program that feeds questions is told. */
-    return chat->failed && !isatty(STDIN_FILENO) ? CLI_FAILED : CLI_OK;
+    return got == CLI_LINE_FAILED || (chat->failed && !isatty(STDIN_FILENO)) ? CLI_FAILED : CLI_OK;
 }
 
 /* The KV cache holds the whole context that the model allows, as far as that is small; else 16384 tokens and what -n

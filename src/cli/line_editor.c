@@ -98,8 +98,10 @@ static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t
     }
     mb_free(editor->bytes);
     editor->bytes = mb_strdup(edited);
-    if (editor->bytes == NULL)
-        return CLI_LINE_END;
+    if (editor->bytes == NULL) {
+        cli_failure("no memory for a line of %d bytes", n);
+        return CLI_LINE_FAILED;
+    }
     *line = editor->bytes;
     *length = strcspn(editor->bytes, "\n");
     editor->bytes[*length] = '\0';
@@ -110,7 +112,7 @@ static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t
 
 /* ---- Plain input -------------------------------------------------------------------------------------- */
 
-/* Appends more input to what is there. 0 at the end of input. */
+/* Appends more input to what is there. 1, 0 at the end of input, -1 after a failure that was reported. */
 static int read_more(cli_line_editor *editor) {
     enum { PORTION = 4096 };
     if (editor->start > 0) {
@@ -118,13 +120,19 @@ static int read_more(cli_line_editor *editor) {
         editor->end -= editor->start;
         editor->start = 0;
     }
-    if (mb_grow((void **)&editor->bytes, &editor->capacity, editor->end + PORTION, 1) != 0)
-        return 0;
+    if (mb_grow((void **)&editor->bytes, &editor->capacity, editor->end + PORTION, 1) != 0) {
+        cli_failure("no memory for a line of more than %zu bytes", editor->end);
+        return -1;
+    }
     ssize_t n;
     do
         n = read(STDIN_FILENO, editor->bytes + editor->end, PORTION);
     while (n < 0 && errno == EINTR);
-    editor->end += n > 0 ? (size_t)n : 0;
+    if (n < 0) {
+        cli_failure("standard input: %s", strerror(errno));
+        return -1;
+    }
+    editor->end += (size_t)n;
     return n > 0;
 }
 
@@ -157,7 +165,10 @@ static cli_line read_plain(cli_line_editor *editor, const char **line, size_t *l
                 printf("\n");
             return CLI_LINE_INTERRUPTED; /* what a program has written of a line is kept */
         }
-        editor->at_end = !read_more(editor);
+        int more = read_more(editor);
+        if (more < 0)
+            return CLI_LINE_FAILED;
+        editor->at_end = !more;
     }
 }
 

@@ -96,6 +96,12 @@ def test_answer_limit_beyond_the_context(moebius):
             assert all(b"(-n)" in result.stderr and b"128" in result.stderr for result in results)
 
 
+def test_input_that_cannot_be_read(moebius):
+    with open("/proc/self/mem", "rb") as unreadable:
+        result = moebius("chat", DEMO, stdin=unreadable)
+    assert result.returncode == 1 and result.stderr.startswith(b"moebius: standard input: ")
+
+
 def start_chat(*options):
     return subprocess.Popen([BINARY, "chat", DEMO, "--greedy", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)  # fmt: skip

@@ -1,5 +1,5 @@
-/* Nobody notices their neighbours: same seed same text in every batch, NaN and failing steps stay where they
- * are. */
+/* A sequence does not notice its neighbours: the same seed gives the same text in every batch, and NaN or a failing
+ * step ends the sequences concerned alone. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

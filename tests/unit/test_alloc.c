@@ -1,4 +1,4 @@
-/* base/alloc.h: the hook sees everything, overflowing products are refused, growth and alignment hold. */
+/* base/alloc.h: the hook sees every call, products that overflow are refused, growth and alignment hold. */
 #include "base/alloc.h"
 
 #include "moebius/moebius.h"

@@ -1,4 +1,4 @@
-/* base/arena.h: measuring and cutting agree, pieces do not overlap, overflow and overruns are seen. */
+/* base/arena.h: measuring and handing out agree, pieces do not overlap, overflow and overruns are seen. */
 #include "base/arena.h"
 
 #include <setjmp.h>

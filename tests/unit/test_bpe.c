@@ -1,5 +1,4 @@
-/* Byte-pair merging against the plain definition: merge the lowest rank, leftmost first, until nothing
- * merges. */
+/* Byte-pair merging against its definition: merge the pair of lowest rank, the leftmost first, until no pair can. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

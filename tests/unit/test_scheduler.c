@@ -1,4 +1,4 @@
-/* The scheduler alone: what a step is made of, who waits for whom, and random loads against its promises. */
+/* The scheduler alone: what is in a step, the order in which sequences are admitted, and random loads against both. */
 #include "engine/scheduler.h"
 
 #include <setjmp.h>

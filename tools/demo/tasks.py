@@ -1,4 +1,4 @@
-"""The tasks of the demo model: each function makes one question with the one right answer and a short working.
+"""The tasks of the demo model: each function makes a question, its one right answer, and a short working.
 
 A task is held out (used for measuring, never for training) when a hash of its content says so; the content is what
 the answer depends on, not the wording. Where the content space is small (single digits, greetings) nothing is held

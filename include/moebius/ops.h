@@ -207,6 +207,36 @@ MB_API mb_status mb_grouped_gemm_workspace(const mb_grouped_gemm_args *most, siz
 MB_API mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                                  mb_stream stream);
 
+/*
+ * The experts alone, what mb_moe_forward does between its plan and its sum: for sorted row r of local expert e
+ *     y[r] = w2[e] act(w13[e] x[row_index[r]] + bias13[e]) + bias2[e]
+ * A rank of an expert-parallel group calls it on the rows that it was sent. Types, roundings and what the GPU wants
+ * are mb_moe_forward's; the bits are those that mb_moe_forward sums.
+ *
+ * offsets[0] may be above 0, as in mb_grouped_gemm: y's rows in front of it and behind offsets[n_local_experts] are
+ * not written.
+ */
+typedef struct mb_moe_experts_args {
+    const void *x; /* [T, H] dtype */
+    const int32_t
+        *row_index;         /* [R] in [0, T), such as a plan's row_token; or NULL: T = R, x's rows in order */
+    const int32_t *offsets; /* [n_local_experts + 1]: rows of expert e are [offsets[e], offsets[e + 1]) */
+    mb_weight w13;          /* [n_local_experts, 2I or I, H] */
+    mb_weight w2;           /* [n_local_experts, H, I] */
+    const void *bias13;     /* [n_local_experts, 2I or I] dtype, or NULL */
+    const void *bias2;      /* [n_local_experts, H] dtype, or NULL */
+    void *y;                /* [R, H] dtype; may not be x */
+    int64_t n_tokens, n_rows; /* T; R, at least offsets[n_local_experts] */
+    int32_t hidden, intermediate, n_local_experts;
+    mb_dtype dtype;
+    mb_activation activation;
+    mb_f32_math f32_math;
+    const float *x_scale, *h_scale; /* [1] each, fp8 weights with per-tensor scales only */
+} mb_moe_experts_args;
+MB_API mb_status mb_moe_experts_workspace(const mb_moe_experts_args *most, size_t *bytes);
+MB_API mb_status mb_moe_experts(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
+                                mb_stream stream);
+
 /* out[t] = residual[t] + shared[t] + sum over k, in order, of weights[t, k] * y[token_row[t, k]]; summed in
  * fp32, rounded once. */
 typedef struct mb_moe_reduce_args {

@@ -114,6 +114,31 @@ class GroupedGemmArgs(ctypes.Structure):
     ]
 
 
+class ExpertsArgs(ctypes.Structure):
+    """mb_moe_experts_args"""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("row_index", c_void_p),
+        ("offsets", c_void_p),
+        ("w13", Weight),
+        ("w2", Weight),
+        ("bias13", c_void_p),
+        ("bias2", c_void_p),
+        ("y", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_rows", c_int64),
+        ("hidden", c_int32),
+        ("intermediate", c_int32),
+        ("n_local_experts", c_int32),
+        ("dtype", c_int32),
+        ("activation", c_int32),
+        ("f32_math", c_int32),
+        ("x_scale", c_void_p),
+        ("h_scale", c_void_p),
+    ]
+
+
 class ReduceArgs(ctypes.Structure):
     """mb_moe_reduce_args"""
 
@@ -166,6 +191,7 @@ _WITH_WORKSPACE = {
     "mb_moe_router_gemm": RouterGemmArgs,
     "mb_moe_plan": PlanArgs,
     "mb_grouped_gemm": GroupedGemmArgs,
+    "mb_moe_experts": ExpertsArgs,
     "mb_moe_forward": ForwardArgs,
 }
 _WITHOUT_WORKSPACE = {"mb_moe_route": RouteArgs, "mb_moe_reduce": ReduceArgs}

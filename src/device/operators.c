@@ -109,7 +109,7 @@ mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size_t work
     return finish(&where, where.ops->moe_plan(args, workspace, workspace_bytes, stream));
 }
 
-/* ---- Grouped GEMM and sum -------------------------------------------------------------------------------
+/* ---- Grouped GEMM, experts and sum -------------------------------------------------------------------------------
  */
 
 static mb_status enter_grouped_gemm(const mb_grouped_gemm_args *args, place *where) {
@@ -130,6 +130,26 @@ mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspace, siz
     MB_TRY(check_workspace("grouped_gemm", workspace));
     MB_TRY(enter_grouped_gemm(args, &where));
     return finish(&where, where.ops->grouped_gemm(args, workspace, workspace_bytes, stream));
+}
+
+static mb_status enter_experts(const mb_moe_experts_args *args, place *where) {
+    MB_TRY(mb_need(args, "moe_experts: args"));
+    return enter(POINTERS(args->x, args->offsets, args->w13.data, args->w2.data, args->y), where);
+}
+
+mb_status mb_moe_experts_workspace(const mb_moe_experts_args *most, size_t *bytes) {
+    place where;
+    MB_TRY(mb_need(bytes, "moe_experts: bytes"));
+    MB_TRY(enter_experts(most, &where));
+    return finish(&where, where.ops->moe_experts_workspace(most, bytes));
+}
+
+mb_status mb_moe_experts(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
+                         mb_stream stream) {
+    place where;
+    MB_TRY(check_workspace("moe_experts", workspace));
+    MB_TRY(enter_experts(args, &where));
+    return finish(&where, where.ops->moe_experts(args, workspace, workspace_bytes, stream));
 }
 
 mb_status mb_moe_reduce(const mb_moe_reduce_args *args, mb_stream stream) {

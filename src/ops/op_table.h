@@ -35,6 +35,7 @@
     PLAIN(moe_route)                        \
     WITH_WORKSPACE(moe_plan)                \
     WITH_WORKSPACE(grouped_gemm)            \
+    WITH_WORKSPACE(moe_experts)             \
     PLAIN(moe_reduce)                       \
     WITH_WORKSPACE(moe_forward)             \
     WITH_WORKSPACE(sample)                  \

@@ -16,6 +16,7 @@ STRUCTS = {
     "mb_moe_route_args": _library.RouteArgs,
     "mb_moe_plan_args": _library.PlanArgs,
     "mb_grouped_gemm_args": _library.GroupedGemmArgs,
+    "mb_moe_experts_args": _library.ExpertsArgs,
     "mb_moe_reduce_args": _library.ReduceArgs,
     "mb_moe_forward_args": _library.ForwardArgs,
 }

@@ -98,6 +98,20 @@ static mb_moe_reduce_args reduce(void) {
                                 .top_k = K};
 }
 
+static mb_moe_experts_args experts(void) {
+    return (mb_moe_experts_args){.x = m.x,
+                                 .row_index = m.row_token,
+                                 .offsets = m.offsets,
+                                 .w13 = {.data = m.w13, .count = E, .rows = 2 * I, .cols = H},
+                                 .w2 = {.data = m.w2, .count = E, .rows = H, .cols = I},
+                                 .y = m.y,
+                                 .n_tokens = T,
+                                 .n_rows = R,
+                                 .hidden = H,
+                                 .intermediate = I,
+                                 .n_local_experts = E};
+}
+
 static mb_moe_forward_args forward(void) {
     return (mb_moe_forward_args){.x = m.x,
                                  .weights = m.weights,
@@ -125,6 +139,9 @@ static mb_status call_plan(const mb_moe_plan_args *args) {
 static mb_status call_gemm(const mb_grouped_gemm_args *args) {
     return mb_grouped_gemm(args, workspace, sizeof workspace, NULL);
 }
+static mb_status call_experts(const mb_moe_experts_args *args) {
+    return mb_moe_experts(args, workspace, sizeof workspace, NULL);
+}
 static mb_status call_reduce(const mb_moe_reduce_args *args) {
     return mb_moe_reduce(args, NULL);
 }
@@ -144,6 +161,7 @@ static mb_status call_forward(const mb_moe_forward_args *args) {
 #define SENTENCE_route "moe_route"
 #define SENTENCE_plan "moe_plan"
 #define SENTENCE_gemm "grouped_gemm"
+#define SENTENCE_experts "moe_experts"
 #define SENTENCE_reduce "moe_reduce"
 #define SENTENCE_forward "moe_forward"
 
@@ -319,6 +337,44 @@ static void test_weights_to_come_are_refused(void **state) {
     }
 }
 
+static void test_experts_refuse(void **state) {
+    (void)state;
+    mb_moe_plan_args before = plan();
+    assert_int_equal(call_plan(&before), MB_OK);
+    mb_moe_experts_args good = experts();
+    assert_int_equal(call_experts(&good), MB_OK);
+#define BAD(change, word) SIZE_REFUSED(experts, mb_moe_experts_workspace, experts, change, word)
+    BAD(args.n_tokens = -1, "n_tokens is -1");
+    BAD(args.n_tokens = (int64_t)1 << 31, "n_tokens");
+    BAD(args.n_rows = -1, "n_rows is -1");
+    BAD(args.n_rows = (int64_t)1 << 31, "n_rows");
+    BAD(args.hidden = 0, "hidden is 0");
+    BAD(args.intermediate = -4, "intermediate is -4");
+    BAD(args.n_local_experts = 0, "n_local_experts is 0");
+    BAD(args.n_local_experts = 2, "w13 has shape");
+    BAD(args.w13.rows = I, "w13 has shape");
+    BAD(args.w2.cols = H, "w2 has shape");
+    BAD(args.activation = MB_ACT_NONE, "activation 7");
+    BAD(args.dtype = MB_F8_E4M3, "dtype is fp8_e4m3");
+    BAD(args.f32_math = (mb_f32_math)2, "f32_math 2");
+    BAD(args.w13.scale = m.scales, "w13.scale is set");
+#undef BAD
+    REFUSED(experts, experts, args.x = NULL, "x is NULL");
+    REFUSED(experts, experts, args.offsets = NULL, "offsets is NULL");
+    REFUSED(experts, experts, args.w13.data = NULL, "w13.data is NULL");
+    REFUSED(experts, experts, args.w2.data = NULL, "w2.data is NULL");
+    REFUSED(experts, experts, args.y = NULL, "y is NULL");
+    REFUSED(experts, experts, args.y = m.x, "y is x");
+    REFUSED(experts, experts, args.row_index = NULL, "row_index is NULL with n_tokens 5 and n_rows 10");
+    int32_t falling[] = {0, 5, 4, R}, beyond[] = {0, 5, 6, R + 1};
+    REFUSED(experts, experts, args.offsets = falling, "offsets[2] is 4");
+    REFUSED(experts, experts, args.offsets = beyond, "offsets[3] is 11, more than n_rows");
+    REFUSED(experts, experts, args.n_tokens = T - 1, "row_index");
+    m.row_token[3] = -2;
+    REFUSED(experts, experts, (void)args, "row_index[3] is -2");
+    assert_int_equal(call_plan(&before), MB_OK);
+}
+
 static void test_reduce_refuses(void **state) {
     (void)state;
     mb_moe_reduce_args good = reduce();
@@ -384,12 +440,14 @@ static void test_workspaces(void **state) {
     mb_grouped_gemm_args grouped = gemm();
     mb_moe_forward_args whole = forward();
     assert_int_equal(call_plan(&planned), MB_OK);
-    size_t sizes[4];
+    mb_moe_experts_args alone = experts();
+    size_t sizes[5];
     assert_int_equal(mb_moe_router_gemm_workspace(&router, &sizes[0]), MB_OK);
     assert_int_equal(mb_moe_plan_workspace(&planned, &sizes[1]), MB_OK);
     assert_int_equal(mb_grouped_gemm_workspace(&grouped, &sizes[2]), MB_OK);
     assert_int_equal(mb_moe_forward_workspace(&whole, &sizes[3]), MB_OK);
-    for (int i = 0; i < 4; i++) {
+    assert_int_equal(mb_moe_experts_workspace(&alone, &sizes[4]), MB_OK);
+    for (int i = 0; i < 5; i++) {
         assert_true(sizes[i] > 0 && sizes[i] <= sizeof workspace - 256);
         char *const places[] = {workspace, workspace, NULL, workspace + 64};
         const size_t n_bytes[] = {sizes[i], sizes[i] - 1, sizes[i], sizes[i] + 64};
@@ -398,7 +456,8 @@ static void test_workspaces(void **state) {
             mb_status status = i == 0   ? mb_moe_router_gemm(&router, places[j], n_bytes[j], NULL)
                                : i == 1 ? mb_moe_plan(&planned, places[j], n_bytes[j], NULL)
                                : i == 2 ? mb_grouped_gemm(&grouped, places[j], n_bytes[j], NULL)
-                                        : mb_moe_forward(&whole, places[j], n_bytes[j], NULL);
+                               : i == 3 ? mb_moe_forward(&whole, places[j], n_bytes[j], NULL)
+                                        : mb_moe_experts(&alone, places[j], n_bytes[j], NULL);
             assert_int_equal(status, expected[j]);
             if (status != MB_OK)
                 assert_non_null(strstr(mb_last_error(), "workspace"));
@@ -408,12 +467,14 @@ static void test_workspaces(void **state) {
     assert_int_equal(mb_moe_plan_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
     assert_int_equal(mb_grouped_gemm_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
     assert_int_equal(mb_moe_forward_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
+    assert_int_equal(mb_moe_experts_workspace(NULL, &sizes[0]), MB_ERR_ARGUMENT);
     assert_int_equal(mb_moe_forward_workspace(&whole, NULL), MB_ERR_ARGUMENT);
     assert_string_equal(mb_last_error(), "moe_forward: bytes is NULL");
     assert_int_equal(call_router_gemm(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_route(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_plan(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_gemm(NULL), MB_ERR_ARGUMENT);
+    assert_int_equal(call_experts(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_reduce(NULL), MB_ERR_ARGUMENT);
     assert_int_equal(call_forward(NULL), MB_ERR_ARGUMENT);
     assert_string_equal(mb_last_error(), "moe_forward: args is NULL");
@@ -444,6 +505,15 @@ static void test_nothing_to_do(void **state) {
     assert_int_equal(mb_grouped_gemm(&grouped, NULL, 0, NULL), MB_OK);
     assert_int_equal(mb_moe_reduce(&reduced, NULL), MB_OK);
     assert_int_equal(mb_moe_forward(&whole, NULL, 0, NULL), MB_OK);
+    mb_moe_experts_args alone = experts();
+    alone.n_rows = 0;
+    alone.x = alone.y = NULL;
+    alone.row_index = alone.offsets = NULL;
+    alone.w13.data = alone.w2.data = NULL;
+    size_t of_experts = 1;
+    assert_int_equal(mb_moe_experts_workspace(&alone, &of_experts), MB_OK);
+    assert_int_equal(of_experts, 0);
+    assert_int_equal(mb_moe_experts(&alone, NULL, 0, NULL), MB_OK);
     routed.top_k = 0; /* shapes are still looked at */
     assert_int_equal(mb_moe_route(&routed, NULL), MB_ERR_ARGUMENT);
 
@@ -467,7 +537,7 @@ static void test_max_tiles(void **state) {
     assert_int_equal(mb_moe_max_tiles(100, 8, 0), 0);
 }
 
-/* Router, plan, two grouped GEMMs and the sum, one after the other; against all in one call. In fp32 nothing
+/* Router, plan, two grouped GEMMs or the experts, and the sum, one after the other; against all in one call. In fp32 nothing
  * is rounded on the way, and both add in the same order: the same bits. */
 static void test_pieces_are_the_whole(void **state) {
     (void)state;
@@ -486,6 +556,12 @@ static void test_pieces_are_the_whole(void **state) {
     assert_int_equal(call_plan(&planned), MB_OK);
     assert_int_equal(call_gemm(&up), MB_OK);
     assert_int_equal(call_gemm(&down), MB_OK);
+    float of_gemms[R * H];
+    memcpy(of_gemms, m.y, sizeof of_gemms);
+    memset(m.y, 0xff, sizeof m.y);
+    mb_moe_experts_args middle = experts();
+    assert_int_equal(call_experts(&middle), MB_OK);
+    assert_memory_equal(m.y, of_gemms, sizeof of_gemms);
     assert_int_equal(call_reduce(&summed), MB_OK);
 
     int32_t ids[R];
@@ -505,6 +581,35 @@ static void test_pieces_are_the_whole(void **state) {
     for (int i = 0; i < T * H; i++)
         sum += fabs((double)m.out[i]);
     assert_true(sum > 0.01 && sum < 1000);
+}
+
+/* Rows that were gathered by the caller, with rows of nobody around them: the same bits as by row_index, and rows of
+ * nobody are left alone. */
+static void test_experts_of_gathered_rows(void **state) {
+    (void)state;
+    enum { BEFORE = 2, BEHIND = 3, ALL = BEFORE + R + BEHIND };
+    mb_moe_plan_args planned = plan();
+    assert_int_equal(call_plan(&planned), MB_OK);
+    mb_moe_experts_args args = experts();
+    assert_int_equal(call_experts(&args), MB_OK);
+    static float x[ALL * H], y[ALL * H], untouched[ALL * H];
+    int32_t offsets[E + 1];
+    for (int e = 0; e <= E; e++)
+        offsets[e] = m.offsets[e] + BEFORE;
+    memset(x, 0xff, sizeof x);
+    for (int r = 0; r < R; r++)
+        memcpy(x + (BEFORE + r) * H, m.x + m.row_token[r] * H, H * sizeof *x);
+    memset(y, 0xff, sizeof y);
+    memset(untouched, 0xff, sizeof untouched);
+    args.x = x;
+    args.row_index = NULL;
+    args.offsets = offsets;
+    args.y = y;
+    args.n_tokens = args.n_rows = ALL;
+    assert_int_equal(call_experts(&args), MB_OK);
+    assert_memory_equal(y + BEFORE * H, m.y, sizeof m.y);
+    assert_memory_equal(y, untouched, BEFORE * H * sizeof *y);
+    assert_memory_equal(y + (BEFORE + R) * H, untouched, BEHIND * H * sizeof *y);
 }
 
 /* A row of a grouped GEMM alone, as a dense layer with its group's matrix: the same bits as among others. */
@@ -544,12 +649,13 @@ static void test_rows_stand_alone(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_router_gemm_refuses), cmocka_unit_test(test_route_refuses),
-        cmocka_unit_test(test_plan_refuses),        cmocka_unit_test(test_gemm_refuses),
-        cmocka_unit_test(test_reduce_refuses),      cmocka_unit_test(test_forward_refuses),
-        cmocka_unit_test(test_workspaces),          cmocka_unit_test(test_nothing_to_do),
-        cmocka_unit_test(test_max_tiles),           cmocka_unit_test(test_pieces_are_the_whole),
-        cmocka_unit_test(test_rows_stand_alone),    cmocka_unit_test(test_weights_to_come_are_refused),
+        cmocka_unit_test(test_router_gemm_refuses),  cmocka_unit_test(test_route_refuses),
+        cmocka_unit_test(test_plan_refuses),         cmocka_unit_test(test_gemm_refuses),
+        cmocka_unit_test(test_experts_refuse),       cmocka_unit_test(test_reduce_refuses),
+        cmocka_unit_test(test_forward_refuses),      cmocka_unit_test(test_workspaces),
+        cmocka_unit_test(test_nothing_to_do),        cmocka_unit_test(test_max_tiles),
+        cmocka_unit_test(test_pieces_are_the_whole), cmocka_unit_test(test_experts_of_gathered_rows),
+        cmocka_unit_test(test_rows_stand_alone),     cmocka_unit_test(test_weights_to_come_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -4,6 +4,7 @@
 #include "ops/moe/ref/activation.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 
 enum { MAX_ROUTED_EXPERTS = 1024, MAX_ROUTED_TOP_K = 32, MAX_PLANNED_EXPERTS = 65536 };
 
@@ -174,27 +175,74 @@ mb_status mb_grouped_gemm_check(const mb_grouped_gemm_args *args) {
     return MB_OK;
 }
 
-/* ---- The whole layer ------------------------------------------------------------------------------------
- */
+/* ---- Experts and the whole layer ---- */
 
-static int64_t w13_rows(const mb_moe_forward_args *args) {
-    return (int64_t)args->intermediate * (mb_activation_is_gated(args->activation) ? 2 : 1);
+/* What holds of the experts alone and in a layer, which `op` names. */
+static mb_status check_experts_of(const char *op, const mb_moe_experts_args *args) {
+    char w13[32], w2[32];
+    snprintf(w13, sizeof w13, "%s: w13", op);
+    snprintf(w2, sizeof w2, "%s: w2", op);
+    MB_REQUIRE(args->hidden >= 1, "%s: hidden is %d", op, args->hidden);
+    MB_REQUIRE(args->intermediate >= 1, "%s: intermediate is %d", op, args->intermediate);
+    MB_REQUIRE(mb_activation_is_known(args->activation), "%s: activation %d is not one of experts", op,
+               (int)args->activation);
+    MB_TRY(check_activation_dtype(op, "dtype", args->dtype));
+    MB_REQUIRE(args->f32_math == MB_F32_TF32 || args->f32_math == MB_F32_EXACT, "%s: f32_math %d is unknown",
+               op, (int)args->f32_math);
+    int64_t rows13 = (int64_t)args->intermediate * (mb_activation_is_gated(args->activation) ? 2 : 1);
+    MB_TRY(mb_weight_check_shape(&args->w13, w13, args->n_local_experts, rows13, args->hidden,
+                                 args->w13.dtype == MB_F8_E4M3));
+    return mb_weight_check_shape(&args->w2, w2, args->n_local_experts, args->hidden, args->intermediate,
+                                 args->w2.dtype == MB_F8_E4M3);
+}
+
+mb_status mb_moe_experts_check_sizes(const mb_moe_experts_args *args) {
+    MB_TRY(check_rows("moe_experts", args->n_tokens, 1));
+    MB_REQUIRE(args->n_rows >= 0 && args->n_rows <= INT32_MAX,
+               "moe_experts: n_rows is %" PRId64 ", not in 0 .. %d", args->n_rows, INT32_MAX);
+    MB_TRY(check_experts("moe_experts", MAX_PLANNED_EXPERTS, 0, args->n_local_experts));
+    return check_experts_of("moe_experts", args);
+}
+
+mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
+    MB_TRY(mb_moe_experts_check_sizes(args));
+    if (args->n_rows == 0)
+        return MB_OK;
+    REQUIRE_POINTER("moe_experts", x);
+    REQUIRE_POINTER("moe_experts", offsets);
+    REQUIRE_POINTER("moe_experts", w13.data);
+    REQUIRE_POINTER("moe_experts", w2.data);
+    REQUIRE_POINTER("moe_experts", y);
+    MB_REQUIRE(args->y != args->x, "moe_experts: y is x");
+    MB_REQUIRE(args->row_index || args->n_tokens == args->n_rows,
+               "moe_experts: row_index is NULL with n_tokens %" PRId64 " and n_rows %" PRId64, args->n_tokens,
+               args->n_rows);
+    return MB_OK;
+}
+
+mb_moe_experts_args mb_moe_forward_experts(const mb_moe_forward_args *args) {
+    return (mb_moe_experts_args){.x = args->x,
+                                 .w13 = args->w13,
+                                 .w2 = args->w2,
+                                 .bias13 = args->bias13,
+                                 .bias2 = args->bias2,
+                                 .n_tokens = args->n_tokens,
+                                 .n_rows = args->n_tokens * args->top_k,
+                                 .hidden = args->hidden,
+                                 .intermediate = args->intermediate,
+                                 .n_local_experts = args->n_local_experts,
+                                 .dtype = args->dtype,
+                                 .activation = args->activation,
+                                 .f32_math = args->f32_math,
+                                 .x_scale = args->x_scale,
+                                 .h_scale = args->h_scale};
 }
 
 mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args) {
-    MB_REQUIRE(args->hidden >= 1, "moe_forward: hidden is %d", args->hidden);
-    MB_REQUIRE(args->intermediate >= 1, "moe_forward: intermediate is %d", args->intermediate);
     MB_TRY(check_rows("moe_forward", args->n_tokens, args->top_k));
     MB_TRY(check_experts("moe_forward", args->n_experts, args->first_expert, args->n_local_experts));
-    MB_REQUIRE(mb_activation_is_known(args->activation), "moe_forward: activation %d is not one of experts",
-               (int)args->activation);
-    MB_TRY(check_activation_dtype("moe_forward", "dtype", args->dtype));
-    MB_REQUIRE(args->f32_math == MB_F32_TF32 || args->f32_math == MB_F32_EXACT,
-               "moe_forward: f32_math %d is unknown", (int)args->f32_math);
-    MB_TRY(mb_weight_check_shape(&args->w13, "moe_forward: w13", args->n_local_experts, w13_rows(args),
-                                 args->hidden, args->w13.dtype == MB_F8_E4M3));
-    MB_TRY(mb_weight_check_shape(&args->w2, "moe_forward: w2", args->n_local_experts, args->hidden,
-                                 args->intermediate, args->w2.dtype == MB_F8_E4M3));
+    const mb_moe_experts_args experts = mb_moe_forward_experts(args);
+    MB_TRY(check_experts_of("moe_forward", &experts));
     const mb_moe_route_args *route = args->route;
     if (!route)
         return MB_OK;

@@ -26,10 +26,16 @@ mb_status mb_moe_plan_check(const mb_moe_plan_args *args);
 mb_status mb_grouped_gemm_check_sizes(const mb_grouped_gemm_args *args);
 mb_status mb_grouped_gemm_check(const mb_grouped_gemm_args *args);
 
+mb_status mb_moe_experts_check_sizes(const mb_moe_experts_args *args);
+mb_status mb_moe_experts_check(const mb_moe_experts_args *args);
+
 mb_status mb_moe_reduce_check(const mb_moe_reduce_args *args);
 
 mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args);
 mb_status mb_moe_forward_check(const mb_moe_forward_args *args);
+
+/* The experts of a whole layer as an operator of their own. row_index, offsets and y are for the caller to fill in. */
+mb_moe_experts_args mb_moe_forward_experts(const mb_moe_forward_args *args);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,8 @@
 /*
  * moe.h - the MoE operators' entry points; their parameters are public (moebius/ops.h).
  *
- * moe_forward is composed of the smaller ones: plan -> gathered grouped GEMM with w13 -> activation ->
- * grouped GEMM with w2 -> weighted reduction. A token's result does not depend on its neighbours, bit for
+ * moe_forward is composed of the smaller ones: route -> plan -> experts -> reduce. The experts gather the rows of x,
+ * multiply them with w13, activate, and multiply with w2. A token's result does not depend on its neighbours, bit for
  * bit. Rounded to dtype: the activated product and each expert's output, on the CPU gate and up too, as in
  * Hugging Face (all with their bias, from fp32); the GPU keeps gate and up in fp32 until they are activated.
  * The sum over k, of residual and of shared is fp32 and rounded once.
@@ -45,6 +45,10 @@ mb_status mb_moe_plan_ref(const mb_moe_plan_args *args, void *workspace, size_t 
 mb_status mb_grouped_gemm_ref_workspace(const mb_grouped_gemm_args *most, size_t *bytes);
 mb_status mb_grouped_gemm_ref(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
+
+mb_status mb_moe_experts_ref_workspace(const mb_moe_experts_args *most, size_t *bytes);
+mb_status mb_moe_experts_ref(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
+                             mb_stream stream);
 
 mb_status mb_moe_reduce_ref(const mb_moe_reduce_args *args, mb_stream stream);
 

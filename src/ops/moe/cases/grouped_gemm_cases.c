@@ -63,15 +63,6 @@ static void expect_row(const mb_grouped_gemm_args *args, int per_tensor, int64_t
                       (args->row_weight ? (double)args->row_weight[r] : 1);
 }
 
-static void check_untouched(mb_check *check, const void *array, int64_t first, int64_t n_bytes) {
-    const unsigned char *bytes = array;
-    for (int64_t i = first; i < first + n_bytes; i++)
-        if (bytes[i] != 0xff) {
-            mb_check_fail(check, "byte %lld of a row of no group was written", (long long)i);
-            return;
-        }
-}
-
 static void check_gemm(mb_check *check, const shape *s, const types *t, mb_activation activation,
                        extras with) {
     mb_check_begin(check, "grouped_gemm %s%s out=%s act=%d E=%d N=%d K=%d R=%d lengths=%d extras=%d",
@@ -130,8 +121,8 @@ static void check_gemm(mb_check *check, const shape *s, const types *t, mb_activ
     else
         mb_check_compare(check, "out", t->out_dtype, out, expected, s->n_rows * n_out);
     int64_t row_bytes = (int64_t)out_row_bytes, end = first + s->n_rows;
-    check_untouched(check, args.out, 0, first * row_bytes);
-    check_untouched(check, args.out, end * row_bytes, (n_all - end) * row_bytes);
+    mb_check_untouched(check, args.out, 0, (size_t)(first * row_bytes));
+    mb_check_untouched(check, args.out, (size_t)(end * row_bytes), (size_t)((n_all - end) * row_bytes));
     mb_check_end(check, 2.0 * s->n_rows * s->n * s->k,
                  (double)fmin(s->n_groups, s->n_rows) * s->n * s->k * (double)mb_dtype_bytes(t->dtype));
 }

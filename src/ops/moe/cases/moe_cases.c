@@ -1,6 +1,7 @@
 #include "ops/moe/cases/cases.h"
 
 #include <math.h>
+#include <string.h>
 
 double mb_case_activate(mb_activation activation, double gate, double up) {
     double sigmoid = 1 / (1 + exp(-gate));
@@ -143,7 +144,7 @@ static double dot_row(const mb_weight *weight, int64_t matrix, int64_t row, cons
 }
 
 /* out += weight * expert e of x, one token, rounded where moe.h says; scratch holds 2I + I numbers. */
-static void add_expert(const mb_moe_forward_args *args, int64_t e, double weight, const double *x,
+static void add_expert(const mb_moe_experts_args *args, int64_t e, double weight, const double *x,
                        double *scratch, double *out) {
     int64_t n13 = args->w13.rows, width = args->intermediate, h = args->hidden;
     double *activated = scratch + n13;
@@ -239,6 +240,16 @@ static void check_forward(mb_check *check, const shape *s, mb_activation activat
     double *expected = mb_check_alloc(check, (size_t)n * sizeof *expected);
     double *x = mb_check_alloc(check, (size_t)s->hidden * sizeof *x);
     double *scratch = mb_check_alloc(check, (size_t)(n13 + s->intermediate) * sizeof *scratch);
+    const mb_moe_experts_args experts = {
+        .w13 = args.w13,
+        .w2 = args.w2,
+        .bias13 = args.bias13,
+        .bias2 = args.bias2,
+        .hidden = args.hidden,
+        .intermediate = args.intermediate,
+        .dtype = dtype,
+        .activation = activation,
+    };
     double n_used = 0;
     for (int64_t t = 0; t < s->n_tokens; t++) {
         double *out = expected + t * s->hidden;
@@ -254,7 +265,7 @@ static void check_forward(mb_check *check, const shape *s, mb_activation activat
             if (e < 0 || e >= s->n_local_experts)
                 continue;
             n_used++;
-            add_expert(&args, e, weights[t * s->top_k + k], x, scratch, out);
+            add_expert(&experts, e, weights[t * s->top_k + k], x, scratch, out);
         }
     }
     size_t workspace_bytes = 0;
@@ -265,6 +276,79 @@ static void check_forward(mb_check *check, const shape *s, mb_activation activat
     double per_expert = (double)(n13 + s->intermediate) * s->hidden;
     mb_check_end(check, 2 * n_used * per_expert,
                  fmin(n_used, s->n_local_experts) * per_expert * (double)mb_dtype_bytes(kind.dtype));
+}
+
+typedef struct expert_rows {
+    int64_t n_rows, n_in_front, n_behind; /* rows of y; of them in front of and behind the experts' rows */
+    int64_t n_tokens;                     /* rows of x that row_index names; 0: no row_index */
+    int32_t hidden, intermediate, n_experts;
+} expert_rows;
+
+/* Rows of experts chosen at random, so that some have none. */
+static int32_t *random_offsets(mb_check *check, const expert_rows *s) {
+    int32_t *offsets = mb_check_alloc(check, ((size_t)s->n_experts + 1) * sizeof *offsets);
+    memset(offsets, 0, ((size_t)s->n_experts + 1) * sizeof *offsets);
+    for (int64_t r = s->n_in_front; r < s->n_rows - s->n_behind; r++)
+        offsets[1 + mb_check_random(check) % (uint64_t)s->n_experts]++;
+    offsets[0] = (int32_t)s->n_in_front;
+    for (int32_t e = 0; e < s->n_experts; e++)
+        offsets[e + 1] += offsets[e];
+    return offsets;
+}
+
+static void check_experts(mb_check *check, const expert_rows *s, mb_activation activation, mb_dtype dtype,
+                          weight_kind kind, int with_bias) {
+    mb_check_begin(check, "moe_experts act=%d %s w=%s%s R=%lld (%lld+..+%lld) T=%lld H=%d I=%d E=%d%s",
+                   (int)activation, mb_dtype_name(dtype), mb_dtype_name(kind.dtype),
+                   kind.per_tensor ? "/tensor" : "", (long long)s->n_rows, (long long)s->n_in_front,
+                   (long long)s->n_behind, (long long)s->n_tokens, s->hidden, s->intermediate, s->n_experts,
+                   with_bias ? " bias" : "");
+    int64_t n13 = (int64_t)s->intermediate * (mb_case_is_gated(activation) ? 2 : 1), h = s->hidden;
+    int64_t n_x_rows = s->n_tokens > 0 ? s->n_tokens : s->n_rows, n = s->n_rows * h;
+    int32_t *row_index = mb_check_alloc(check, (size_t)s->n_rows * sizeof *row_index);
+    for (int64_t r = 0; r < s->n_rows; r++)
+        row_index[r] =
+            s->n_tokens > 0 ? (int32_t)(mb_check_random(check) % (uint64_t)s->n_tokens) : (int32_t)r;
+    mb_moe_experts_args args = {
+        .x = mb_check_values(check, dtype, n_x_rows * h, -2, 2),
+        .row_index = s->n_tokens > 0 ? row_index : NULL,
+        .offsets = random_offsets(check, s),
+        .w13 = make_weight(check, kind, s->n_experts, n13, h),
+        .w2 = make_weight(check, kind, s->n_experts, h, s->intermediate),
+        .bias13 = with_bias ? mb_check_values(check, dtype, s->n_experts * n13, -1, 1) : NULL,
+        .bias2 = with_bias ? mb_check_values(check, dtype, s->n_experts * h, -1, 1) : NULL,
+        .y = mb_check_alloc(check, mb_dtype_row_bytes(dtype, n)),
+        .n_tokens = n_x_rows,
+        .n_rows = s->n_rows,
+        .hidden = s->hidden,
+        .intermediate = s->intermediate,
+        .n_local_experts = s->n_experts,
+        .dtype = dtype,
+        .activation = activation,
+    };
+    double *expected = mb_check_alloc(check, (size_t)n * sizeof *expected);
+    double *x = mb_check_alloc(check, (size_t)h * sizeof *x);
+    double *scratch = mb_check_alloc(check, (size_t)(n13 + s->intermediate) * sizeof *scratch);
+    memset(expected, 0, (size_t)n * sizeof *expected);
+    for (int32_t e = 0; e < s->n_experts; e++)
+        for (int64_t r = args.offsets[e]; r < args.offsets[e + 1]; r++) {
+            for (int64_t i = 0; i < h; i++)
+                x[i] = mb_check_value(dtype, args.x, row_index[r] * h + i);
+            add_expert(&args, e, 1, x, scratch, expected + r * h);
+        }
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->moe_experts_workspace(&args, &workspace_bytes));
+    void *workspace = mb_check_alloc(check, workspace_bytes);
+    MB_CHECK_CALL(check, check->ops->moe_experts(&args, workspace, workspace_bytes, check->stream));
+    int64_t first = args.offsets[0], n_own = args.offsets[s->n_experts] - first;
+    size_t row_bytes = mb_dtype_row_bytes(dtype, h);
+    mb_check_compare(check, "y", dtype, (const char *)args.y + (size_t)first * row_bytes,
+                     expected + first * h, n_own * h);
+    mb_check_untouched(check, args.y, 0, (size_t)first * row_bytes);
+    mb_check_untouched(check, args.y, (size_t)(first + n_own) * row_bytes, (size_t)s->n_behind * row_bytes);
+    double per_expert = (double)(n13 + s->intermediate) * s->hidden;
+    mb_check_end(check, 2 * (double)n_own * per_expert,
+                 fmin((double)n_own, s->n_experts) * per_expert * (double)mb_dtype_bytes(kind.dtype));
 }
 
 /* in_place: the residual is out, and a second call would add it again. */
@@ -350,6 +434,16 @@ void mb_moe_cases(mb_check *check) {
     for (int activation = MB_ACT_GEGLU; activation <= MB_ACT_RELU2; activation++)
         for (int a = 0; a < 3; a++)
             check_forward(check, &shapes[5], (mb_activation)activation, dtypes[a], weights[a], ADDENDS);
+
+    static const expert_rows rows[] = {
+        {0, 0, 0, 0, 16, 8, 3},    {1, 0, 0, 0, 17, 9, 1},      {40, 2, 3, 0, 48, 40, 6},
+        {75, 0, 0, 20, 64, 24, 2}, {33, 7, 1, 500, 32, 16, 40}, /* rows of x that nobody names */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        for (int a = 0; a < 3; a++)
+            for (int w = 0; w < 5; w++)
+                check_experts(check, &rows[i], w % 2 ? MB_ACT_RELU2 : MB_ACT_SWIGLU, dtypes[a], weights[w],
+                              i % 2 == 0);
 
     static const int32_t sums[][3] = {{0, 16, 2}, {1, 1, 1}, {7, 300, 1}, {33, 520, 8}, {5, 64, 32}};
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)

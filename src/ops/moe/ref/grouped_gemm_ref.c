@@ -1,7 +1,6 @@
 #include "base/arena.h"
 #include "ops/common/dtype.h"
 #include "ops/common/parallel.h"
-#include "ops/common/tensor.h"
 #include "ops/common/tile_matmul.h"
 #include "ops/common/vector.h"
 #include "ops/common/workspace.h"
@@ -10,7 +9,6 @@
 #include "ops/moe/ref/activation.h"
 #include "ops/moe/ref/ref.h"
 
-#include <inttypes.h>
 #include <math.h>
 
 /*
@@ -134,29 +132,14 @@ static void multiply_block(const void *context, int64_t item) {
     }
 }
 
-/* On a CPU the offsets and indices can be read before they are followed. */
-static mb_status check_contents(const mb_grouped_gemm_args *args, const int32_t *offsets) {
-    MB_REQUIRE(offsets[0] >= 0, "grouped_gemm: offsets[0] is %d", offsets[0]);
-    for (int64_t e = 0; e < args->b.count; e++)
-        MB_REQUIRE(offsets[e] <= offsets[e + 1],
-                   "grouped_gemm: offsets[%" PRId64 "] is %d, less than offsets[%" PRId64 "], %d", e + 1,
-                   offsets[e + 1], e, offsets[e]);
-    MB_REQUIRE(offsets[args->b.count] <= args->n_rows,
-               "grouped_gemm: offsets[%" PRId64 "] is %d, more than n_rows, %" PRId64, args->b.count,
-               offsets[args->b.count], args->n_rows);
-    if (args->row_index)
-        for (int32_t r = offsets[0]; r < offsets[args->b.count]; r++)
-            MB_REQUIRE(args->row_index[r] >= 0, "grouped_gemm: row_index[%d] is %d", r, args->row_index[r]);
-    return MB_OK;
-}
-
 mb_status mb_grouped_gemm_any(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream) {
     if (args->n_rows == 0)
         return MB_OK;
     const int32_t one_group[2] = {0, (int32_t)args->n_rows};
     const int32_t *offsets = args->offsets ? args->offsets : one_group;
-    MB_TRY(check_contents(args, offsets));
+    MB_TRY(
+        mb_moe_check_rows("grouped_gemm", offsets, args->b.count, args->n_rows, args->row_index, INT64_MAX));
     size_t needed;
     MB_TRY(mb_grouped_gemm_any_workspace(args, &needed));
     MB_TRY(mb_workspace_check("grouped_gemm", workspace, workspace_bytes, needed));

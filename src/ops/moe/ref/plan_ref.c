@@ -1,8 +1,11 @@
 #include "base/status.h"
+#include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
 #include "ops/moe/ref/ref.h"
+
+#include <inttypes.h>
 
 /* Counting sort: count, prefix sum, place. Serial: it reads T*K ids twice, and the GEMMs behind it dwarf it.
  */
@@ -28,6 +31,21 @@ int32_t mb_moe_cut_tiles(const int32_t *offsets, int64_t n_groups, int32_t tile_
                                                    .n_rows = (int32_t)(end - row < size ? end - row : size)};
     }
     return n_tiles;
+}
+
+mb_status mb_moe_check_rows(const char *op, const int32_t *offsets, int64_t n_groups, int64_t n_rows,
+                            const int32_t *row_index, int64_t n_sources) {
+    MB_REQUIRE(offsets[0] >= 0, "%s: offsets[0] is %d", op, offsets[0]);
+    for (int64_t e = 0; e < n_groups; e++)
+        MB_REQUIRE(offsets[e] <= offsets[e + 1],
+                   "%s: offsets[%" PRId64 "] is %d, less than offsets[%" PRId64 "], %d", op, e + 1,
+                   offsets[e + 1], e, offsets[e]);
+    MB_REQUIRE(offsets[n_groups] <= n_rows, "%s: offsets[%" PRId64 "] is %d, more than n_rows, %" PRId64, op,
+               n_groups, offsets[n_groups], n_rows);
+    for (int32_t r = offsets[0]; row_index && r < offsets[n_groups]; r++)
+        MB_REQUIRE(row_index[r] >= 0 && row_index[r] < n_sources, "%s: row_index[%d] is %d", op, r,
+                   row_index[r]);
+    return MB_OK;
 }
 
 mb_status mb_moe_plan_ref_workspace(const mb_moe_plan_args *most, size_t *bytes) {

@@ -2,7 +2,6 @@
 #include "ops/common/parallel.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
-#include "ops/moe/ref/ref.h"
 
 /* Each token by pieces of its row: the K rows in order, then shared, then residual; rounded once. */
 static void reduce_token(const void *context, int64_t t) {
@@ -34,13 +33,9 @@ static void reduce_token(const void *context, int64_t t) {
     }
 }
 
-void mb_moe_reduce_any(const mb_moe_reduce_args *args, mb_stream stream) {
-    double work = (double)args->n_tokens * args->hidden * args->top_k;
-    mb_parallel_for(stream, work, args->n_tokens, reduce_token, args);
-}
-
 mb_status mb_moe_reduce_ref(const mb_moe_reduce_args *args, mb_stream stream) {
     MB_TRY(mb_moe_reduce_check(args));
-    mb_moe_reduce_any(args, stream);
+    double work = (double)args->n_tokens * args->hidden * args->top_k;
+    mb_parallel_for(stream, work, args->n_tokens, reduce_token, args);
     return MB_OK;
 }

@@ -138,6 +138,23 @@ static void run(const memory *m, cudaStream_t stream) {
     gemm.activation = MB_ACT_NONE;
     MB(mb_grouped_gemm(&gemm, m->workspace, WORKSPACE_BYTES, stream));
 
+    /* The experts in one call write the same y; they come last, so it is theirs that is summed. */
+    mb_moe_experts_args experts = {};
+    experts.x = m->x;
+    experts.row_index = m->row_token;
+    experts.offsets = m->offsets;
+    experts.w13 = forward.w13;
+    experts.w2 = forward.w2;
+    experts.y = m->y;
+    experts.n_tokens = T;
+    experts.n_rows = R;
+    experts.hidden = H;
+    experts.intermediate = I;
+    experts.n_local_experts = E;
+    experts.dtype = MB_BF16;
+    must("workspace of experts", bytes_of(mb_moe_experts_workspace, &experts) <= WORKSPACE_BYTES);
+    MB(mb_moe_experts(&experts, m->workspace, WORKSPACE_BYTES, stream));
+
     mb_moe_reduce_args reduce = {};
     reduce.y = m->y;
     reduce.weights = m->weights;

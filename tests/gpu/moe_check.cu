@@ -18,10 +18,13 @@
  * nothing (for its initcheck), --picked runs only the tile row that the operator would choose, --parts times
  * the forward's kernels one after another, --musts prints what must be reached beside each time.
  */
+#include "experts_checks.cuh"
 #include "moe_few_checks.cuh"
 #include "moe_host_checks.cuh"
 #include "moe_musts.cuh"
 #include "moe_refusals.cuh"
+#include "ops/hopper/launch.cuh"
+#include "ops/moe/experts/launch_sm90.h"
 #include "ops/moe/experts/pick.h"
 #include "timing.cuh"
 
@@ -93,6 +96,11 @@ static mb_status run_forward(const mb_moe_forward_args *f, int tile, void *works
                              mb_stream stream) {
     return tile == NO_TILE ? mb_moe_forward_sm90(f, workspace, workspace_bytes, stream)
                            : mb_moe_forward_sm90_tile(f, tile, workspace, workspace_bytes, stream);
+}
+
+static mb_moe_steps steps_of(const mb_moe_forward_args *f, int tile, void *workspace) {
+    mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0};
+    return mb_moe_forward_sm90_layout(f, tile, mb_n_processors(), &arena);
 }
 
 static double output_difference(const problem *p, const float *reference) {
@@ -197,7 +205,7 @@ static void launch(const void *context, cudaStream_t stream) {
     if (c->n_steps >= 1)
         MB(mb_moe_front_sm90(&s->front, s->front_workspace, s->front_workspace_bytes, stream));
     if (c->n_steps >= 2)
-        MB(mb_moe_experts_sm90(&s->experts, stream));
+        MB(mb_experts_launch(&s->experts, &s->layout, stream));
     if (c->n_steps >= 3)
         MB(mb_moe_reduce_experts_sm90(&s->reduce, stream));
 }
@@ -220,7 +228,7 @@ static void time_forward(const problem *p, int tile, const options *o, void *wor
         print_must(p, us);
     if (picked && o->parts && tile != NO_TILE) {
         double before = 0;
-        mb_moe_forward_sm90_steps(&f, tile, workspace, &call.steps);
+        call.steps = steps_of(&f, tile, workspace);
         for (call.n_steps = 1; call.n_steps <= 3; call.n_steps++) {
             const double until = time_graph(launch, &call, flush);
             printf("\n%56s until %-8s %9.1f us  (+%.1f)", "", step_names[call.n_steps - 1], until,
@@ -263,11 +271,11 @@ static void run_tile(problem *p, int tile, const int32_t *ids, const int32_t *of
         if (repeat == 0)
             CUDA(cudaMemcpy(first, f.out, out_bytes(p), cudaMemcpyDeviceToDevice));
     }
-    if (tile != NO_TILE) {
-        mb_moe_steps steps;
-        mb_moe_forward_sm90_steps(&f, tile, workspace, &steps);
+    const mb_moe_steps steps = steps_of(&f, tile, workspace);
+    if (tile != NO_TILE)
         check_plan(p, &steps.front.plan, ids, offsets);
-    }
+    if (!o->bare)
+        check_experts_alone(p, &steps, offsets[f.n_local_experts]);
     double n = differences(first, f.out, n_out, f.dtype);
     if (n > 0)
         complain(p->name, "elements not written, NaN, or not equal on repeat", n);

@@ -9,12 +9,16 @@
 extern "C" {
 #endif
 
-/* *bytes is what the measuring arena has handed out. MB_ERR_ARGUMENT when the sum is more than a size_t. */
+/* *bytes is what the measuring arena has handed out. MB_ERR_ARGUMENT when the arena overflowed. */
 mb_status mb_workspace_measured(const char *op, const mb_arena *measured, size_t *bytes);
 
 /* MB_ERR_CAPACITY when the caller's workspace is NULL or too small; nothing is needed of 0 bytes. */
 mb_status mb_workspace_check(const char *op, const void *workspace, size_t workspace_bytes,
                              size_t needed_bytes);
+
+/* The same for a workspace that was cut without looking at its end: an arena of capacity SIZE_MAX. */
+mb_status mb_workspace_check_arena(const char *op, const void *workspace, size_t workspace_bytes,
+                                   const mb_arena *cut);
 
 #ifdef __cplusplus
 }

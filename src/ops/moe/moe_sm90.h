@@ -67,27 +67,12 @@ enum { MB_F32_TILE_ROWS = 64 };
 mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args, const mb_moe_token_tile *tiles,
                                    const int32_t *n_tiles, int64_t max_tiles, mb_stream stream);
 
-/* Both grouped GEMMs with the activation between them, in one launch: y = w2(act(w13(x))) for every sorted
- * row. */
-typedef struct mb_moe_experts_args {
-    const mb_moe_forward_args *forward;
-    const int32_t *row_token; /* [R] */
-    const mb_moe_token_tile *tiles;
-    const int32_t *n_tiles;
-    int32_t *counters; /* [mb_moe_experts_counters(...)], 0 */
-    const void *x;     /* [T, H]: the forward's, or quantised */
-    const float *x_scale;
-    void *h;        /* [R, I] workspace */
-    void *h8;       /* [R, I] fp8 workspace, with fp8 weights */
-    float *h_scale; /* [R, ceil(I / 128)] workspace, with block scales; per tensor [1], read */
-    void *y;        /* [R, H] out */
-    int64_t max_tiles;
-    int tile; /* row of experts/tiles.def */
-} mb_moe_experts_args;
-mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream);
+mb_status mb_moe_experts_sm90_workspace(const mb_moe_experts_args *most, size_t *bytes);
+mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
+                              mb_stream stream);
 
 mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream);
-/* The same behind mb_moe_experts_sm90, which reads token_row and weights no more than the reduction writes
+/* The same behind the experts' kernel, which reads token_row and weights no more than the reduction writes
  * them. */
 mb_status mb_moe_reduce_experts_sm90(const mb_moe_reduce_args *args, mb_stream stream);
 
@@ -99,19 +84,6 @@ mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, 
 mb_status mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *most, int tile, size_t *bytes);
 mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
                                    size_t workspace_bytes, mb_stream stream);
-
-/* The kernels of one forward, in order, so that a benchmark can stop after any of them. With MB_F32_EXACT the
- * two GEMMs are mb_grouped_gemm_f32_sm90's. */
-typedef struct mb_moe_steps {
-    mb_moe_front_args front;
-    void *front_workspace;
-    size_t front_workspace_bytes;
-    mb_moe_experts_args experts;
-    mb_moe_reduce_args reduce;
-    size_t workspace_bytes; /* that all of this takes */
-} mb_moe_steps;
-void mb_moe_forward_sm90_steps(const mb_moe_forward_args *args, int tile, void *workspace,
-                               mb_moe_steps *steps);
 
 #ifdef __cplusplus
 }

@@ -98,7 +98,7 @@ static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int ga
     return MB_OK;
 }
 
-int mb_experts_kind(const mb_weight *weight) {
+static int kind_of(const mb_weight *weight) {
     switch (weight->dtype) {
     case MB_BF16:
         return KIND_BF16;
@@ -156,15 +156,12 @@ static mb_status launch(const experts_params *params, int kind, int tile, mb_str
 }
 
 /* next_item, ready and block_done, one after another. */
-int64_t mb_experts_n_counters(int64_t max_tiles, int32_t width) {
-    const int64_t n_blocks = (width + MB_F8_BLOCK - 1) / MB_F8_BLOCK, most_ctas = 2;
-    return 1 + max_tiles * (1 + n_blocks * most_ctas);
-}
-
-static void set_counters(experts_params *params, int32_t *counters, int64_t max_tiles) {
-    params->next_item = counters;
-    params->ready = counters + 1;
-    params->block_done = counters + 1 + max_tiles;
+static void set_tiles(experts_params *params, const mb_experts_tiles *tiles) {
+    params->tiles = tiles->tiles;
+    params->n_tiles = tiles->n_tiles;
+    params->next_item = tiles->counters;
+    params->ready = tiles->counters + 1;
+    params->block_done = tiles->counters + 1 + tiles->max_tiles;
 }
 
 static mb_status check_tile(int tile, mb_dtype weights) {
@@ -174,52 +171,92 @@ static mb_status check_tile(int tile, mb_dtype weights) {
     return MB_OK;
 }
 
-extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, mb_stream stream) {
-    const mb_moe_forward_args *f = args->forward;
-    MB_TRY(check_tile(args->tile, f->w13.dtype));
-    const mb_moe_tile *tile = &mb_moe_tiles[args->tile];
-    const int kind = mb_experts_kind(&f->w13);
+mb_status mb_experts_cut_tiles(const mb_experts_tiles *tiles, const int32_t *offsets, int32_t n_groups,
+                               int64_t n_rows, mb_stream stream) {
+    mb_moe_tiles_args args = {};
+    args.offsets = offsets;
+    args.n_rows = n_rows;
+    args.tiles = tiles->tiles;
+    args.n_tiles = tiles->n_tiles;
+    args.counters = tiles->counters;
+    args.n_counters = tiles->n_counters;
+    args.n_groups = n_groups;
+    args.tile_rows = tiles->tile_rows;
+    args.tile_step = tiles->tile_step;
+    return mb_moe_tiles_sm90(&args, stream);
+}
+
+/* Both GEMMs with fp32 multiply-adds. */
+static mb_status launch_exact(const mb_moe_experts_args *args, const mb_moe_experts_layout *layout,
+                              mb_stream stream) {
+    const mb_experts_tiles *tiles = &layout->tiles;
+    mb_grouped_gemm_args gemm = {};
+    gemm.a = args->x;
+    gemm.row_index = args->row_index;
+    gemm.offsets = args->offsets;
+    gemm.b = args->w13;
+    gemm.bias = args->bias13;
+    gemm.out = layout->h;
+    gemm.n_rows = args->n_rows;
+    gemm.dtype = gemm.out_dtype = gemm.bias_dtype = MB_F32;
+    gemm.activation = args->activation;
+    gemm.f32_math = MB_F32_EXACT;
+    MB_TRY(mb_grouped_gemm_f32_sm90(&gemm, tiles->tiles, tiles->n_tiles, tiles->max_tiles, stream));
+    gemm.a = layout->h;
+    gemm.row_index = NULL;
+    gemm.b = args->w2;
+    gemm.bias = args->bias2;
+    gemm.out = args->y;
+    gemm.activation = MB_ACT_NONE;
+    return mb_grouped_gemm_f32_sm90(&gemm, tiles->tiles, tiles->n_tiles, tiles->max_tiles, stream);
+}
+
+mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_experts_layout *layout,
+                            mb_stream stream) {
+    const int row = layout->tiles.tile;
+    if (row == MB_EXACT_TILE)
+        return launch_exact(args, layout, stream);
+    MB_TRY(check_tile(row, args->w13.dtype));
+    const mb_moe_tile *tile = &mb_moe_tiles[row];
+    const int kind = kind_of(&args->w13);
     const int is_fp8 = tile->family == MB_MOE_FP8;
     experts_params params = {};
     gemm_params *first = &params.gemm[0], *second = &params.gemm[1];
-    MB_TRY(describe(first, &f->w13, f->activation, tile));
-    MB_TRY(describe(second, &f->w2, MB_ACT_NONE, tile));
-    first->a = args->x;
-    first->a_scale = args->x_scale;
-    first->row_index = args->row_token;
-    first->bias = f->bias13;
-    first->out = args->h;
-    first->out8 = args->h8;
-    first->out_scale = args->h_scale;
+    MB_TRY(describe(first, &args->w13, args->activation, tile));
+    MB_TRY(describe(second, &args->w2, MB_ACT_NONE, tile));
+    first->a = is_fp8 ? layout->x8 : args->x;
+    first->a_scale = layout->x_scale;
+    first->row_index = args->row_index;
+    first->bias = args->bias13;
+    first->out = layout->h;
+    first->out8 = layout->h8;
+    first->out_scale = layout->h_scale;
     first->store = kind == KIND_FP8_BLOCK    ? STORE_FP8_BLOCK
                    : kind == KIND_FP8_TENSOR ? STORE_FP8_TENSOR
                    : kind == KIND_TF32       ? STORE_F32
                                              : STORE_16BIT;
-    second->a = is_fp8 ? args->h8 : args->h;
-    second->a_scale = args->h_scale;
-    second->bias = f->bias2;
+    second->a = is_fp8 ? layout->h8 : layout->h;
+    second->a_scale = layout->h_scale;
+    second->bias = args->bias2;
     second->out = args->y;
     second->store = kind == KIND_TF32 ? STORE_F32 : STORE_16BIT;
-    first->bias_dtype = second->bias_dtype = f->dtype;
-    first->out_is_f16 = second->out_is_f16 = f->dtype == MB_F16;
-    params.tiles = args->tiles;
-    params.n_tiles = args->n_tiles;
-    set_counters(&params, args->counters, args->max_tiles);
-    const int64_t n_rows = f->n_tokens * f->top_k;
-    const int64_t n_hit = n_rows < f->n_local_experts ? n_rows : f->n_local_experts;
-    params.read_once =
-        n_hit * (f->w13.rows + f->intermediate) * (int64_t)mb_dtype_row_bytes(f->w13.dtype, f->hidden) <=
-        READ_ONCE_BYTES;
-    return launch(&params, kind, args->tile, stream);
+    first->bias_dtype = second->bias_dtype = args->dtype;
+    first->out_is_f16 = second->out_is_f16 = args->dtype == MB_F16;
+    set_tiles(&params, &layout->tiles);
+    const int64_t n_hit = args->n_rows < args->n_local_experts ? args->n_rows : args->n_local_experts;
+    params.read_once = n_hit * (args->w13.rows + args->intermediate) *
+                           (int64_t)mb_dtype_row_bytes(args->w13.dtype, args->hidden) <=
+                       READ_ONCE_BYTES;
+    return launch(&params, kind, row, stream);
 }
 
-mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_rows *rows, void *scratch,
-                              int tile, mb_stream stream) {
-    MB_TRY(check_tile(tile, args->b.dtype));
-    const int kind = mb_experts_kind(&args->b);
+mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_tiles *tiles, void *scratch,
+                              mb_stream stream) {
+    MB_TRY(check_tile(tiles->tile, args->b.dtype));
+    const int kind = kind_of(&args->b);
     experts_params params = {};
     gemm_params *g = &params.gemm[0];
-    MB_TRY(describe(g, &args->b, args->activation, &mb_moe_tiles[tile]));
+    MB_TRY(describe(g, &args->b, args->activation, &mb_moe_tiles[tiles->tile]));
     g->a = args->a;
     g->a_scale = args->a_scale;
     g->row_index = args->row_index;
@@ -233,8 +270,6 @@ mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts
     g->out_is_f16 = args->out_dtype == MB_F16 || (to_fp8 && args->dtype == MB_F16);
     g->store = to_fp8 ? STORE_FP8_BLOCK : args->out_dtype == MB_F32 ? STORE_F32 : STORE_16BIT;
     params.gemm[1].weights = g->weights; /* prefetched, not used */
-    params.tiles = rows->tiles;
-    params.n_tiles = rows->n_tiles;
-    set_counters(&params, rows->counters, rows->max_tiles);
-    return launch(&params, kind, tile, stream);
+    set_tiles(&params, tiles);
+    return launch(&params, kind, tiles->tile, stream);
 }

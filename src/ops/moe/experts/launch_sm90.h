@@ -1,24 +1,27 @@
-/* launch_sm90.h - the host side of the experts' kernel, for forward_sm90.cu and grouped_gemm_sm90.cu. */
+/* launch_sm90.h - the host side of the experts' kernel, for the operators that run it. */
 #ifndef MB_OPS_MOE_EXPERTS_LAUNCH_SM90_H
 #define MB_OPS_MOE_EXPERTS_LAUNCH_SM90_H
 
-#include "ops/moe/moe_sm90.h"
+#include "ops/moe/layout_sm90.h"
 
-/* enum experts_kind of weights. */
-int mb_experts_kind(const mb_weight *weight);
+#ifdef __cplusplus
+extern "C" {
+#endif
 
-/* How many zeros the kernel wants for that many tiles, whose first GEMM has `width` outputs. */
-int64_t mb_experts_n_counters(int64_t max_tiles, int32_t width);
+/* Writes the tiles of rows that are grouped already, and sets the counters to 0. offsets NULL: one group. */
+mb_status mb_experts_cut_tiles(const mb_experts_tiles *tiles, const int32_t *offsets, int32_t n_groups,
+                               int64_t n_rows, mb_stream stream);
 
-typedef struct mb_experts_rows {
-    const mb_moe_token_tile *tiles;
-    const int32_t *n_tiles;
-    int32_t *counters;
-    int64_t max_tiles;
-} mb_experts_rows;
+/* Both grouped GEMMs with the activation between them: y = w2(act(w13(x))) for every row of the tiles, in one launch (of
+ * the exact fp32 GEMM two). x is the layout's x8 with fp8 weights. The tiles are cut, the counters 0. */
+mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_experts_layout *layout,
+                            mb_stream stream);
 
 /* One grouped GEMM. scratch: [R, columns of out] of 16 bits, with an fp8 out. */
-mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_rows *rows, void *scratch,
-                              int tile, mb_stream stream);
+mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_tiles *tiles, void *scratch,
+                              mb_stream stream);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -153,8 +153,7 @@ static mb_status check(const mb_moe_front_args *args, quantize_params *quantize)
 }
 
 extern "C" mb_status mb_moe_front_sm90_workspace(const mb_moe_front_args *most, size_t *bytes) {
-    *bytes = 0;
-    return is_few(most) ? MB_OK : mb_moe_plan_sm90_workspace(&most->plan, bytes);
+    return mb_moe_plan_sm90_workspace(&most->plan, bytes); /* few choices, done in one launch, need none */
 }
 
 extern "C" mb_status mb_moe_front_sm90(const mb_moe_front_args *args, void *workspace, size_t workspace_bytes,

@@ -9,9 +9,10 @@
 #ifndef MB_OPS_MOE_PLAN_CUH
 #define MB_OPS_MOE_PLAN_CUH
 
+#include "ops/moe/front/plan_sizes.h"
 #include "ops/moe/front/tiles.cuh"
 
-enum { FEW_EXPERTS = 1024, FEW_EXPERT_BITS = 10 }; /* a thread each in the scan */
+static_assert((int)PLAN_THREADS == (int)MAX_THREADS, "choices of a CTA");
 
 typedef struct plan_params {
     mb_moe_plan_args plan;
@@ -145,24 +146,9 @@ static __device__ __forceinline__ void place_choices(const plan_params *params, 
 }
 
 /* Host side. How a plan of few experts is cut. */
-enum {
-    ONE_CTA_CHOICES = 1024, /* up to here one CTA is quicker than two launches */
-    MAX_PLAN_CTAS = 128,
-    MANY_CHOICES = 1 << 22, /* from here on the plan of many experts is quicker for few as well */
-};
-
-static inline uint32_t n_plan_ctas(int64_t n_choices) {
-    const int64_t n_ctas = (n_choices + MAX_THREADS - 1) / MAX_THREADS;
-    return n_choices <= ONE_CTA_CHOICES ? 1 : n_ctas < MAX_PLAN_CTAS ? (uint32_t)n_ctas : MAX_PLAN_CTAS;
-}
-
-static inline int is_plan_of_many(const mb_moe_plan_args *args) {
-    return args->n_local_experts > FEW_EXPERTS || args->n_tokens * args->top_k >= MANY_CHOICES;
-}
-
 static inline plan_params cut_plan(const mb_moe_plan_args *args, void *workspace) {
     plan_params params = {};
-    const int64_t n_choices = args->n_tokens * args->top_k, n_ctas = n_plan_ctas(n_choices);
+    const int64_t n_choices = args->n_tokens * args->top_k, n_ctas = mb_plan_ctas(n_choices);
     const int64_t parts = n_ctas > 1 ? MAX_WARPS : (n_choices + 31) / 32;
     params.plan = *args;
     params.counts = (int32_t *)workspace;
@@ -182,7 +168,6 @@ mb_status mb_moe_plan_launch(const mb_moe_plan_args *args, int32_t *counters, in
                              void *workspace, size_t workspace_bytes, mb_stream stream);
 
 /* The same for more than FEW_EXPERTS. */
-size_t mb_moe_plan_many_workspace(const mb_moe_plan_args *args);
 mb_status mb_moe_plan_many_launch(const mb_moe_plan_args *args, int32_t *counters, int32_t n_counters,
                                   void *workspace, mb_stream stream);
 

@@ -20,16 +20,7 @@
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/front/plan.cuh"
 
-enum {
-    MAX_CHUNK_EXPERTS = 1700000, /* chunks times experts */
-    BATCH = 1024,                /* choices of a turn: 10 bits */
-    PLACE_THREADS = 512,
-    PLACE_WARPS = PLACE_THREADS / 32,
-    LOADS = 16, /* in flight a lane */
-    MAX_SCAN_CTAS = 64,
-    EXPERT_BITS = 14,
-    MAX_GROUP_EXPERTS = 1 << EXPERT_BITS,
-};
+enum { LOADS = 16 }; /* in flight a lane */
 
 typedef struct many_params {
     mb_moe_plan_args plan;
@@ -286,36 +277,19 @@ static __global__ void __launch_bounds__(PLACE_THREADS)
     }
 }
 
-static int64_t divide_up(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
-/* CTAs are as many groups as shared memory and L2 need, times chunks; with few choices fewer chunks. */
 static many_params cut_many(const mb_moe_plan_args *args, void *workspace) {
+    const mb_plan_grid grid = mb_plan_grid_of_many(args, mb_n_processors());
     many_params params = {};
-    const int64_t n_choices = args->n_tokens * args->top_k, n_experts = args->n_local_experts;
-    const int64_t of_shared = divide_up(n_experts, MAX_GROUP_EXPERTS);
-    const int64_t n_ctas = mb_n_processors();
-    const int64_t of_rows = divide_up(n_experts * n_ctas, MAX_CHUNK_EXPERTS);
-    const int64_t most_chunks = n_ctas / (of_shared > of_rows ? of_shared : of_rows);
-    const int64_t of_choices = divide_up(n_choices > 0 ? n_choices : 1, PLACE_WARPS * BATCH);
-    const int64_t n_chunks = of_choices < most_chunks ? of_choices : most_chunks;
     params.plan = *args;
-    params.n_choices = (uint32_t)n_choices;
-    params.n_chunks = (uint32_t)n_chunks;
-    params.chunk_choices = (uint32_t)(divide_up(n_choices, n_chunks * BATCH) * BATCH);
-    params.n_groups = (uint32_t)(n_ctas / n_chunks);
-    params.group_experts = (uint32_t)divide_up(n_experts, params.n_groups);
+    params.n_choices = (uint32_t)(args->n_tokens * args->top_k);
+    params.n_chunks = grid.n_chunks;
+    params.chunk_choices = grid.chunk_choices;
+    params.n_groups = grid.n_groups;
+    params.group_experts = grid.group_experts;
     params.sums = (uint64_t *)workspace;
     params.next_part = params.sums + MAX_SCAN_CTAS;
     params.counts = (uint32_t *)(params.next_part + 1);
     return params;
-}
-
-size_t mb_moe_plan_many_workspace(const mb_moe_plan_args *args) {
-    const many_params params = cut_many(args, NULL);
-    return sizeof(uint64_t) * (MAX_SCAN_CTAS + 1) +
-           sizeof(uint32_t) * params.n_chunks * (size_t)args->n_local_experts;
 }
 
 static cudaError_t launch(const many_params *params, mb_stream stream) {

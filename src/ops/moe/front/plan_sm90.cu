@@ -40,24 +40,9 @@ static __global__ void __launch_bounds__(MAX_THREADS) place(const __grid_constan
     place_choices(&params, params.plan.ids, first_rows, blockIdx.x, gridDim.x);
 }
 
-static size_t needed_bytes(const mb_moe_plan_args *args) {
-    if (is_plan_of_many(args))
-        return mb_moe_plan_many_workspace(args);
-    const uint32_t n_ctas = n_plan_ctas(args->n_tokens * args->top_k);
-    return n_ctas == 1 ? 0 : sizeof(int32_t) * n_ctas * (size_t)args->n_local_experts;
-}
-
-/* Each of the two ways needs more for more tokens. The way of many choices comes after the other, and its bytes may
- * be fewer. */
 extern "C" mb_status mb_moe_plan_sm90_workspace(const mb_moe_plan_args *most, size_t *bytes) {
     MB_TRY(mb_moe_plan_check_sizes(most));
-    *bytes = needed_bytes(most);
-    mb_moe_plan_args fewer = *most;
-    fewer.n_tokens = (MANY_CHOICES - 1) / most->top_k;
-    if (fewer.n_tokens < most->n_tokens) {
-        const size_t of_fewer = needed_bytes(&fewer);
-        *bytes = of_fewer > *bytes ? of_fewer : *bytes;
-    }
+    *bytes = mb_plan_most_bytes(most, mb_n_processors());
     return MB_OK;
 }
 
@@ -73,7 +58,7 @@ mb_status mb_moe_plan_sm90_check(const mb_moe_plan_args *args) {
 }
 
 static cudaError_t launch(const plan_params *params, mb_stream stream) {
-    const unsigned n_ctas = n_plan_ctas(params->n_choices);
+    const unsigned n_ctas = mb_plan_ctas(params->n_choices);
     const unsigned n_experts = (unsigned)params->plan.n_local_experts;
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
@@ -96,8 +81,9 @@ static cudaError_t launch(const plan_params *params, mb_stream stream) {
 
 mb_status mb_moe_plan_launch(const mb_moe_plan_args *args, int32_t *counters, int32_t n_counters,
                              void *workspace, size_t workspace_bytes, mb_stream stream) {
-    MB_TRY(mb_workspace_check("moe_plan", workspace, workspace_bytes, needed_bytes(args)));
-    if (is_plan_of_many(args))
+    MB_TRY(
+        mb_workspace_check("moe_plan", workspace, workspace_bytes, mb_plan_bytes(args, mb_n_processors())));
+    if (mb_plan_is_of_many(args))
         return mb_moe_plan_many_launch(args, counters, n_counters, workspace, stream);
     plan_params params = cut_plan(args, workspace);
     params.counters = counters;

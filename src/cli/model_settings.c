@@ -31,8 +31,9 @@ const cli_option cli_model_options[] = {
      .value_name = "NAME",
      .kind = CLI_TEXT,
      .offset = FIELD(chat_template),
-     .help = "Use the known chat template NAME (qwen3, qwen3-instruct, qwen3-thinking) in place of the "
-             "checkpoint's own."},
+     .help =
+         "Use the known chat template NAME (qwen3, qwen3-instruct, qwen3-thinking, chatml) in place of the "
+         "checkpoint's own."},
     {.letter = 'q',
      .name = "quiet",
      .kind = CLI_FLAG,

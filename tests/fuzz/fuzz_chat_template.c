@@ -25,7 +25,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     char *tools = separator ? copy_text(separator + 1, n_bytes - n_messages - 2) : NULL;
     mb_chat_options options = {
         .add_generation_prompt = data[0] & 1, .enable_thinking = data[0] & 2, .tools_json = tools};
-    mb_chat_template which = (mb_chat_template)(MB_CHAT_QWEN3 + (data[0] >> 2) % 3);
+    static const mb_chat_template all[] = {MB_CHAT_QWEN3, MB_CHAT_QWEN3_INSTRUCT, MB_CHAT_QWEN3_THINKING,
+                                           MB_CHAT_CHATML};
+    mb_chat_template which = all[(data[0] >> 2) % 4];
     char *text;
     if (mb_chat_template_render(which, messages, &options, &text) == MB_OK)
         mb_free(text);

@@ -46,6 +46,38 @@ static void test_render(void **state) {
     mb_free(text);
 }
 
+static void test_chatml(void **state) {
+    (void)state;
+    check_render(MB_CHAT_CHATML,
+                 "[{\"role\": \"critic\", \"content\": \"Hm\"}, {\"role\": \"user\", \"content\": \"\"}]",
+                 &defaults,
+                 "<|im_start|>critic\nHm<|im_end|>\n<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n");
+    mb_chat_options alone = {.enable_thinking = 0};
+    check_render(MB_CHAT_CHATML, "[{\"role\": \"user\", \"content\": \"Hi\", \"tool_calls\": []}]", &alone,
+                 "<|im_start|>user\nHi<|im_end|>\n");
+    static const struct {
+        const char *messages, *tools, *sentence;
+    } refused[] = {
+        {"[{\"role\": \"user\"}]", NULL, "messages[0].content is missing; with this chat template (ChatML)"},
+        {"[{\"role\": \"user\", \"content\": null}]", NULL, "messages[0].content is missing"},
+        {"[{\"role\": 3, \"content\": \"\"}]", NULL, "messages[0].role is 3; it must be a string"},
+        {"[{\"content\": \"\"}]", NULL, "messages[0].role is missing; it must be a string"},
+        {"[{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{\"name\": \"f\", \"arguments\": {}}]}]",
+         NULL, "messages[0].tool_calls: this chat template (ChatML) would leave them out"},
+        {"[{\"role\": \"user\", \"content\": \"\"}]", "[{\"name\": \"f\"}]",
+         "tools: this chat template (ChatML) would leave them out"},
+    };
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        mb_chat_options options = defaults;
+        options.tools_json = refused[i].tools;
+        char *text;
+        assert_int_equal(mb_chat_template_render(MB_CHAT_CHATML, refused[i].messages, &options, &text),
+                         MB_ERR_ARGUMENT);
+        if (!strstr(mb_last_error(), refused[i].sentence))
+            fail_msg("%s: %s", refused[i].messages, mb_last_error());
+    }
+}
+
 static void test_broken_conversations(void **state) {
     (void)state;
     static const struct {
@@ -105,8 +137,8 @@ static void test_choice(void **state) {
     assert_int_equal(mb_chat_template_by_name("qwen3-thinking", &which), MB_OK);
     assert_int_equal(which, MB_CHAT_QWEN3_THINKING);
     assert_int_equal(mb_chat_template_by_name("chatml\x1b[1m", &which), MB_ERR_NOT_FOUND);
-    assert_non_null(
-        strstr(mb_last_error(), "\"chatml?[1m\"; known are qwen3, qwen3-instruct and qwen3-thinking"));
+    assert_non_null(strstr(mb_last_error(),
+                           "\"chatml?[1m\"; known are qwen3, qwen3-instruct, qwen3-thinking and chatml"));
     char *text;
     assert_int_equal(mb_chat_template_render(MB_CHAT_UNKNOWN, "[]", &defaults, &text), MB_ERR_UNSUPPORTED);
     assert_non_null(
@@ -125,6 +157,17 @@ static void test_recognition(void **state) {
     assert_int_equal(mb_chat_template_recognise("", 0), MB_CHAT_UNKNOWN);
     assert_int_equal(mb_chat_template_recognise("{#", 2), MB_CHAT_UNKNOWN);
     assert_int_equal(mb_chat_template_recognise("'\\", 2), MB_CHAT_UNKNOWN);
+    static const char chatml[] =
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    assert_int_equal(mb_chat_template_recognise(chatml, sizeof chatml - 1), MB_CHAT_CHATML);
+    for (size_t n = 0; n < sizeof chatml - 1;
+         n++) { /* in memory of its own, so that a sanitizer sees the end */
+        char *part = malloc(n + 1);
+        memcpy(part, chatml, n);
+        assert_int_equal(mb_chat_template_recognise(part, n), MB_CHAT_UNKNOWN);
+        free(part);
+    }
     mb_free(jinja);
 }
 
@@ -160,8 +203,11 @@ static void test_find(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_render), cmocka_unit_test(test_broken_conversations),
-        cmocka_unit_test(test_choice), cmocka_unit_test(test_recognition),
+        cmocka_unit_test(test_render),
+        cmocka_unit_test(test_chatml),
+        cmocka_unit_test(test_broken_conversations),
+        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_recognition),
         cmocka_unit_test(test_find),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,16 +1,21 @@
 /*
- * chat_render.c - conversations rendered as the Qwen3 family's templates do.
+ * chat_render.c - conversations rendered as the templates of the Qwen3 family do, and as plain ChatML does.
  *
- * The three templates share everything but the assistant's turn and the opening of the answer:
- *   qwen3           thinking is kept behind the last question only; enable_thinking = 0 opens an empty think
- * block qwen3-thinking  the same turns; the answer always opens with <think> qwen3-instruct  turns as they
- * are
+ * Qwen's three templates share everything but the assistant's turn and the opening of the answer:
+ *
+ *   qwen3            the turns after the last question keep their thinking; enable_thinking = 0 opens the answer
+ *                    with an empty think block
+ *   qwen3-thinking   the same turns; the answer always opens with <think>
+ *   qwen3-instruct   turns as they are
+ *
+ * chatml has turns as they are, of any role, and knows no tools.
  */
 #include <string.h>
 
 #include "base/alloc.h"
 #include "model/chat/chat_template.h"
 #include "model/json.h"
+#include "model/json_values.h"
 #include "model/text_buffer.h"
 
 enum { SHOWN = 64 };
@@ -70,7 +75,8 @@ static ptrdiff_t find_text(span s, const char *text, int last) {
 typedef enum role { SYSTEM, USER, ASSISTANT, TOOL } role;
 
 typedef struct message {
-    role role;
+    role role;       /* with Qwen's templates */
+    span role_text;  /* with ChatML */
     int has_content; /* a string, perhaps an empty one; else null or absent, which renders as nothing */
     span content;
     const json_t *reasoning;  /* a string, or NULL */
@@ -86,18 +92,23 @@ typedef struct rendering {
     mb_text_buffer out;
 } rendering;
 
-static mb_status read_role(const json_t *item, size_t i, role *r) {
+static mb_status read_role(const json_t *item, size_t i, int is_chatml, message *m) {
     static const char *const roles[] = {
         [SYSTEM] = "system", [USER] = "user", [ASSISTANT] = "assistant", [TOOL] = "tool"};
     const json_t *value = json_object_get(item, "role");
+    if (is_chatml && json_is_string(value)) {
+        m->role_text = span_of(value);
+        return MB_OK;
+    }
     for (size_t k = 0; k < sizeof roles / sizeof *roles; k++)
         if (json_is_string(value) && strcmp(json_string_value(value), roles[k]) == 0) {
-            *r = (role)k;
+            m->role = (role)k;
             return MB_OK;
         }
     char shown[SHOWN];
-    return mb_fail(MB_ERR_ARGUMENT, "messages[%zu].role is %s; it must be system, user, assistant or tool", i,
-                   value ? mb_json_describe(shown, sizeof shown, value) : "missing");
+    return mb_fail(MB_ERR_ARGUMENT, "messages[%zu].role is %s; it must be %s", i,
+                   value ? mb_json_describe(shown, sizeof shown, value) : "missing",
+                   is_chatml ? "a string" : "system, user, assistant or tool");
 }
 
 static mb_status check_tool_call(const json_t *call, size_t i, size_t k) {
@@ -123,10 +134,22 @@ static mb_status read_tool_calls(const json_t *item, size_t i, const json_t **ca
     return MB_OK;
 }
 
-static mb_status read_message(const json_t *item, size_t i, message *m) {
-    if (!json_is_object(item))
+/* The names for thinking that was given apart, as transformers 5 and vLLM know them: the first that is not null
+ * counts. NULL when it is no string, which the templates take for no thinking. */
+static const json_t *find_reasoning(const json_t *item) {
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
+        const json_t *value = mb_json_present(item, names[k]);
+        if (value)
+            return json_is_string(value) ? value : NULL;
+    }
+    return NULL;
+}
+
+static mb_status read_message(const json_t *item, size_t i, int is_chatml, message *m) {
+    if (!mb_json_is_object(item))
         return mb_fail(MB_ERR_ARGUMENT, "messages[%zu] is not an object", i);
-    MB_TRY(read_role(item, i, &m->role));
+    MB_TRY(read_role(item, i, is_chatml, m));
     const json_t *content = json_object_get(item, "content");
     char shown[SHOWN];
     if (content && !json_is_null(content) && !json_is_string(content))
@@ -135,12 +158,18 @@ static mb_status read_message(const json_t *item, size_t i, message *m) {
                        mb_json_describe(shown, sizeof shown, content));
     m->has_content = json_is_string(content);
     m->content = span_of(m->has_content ? content : NULL);
-    if (i == 0 && m->role == SYSTEM && !m->has_content)
-        return mb_fail(MB_ERR_ARGUMENT,
-                       "messages[0].content is missing; a system message must have a string");
-    const json_t *reasoning = json_object_get(item, "reasoning_content");
-    m->reasoning = json_is_string(reasoning) ? reasoning : NULL;
-    return read_tool_calls(item, i, &m->tool_calls);
+    if (!m->has_content && (is_chatml || (i == 0 && m->role == SYSTEM)))
+        return mb_fail(MB_ERR_ARGUMENT, "messages[%zu].content is missing; %s must have a string", i,
+                       is_chatml ? "with this chat template (ChatML) a message" : "a system message");
+    m->reasoning = find_reasoning(item);
+    MB_TRY(read_tool_calls(item, i, &m->tool_calls));
+    if (is_chatml && json_array_size(m->tool_calls) > 0)
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "messages[%zu].tool_calls: this chat template (ChatML) would leave them out; write them "
+            "into the content",
+            i);
+    return MB_OK;
 }
 
 static mb_status read_messages(rendering *r, const json_t *items) {
@@ -151,7 +180,7 @@ static mb_status read_messages(rendering *r, const json_t *items) {
     if (!r->messages)
         return mb_fail(MB_ERR_MEMORY, "no memory for %zu messages", r->n);
     for (size_t i = 0; i < r->n; i++)
-        MB_TRY(read_message(json_array_get(items, i), i, &r->messages[i]));
+        MB_TRY(read_message(json_array_get(items, i), i, r->which == MB_CHAT_CHATML, &r->messages[i]));
     return MB_OK;
 }
 
@@ -161,9 +190,13 @@ static mb_status read_tools(rendering *r, const json_t *tools) {
     if (!json_is_array(tools))
         return mb_fail(MB_ERR_ARGUMENT, "tools must be a JSON array");
     for (size_t i = 0; i < json_array_size(tools); i++)
-        if (!json_is_object(json_array_get(tools, i)))
+        if (!mb_json_is_object(json_array_get(tools, i)))
             return mb_fail(MB_ERR_ARGUMENT, "tools[%zu] is not an object", i);
     r->tools = json_array_size(tools) > 0 ? tools : NULL;
+    if (r->tools && r->which == MB_CHAT_CHATML)
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "tools: this chat template (ChatML) would leave them out; describe them in a system message");
     return MB_OK;
 }
 
@@ -293,21 +326,35 @@ static void render_tool_response(rendering *r, size_t i) {
         put(r, "<|im_end|>\n");
 }
 
-static mb_status render(rendering *r) {
+static void render_turn(rendering *r, span role_text, span content) {
+    put(r, "<|im_start|>");
+    put_span(r, role_text);
+    put(r, "\n");
+    put_span(r, content);
+    put(r, "<|im_end|>\n");
+}
+
+static mb_status render_qwen(rendering *r) {
     MB_TRY(render_opening(r));
     size_t question = last_question(r);
     for (size_t i = 0; i < r->n; i++) {
         const message *m = &r->messages[i];
-        if (m->role == ASSISTANT) {
+        if (m->role == ASSISTANT)
             MB_TRY(render_assistant(r, i, question));
-        } else if (m->role == TOOL) {
+        else if (m->role == TOOL)
             render_tool_response(r, i);
-        } else if (m->role == USER || i > 0) {
-            put(r, m->role == USER ? "<|im_start|>user\n" : "<|im_start|>system\n");
-            put_span(r, m->content);
-            put(r, "<|im_end|>\n");
-        }
+        else if (m->role == USER || i > 0)
+            render_turn(r, literal(m->role == USER ? "user" : "system"), m->content);
     }
+    return MB_OK;
+}
+
+static mb_status render(rendering *r) {
+    if (r->which == MB_CHAT_CHATML)
+        for (size_t i = 0; i < r->n; i++)
+            render_turn(r, r->messages[i].role_text, r->messages[i].content);
+    else
+        MB_TRY(render_qwen(r));
     if (!r->options->add_generation_prompt)
         return MB_OK;
     put(r, "<|im_start|>assistant\n");
@@ -334,8 +381,8 @@ mb_status mb_chat_template_render(mb_chat_template which, const char *messages_j
     *text = NULL;
     if (which == MB_CHAT_NONE || which == MB_CHAT_UNKNOWN)
         return mb_fail(MB_ERR_UNSUPPORTED,
-                       "the checkpoint %s; choose one with --chat-template NAME: qwen3, qwen3-instruct or "
-                       "qwen3-thinking",
+                       "the checkpoint %s; choose one with --chat-template NAME: qwen3, qwen3-instruct, "
+                       "qwen3-thinking or chatml",
                        which == MB_CHAT_NONE ? "has no chat template"
                                              : "has a chat template that is not known");
     json_t *messages = NULL, *tools = NULL;

@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "model/chat/chatml.h"
 #include "model/json.h"
 
 enum { SHOWN = 64 };
@@ -17,6 +18,7 @@ static const struct {
     {"qwen3", MB_CHAT_QWEN3},
     {"qwen3-instruct", MB_CHAT_QWEN3_INSTRUCT},
     {"qwen3-thinking", MB_CHAT_QWEN3_THINKING},
+    {"chatml", MB_CHAT_CHATML},
 };
 
 mb_status mb_chat_template_by_name(const char *name, mb_chat_template *which) {
@@ -26,10 +28,10 @@ mb_status mb_chat_template_by_name(const char *name, mb_chat_template *which) {
             return MB_OK;
         }
     char quoted[SHOWN];
-    return mb_fail(MB_ERR_NOT_FOUND,
-                   "no chat template is called %s; known are qwen3, qwen3-instruct and "
-                   "qwen3-thinking",
-                   mb_quote(quoted, sizeof quoted, name));
+    return mb_fail(
+        MB_ERR_NOT_FOUND,
+        "no chat template is called %s; known are qwen3, qwen3-instruct, qwen3-thinking and chatml",
+        mb_quote(quoted, sizeof quoted, name));
 }
 
 /* ---- Recognition -------------------------------------------------------------------------------------- */
@@ -86,7 +88,7 @@ mb_chat_template mb_chat_template_recognise(const char *jinja, size_t n_bytes) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (hash.high64 == known[i].high && hash.low64 == known[i].low)
             return known[i].which;
-    return MB_CHAT_UNKNOWN;
+    return mb_chatml_recognise(jinja, n_bytes) ? MB_CHAT_CHATML : MB_CHAT_UNKNOWN;
 }
 
 /* tokenizer_config.json's "chat_template": a string, or a list of {"name", "template"} of which "default"

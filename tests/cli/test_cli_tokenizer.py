@@ -1,0 +1,102 @@
+"""Tokenizers and templates as other people's checkpoints have them, from the command line."""
+
+import json
+import shutil
+
+import pytest
+from cli_support import DEMO, GOLDEN, write_checkpoint
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """The demo model in a folder whose small files may be changed."""
+    for path in DEMO.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+@pytest.fixture
+def unusable(tmp_path):
+    """A model of token ids whose tokenizer is of another scheme."""
+    shutil.copytree(GOLDEN / "plain_f32", tmp_path / "model")
+    (tmp_path / "model/tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    return tmp_path / "model"
+
+
+def test_token_ids_need_no_tokenizer(moebius, unusable):
+    for command in (["run", "--ids", "1,2", "-n", 3, "--print-ids"], ["logprobs", "--ids", "1,2"], ["info"], ["info", "--json"]):
+        result = moebius(command[0], unusable, *command[1:])
+        assert result.returncode == 0 and result.stdout, result.stderr
+    assert b'cannot be used: ' in moebius("info", unusable).stdout
+    assert json.loads(moebius("info", unusable, "--json").stdout)["has_tokenizer"] is False
+
+
+@pytest.mark.parametrize("command", [["run", "-p", "hi"], ["run", "-p", "hi", "--raw"], ["tokenize", "-p", "hi"], ["chat"],
+                                     ["tokenize", "--decode", "1"], ["logprobs", "-p", "hi"]])
+def test_text_says_why_the_tokenizer_cannot_be_used(moebius, unusable, command):
+    result = moebius(command[0], unusable, *command[1:])
+    assert result.returncode == 1
+    assert b'tokenizer.json: "model" is "Unigram"' in result.stderr
+
+
+@pytest.fixture
+def roomy(tmp_path):
+    """Random weights behind the demo's tokenizer, with 64 rows more than there are tokens."""
+    vocab = json.loads((DEMO / "config.json").read_text())["vocab_size"]
+    directory = write_checkpoint(tmp_path / "model", vocab + 64, 256)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, directory)
+    return directory, vocab
+
+
+def test_an_id_without_a_token_goes_on(moebius, roomy):
+    directory, vocab = roomy
+    result = moebius("tokenize", directory, "--decode", f"1,{vocab + 63},2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == moebius("tokenize", directory, "--decode", "1,2").stdout
+    result = moebius("run", directory, "-p", "hi", "--raw", "-n", 60, "--greedy", "--ignore-eos", "-q")
+    assert result.returncode == 0, result.stderr
+    assert moebius("tokenize", directory, "--decode", f"{vocab + 64}").returncode == 1
+
+
+def test_plain_chatml(moebius, demo):
+    (demo / "chat_template.jinja").write_text(CHATML)
+    result = moebius("run", demo, "-p", "hi", "-n", 3, "--greedy", "--print-ids", "-q")
+    named = moebius("run", DEMO, "-p", "hi", "-n", 3, "--greedy", "--print-ids", "-q", "--chat-template", "chatml")
+    assert result.returncode == named.returncode == 0, result.stderr + named.stderr
+    assert result.stdout == named.stdout
+
+
+def test_another_template_is_named_as_unknown(moebius, demo):
+    (demo / "chat_template.jinja").write_text(CHATML.replace("assistant", "model"))
+    result = moebius("run", demo, "-p", "hi")
+    assert result.returncode == 1
+    assert b"has a chat template that is not known; choose one with --chat-template NAME" in result.stderr
+
+
+def test_tokens_in_three_files(moebius, roomy):
+    directory, free = roomy
+
+    def encode():
+        result = moebius("tokenize", directory, "--json", "-p", "a<extra>b")
+        return json.loads(result.stdout)["ids"], result.stderr.decode()
+
+    def change(change_config):
+        document = json.loads((directory / "tokenizer_config.json").read_text())
+        change_config(document)
+        (directory / "tokenizer_config.json").write_text(json.dumps(document))
+
+    assert free not in encode()[0]
+    change(lambda c: c["added_tokens_decoder"].update({str(free): {"content": "<extra>", "special": True}}))
+    assert free in encode()[0]
+    change(lambda c: c.pop("added_tokens_decoder"))
+    (directory / "added_tokens.json").write_text(json.dumps({"<extra>": free}))
+    assert free in encode()[0]
+    change(lambda c: c.update(added_tokens_decoder={}))
+    ids, warning = encode()
+    assert free not in ids and '"<extra>"' in warning

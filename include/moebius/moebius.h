@@ -58,11 +58,20 @@ typedef struct mb_model mb_model;
 /* Called while weights load, from one thread at a time; 0 <= done_bytes <= total_bytes. */
 typedef void (*mb_progress_fn)(void *user, uint64_t done_bytes, uint64_t total_bytes);
 
+/* How much of the weights mb_model_open reads. Only a model with all of them opens sessions; the others tokenize,
+ * render chats and tell their info. */
+typedef enum mb_load {
+    MB_LOAD_ALL,   /* everything */
+    MB_LOAD_SIZES, /* headers alone: the info's figures are known */
+    MB_LOAD_TEXT,  /* nothing, and no device is opened: configuration, tokenizer and chat template */
+} mb_load;
+
 typedef struct mb_model_options {
     const char *device;        /* "cpu", "cuda", "cuda:1"; NULL: cuda when there is one, else cpu */
     const char *dtype;         /* compute type: "fp32", "bf16", "fp16"; NULL: fp32 on cpu, bf16 on cuda */
     const char *chat_template; /* NULL: the checkpoint's; else the name of a known one, e.g. "qwen3" */
     int n_threads;             /* CPU threads; 0: one per core that the process may use */
+    mb_load load;              /* MB_LOAD_ALL */
     mb_progress_fn progress;   /* may be NULL */
     void *progress_user;
 } mb_model_options;
@@ -71,7 +80,9 @@ MB_API void mb_model_options_init(mb_model_options *options);
 
 /* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with index
  * when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options NULL:
- * defaults. Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range,
+ * defaults. The weights must fit into the free memory of the device; on the CPU, those that need no change of
+ * layout are mapped from their files: replace a checkpoint that is in use by new files, since a program that
+ * reads a mapped file which was cut short is ended by the system (SIGBUS). Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range,
  * tensors missing or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on
  * error. A tokenizer or a chat template that cannot be used is no error here: the functions of text return it. */
 MB_API mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model);
@@ -79,7 +90,7 @@ MB_API void mb_model_close(mb_model *model); /* after all of its sessions are cl
 
 typedef struct mb_model_info {
     const char *architecture; /* "Qwen3MoeForCausalLM" */
-    const char *device;       /* "cpu", or the card's name */
+    const char *device;       /* "cpu", or the card's name; "none" with MB_LOAD_TEXT */
     const char *dtype;        /* compute type */
     const char *weight_dtype; /* "bf16", "fp8_e4m3 (128x128 blocks)", ... or "mixed" */
     int32_t n_layers, n_moe_layers, hidden, n_heads, n_kv_heads, head_dim;
@@ -88,9 +99,9 @@ typedef struct mb_model_info {
     uint64_t n_parameters;
     uint64_t
         n_active_parameters; /* those that one token uses: one row of the embeddings, top_k experts a layer */
-    uint64_t weight_bytes;   /* as held in memory */
+    uint64_t weight_bytes;   /* as held in memory, or as they would be; 0 with MB_LOAD_TEXT, like the counts */
     uint64_t kv_bytes_per_token;
-    uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives */
+    uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives, now */
     const int32_t *eos_ids;                          /* [n_eos_ids] generation stops at these */
     int32_t n_eos_ids;
     int has_tokenizer, has_chat_template;

@@ -101,7 +101,7 @@ static void print_table(const char *directory, const mb_model_info *info) {
     print_count("parameters", info->n_parameters);
     print_count("active for a token", info->n_active_parameters);
     cli_print("%-20s %s\n", "weights kept in", info->weight_dtype);
-    print_bytes("weights here", info->weight_bytes, "");
+    print_bytes("weights as they are", info->weight_bytes, "");
     for (size_t i = 0; i < CLI_COUNT(parameter_types); i++) {
         char label[32];
         snprintf(label, sizeof label, "weights in %s", parameter_types[i].name);
@@ -110,12 +110,15 @@ static void print_table(const char *directory, const mb_model_info *info) {
     cli_print("\n%-20s %s\n", "device", info->device);
     cli_print("%-20s %s\n", "computes in", info->dtype);
     print_bytes("memory", info->device_memory_bytes, "");
-    print_bytes("free beside weights", info->device_free_bytes, "");
+    print_bytes("free memory", info->device_free_bytes, "");
     print_bytes("KV cache", info->kv_bytes_per_token, " for each token");
 
     cli_print("\nWhat fits, in tokens of KV cache over all sequences\n");
-    cli_print("%-20s %" PRIu64 "\n", "here",
-              tokens_beside(info->device_free_bytes, 0, info->kv_bytes_per_token));
+    uint64_t here = tokens_beside(info->device_free_bytes, info->weight_bytes, info->kv_bytes_per_token);
+    if (here > 0)
+        cli_print("%-20s %" PRIu64 "\n", "here", here);
+    else
+        cli_print("%-20s none: the weights are larger than the free memory\n", "here");
     for (size_t i = 0; i < CLI_COUNT(cards); i++) {
         uint64_t tokens = tokens_beside(cards[i].bytes, info->weight_bytes, kv_bytes_in_bf16(info));
         if (tokens > 0)
@@ -132,9 +135,9 @@ static json_t *make_json(const char *directory, const mb_model_info *info) {
     for (size_t i = 0; i < CLI_COUNT(parameter_types); i++)
         json_object_set_new(sizes, parameter_types[i].name,
                             json_integer((json_int_t)(info->n_parameters * parameter_types[i].bytes)));
-    json_object_set_new(
-        fits, "here",
-        json_integer((json_int_t)tokens_beside(info->device_free_bytes, 0, info->kv_bytes_per_token)));
+    json_object_set_new(fits, "here",
+                        json_integer((json_int_t)tokens_beside(info->device_free_bytes, info->weight_bytes,
+                                                               info->kv_bytes_per_token)));
     for (size_t i = 0; i < CLI_COUNT(cards); i++)
         json_object_set_new(fits, cards[i].key,
                             json_integer((json_int_t)tokens_beside(cards[i].bytes, info->weight_bytes,
@@ -184,7 +187,7 @@ static int info_main(int argc, char **argv) {
     mb_model_info info;
     int status = cli_parse(&cli_info_command, argc, argv, &given, &directory);
     if (status < 0)
-        status = cli_open_model(directory, &given.model, &model);
+        status = cli_open_part(directory, &given.model, MB_LOAD_SIZES, &model);
     if (model != NULL) {
         mb_model_get_info(model, &info);
         if (given.json)
@@ -202,10 +205,11 @@ const cli_command cli_info_command = {
     .summary = "describe a model: architecture, sizes, what fits in memory",
     .synopsis = "moebius info DIR [--json]",
     .description =
-        "Opens the checkpoint in DIR, which checks all of its files, and prints its architecture, its "
-        "parameters (all of them, and those that one token uses), the bytes of the weights as they are and "
-        "in other types, the KV cache that one token takes, and how many tokens of KV cache fit beside the "
-        "weights: here, in the memory free now, and on an H100 and an H200, by plain arithmetic.",
+        "Prints the architecture of the checkpoint in DIR, its parameters (all of them, and those that one token "
+        "uses), the bytes of the weights as they are and in other types, the KV cache that one token takes, and how "
+        "many tokens of KV cache fit beside the weights: here, in the memory free now, and on an H100 and an H200, "
+        "by plain arithmetic. Of the weights' files the headers are read and checked, not the weights: this works "
+        "where they do not fit.",
     .examples = "moebius info models/demo\n"
                 "moebius info models/demo --json",
     .groups = groups,

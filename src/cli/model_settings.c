@@ -67,6 +67,10 @@ static void draw_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 }
 
 int cli_open_model(const char *directory, const cli_model_settings *settings, mb_model **model) {
+    return cli_open_part(directory, settings, MB_LOAD_ALL, model);
+}
+
+int cli_open_part(const char *directory, const cli_model_settings *settings, mb_load load, mb_model **model) {
     progress bar = {.started = cli_now()};
     mb_model_options options;
     mb_model_options_init(&options);
@@ -74,6 +78,7 @@ int cli_open_model(const char *directory, const cli_model_settings *settings, mb
     options.dtype = settings->dtype;
     options.chat_template = settings->chat_template;
     options.n_threads = (int)settings->n_threads.value;
+    options.load = load;
     if (!settings->quiet && cli_messages_are_terminal() && cli_terminal_is_smart()) {
         options.progress = draw_progress;
         options.progress_user = &bar;

@@ -171,7 +171,7 @@ static int tokenize_main(int argc, char **argv) {
     if (given.text != NULL && given.decode.items != NULL)
         status = cli_usage_error(&cli_tokenize_command, "-p and --decode exclude each other");
     else
-        status = cli_open_model(directory, &given.model, &model);
+        status = cli_open_part(directory, &given.model, MB_LOAD_TEXT, &model);
     if (status == CLI_OK)
         status = given.decode.items != NULL ? print_text(model, &given) : encode_and_print(model, &given);
     mb_model_close(model);

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "base/threads.h"
 #include "device/device.h"
+#include "device/host_memory.h"
 
 #include <limits.h>
 #include <sched.h>
@@ -187,42 +188,9 @@ static uint64_t read_number(const char *path) {
     return number;
 }
 
-/* What the machine could give without swapping. */
-static uint64_t available_memory(void) {
-    char line[256];
-    unsigned long long kilobytes = 0;
-    FILE *file = fopen("/proc/meminfo", "re");
-    if (!file)
-        return 0;
-    while (fgets(line, sizeof line, file))
-        if (sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1)
-            break;
-    fclose(file);
-    return kilobytes * 1024;
-}
-
-/* The machine's memory, or the container's share of it (cgroup version 2, then 1). */
 static mb_status cpu_memory(mb_device *device, uint64_t *total_bytes, uint64_t *free_bytes) {
     (void)device;
-    static const char *const limits[][2] = {
-        {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"},
-    };
-    long n_pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
-    if (n_pages <= 0 || page_bytes <= 0)
-        return mb_fail(MB_ERR_DEVICE, "cpu: the system does not tell how much memory it has");
-    *total_bytes = (uint64_t)n_pages * (uint64_t)page_bytes;
-    *free_bytes = available_memory();
-    for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
-        uint64_t limit = read_number(limits[i][0]), used = read_number(limits[i][1]);
-        if (limit == 0 || limit >= *total_bytes)
-            continue;
-        *total_bytes = limit;
-        uint64_t left = used < limit ? limit - used : 0;
-        if (left < *free_bytes)
-            *free_bytes = left;
-    }
-    return MB_OK;
+    return mb_host_memory("", total_bytes, free_bytes);
 }
 
 static void cpu_close(mb_device *device) {

@@ -66,9 +66,9 @@ static mb_status read_configs(const char *directory, mb_model *model) {
     return status;
 }
 
-static mb_status choose_dtype(const char *name, const mb_device *device, mb_dtype *dtype) {
+static mb_status choose_dtype(const char *name, int is_cpu, mb_dtype *dtype) {
     static const mb_dtype compute_types[] = {MB_F32, MB_BF16, MB_F16};
-    *dtype = device->host_memory ? MB_F32 : MB_BF16;
+    *dtype = is_cpu ? MB_F32 : MB_BF16;
     if (!name)
         return MB_OK;
     for (size_t i = 0; i < sizeof compute_types / sizeof *compute_types; i++)
@@ -84,8 +84,12 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
     MB_TRY(check_directory(directory));
     MB_TRY(read_configs(directory, model));
     MB_TRY(mb_model_open_text(model, directory, options->chat_template));
+    if (options->load == MB_LOAD_TEXT)
+        return choose_dtype(options->dtype, 1, &model->dtype);
     MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
-    MB_TRY(choose_dtype(options->dtype, model->device, &model->dtype));
+    MB_TRY(choose_dtype(options->dtype, model->device->host_memory, &model->dtype));
+    if (options->load == MB_LOAD_SIZES)
+        return mb_weights_measure(directory, &model->config, &model->weights);
     return mb_weights_load(directory, &model->config, model->device, options->n_threads, options->progress,
                            options->progress_user, &model->weights);
 }
@@ -103,10 +107,13 @@ mb_status mb_model_open(const char *directory, const mb_model_options *options, 
     if (options->n_threads < 0)
         return mb_fail(MB_ERR_ARGUMENT, "n_threads is %d; it must be >= 0 (0: one per core)",
                        options->n_threads);
+    if (options->load < MB_LOAD_ALL || options->load > MB_LOAD_TEXT)
+        return mb_fail(MB_ERR_ARGUMENT, "load is %d, not an mb_load", (int)options->load);
 
     mb_model *opened = mb_calloc(1, sizeof *opened);
     if (!opened)
         return mb_fail(MB_ERR_MEMORY, "%s: no memory for the model's description", directory);
+    opened->load = options->load;
     mb_status status = open_parts(directory, options, opened);
     if (status != MB_OK) {
         mb_model_close(opened);
@@ -119,8 +126,7 @@ mb_status mb_model_open(const char *directory, const mb_model_options *options, 
 void mb_model_close(mb_model *model) {
     if (!model)
         return;
-    if (model->weights.memory)
-        mb_weights_free(&model->weights);
+    mb_weights_free(&model->weights);
     mb_model_close_text(model);
     mb_device_close(model->device);
     mb_free(model);
@@ -130,7 +136,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
     const mb_config *config = &model->config;
     *info = (mb_model_info){
         .architecture = "Qwen3MoeForCausalLM",
-        .device = model->device->name,
+        .device = model->device ? model->device->name : "none",
         .dtype = mb_dtype_name(model->dtype),
         .weight_dtype = model->weights.dtype_name,
         .n_layers = config->n_layers,
@@ -158,6 +164,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
     };
     for (int i = 0; i < config->n_layers; i++)
         info->n_moe_layers += config->is_moe[i];
-    if (model->device->memory(model->device, &info->device_memory_bytes, &info->device_free_bytes) != MB_OK)
+    if (!model->device ||
+        model->device->memory(model->device, &info->device_memory_bytes, &info->device_free_bytes) != MB_OK)
         info->device_memory_bytes = info->device_free_bytes = 0;
 }

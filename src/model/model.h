@@ -21,8 +21,9 @@ mb_status mb_kept_failure_report(const mb_kept_failure *kept);
 struct mb_model {
     mb_config config;
     mb_generation generation;
+    mb_load load; /* MB_LOAD_SIZES: all pointers of weights are NULL; MB_LOAD_TEXT: weights is empty */
     mb_weights weights;
-    mb_device *device;
+    mb_device *device;       /* NULL: MB_LOAD_TEXT */
     mb_dtype dtype;          /* compute type */
     mb_tokenizer *tokenizer; /* NULL: the checkpoint has none, or none that can be used: tokenizer_failure */
     mb_chat_template chat_template;

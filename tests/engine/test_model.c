@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -106,6 +107,63 @@ static void test_info(void **state) {
     assert_false(info.has_tokenizer);
     assert_false(info.has_chat_template);
     mb_model_close(model);
+}
+
+/* Headers alone give the same figures; no file of weights at all still gives the tokenizer and the rest. */
+static void test_open_without_weights(void **state) {
+    (void)state;
+    char path[TINY_PATH + 64];
+    mb_model *model;
+    mb_session *session = (mb_session *)1;
+    mb_model_info all, sizes, text;
+    size_t n_bytes;
+    char *tokenizer = tiny_file_read("tests/golden/tokenizer", "tokenizer.json", &n_bytes);
+    options.vocab = 4000;
+    tiny_checkpoint_write(&options, directory);
+    tiny_file_write(directory, "tokenizer.json", tokenizer, n_bytes);
+    free(tokenizer);
+    assert_int_equal(mb_model_open(directory, &(mb_model_options){.device = "cpu"}, &model), MB_OK);
+    mb_model_get_info(model, &all);
+    assert_string_equal(all.weight_dtype, "bf16");
+    mb_model_close(model);
+
+    mb_model_options with = {.device = "cpu", .load = MB_LOAD_SIZES};
+    assert_int_equal(mb_model_open(directory, &with, &model), MB_OK);
+    mb_model_get_info(model, &sizes);
+    assert_int_equal(sizes.n_parameters, all.n_parameters);
+    assert_int_equal(sizes.n_active_parameters, all.n_active_parameters);
+    assert_int_equal(sizes.weight_bytes, all.weight_bytes);
+    assert_string_equal(sizes.weight_dtype, "bf16");
+    assert_string_equal(sizes.device, "cpu");
+    assert_true(sizes.device_free_bytes > 0);
+    assert_int_equal(mb_session_open(model, NULL, &session), MB_ERR_STATE);
+    assert_null(session);
+    assert_non_null(strstr(mb_last_error(), "without its weights"));
+    mb_model_close(model);
+
+    snprintf(path, sizeof path, "%s/model.safetensors", directory);
+    assert_int_equal(truncate(path, 1000), 0);
+    expect_failure(directory, &with, MB_ERR_FORMAT, "download it again");
+    with.load = MB_LOAD_TEXT;
+    with.device = "cuda:99"; /* is not even looked for */
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(mb_model_open(directory, &with, &model), MB_OK);
+        mb_model_get_info(model, &text);
+        assert_int_equal(text.hidden, all.hidden);
+        assert_int_equal(text.weight_bytes + text.n_parameters + text.device_free_bytes, 0);
+        assert_string_equal(text.device, "none");
+        assert_int_equal(text.kv_bytes_per_token, all.kv_bytes_per_token);
+        int32_t ids[16];
+        size_t n_ids;
+        assert_int_equal(mb_tokenize(model, "hello", 5, 0, ids, 16, &n_ids), MB_OK);
+        assert_int_equal(mb_session_open(model, NULL, &session), MB_ERR_STATE);
+        mb_request request;
+        mb_request_init(model, &request);
+        mb_model_close(model);
+        unlink(path);
+    }
+    with.load = (mb_load)7;
+    expect_failure(directory, &with, MB_ERR_ARGUMENT, "load is 7");
 }
 
 static void test_without_tokenizer(void **state) {
@@ -287,6 +345,7 @@ int main(void) {
         FRESH(test_wrong_directories),
         FRESH(test_unknown_options),
         FRESH(test_info),
+        FRESH(test_open_without_weights),
         FRESH(test_without_tokenizer),
         FRESH(test_unusable_tokenizer),
         FRESH(test_unusable_chat_template),

@@ -66,6 +66,12 @@ static mb_status fake_synchronize(mb_device *device, mb_stream stream) {
     return MB_OK;
 }
 
+static mb_status fake_memory(mb_device *device, uint64_t *total_bytes, uint64_t *free_bytes) {
+    *total_bytes = UINT64_C(64) << 30;
+    *free_bytes = self(device)->free_bytes;
+    return MB_OK;
+}
+
 fake_device fake_device_make(int host_memory) {
     return (fake_device){.device = {.name = "fake",
                                     .host_memory = host_memory,
@@ -76,7 +82,9 @@ fake_device fake_device_make(int host_memory) {
                                     .stream_open = fake_stream_open,
                                     .stream_close = fake_stream_close,
                                     .upload = fake_upload,
-                                    .synchronize = fake_synchronize},
+                                    .synchronize = fake_synchronize,
+                                    .memory = fake_memory},
+                         .free_bytes = UINT64_C(32) << 30,
                          .uploads_before_failure = -1,
                          .owner = pthread_self()};
 }

@@ -20,6 +20,7 @@ typedef struct fake_device {
     } pending[64];
     int n_pending, n_allocations, n_streams;
     int uploads_before_failure; /* -1: never fails */
+    uint64_t free_bytes;        /* what its memory says */
     pthread_t owner;            /* the only thread that may call */
 } fake_device;
 

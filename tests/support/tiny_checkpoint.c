@@ -31,6 +31,7 @@ void tiny_checkpoint_init(tiny_checkpoint *options) {
                                  .norm_topk_prob = 1,
                                  .dtype = "F32",
                                  .scale_dtype = "F32",
+                                 .scale_name = "weight_scale_inv",
                                  .std = 0.2f,
                                  .seed = 1};
 }
@@ -75,6 +76,8 @@ static void fill(tiny_tensor *tensor, float mean, float spread, uint64_t *state)
             ((uint16_t *)tensor->data)[i] = to_bf16(value);
         else if (strcmp(tensor->dtype, "F16") == 0)
             ((uint16_t *)tensor->data)[i] = to_f16(value);
+        else if (strcmp(tensor->dtype, "F8_E8M0") == 0)
+            ((uint8_t *)tensor->data)[i] = (uint8_t)(122 + tiny_random(state) % 4); /* 1/32 to 1/4 */
         else
             ((uint8_t *)tensor->data)[i] = (uint8_t)(tiny_random(state) & 0xBF);
     }
@@ -116,7 +119,7 @@ static void add_matrix(builder *to, int64_t rows, int64_t cols, const char *name
     int64_t shape[2] = {rows, cols}, blocks[2] = {(rows + 127) / 128, (cols + 127) / 128};
     snprintf(full, sizeof full, "%s.weight", name);
     fill(tiny_tensors_add(to->tensors, full, "F8_E4M3", 2, shape), 0, 0, &to->state);
-    snprintf(full, sizeof full, "%s.weight_scale_inv", name);
+    snprintf(full, sizeof full, "%s.%s", name, to->options->scale_name);
     tiny_tensor *scale = tiny_tensors_add(to->tensors, full, to->options->scale_dtype, 2, blocks);
     fill(scale, to->options->std, to->options->std / 2, &to->state);
 }
@@ -222,7 +225,15 @@ char *tiny_checkpoint_config(const tiny_checkpoint *options) {
         fprintf(f, "  \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000.0},\n");
     else
         fprintf(f, "  \"rope_theta\": 10000.0,\n  \"rope_scaling\": null,\n");
-    if (strcmp(options->dtype, "F8_E4M3") == 0)
+    if (strcmp(options->dtype, "F8_E4M3") == 0 && strcmp(options->scale_name, "weight_scale") == 0)
+        fprintf(
+            f,
+            "  \"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\": "
+            "\"float-quantized\", \"ignore\": [\"lm_head\"], \"config_groups\": {\"group_0\": {\"targets\": "
+            "[\"Linear\"], \"input_activations\": {\"num_bits\": 8, \"type\": \"float\", \"dynamic\": true}, "
+            "\"weights\": {\"num_bits\": 8, \"type\": \"float\", \"strategy\": \"block\", "
+            "\"block_structure\": [128, 128], \"dynamic\": false}}}},\n");
+    else if (strcmp(options->dtype, "F8_E4M3") == 0)
         fprintf(f, "  \"quantization_config\": {\"quant_method\": \"fp8\", \"fmt\": \"e4m3\", "
                    "\"activation_scheme\": \"dynamic\", \"weight_block_size\": [128, 128]},\n");
     if (options->extra_config)

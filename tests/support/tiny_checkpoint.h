@@ -70,7 +70,8 @@ typedef struct tiny_checkpoint {
     int norm_topk_prob, attention_bias, tied;
     const char *dtype;       /* "F32", "BF16", "F16", or "F8_E4M3": attention and expert matrices in fp8 with
                                 128x128 block scales, the rest BF16 */
-    const char *scale_dtype; /* of weight_scale_inv: "F32" or "BF16" */
+    const char *scale_dtype; /* of the block scales: "F32", "BF16", "F16", "F8_E8M0" */
+    const char *scale_name;  /* "weight_scale_inv", or "weight_scale" as compressed-tensors has them */
     int merged_experts;      /* mlp.experts.gate_up_proj and down_proj instead of one tensor per expert */
     int new_spelling;        /* config.json with num_local_experts, rope_parameters, dtype */
     int n_shards;            /* 0: model.safetensors; else that many shards and an index */

@@ -146,6 +146,10 @@ void tiny_safetensors_write(const tiny_tensors *tensors, size_t first, size_t co
     }
     fprintf(f, "}");
     fflush(f);
+    while (n % 8 != 0) { /* as the safetensors library pads it */
+        fputc(' ', f);
+        fflush(f);
+    }
     header_bytes = n - sizeof header_bytes;
     for (size_t i = first; i < first + count; i++)
         fwrite(tensors->items[i].data, 1, tensors->items[i].n_bytes, f);

@@ -61,6 +61,20 @@ static void test_all_values(void **state) {
     check_all_values(MB_F8_E4M3, 1 << 8);
 }
 
+static void test_powers_of_two(void **state) {
+    (void)state;
+    for (int byte = 0; byte < 255; byte++) {
+        uint8_t stored = (uint8_t)byte;
+        float value;
+        mb_load_f32(MB_F8_E8M0, &stored, 0, 1, &value);
+        assert_true((double)value == ldexp(1, byte - 127));
+    }
+    const uint8_t nan_byte = 255;
+    float value;
+    mb_load_f32(MB_F8_E8M0, &nan_byte, 0, 1, &value);
+    assert_true(isnan(value));
+}
+
 static uint32_t narrow(mb_dtype dtype, float value) {
     uint32_t array = 0;
     mb_store_f32(dtype, &array, 0, 1, &value);
@@ -146,10 +160,10 @@ static void test_exp(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),      cmocka_unit_test(test_row_bytes_of_four_bits),
-        cmocka_unit_test(test_all_values), cmocka_unit_test(test_all_boundaries),
-        cmocka_unit_test(test_overflow),   cmocka_unit_test(test_runs),
-        cmocka_unit_test(test_exp),
+        cmocka_unit_test(test_names),          cmocka_unit_test(test_row_bytes_of_four_bits),
+        cmocka_unit_test(test_all_values),     cmocka_unit_test(test_powers_of_two),
+        cmocka_unit_test(test_all_boundaries), cmocka_unit_test(test_overflow),
+        cmocka_unit_test(test_runs),           cmocka_unit_test(test_exp),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

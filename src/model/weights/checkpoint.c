@@ -5,14 +5,17 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "model/json.h"
+#include "model/weights/name_list.h"
 
-enum { SHOWN = 160, MAX_PATH = 4096, MAX_INDEX_BYTES = 100000000 };
+enum { SHOWN = 160, MAX_PATH = 4096, MAX_INDEX_BYTES = 100000000, LFS_START = 64 };
 
 static const char index_name[] = "model.safetensors.index.json";
 static const char single_name[] = "model.safetensors";
@@ -46,9 +49,13 @@ static mb_status read_header(mb_shard *shard) {
         return mb_fail(MB_ERR_FORMAT,
                        "%s: only %llu bytes, too short for a safetensors file; download it again",
                        shard->path, (unsigned long long)size);
+    shard->n_bytes = size;
+    char start[LFS_START];
+    size_t n_start = size < sizeof start ? (size_t)size : sizeof start, n_bytes;
+    MB_TRY(read_fully(shard->fd, shard->path, 0, start, n_start));
+    MB_TRY(mb_lfs_pointer_check(shard->path, start, n_start));
     unsigned char prefix[MB_SAFETENSORS_PREFIX];
-    size_t n_bytes;
-    MB_TRY(read_fully(shard->fd, shard->path, 0, prefix, sizeof prefix));
+    memcpy(prefix, start, sizeof prefix);
     MB_TRY(mb_safetensors_header_bytes(shard->path, prefix, size, &n_bytes));
     char *header = mb_malloc(n_bytes);
     if (!header)
@@ -187,29 +194,28 @@ static mb_status merge_tensors(mb_checkpoint *checkpoint, const char *directory)
     return MB_OK;
 }
 
-static mb_status check_index(const mb_checkpoint *checkpoint, const char *index_path,
-                             const mb_shard_index *index) {
-    char shown[SHOWN];
-    for (size_t i = 0; i < checkpoint->n_tensors; i++) {
-        const mb_tensor *tensor = &checkpoint->tensors[i];
-        const char *path = mb_checkpoint_path(checkpoint, tensor), *file = strrchr(path, '/') + 1;
-        const char *named = json_string_value(json_object_get(index->weight_map, tensor->name));
-        if (!named)
-            return mb_fail(MB_ERR_FORMAT, "%s: tensor %s is not in the index (%s)", path,
-                           mb_quote(shown, sizeof shown, tensor->name), index_name);
-        if (strcmp(named, file) != 0)
-            return mb_fail(MB_ERR_FORMAT, "%s: tensor %s is here, but the index puts it into %s", path,
-                           mb_quote(shown, sizeof shown, tensor->name), named);
-    }
+/* As in transformers and vLLM, the index tells which files there are; what is in them is read from them. */
+static void compare_with_index(const mb_checkpoint *checkpoint, const char *index_path,
+                               const mb_shard_index *index) {
+    mb_name_list absent = {0}, misplaced = {0};
     const char *name;
     json_t *shard;
     json_object_foreach((json_t *)index->weight_map, name, shard) {
         if (!mb_checkpoint_find(checkpoint, name))
-            return mb_fail(MB_ERR_FORMAT,
-                           "%s: tensor %s is not in %s, where the index puts it; download it again",
-                           index_path, mb_quote(shown, sizeof shown, name), json_string_value(shard));
+            mb_name_list_add(&absent, name);
     }
-    return MB_OK;
+    for (size_t i = 0; i < checkpoint->n_tensors; i++) {
+        const mb_tensor *tensor = &checkpoint->tensors[i];
+        const char *file = strrchr(mb_checkpoint_path(checkpoint, tensor), '/') + 1;
+        const char *named = json_string_value(json_object_get(index->weight_map, tensor->name));
+        if (!named || strcmp(named, file) != 0)
+            mb_name_list_add(&misplaced, tensor->name);
+    }
+    if (absent.n_names > 0)
+        mb_log(MB_LOG_WARN, "%s: names tensors that no file has: %s", index_path, mb_name_list_text(&absent));
+    if (misplaced.n_names > 0)
+        mb_log(MB_LOG_WARN, "%s: does not name these tensors, or puts them into the wrong file: %s",
+               index_path, mb_name_list_text(&misplaced));
 }
 
 /* ---- Opening ------------------------------------------------------------------------------------------ */
@@ -222,7 +228,7 @@ static mb_status open_indexed(mb_checkpoint *checkpoint, const char *directory, 
     if (status == MB_OK)
         status = merge_tensors(checkpoint, directory);
     if (status == MB_OK)
-        status = check_index(checkpoint, index_path, &index);
+        compare_with_index(checkpoint, index_path, &index);
     mb_shard_index_free(&index);
     return status;
 }
@@ -256,10 +262,17 @@ mb_status mb_checkpoint_open(const char *directory, mb_checkpoint *checkpoint) {
     return status;
 }
 
+static void unmap(mb_shard *shard) {
+    if (shard->map)
+        munmap(shard->map, (size_t)shard->n_bytes);
+    shard->map = NULL;
+}
+
 void mb_checkpoint_close(mb_checkpoint *checkpoint) {
     for (size_t s = 0; s < checkpoint->n_shards; s++) {
         mb_shard *shard = &checkpoint->shards[s];
         mb_safetensors_free(&shard->header);
+        unmap(shard);
         if (shard->fd >= 0)
             close(shard->fd);
         mb_free(shard->path);
@@ -267,6 +280,44 @@ void mb_checkpoint_close(mb_checkpoint *checkpoint) {
     mb_free(checkpoint->shards);
     mb_free(checkpoint->tensors);
     *checkpoint = (mb_checkpoint){0};
+}
+
+mb_status mb_checkpoint_map(mb_checkpoint *checkpoint) {
+    for (size_t s = 0; s < checkpoint->n_shards; s++) {
+        mb_shard *shard = &checkpoint->shards[s];
+        struct stat info;
+        void *map = mmap(NULL, (size_t)shard->n_bytes, PROT_READ, MAP_SHARED, shard->fd, 0);
+        if (map == MAP_FAILED) {
+            mb_log(MB_LOG_DEBUG, "%s: cannot be mapped and is copied: %s", shard->path, strerror(errno));
+            continue;
+        }
+        shard->map = map;
+        if (fstat(shard->fd, &info) != 0 || (uint64_t)info.st_size != shard->n_bytes)
+            return mb_fail(MB_ERR_IO,
+                           "%s: the file's size changed while it was opened; is something writing to it?",
+                           shard->path);
+    }
+    return MB_OK;
+}
+
+mb_status mb_checkpoint_give_maps(mb_checkpoint *checkpoint, mb_file_map **maps, size_t *n_maps) {
+    *n_maps = 0;
+    *maps = mb_calloc(checkpoint->n_shards, sizeof **maps);
+    if (!*maps)
+        return mb_fail(MB_ERR_MEMORY, "no memory for a list of %zu files", checkpoint->n_shards);
+    for (size_t s = 0; s < checkpoint->n_shards; s++) {
+        mb_shard *shard = &checkpoint->shards[s];
+        if (shard->map)
+            (*maps)[(*n_maps)++] = (mb_file_map){shard->map, shard->n_bytes};
+        shard->map = NULL;
+    }
+    return MB_OK;
+}
+
+void mb_file_maps_close(mb_file_map *maps, size_t n_maps) {
+    for (size_t i = 0; i < n_maps; i++)
+        munmap(maps[i].address, (size_t)maps[i].n_bytes);
+    mb_free(maps);
 }
 
 const mb_tensor *mb_checkpoint_find(const mb_checkpoint *checkpoint, const char *name) {

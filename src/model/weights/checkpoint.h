@@ -2,8 +2,9 @@
  * checkpoint.h - all tensors of a checkpoint directory, found by name.
  *
  * The directory holds model.safetensors.index.json and the shards it names, or model.safetensors, or any
- * *.safetensors files. Each tensor must be in exactly one file, and index and shards must agree both ways.
- * Files stay open until the checkpoint is closed; nothing is mapped, reads go through pread.
+ * *.safetensors files. Each tensor must be in exactly one file. Where index and shards disagree, what is in the
+ * shards counts, and a warning lists the names. Files stay open until the checkpoint is closed; reads go through
+ * pread, which a file that changes underneath cannot harm.
  */
 #ifndef MB_MODEL_CHECKPOINT_H
 #define MB_MODEL_CHECKPOINT_H
@@ -15,6 +16,8 @@
 typedef struct mb_shard {
     char *path;
     int fd;
+    void *map; /* the whole file, read-only; NULL: not mapped */
+    uint64_t n_bytes;
     mb_safetensors header; /* owns the names; its tensors were moved to the checkpoint */
 } mb_shard;
 
@@ -29,6 +32,20 @@ typedef struct mb_checkpoint {
  * or the index breaks its format, or they contradict one another. On failure everything is released. */
 mb_status mb_checkpoint_open(const char *directory, mb_checkpoint *checkpoint);
 void mb_checkpoint_close(mb_checkpoint *checkpoint);
+
+/* A file in memory, for as long as it takes. */
+typedef struct mb_file_map {
+    void *address;
+    uint64_t n_bytes;
+} mb_file_map;
+
+/* Maps the shards; one that the system will not map stays as it is. MB_ERR_IO: a shard has another size now than
+ * its header says. From then on, making a file shorter ends the program (SIGBUS). */
+mb_status mb_checkpoint_map(mb_checkpoint *checkpoint);
+/* Hands the maps over, for mb_file_maps_close later; without memory for the list they stay and are closed with
+ * the checkpoint, which is MB_ERR_MEMORY. */
+mb_status mb_checkpoint_give_maps(mb_checkpoint *checkpoint, mb_file_map **maps, size_t *n_maps);
+void mb_file_maps_close(mb_file_map *maps, size_t n_maps);
 
 /* NULL: no tensor has this name. */
 const mb_tensor *mb_checkpoint_find(const mb_checkpoint *checkpoint, const char *name);

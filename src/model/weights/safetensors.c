@@ -18,7 +18,7 @@ static const struct dtype_row {
     {"BF16", 16, 1, MB_BF16}, {"F32", 32, 1, MB_F32},   {"F8_E4M3", 8, 1, MB_F8_E4M3},
     {"F16", 16, 1, MB_F16},   {"BOOL", 8, 0, 0},        {"F4", 4, 0, 0},
     {"F6_E2M3", 6, 0, 0},     {"F6_E3M2", 6, 0, 0},     {"U8", 8, 0, 0},
-    {"I8", 8, 0, 0},          {"F8_E5M2", 8, 0, 0},     {"F8_E8M0", 8, 0, 0},
+    {"I8", 8, 0, 0},          {"F8_E5M2", 8, 0, 0},     {"F8_E8M0", 8, 1, MB_F8_E8M0},
     {"F8_E4M3FNUZ", 8, 0, 0}, {"F8_E5M2FNUZ", 8, 0, 0}, {"I16", 16, 0, 0},
     {"U16", 16, 0, 0},        {"I32", 32, 0, 0},        {"U32", 32, 0, 0},
     {"C64", 64, 0, 0},        {"F64", 64, 0, 0},        {"I64", 64, 0, 0},
@@ -123,7 +123,7 @@ static mb_status parse_offsets(const entry_reader *r, const json_t *offsets, uin
 }
 
 static mb_status parse_entry(const entry_reader *r, const json_t *entry, mb_tensor *tensor) {
-    if (!json_is_object(entry))
+    if (!mb_json_is_object(entry))
         return bad_entry(r, "is not described by an object");
     const char *dtype_name = json_string_value(json_object_get(entry, "dtype"));
     if (!dtype_name)
@@ -147,7 +147,9 @@ static mb_status parse_entry(const entry_reader *r, const json_t *entry, mb_tens
 static mb_status check_metadata(const char *path, const json_t *metadata) {
     const char *key;
     json_t *value;
-    if (!json_is_object(metadata))
+    if (json_is_null(metadata)) /* as good as none */
+        return MB_OK;
+    if (!mb_json_is_object(metadata))
         return mb_fail(MB_ERR_FORMAT, "%s: \"__metadata__\" must be an object of strings", path);
     json_object_foreach((json_t *)metadata, key, value) {
         char shown[SHOWN];

@@ -4,91 +4,61 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "model/json.h"
+#include "base/log.h"
+#include "model/weights/weight_tensors.h"
+#include "ops/common/dtype.h"
 
-enum { SHOWN = 160, NAME_BYTES = 128, MAX_PARTS = 3, ALIGNMENT = 256 };
+enum { NAME_BYTES = 128, MAX_PIECES = 3, ALIGNMENT = 256 };
 
 typedef struct planner {
-    const mb_checkpoint *checkpoint;
+    mb_weight_tensors tensors;
     const mb_config *config;
+    const mb_weight_share *share;
     mb_weight_plan *plan;
-    unsigned char *used; /* [n_tensors] of the checkpoint */
 } planner;
 
-/* A weight to be assembled: `count` matrices, each from the rows of n_parts tensors. */
+/* One tensor's share in a weight: all of its rows there are, and those wanted. */
+typedef struct piece {
+    const char *name;
+    int64_t height; /* of a vector: its length */
+    mb_range rows;
+} piece;
+
+/* A weight to be assembled: a matrix for each expert (or one), from the rows of n_pieces tensors. */
 typedef struct recipe {
     mb_weight *weight;
-    int32_t layer;   /* -1: the names are whole; else they follow "model.layers.<layer>." */
-    int64_t experts; /* 0: one matrix; else that many, and names follow "mlp.experts.<e>." */
-    int rank;        /* of the tensors: 2, or 1 for vectors */
+    int32_t layer; /* -1: the names are whole; else they follow "model.layers.<layer>." */
+    int is_vector; /* tensors of rank 1 */
     int may_be_fp8;
-    int n_parts;
-    const char *names[MAX_PARTS];
-    int64_t heights[MAX_PARTS]; /* rows of each part; for vectors their length */
-    int64_t cols;               /* 1 for vectors */
+    mb_range experts; /* count 0: one matrix; else one for each, and names follow "mlp.experts.<e>." */
+    int64_t width;    /* columns of the tensors; 1 for vectors */
+    mb_range cols;    /* of these */
+    int n_pieces;
+    piece pieces[MAX_PIECES];
 } recipe;
 
-/* ---- Tensors ------------------------------------------------------------------------------------------ */
+/* ---- Tensors as matrices ------------------------------------------------------------------------------ */
 
-static void format_name(char *name, const recipe *r, int64_t expert, int part) {
-    if (r->layer < 0)
-        snprintf(name, NAME_BYTES, "%s", r->names[part]);
-    else if (r->experts == 0)
-        snprintf(name, NAME_BYTES, "model.layers.%d.%s", r->layer, r->names[part]);
-    else
-        snprintf(name, NAME_BYTES, "model.layers.%d.mlp.experts.%lld.%s", r->layer, (long long)expert,
-                 r->names[part]);
+int64_t mb_tensor_cols(const mb_tensor *tensor) {
+    return tensor->rank > 1 ? (int64_t)tensor->shape[tensor->rank - 1] : 1;
 }
 
-/* Finds a tensor and checks its shape; shape has `rank` dimensions. */
-static mb_status take_tensor(planner *p, const char *name, int rank, const int64_t *shape,
-                             const mb_tensor **found) {
-    const mb_tensor *tensor = mb_checkpoint_find(p->checkpoint, name);
-    const char *path = p->checkpoint->shards[0].path;
-    int directory_length = (int)(strrchr(path, '/') - path);
-    if (!tensor)
-        return mb_fail(
-            MB_ERR_CONFIG,
-            "%.*s: tensor \"%s\" is missing, and config.json needs it; download the checkpoint again, or "
-            "correct config.json",
-            directory_length, path, name);
-    int same = tensor->rank == rank;
-    for (int i = 0; same && i < rank; i++)
-        same = tensor->shape[i] == (uint64_t)shape[i];
-    if (!same) {
-        mb_tensor wanted = {.rank = rank};
-        for (int i = 0; i < rank; i++)
-            wanted.shape[i] = (uint64_t)shape[i];
-        char is[SHOWN], should_be[SHOWN];
-        return mb_fail(MB_ERR_CONFIG, "%s: tensor \"%s\" has the shape %s, but config.json makes it %s",
-                       mb_checkpoint_path(p->checkpoint, tensor), name,
-                       mb_tensor_shape(is, sizeof is, tensor),
-                       mb_tensor_shape(should_be, sizeof should_be, &wanted));
-    }
-    p->used[tensor - p->checkpoint->tensors] = 1;
-    *found = tensor;
-    return MB_OK;
+uint64_t mb_tensor_row_bytes(const mb_tensor *tensor) {
+    return mb_dtype_row_bytes(tensor->dtype, mb_tensor_cols(tensor));
 }
 
-static mb_status check_dtype(const planner *p, const mb_tensor *tensor, int may_be_fp8) {
-    const char *path = mb_checkpoint_path(p->checkpoint, tensor);
-    if (!tensor->is_float)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: tensor \"%s\" is %s; weights may be BF16, F16, F32 or F8_E4M3 with block scales",
-                       path, tensor->name, tensor->dtype_name);
-    if (tensor->dtype != MB_F8_E4M3)
-        return MB_OK;
-    if (!may_be_fp8)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: tensor \"%s\" is F8_E4M3; only linear layers may be, and not merged "
-                       "experts",
-                       path, tensor->name);
-    if (!p->config->fp8_blocks)
-        return mb_fail(MB_ERR_CONFIG,
-                       "%s: tensor \"%s\" is F8_E4M3, but config.json has no \"quantization_config\" "
-                       "for fp8",
-                       path, tensor->name);
-    return MB_OK;
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+uint64_t mb_weight_part_row_bytes(const mb_weight_part *part) {
+    int is_scale = part->kind == MB_PART_SCALES;
+    return mb_dtype_row_bytes(part->dtype,
+                              is_scale ? ceil_div(part->cols.count, MB_F8_BLOCK) : part->cols.count);
+}
+
+int64_t mb_weight_part_n_rows(const mb_weight_part *part) {
+    return part->kind == MB_PART_SCALES ? ceil_div(part->rows.count, part->scale_rows) : part->rows.count;
 }
 
 /* ---- Laying out --------------------------------------------------------------------------------------- */
@@ -98,7 +68,11 @@ static mb_status add_part(planner *p, const mb_weight_part *part) {
     if (mb_grow((void **)&plan->parts, &plan->parts_capacity, plan->n_parts + 1, sizeof *part) != 0)
         return mb_fail(MB_ERR_MEMORY, "no memory for a plan of %zu tensors", plan->n_parts + 1);
     plan->parts[plan->n_parts++] = *part;
-    plan->read_bytes += part->tensor->n_bytes;
+    if (part->kind == MB_PART_SCALES)
+        plan->read_bytes += part->tensor->n_bytes;
+    else
+        plan->read_bytes += (uint64_t)part->rows.count * mb_tensor_row_bytes(part->tensor) +
+                            (part->scale ? part->scale->n_bytes : 0);
     return MB_OK;
 }
 
@@ -110,91 +84,154 @@ static mb_status add_place(planner *p, const mb_weight_place *place) {
     return MB_OK;
 }
 
+static uint64_t rounded_up(uint64_t n_bytes) {
+    return (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
 /* Takes n_bytes of the block. config.h bounds the number of parameters, so these sums stay far below 2^64. */
 static uint64_t take_bytes(mb_weight_plan *plan, uint64_t n_bytes) {
     uint64_t offset = plan->n_bytes;
-    plan->n_bytes += (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    plan->n_bytes += rounded_up(n_bytes);
     return offset;
 }
 
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
+/* Where the weight's bytes are mapped; NULL when they are not, or not as an element must be aligned. */
+static const char *mapped_data(const planner *p, const mb_tensor *tensor, int64_t first_row) {
+    const mb_shard *shard = &p->tensors.checkpoint->shards[tensor->i_file];
+    if (!shard->map)
+        return NULL;
+    const char *data =
+        (const char *)shard->map + tensor->offset + (uint64_t)first_row * mb_tensor_row_bytes(tensor);
+    return (uintptr_t)data % mb_dtype_bytes(tensor->dtype) == 0 ? data : NULL;
 }
 
-/* Rows that share a scale after merging: every part must begin on such a row. */
+/* Takes room for a weight's data, or leaves it where the one tensor that it consists of is mapped. */
+static void place_data(planner *p, const mb_tensor *only, int64_t first_row, mb_weight_place *place) {
+    const mb_weight *w = place->weight;
+    uint64_t n_bytes = (uint64_t)w->count * (uint64_t)w->rows * mb_dtype_row_bytes(w->dtype, w->cols);
+    place->mapped = only ? mapped_data(p, only, first_row) : NULL;
+    if (place->mapped)
+        p->plan->mapped_bytes += rounded_up(n_bytes);
+    else
+        place->data = take_bytes(p->plan, n_bytes);
+}
+
+/* ---- One weight --------------------------------------------------------------------------------------- */
+
+static void format_name(char *name, const recipe *r, int64_t matrix, int i_piece) {
+    const char *own = r->pieces[i_piece].name;
+    if (r->layer < 0)
+        snprintf(name, NAME_BYTES, "%s", own);
+    else if (r->experts.count == 0)
+        snprintf(name, NAME_BYTES, "model.layers.%d.%s", r->layer, own);
+    else
+        snprintf(name, NAME_BYTES, "model.layers.%d.mlp.experts.%lld.%s", r->layer,
+                 (long long)(r->experts.first + matrix), own);
+}
+
+/* The type that holds both without loss. fp8 with scales gives way to any other; bf16 has the larger range and
+ * fp16 the finer steps, so both together need fp32. */
+static mb_dtype wider(mb_dtype a, mb_dtype b) {
+    if (a == b || b == MB_F8_E4M3)
+        return a;
+    return a == MB_F8_E4M3 ? b : MB_F32;
+}
+
+/* Finds and checks all tensors of a recipe; the weight's dtype is the widest of theirs. */
+static mb_status find_tensors(planner *p, const recipe *r, int64_t n_matrices, mb_dtype *dtype) {
+    for (int64_t i = 0; i < n_matrices * r->n_pieces; i++) {
+        int i_piece = (int)(i % r->n_pieces);
+        const int64_t shape[2] = {r->pieces[i_piece].height, r->width};
+        char name[NAME_BYTES];
+        const mb_tensor *tensor;
+        format_name(name, r, i / r->n_pieces, i_piece);
+        MB_TRY(mb_weight_tensors_take(&p->tensors, name, r->is_vector ? 1 : 2, shape, &tensor));
+        MB_TRY(mb_weight_tensors_check_dtype(&p->tensors, tensor, r->may_be_fp8));
+        *dtype = i == 0 ? tensor->dtype : wider(*dtype, tensor->dtype);
+    }
+    return MB_OK;
+}
+
+/* Rows that share a scale after merging: each piece must begin on such a row, there and in its tensor. */
 static int32_t merged_scale_rows(const recipe *r) {
     int64_t rows = MB_F8_BLOCK;
-    for (int i = 0; r->n_parts > 1 && i < r->n_parts; i++)
-        while (r->heights[i] % rows != 0)
+    for (int i = 0; i < r->n_pieces; i++) {
+        const mb_range *range = &r->pieces[i].rows;
+        while (range->first % rows != 0 || (r->n_pieces > 1 && range->count % rows != 0))
             rows /= 2; /* divisors of 128 are its halves */
+    }
     return (int32_t)rows;
 }
 
-static mb_status add_scale(planner *p, const recipe *r, int part, const mb_tensor *weight, uint64_t *offset) {
-    char name[NAME_BYTES + 16];
-    snprintf(name, sizeof name, "%s_scale_inv", weight->name);
-    int64_t shape[2] = {ceil_div(r->heights[part], MB_F8_BLOCK), ceil_div(r->cols, MB_F8_BLOCK)};
-    const mb_tensor *scale;
-    MB_TRY(take_tensor(p, name, 2, shape, &scale));
-    if (!scale->is_float || (scale->dtype != MB_F32 && scale->dtype != MB_BF16))
-        return mb_fail(MB_ERR_UNSUPPORTED, "%s: tensor \"%s\" is %s; block scales may be F32 or BF16",
-                       mb_checkpoint_path(p->checkpoint, scale), name, scale->dtype_name);
-    int64_t n_rows = ceil_div(r->heights[part], r->weight->scale_rows);
-    mb_weight_part piece = {scale, *offset, n_rows, r->weight->scale_rows};
-    *offset += (uint64_t)(n_rows * shape[1]) * sizeof(float);
-    return add_part(p, &piece);
+static mb_status begin_scales(planner *p, const recipe *r, mb_weight_place *place) {
+    mb_weight *w = place->weight;
+    if (r->cols.first % MB_F8_BLOCK != 0)
+        return mb_fail(
+            MB_ERR_UNSUPPORTED,
+            "columns from %lld on of \"%s\" begin within a block of fp8 scales; a share must begin at "
+            "a multiple of %d",
+            (long long)r->cols.first, r->pieces[0].name, MB_F8_BLOCK);
+    w->scale_dtype = MB_F32;
+    w->scale_rows = merged_scale_rows(r);
+    w->scale_cols = MB_F8_BLOCK;
+    place->has_scale = 1;
+    place->scale = take_bytes(p->plan, (uint64_t)w->count * (uint64_t)ceil_div(w->rows, w->scale_rows) *
+                                           mb_dtype_row_bytes(MB_F32, ceil_div(w->cols, w->scale_cols)));
+    return MB_OK;
 }
 
-/* The first tensor found decides the dtype; now the sizes are known and the block's bytes can be taken. */
-static void begin_weight(planner *p, mb_weight *w, mb_dtype dtype, mb_weight_place *place) {
-    uint64_t count = (uint64_t)w->count, rows = (uint64_t)w->rows;
-    w->dtype = dtype;
-    *place = (mb_weight_place){.weight = w, .has_scale = dtype == MB_F8_E4M3};
-    place->data = take_bytes(p->plan, count * rows * mb_dtype_row_bytes(dtype, w->cols));
-    w->scale_cols = place->has_scale ? MB_F8_BLOCK : 0;
-    if (place->has_scale)
-        place->scale = take_bytes(p->plan, count * (uint64_t)ceil_div(w->rows, w->scale_rows) *
-                                               (uint64_t)ceil_div(w->cols, MB_F8_BLOCK) * sizeof(float));
+/* One tensor's part, and its scales' part when the weight stays in fp8; both places advance. */
+static mb_status add_piece(planner *p, const recipe *r, int i_piece, const mb_tensor *tensor,
+                           mb_weight_place *place) {
+    const mb_weight *w = place->weight;
+    const piece *from = &r->pieces[i_piece];
+    mb_weight_part part = {.kind = tensor->dtype == w->dtype ? MB_PART_COPY : MB_PART_CONVERT,
+                           .tensor = tensor,
+                           .rows = from->rows,
+                           .cols = r->cols,
+                           .dtype = w->dtype,
+                           .offset = place->data};
+    const mb_tensor *scale = NULL;
+    if (tensor->dtype == MB_F8_E4M3)
+        MB_TRY(mb_weight_tensors_take_scale(&p->tensors, tensor, from->height, r->width, &scale));
+    if (part.kind == MB_PART_CONVERT)
+        part.scale = scale;
+    place->data += (uint64_t)part.rows.count * mb_weight_part_row_bytes(&part);
+    if (!place->mapped)
+        MB_TRY(add_part(p, &part));
+    if (!scale || part.scale)
+        return MB_OK;
+    part.kind = MB_PART_SCALES;
+    part.tensor = scale;
+    part.dtype = MB_F32;
+    part.scale_rows = w->scale_rows;
+    part.offset = place->scale;
+    place->scale += (uint64_t)mb_weight_part_n_rows(&part) * mb_weight_part_row_bytes(&part);
+    return add_part(p, &part);
 }
 
 /* Finds all tensors of a recipe and gives them their places. */
 static mb_status add_weight(planner *p, const recipe *r) {
     mb_weight *w = r->weight;
-    *w = (mb_weight){
-        .count = r->experts ? r->experts : 1, .cols = r->cols, .scale_rows = merged_scale_rows(r)};
-    for (int i = 0; i < r->n_parts; i++)
-        w->rows += r->heights[i];
-    mb_weight_place place = {0};
-    const mb_tensor *first = NULL;
-    uint64_t data = 0, scale = 0;
-    for (int64_t i = 0; i < w->count * r->n_parts; i++) {
-        int part = (int)(i % r->n_parts);
-        int64_t shape[2] = {r->heights[part], r->cols};
-        char name[NAME_BYTES];
-        const mb_tensor *tensor;
-        format_name(name, r, i / r->n_parts, part);
-        MB_TRY(take_tensor(p, name, r->rank, shape, &tensor));
-        MB_TRY(check_dtype(p, tensor, r->may_be_fp8));
-        if (!first) {
-            first = tensor;
-            begin_weight(p, w, tensor->dtype, &place);
-            data = place.data;
-            scale = place.scale;
-        }
-        if (tensor->dtype != w->dtype)
-            return mb_fail(
-                MB_ERR_UNSUPPORTED,
-                "%s: tensor \"%s\" is %s but \"%s\" is %s; they are merged into one matrix and must have "
-                "the same dtype",
-                mb_checkpoint_path(p->checkpoint, tensor), name, tensor->dtype_name, first->name,
-                first->dtype_name);
-        mb_weight_part copy = {.tensor = tensor, .offset = data};
-        MB_TRY(add_part(p, &copy));
-        data += tensor->n_bytes;
-        if (place.has_scale)
-            MB_TRY(add_scale(p, r, part, tensor, &scale));
+    *w = (mb_weight){.count = r->experts.count ? r->experts.count : 1, .cols = r->cols.count};
+    for (int i = 0; i < r->n_pieces; i++)
+        w->rows += r->pieces[i].rows.count;
+    MB_TRY(find_tensors(p, r, w->count, &w->dtype));
+    mb_weight_place place = {.weight = w};
+    char name[NAME_BYTES];
+    format_name(name, r, 0, 0);
+    int is_one = w->count * r->n_pieces == 1 && r->cols.count == r->width;
+    place_data(p, is_one ? mb_checkpoint_find(p->tensors.checkpoint, name) : NULL, r->pieces[0].rows.first,
+               &place);
+    if (w->dtype == MB_F8_E4M3)
+        MB_TRY(begin_scales(p, r, &place));
+    mb_weight_place next = place;
+    for (int64_t i = 0; i < w->count * r->n_pieces; i++) {
+        format_name(name, r, i / r->n_pieces, (int)(i % r->n_pieces));
+        MB_TRY(
+            add_piece(p, r, (int)(i % r->n_pieces), mb_checkpoint_find(p->tensors.checkpoint, name), &next));
     }
-    if (r->rank == 1) { /* vectors are one row */
+    if (r->is_vector) { /* vectors are one row */
         w->cols = w->rows;
         w->rows = 1;
     }
@@ -203,94 +240,192 @@ static mb_status add_weight(planner *p, const recipe *r) {
 
 /* ---- The model's weights ------------------------------------------------------------------------------ */
 
+static mb_range all(int64_t count) {
+    return (mb_range){0, count};
+}
+
+static mb_range times(mb_range range, int64_t n) {
+    return (mb_range){range.first * n, range.count * n};
+}
+
+mb_weight_share mb_weight_share_all(const mb_config *config) {
+    return (mb_weight_share){.heads = all(config->n_heads),
+                             .kv_heads = all(config->n_kv_heads),
+                             .inner = all(config->intermediate),
+                             .moe_inner = all(config->moe_intermediate),
+                             .experts = all(config->n_experts)};
+}
+
 static mb_status add_vector(planner *p, mb_weight *weight, int32_t layer, const char *name, int64_t length) {
-    recipe r = {weight, layer, 0, 1, 0, 1, {name}, {length}, 1};
+    const recipe r = {weight, layer, 1, 0, all(0), 1, all(1), 1, {{name, length, all(length)}}};
     return add_weight(p, &r);
 }
 
 static mb_status add_matrix(planner *p, mb_weight *weight, int32_t layer, const char *name, int64_t rows,
                             int64_t cols) {
-    recipe r = {weight, layer, 0, 2, 1, 1, {name}, {rows}, cols};
+    const recipe r = {weight, layer, 0, 1, all(0), cols, all(cols), 1, {{name, rows, all(rows)}}};
     return add_weight(p, &r);
 }
 
 static mb_status add_attention(planner *p, int32_t layer, mb_layer_weights *w) {
     const mb_config *c = p->config;
-    int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
-    recipe qkv = {&w->qkv,
-                  layer,
-                  0,
-                  2,
-                  1,
-                  3,
-                  {"self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"},
-                  {q, kv, kv},
-                  c->hidden};
+    int64_t n_q = (int64_t)c->n_heads * c->head_dim, n_kv = (int64_t)c->n_kv_heads * c->head_dim;
+    mb_range q = times(p->share->heads, c->head_dim), kv = times(p->share->kv_heads, c->head_dim);
+    const recipe qkv = {.weight = &w->qkv,
+                        .layer = layer,
+                        .may_be_fp8 = 1,
+                        .width = c->hidden,
+                        .cols = all(c->hidden),
+                        .n_pieces = 3,
+                        .pieces = {{"self_attn.q_proj.weight", n_q, q},
+                                   {"self_attn.k_proj.weight", n_kv, kv},
+                                   {"self_attn.v_proj.weight", n_kv, kv}}};
+    const recipe o = {.weight = &w->o,
+                      .layer = layer,
+                      .may_be_fp8 = 1,
+                      .width = n_q,
+                      .cols = q,
+                      .n_pieces = 1,
+                      .pieces = {{"self_attn.o_proj.weight", c->hidden, all(c->hidden)}}};
     MB_TRY(add_weight(p, &qkv));
-    MB_TRY(add_matrix(p, &w->o, layer, "self_attn.o_proj.weight", c->hidden, q));
+    MB_TRY(add_weight(p, &o));
     MB_TRY(add_vector(p, &w->q_norm, layer, "self_attn.q_norm.weight", c->head_dim));
     MB_TRY(add_vector(p, &w->k_norm, layer, "self_attn.k_norm.weight", c->head_dim));
     if (!c->attention_bias)
         return MB_OK;
-    recipe bias = {&w->qkv_bias,
-                   layer,
-                   0,
-                   1,
-                   0,
-                   3,
-                   {"self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"},
-                   {q, kv, kv},
-                   1};
+    const recipe bias = {.weight = &w->qkv_bias,
+                         .layer = layer,
+                         .is_vector = 1,
+                         .width = 1,
+                         .cols = all(1),
+                         .n_pieces = 3,
+                         .pieces = {{"self_attn.q_proj.bias", n_q, q},
+                                    {"self_attn.k_proj.bias", n_kv, kv},
+                                    {"self_attn.v_proj.bias", n_kv, kv}}};
     MB_TRY(add_weight(p, &bias));
     return add_vector(p, &w->o_bias, layer, "self_attn.o_proj.bias", c->hidden);
 }
 
-/* transformers can also save the experts of a layer as one tensor, already in the layout that is wanted. */
+/* transformers can also save the experts of a layer as one tensor [E, height, width], in the layout that is
+ * wanted. n_halves 2: gate over up, of which `rows` are taken each. */
 static mb_status add_merged_experts(planner *p, int32_t layer, const char *what, mb_weight *weight,
-                                    int64_t rows, int64_t cols) {
+                                    int n_halves, int64_t half_height, mb_range rows, int64_t width,
+                                    mb_range cols) {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%s", layer, what);
-    int64_t shape[3] = {p->config->n_experts, rows, cols};
+    const int64_t shape[3] = {p->config->n_experts, n_halves * half_height, width};
+    const mb_range experts = p->share->experts;
     const mb_tensor *tensor;
-    MB_TRY(take_tensor(p, name, 3, shape, &tensor));
-    MB_TRY(check_dtype(p, tensor, 0));
+    MB_TRY(mb_weight_tensors_take(&p->tensors, name, 3, shape, &tensor));
+    MB_TRY(mb_weight_tensors_check_dtype(&p->tensors, tensor, 0));
     *weight = (mb_weight){
-        .count = shape[0], .rows = rows, .cols = cols, .scale_rows = MB_F8_BLOCK, .dtype = tensor->dtype};
-    mb_weight_place place = {.weight = weight, .data = take_bytes(p->plan, tensor->n_bytes)};
-    mb_weight_part part = {.tensor = tensor, .offset = place.data};
-    MB_TRY(add_part(p, &part));
-    return add_place(p, &place);
+        .count = experts.count, .rows = n_halves * rows.count, .cols = cols.count, .dtype = tensor->dtype};
+    mb_weight_place place = {.weight = weight};
+    int is_stretch = rows.count == half_height && cols.count == width;
+    place_data(p, is_stretch ? tensor : NULL, experts.first * shape[1], &place);
+    MB_TRY(add_place(p, &place));
+    if (place.mapped)
+        return MB_OK;
+    mb_weight_part part = {.tensor = tensor, .cols = cols, .dtype = tensor->dtype, .offset = place.data};
+    part.rows = times(experts, shape[1]);
+    if (is_stretch)
+        return add_part(p, &part);
+    for (int64_t half = experts.first * n_halves; half < (experts.first + experts.count) * n_halves; half++) {
+        part.rows = (mb_range){half * half_height + rows.first, rows.count};
+        MB_TRY(add_part(p, &part));
+        part.offset += (uint64_t)rows.count * mb_weight_part_row_bytes(&part);
+    }
+    return MB_OK;
 }
 
 static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
     const mb_config *c = p->config;
-    int64_t inner = c->moe_intermediate, hidden = c->hidden;
+    const mb_range inner = p->share->moe_inner, experts = p->share->experts;
+    int64_t n_inner = c->moe_intermediate, hidden = c->hidden;
     MB_TRY(add_matrix(p, &w->router, layer, "mlp.gate.weight", c->n_experts, hidden));
     char merged[NAME_BYTES];
     snprintf(merged, sizeof merged, "model.layers.%d.mlp.experts.gate_up_proj", layer);
-    if (mb_checkpoint_find(p->checkpoint, merged)) {
-        MB_TRY(add_merged_experts(p, layer, "gate_up_proj", &w->w13, 2 * inner, hidden));
-        return add_merged_experts(p, layer, "down_proj", &w->w2, hidden, inner);
+    if (mb_checkpoint_find(p->tensors.checkpoint, merged)) {
+        MB_TRY(add_merged_experts(p, layer, "gate_up_proj", &w->w13, 2, n_inner, inner, hidden, all(hidden)));
+        return add_merged_experts(p, layer, "down_proj", &w->w2, 1, hidden, all(hidden), n_inner, inner);
     }
-    recipe w13 = {&w->w13,        layer, c->n_experts, 2, 1, 2, {"gate_proj.weight", "up_proj.weight"},
-                  {inner, inner}, hidden};
-    recipe w2 = {&w->w2, layer, c->n_experts, 2, 1, 1, {"down_proj.weight"}, {hidden}, inner};
+    const recipe w13 = {.weight = &w->w13,
+                        .layer = layer,
+                        .may_be_fp8 = 1,
+                        .experts = experts,
+                        .width = hidden,
+                        .cols = all(hidden),
+                        .n_pieces = 2,
+                        .pieces = {{"gate_proj.weight", n_inner, inner}, {"up_proj.weight", n_inner, inner}}};
+    const recipe w2 = {.weight = &w->w2,
+                       .layer = layer,
+                       .may_be_fp8 = 1,
+                       .experts = experts,
+                       .width = n_inner,
+                       .cols = inner,
+                       .n_pieces = 1,
+                       .pieces = {{"down_proj.weight", hidden, all(hidden)}}};
     MB_TRY(add_weight(p, &w13));
     return add_weight(p, &w2);
 }
 
 static mb_status add_dense_mlp(planner *p, int32_t layer, mb_layer_weights *w) {
-    int64_t inner = p->config->intermediate, hidden = p->config->hidden;
-    recipe w13 = {&w->w13,        layer, 0, 2, 1, 2, {"mlp.gate_proj.weight", "mlp.up_proj.weight"},
-                  {inner, inner}, hidden};
+    const mb_range inner = p->share->inner;
+    int64_t n_inner = p->config->intermediate, hidden = p->config->hidden;
+    const recipe w13 = {
+        .weight = &w->w13,
+        .layer = layer,
+        .may_be_fp8 = 1,
+        .width = hidden,
+        .cols = all(hidden),
+        .n_pieces = 2,
+        .pieces = {{"mlp.gate_proj.weight", n_inner, inner}, {"mlp.up_proj.weight", n_inner, inner}}};
+    const recipe w2 = {.weight = &w->w2,
+                       .layer = layer,
+                       .may_be_fp8 = 1,
+                       .width = n_inner,
+                       .cols = inner,
+                       .n_pieces = 1,
+                       .pieces = {{"mlp.down_proj.weight", hidden, all(hidden)}}};
     MB_TRY(add_weight(p, &w13));
-    return add_matrix(p, &w->w2, layer, "mlp.down_proj.weight", hidden, inner);
+    return add_weight(p, &w2);
+}
+
+/* config.json may tie lm_head to the embedding although the file has both. As in transformers, they are tied when
+ * they are the same, and each keeps its own when they are not. */
+static mb_status find_tied(planner *p, const char **embedding, int *is_tied) {
+    const mb_checkpoint *checkpoint = p->tensors.checkpoint;
+    static const char head_name[] = "lm_head.weight";
+    const mb_tensor *head = mb_checkpoint_find(checkpoint, head_name);
+    const mb_tensor *own = mb_checkpoint_find(checkpoint, *embedding);
+    *is_tied = p->config->tie_embeddings;
+    if (!*is_tied || !head)
+        return MB_OK;
+    if (!own) { /* the one matrix was saved under its other name */
+        *embedding = head_name;
+        return MB_OK;
+    }
+    MB_TRY(mb_weight_tensors_compare(&p->tensors, own, head, is_tied));
+    if (*is_tied)
+        p->tensors.is_used[head - checkpoint->tensors] = 1;
+    else
+        mb_log(MB_LOG_WARN,
+               "%s: \"lm_head.weight\" differs from the embedding, although config.json has "
+               "\"tie_word_embeddings\": true; both are kept, set it to false",
+               mb_checkpoint_path(checkpoint, head));
+    return MB_OK;
 }
 
 static mb_status add_model(planner *p, mb_weights *weights) {
     const mb_config *c = p->config;
-    recipe embedding = {&weights->embedding,           -1,         0,        2, 0, 1,
-                        {"model.embed_tokens.weight"}, {c->vocab}, c->hidden};
+    const char *embedding_name = "model.embed_tokens.weight";
+    MB_TRY(find_tied(p, &embedding_name, &weights->is_tied));
+    const recipe embedding = {.weight = &weights->embedding,
+                              .layer = -1,
+                              .width = c->hidden,
+                              .cols = all(c->hidden),
+                              .n_pieces = 1,
+                              .pieces = {{embedding_name, c->vocab, all(c->vocab)}}};
     MB_TRY(add_weight(p, &embedding));
     for (int32_t l = 0; l < c->n_layers; l++) {
         mb_layer_weights *w = &weights->layers[l];
@@ -300,46 +435,22 @@ static mb_status add_model(planner *p, mb_weights *weights) {
         MB_TRY(c->is_moe[l] ? add_moe(p, l, w) : add_dense_mlp(p, l, w));
     }
     MB_TRY(add_vector(p, &weights->final_norm, -1, "model.norm.weight", c->hidden));
-    if (c->tie_embeddings)
+    if (weights->is_tied)
         return MB_OK;
     return add_matrix(p, &weights->lm_head, -1, "lm_head.weight", c->vocab, c->hidden);
 }
 
-static int ends_with(const char *text, const char *suffix) {
-    size_t n = strlen(text), m = strlen(suffix);
-    return n >= m && strcmp(text + n - m, suffix) == 0;
-}
-
-/* A tensor that the forward pass would not use means that the model is not what config.json says. */
-static mb_status check_all_used(const planner *p) {
-    for (size_t i = 0; i < p->checkpoint->n_tensors; i++) {
-        const mb_tensor *tensor = &p->checkpoint->tensors[i];
-        if (p->used[i] || ends_with(tensor->name, "rotary_emb.inv_freq"))
-            continue;
-        if (p->config->tie_embeddings && strcmp(tensor->name, "lm_head.weight") == 0)
-            continue; /* a copy of the embedding, as Hugging Face has it too */
-        char shown[SHOWN];
-        return mb_fail(
-            MB_ERR_CONFIG,
-            "%s: tensor %s is not part of the model that config.json describes; without it the answers "
-            "would be wrong",
-            mb_checkpoint_path(p->checkpoint, tensor), mb_quote(shown, sizeof shown, tensor->name));
-    }
-    return MB_OK;
-}
-
-mb_status mb_weight_plan_make(const mb_checkpoint *checkpoint, const mb_config *config, mb_weights *weights,
-                              mb_weight_plan *plan) {
+mb_status mb_weight_plan_make(const mb_checkpoint *checkpoint, const mb_config *config,
+                              const mb_weight_share *share, mb_weights *weights, mb_weight_plan *plan) {
     *plan = (mb_weight_plan){0};
-    planner p = {checkpoint, config, plan, mb_calloc(checkpoint->n_tensors + 1, 1)};
-    if (!p.used)
-        return mb_fail(MB_ERR_MEMORY, "no memory for a list of %zu tensors", checkpoint->n_tensors);
+    planner p = {.config = config, .share = share, .plan = plan};
+    MB_TRY(mb_weight_tensors_init(&p.tensors, checkpoint, config));
     mb_status status = add_model(&p, weights);
-    if (status == MB_OK)
-        status = check_all_used(&p);
-    mb_free(p.used);
     if (status != MB_OK)
         mb_weight_plan_free(plan);
+    else if (share->experts.count == config->n_experts) /* else other experts are no surprise */
+        mb_weight_tensors_warn_unused(&p.tensors);
+    mb_weight_tensors_free(&p.tensors);
     return status;
 }
 
@@ -352,7 +463,7 @@ void mb_weight_plan_free(mb_weight_plan *plan) {
 void mb_weight_plan_place(const mb_weight_plan *plan, void *memory) {
     for (size_t i = 0; i < plan->n_places; i++) {
         const mb_weight_place *place = &plan->places[i];
-        place->weight->data = (char *)memory + place->data;
+        place->weight->data = place->mapped ? place->mapped : (char *)memory + place->data;
         if (place->has_scale)
             place->weight->scale = (char *)memory + place->scale;
     }

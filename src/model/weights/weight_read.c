@@ -11,14 +11,15 @@
 
 enum { PIECE_BYTES = 8 << 20, MAX_THREADS = 16, MAX_BUFFERS = 2 * MAX_THREADS };
 
-/* What one thread reads at a time: at most PIECE_BYTES of the block. */
+/* What one thread reads at a time: rows of a part, at most PIECE_BYTES of them in the block and in the file.
+ * config.h bounds the widths, so one row always fits. */
 typedef struct piece {
     const mb_weight_part *part;
-    uint64_t start, end; /* bytes of the tensor; for scales rows of the merged scale */
-    uint64_t offset;     /* in the block */
-    uint64_t read_bytes; /* of the file, for the progress */
-    size_t n_bytes;      /* in the block */
-    int buffer;          /* staging buffer that holds it */
+    int64_t first_row, n_rows; /* of the part, as it is in the block */
+    uint64_t offset;           /* in the block */
+    size_t n_bytes;            /* there */
+    uint64_t read_bytes;       /* of the files, for the progress */
+    int buffer;                /* staging buffer that holds it */
 } piece;
 
 typedef struct weight_reader {
@@ -31,7 +32,7 @@ typedef struct weight_reader {
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t buffer_free, piece_ready;
     size_t i_part; /* the next piece begins in this part, ... */
-    uint64_t next; /* ... at this byte or scale row */
+    int64_t next;  /* ... at this row */
     int free_buffers[MAX_BUFFERS], n_free;
     piece ready[MAX_BUFFERS];
     int n_ready;
@@ -43,63 +44,137 @@ typedef struct weight_reader {
 
 /* ---- Pieces ------------------------------------------------------------------------------------------- */
 
-static uint64_t scale_row_bytes(const mb_weight_part *part) {
-    return part->tensor->shape[1] * sizeof(float);
-}
-
 /* Cuts the next piece off the list of parts. 0: there is none. */
 static int next_piece(weight_reader *r, piece *p) {
     const mb_weight_plan *plan = r->plan;
     for (; r->i_part < plan->n_parts; r->i_part++, r->next = 0) {
         const mb_weight_part *part = &plan->parts[r->i_part];
-        int is_scale = part->scale_rows > 0;
-        uint64_t unit = is_scale ? scale_row_bytes(part) : 1;
-        uint64_t end = is_scale ? (uint64_t)part->n_rows : part->tensor->n_bytes;
-        uint64_t most = PIECE_BYTES / unit > 0 ? PIECE_BYTES / unit : 1;
+        int is_scale = part->kind == MB_PART_SCALES;
+        int64_t end = mb_weight_part_n_rows(part);
+        uint64_t row_bytes = mb_weight_part_row_bytes(part), file_bytes = mb_tensor_row_bytes(part->tensor);
+        int64_t most = (int64_t)(PIECE_BYTES / (row_bytes > file_bytes ? row_bytes : file_bytes));
         if (r->next >= end)
             continue;
-        *p = (piece){.part = part, .start = r->next, .end = end - r->next > most ? r->next + most : end};
-        p->offset = part->offset + p->start * unit;
-        p->n_bytes = (size_t)((p->end - p->start) * unit);
-        p->read_bytes = is_scale ? (p->end == end ? part->tensor->n_bytes : 0) : p->n_bytes;
-        r->next = p->end;
+        *p = (piece){
+            .part = part, .first_row = r->next, .n_rows = end - r->next < most ? end - r->next : most};
+        p->offset = part->offset + (uint64_t)p->first_row * row_bytes;
+        p->n_bytes = (size_t)p->n_rows * row_bytes;
+        p->read_bytes = is_scale ? 0 : (uint64_t)p->n_rows * file_bytes;
+        r->next += p->n_rows;
+        if (r->next == end) /* scales are counted once */
+            p->read_bytes += is_scale ? part->tensor->n_bytes : part->scale ? part->scale->n_bytes : 0;
         return 1;
     }
     return 0;
 }
 
-/* Rows of a merged scale: row j is the checkpoint's row j * scale_rows / 128, in fp32. */
-static mb_status read_scale(const weight_reader *r, const piece *p, float *to) {
-    const mb_weight_part *part = p->part;
-    const mb_tensor *tensor = part->tensor;
-    uint64_t repeat = (uint64_t)(MB_F8_BLOCK / part->scale_rows), cols = tensor->shape[1];
-    uint64_t first = p->start / repeat, last = (p->end - 1) / repeat;
-    size_t row_bytes = mb_dtype_row_bytes(tensor->dtype, (int64_t)cols);
-    char *rows = mb_malloc((size_t)(last - first + 1) * row_bytes);
-    if (!rows)
-        return mb_fail(MB_ERR_MEMORY, "no memory for the scales of tensor \"%s\"", tensor->name);
-    mb_status status = mb_checkpoint_read(r->checkpoint, tensor, first * row_bytes, rows,
-                                          (size_t)(last - first + 1) * row_bytes);
-    for (uint64_t j = p->start; status == MB_OK && j < p->end; j++) {
-        const char *from = rows + (j / repeat - first) * row_bytes;
-        mb_load_f32(tensor->dtype, from, 0, (int64_t)cols, to);
-        for (uint64_t c = 0; c < cols; c++, to++) {
-            if (!isfinite(*to))
-                status = mb_fail(
-                    MB_ERR_FORMAT,
-                    "%s: tensor \"%s\" holds a scale that is not a finite number; the file is damaged, "
-                    "download it again",
-                    mb_checkpoint_path(r->checkpoint, tensor), tensor->name);
-        }
+/* Rows [first, first + count) of a tensor, whole; mb_free. */
+static mb_status read_rows(const weight_reader *r, const mb_tensor *tensor, int64_t first, int64_t count,
+                           char **rows) {
+    uint64_t row_bytes = mb_tensor_row_bytes(tensor);
+    *rows = mb_malloc_array((size_t)count, (size_t)row_bytes);
+    if (!*rows)
+        return mb_fail(MB_ERR_MEMORY, "no memory for %lld rows of tensor \"%s\"", (long long)count,
+                       tensor->name);
+    mb_status status = mb_checkpoint_read(r->checkpoint, tensor, (uint64_t)first * row_bytes, *rows,
+                                          (size_t)((uint64_t)count * row_bytes));
+    if (status != MB_OK) {
+        mb_free(*rows);
+        *rows = NULL;
     }
+    return status;
+}
+
+/* The scales of all blocks that weight rows [first, first + count) lie in, in fp32: [blocks, cols of the tensor];
+ * mb_free. */
+static mb_status read_scales(const weight_reader *r, const mb_tensor *tensor, int64_t first, int64_t count,
+                             float **scales) {
+    int64_t first_block = first / MB_F8_BLOCK, n_blocks = (first + count - 1) / MB_F8_BLOCK - first_block + 1;
+    int64_t n = n_blocks * mb_tensor_cols(tensor);
+    char *stored;
+    MB_TRY(read_rows(r, tensor, first_block, n_blocks, &stored));
+    mb_status status = MB_OK;
+    float *values = *scales = mb_malloc_array((size_t)n, sizeof *values);
+    if (values)
+        mb_load_f32(tensor->dtype, stored, 0, n, values);
+    else
+        status = mb_fail(MB_ERR_MEMORY, "no memory for the scales of tensor \"%s\"", tensor->name);
+    mb_free(stored);
+    for (int64_t i = 0; status == MB_OK && i < n; i++)
+        if (!isfinite(values[i]))
+            status =
+                mb_fail(MB_ERR_FORMAT,
+                        "%s: tensor \"%s\" holds a scale that is not a finite number; the file is damaged, "
+                        "download it again",
+                        mb_checkpoint_path(r->checkpoint, tensor), tensor->name);
+    if (status != MB_OK) {
+        mb_free(values);
+        *scales = NULL;
+    }
+    return status;
+}
+
+/* Rows of a merged scale: each is the one of the block that its first weight row lies in. */
+static mb_status put_scales(const weight_reader *r, const piece *p, char *to) {
+    const mb_weight_part *part = p->part;
+    int64_t first = part->rows.first + p->first_row * part->scale_rows, cols = mb_tensor_cols(part->tensor);
+    int64_t n_rows = (p->n_rows - 1) * part->scale_rows + 1; /* up to the last group's first row */
+    float *scales;
+    MB_TRY(read_scales(r, part->tensor, first, n_rows, &scales));
+    size_t row_bytes = (size_t)mb_weight_part_row_bytes(part);
+    for (int64_t i = 0; i < p->n_rows; i++) {
+        int64_t block = (first + i * part->scale_rows) / MB_F8_BLOCK - first / MB_F8_BLOCK;
+        memcpy(to + (size_t)i * row_bytes, scales + block * cols + part->cols.first / MB_F8_BLOCK, row_bytes);
+    }
+    mb_free(scales);
+    return MB_OK;
+}
+
+/* One row as fp32: columns part->cols of what `stored` holds, times the row's scales if there are any. */
+static void load_row(const mb_weight_part *part, const char *stored, const float *scales, float *values) {
+    mb_load_f32(part->tensor->dtype, stored, part->cols.first, part->cols.count, values);
+    for (int64_t c = 0; scales && c < part->cols.count; c++)
+        values[c] *= scales[(part->cols.first + c) / MB_F8_BLOCK];
+}
+
+/* Columns of rows, or rows of another dtype. */
+static mb_status put_rows(const weight_reader *r, const piece *p, char *to) {
+    const mb_weight_part *part = p->part;
+    int64_t first = part->rows.first + p->first_row;
+    size_t from_bytes = (size_t)mb_tensor_row_bytes(part->tensor),
+           to_bytes = (size_t)mb_weight_part_row_bytes(part);
+    size_t skipped = (size_t)mb_dtype_row_bytes(part->tensor->dtype, part->cols.first);
+    char *rows = NULL;
+    float *scales = NULL, *values = NULL;
+    mb_status status = read_rows(r, part->tensor, first, p->n_rows, &rows);
+    if (status == MB_OK && part->scale)
+        status = read_scales(r, part->scale, first, p->n_rows, &scales);
+    if (status == MB_OK && !(values = mb_malloc_array((size_t)part->cols.count, sizeof *values)))
+        status = mb_fail(MB_ERR_MEMORY, "no memory for a row of tensor \"%s\"", part->tensor->name);
+    for (int64_t i = 0; status == MB_OK && i < p->n_rows; i++) {
+        const char *row = rows + (size_t)i * from_bytes;
+        if (part->kind == MB_PART_COPY) {
+            memcpy(to + (size_t)i * to_bytes, row + skipped, to_bytes);
+            continue;
+        }
+        int64_t block = (first + i) / MB_F8_BLOCK - first / MB_F8_BLOCK;
+        load_row(part, row, scales ? scales + block * mb_tensor_cols(part->scale) : NULL, values);
+        mb_store_f32(part->dtype, to + (size_t)i * to_bytes, 0, part->cols.count, values);
+    }
+    mb_free(values);
+    mb_free(scales);
     mb_free(rows);
     return status;
 }
 
 static mb_status read_piece(const weight_reader *r, const piece *p, char *to) {
-    if (p->part->scale_rows > 0)
-        return read_scale(r, p, (float *)(void *)to);
-    return mb_checkpoint_read(r->checkpoint, p->part->tensor, p->start, to, p->n_bytes);
+    const mb_weight_part *part = p->part;
+    if (part->kind == MB_PART_SCALES)
+        return put_scales(r, p, to);
+    if (part->kind == MB_PART_CONVERT || part->cols.count != mb_tensor_cols(part->tensor))
+        return put_rows(r, p, to);
+    uint64_t offset = (uint64_t)(part->rows.first + p->first_row) * mb_tensor_row_bytes(part->tensor);
+    return mb_checkpoint_read(r->checkpoint, part->tensor, offset, to, p->n_bytes);
 }
 
 /* ---- Workers ------------------------------------------------------------------------------------------ */

@@ -2,14 +2,19 @@
  * weights.h - the tensors of a model on its device, in the layout that the operators want: q, k, v merged
  * into one matrix, gate and up of all experts merged into w13 [E, 2I, H], down projections into w2 [E, H, I].
  *
- * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales): no second copy is made,
- * each tensor is read from the file straight to its final place (CPU) or through a small pinned buffer (GPU).
+ * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales); of different ones that are
+ * merged the widest wins. No second copy is made: each tensor is read from the file straight to its final place
+ * (CPU) or through a small pinned buffer (GPU). On the CPU, what one tensor holds in the layout that is wanted
+ * is not even read: the file is mapped, read-only and shared with other programs. The operating system ends a
+ * program that reads a mapped file behind an end that has moved (SIGBUS), so who replaces a checkpoint that is
+ * in use must write new files and rename them, never write into the old ones.
  */
 #ifndef MB_MODEL_WEIGHTS_H
 #define MB_MODEL_WEIGHTS_H
 
 #include "device/device.h"
 #include "model/config.h"
+#include "model/weights/checkpoint.h"
 #include "moebius/moebius.h"
 
 typedef struct mb_layer_weights {
@@ -28,17 +33,26 @@ typedef struct mb_weights {
     mb_weight lm_head;    /* [1, V, H]; the same data as embedding when tied */
     mb_layer_weights *layers;
     int32_t n_layers;
-    uint64_t n_parameters, n_active_parameters, n_bytes;
+    int is_tied; /* lm_head is the embedding */
+    uint64_t n_parameters, n_active_parameters;
+    uint64_t n_bytes;    /* of all weights: the block's and mapped ones */
     char dtype_name[48]; /* for people: "bf16", "fp8_e4m3 (128x128 blocks)", "mixed" */
     mb_device *device;
-    void *memory; /* the one device block behind all of it */
+    void *memory;      /* the device block of all weights that are not mapped */
+    mb_file_map *maps; /* files that weights lie in, [n_maps] */
+    size_t n_maps;
 } mb_weights;
 
 /* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be present
- * exactly once with the right shape and a supported dtype; unknown tensors are errors too unless they are
- * known to be harmless (rotary inv_freq buffers). progress may be NULL. On failure everything is released. */
+ * exactly once with the right shape and a supported dtype; a warning lists those that are not needed. MB_ERR_MEMORY
+ * before anything is read when the device has not enough free memory. progress may be NULL. On failure everything
+ * is released. */
 mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device, int n_threads,
                           mb_progress_fn progress, void *progress_user, mb_weights *weights);
+
+/* The same checks on the files' headers alone: sizes, dtypes and counts are known, every pointer is NULL. */
+mb_status mb_weights_measure(const char *directory, const mb_config *config, mb_weights *weights);
+
 void mb_weights_free(mb_weights *weights);
 
 #endif

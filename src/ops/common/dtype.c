@@ -64,6 +64,9 @@ void mb_load_f32(mb_dtype dtype, const void *array, int64_t first, int64_t n, fl
             values[i] = mb_f32_of_f8(bytes[i]);
         break;
     case MB_F8_E8M0:
+        for (int64_t i = 0; i < n; i++)
+            values[i] = mb_f32_of_e8m0(bytes[i]);
+        break;
     case MB_F4_E2M1: /* refused by mb_weight_check_shape */
         break;
     }

@@ -57,6 +57,12 @@ static inline float mb_f32_of_f8(uint8_t byte) {
     return mb_f32_of_bits(bits | (uint32_t)(byte & 0x80) << 24);
 }
 
+/* 2^(byte - 127): the byte is fp32's exponent, but for 2^-127, which is subnormal there, and NaN. */
+static inline float mb_f32_of_e8m0(uint8_t byte) {
+    uint32_t bits = (uint32_t)byte << 23;
+    return mb_f32_of_bits(byte == 0 ? 0x00400000u : byte == 0xff ? 0x7fc00000u : bits);
+}
+
 static inline uint16_t mb_bf16_of_f32(float value) {
     uint32_t bits = mb_bits_of_f32(value);
     uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;

@@ -62,14 +62,13 @@ static float stored(const tiny_tensor *tensor, size_t i) {
     return mb_f32_of_f8(bytes[i]);
 }
 
-/* The scale of row r, column c; 1 when the tensor has none. */
-static float scale_of(const tiny_tensors *tensors, const tiny_tensor *tensor, int64_t r, int64_t c) {
+/* The block scales of a tensor; NULL: none. */
+static const tiny_tensor *find_scale(const tiny_tensors *tensors, const tiny_tensor *tensor) {
     char name[TINY_NAME + 16];
     snprintf(name, sizeof name, "%s_scale_inv", tensor->name);
     const tiny_tensor *scale = tiny_tensors_find(tensors, name);
     snprintf(name, sizeof name, "%s_scale", tensor->name);
-    scale = scale ? scale : tiny_tensors_find(tensors, name);
-    return scale ? stored(scale, (size_t)(r / 128 * scale->shape[1] + c / 128)) : 1;
+    return scale ? scale : tiny_tensors_find(tensors, name);
 }
 
 /* The rectangle of a tensor (seen as a matrix) must be rows [at, at + rows.count) of matrix `matrix`. */
@@ -77,6 +76,7 @@ static void check_rectangle(const tiny_tensors *tensors, const char *name, const
                             int64_t matrix, int64_t at, mb_range rows, mb_range cols) {
     const tiny_tensor *tensor = tiny_tensors_find(tensors, name);
     assert_non_null(tensor);
+    const tiny_tensor *scale = find_scale(tensors, tensor);
     int64_t width = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 1;
     assert_int_equal(cols.count, weight->cols);
     float *values = malloc((size_t)cols.count * sizeof *values);
@@ -85,7 +85,9 @@ static void check_rectangle(const tiny_tensors *tensors, const char *name, const
         mb_weight_load(weight, matrix, at + r, 0, cols.count, values);
         for (int64_t c = 0; c < cols.count; c++) {
             int64_t row = rows.first + r, col = cols.first + c;
-            float wanted = stored(tensor, (size_t)(row * width + col)) * scale_of(tensors, tensor, row, col);
+            float wanted = stored(tensor, (size_t)(row * width + col));
+            if (scale)
+                wanted *= stored(scale, (size_t)(row / 128 * scale->shape[1] + col / 128));
             if (weight->dtype != MB_F8_E4M3)
                 mb_round_f32(weight->dtype, 1, &wanted);
             if (values[c] != wanted && !(isnan(values[c]) && isnan(wanted)))

@@ -79,12 +79,13 @@ typedef struct mb_model_options {
 MB_API void mb_model_options_init(mb_model_options *options);
 
 /* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with index
- * when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options NULL:
- * defaults. The weights must fit into the free memory of the device; on the CPU, those that need no change of
- * layout are mapped from their files: replace a checkpoint that is in use by new files, since a program that
- * reads a mapped file which was cut short is ended by the system (SIGBUS). Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range,
- * tensors missing or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on
- * error. A tokenizer or a chat template that cannot be used is no error here: the functions of text return it. */
+ * when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options NULL: defaults.
+ * The weights must fit into the free memory of the device. On the CPU, weights that need no change of layout are
+ * mapped from their files: replace a checkpoint that is in use by new files, because the system ends a program
+ * (SIGBUS) that reads a mapped file which was cut short.
+ * Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range, tensors missing
+ * or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on error. A tokenizer or
+ * a chat template that cannot be used is no error here: the functions of text return it. */
 MB_API mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model);
 MB_API void mb_model_close(mb_model *model); /* after all of its sessions are closed; NULL allowed */
 
@@ -99,7 +100,7 @@ typedef struct mb_model_info {
     uint64_t n_parameters;
     uint64_t
         n_active_parameters; /* those that one token uses: one row of the embeddings, top_k experts a layer */
-    uint64_t weight_bytes;   /* as held in memory, or as they would be; 0 with MB_LOAD_TEXT, like the counts */
+    uint64_t weight_bytes; /* as held in memory, or as they would be; 0 with MB_LOAD_TEXT, like the counts */
     uint64_t kv_bytes_per_token;
     uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives, now */
     const int32_t *eos_ids;                          /* [n_eos_ids] generation stops at these */

@@ -1,6 +1,4 @@
-/*
- * bench.h - operators timed on random data: what `moebius bench moe` prints.
- */
+/* bench.h - one MoE layer timed on random data: what `moebius bench moe` prints. */
 #ifndef MB_BENCH_BENCH_H
 #define MB_BENCH_BENCH_H
 
@@ -25,8 +23,8 @@ typedef struct mb_bench_moe_result {
     char device[128];      /* "cpu", or the card's name */
     double us;             /* median */
     double flops;          /* of both GEMMs */
-    double bytes;          /* of the weights of the experts that were hit, scales included */
-    double floor_us;       /* the larger of bytes and flops at what the card can do; 0 on the CPU */
+    double bytes;          /* of the weights of the experts that got tokens, with their scales */
+    double floor_us;       /* that bytes or flops need at the card's rates, the larger; 0 on the CPU */
     int32_t n_experts_hit; /* by this routing */
     int n_repeats;
 } mb_bench_moe_result;
@@ -34,4 +32,5 @@ typedef struct mb_bench_moe_result {
 /* Times a CUDA graph with 256 MiB written between its replays, so that nothing is in L2; on the CPU the wall
  * clock. Some runs warm up. Errors as mb_moe_forward, and MB_ERR_MEMORY when the shape does not fit. */
 mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result);
+
 #endif

@@ -15,7 +15,7 @@
 #include "ops/common/dtype.h"
 
 enum {
-    BLOCK_VALUES = 1048583, /* a prime: rows of matrices do not repeat in step with the block */
+    BLOCK_VALUES = 1048583, /* a prime, so that rows of matrices do not repeat with the block */
     F8_DEVIATION = 112,     /* of fp8 values, so that four deviations are the largest one, 448 */
     MAX_SIDE = 1 << 20,
     MAX_BUFFERS = 16,
@@ -51,7 +51,7 @@ typedef struct layer {
     int n_buffers;
 } layer;
 
-/* ---- Random memory ---------------------------------------------------------------------------------- */
+/* ---- Random memory --------------------------------------------------------------------------------- */
 
 /* In (0, 1]. */
 static double uniform(uint64_t *state) {
@@ -112,7 +112,7 @@ static mb_status random_f32(layer *l, int64_t n, distribution kind, double scale
     return status;
 }
 
-/* ---- The layer -------------------------------------------------------------------------------------- */
+/* ---- The layer ------------------------------------------------------------------------------------- */
 
 /* The largest height of scale blocks that both parts of a merged matrix are multiples of. */
 static int32_t scale_rows_of(int64_t part_rows) {
@@ -197,7 +197,7 @@ static mb_status forward(const void *context, mb_stream stream) {
     return mb_moe_forward(&l->forward, l->workspace, l->workspace_bytes, stream);
 }
 
-/* ---- The figures ------------------------------------------------------------------------------------ */
+/* ---- The figures ----------------------------------------------------------------------------------- */
 
 static mb_status median_us(layer *l, int n_repeats, double *us) {
     double *times = mb_malloc_array((size_t)n_repeats, sizeof *times);

@@ -1,8 +1,8 @@
 /*
  * modes.h - the ways in which the MoE operators multiply, as result files and `moebius bench moe` name them.
  *
- * The rate is what floors count, in TFLOP/s on the 132 SMs of an H100: 88 % of what cuBLAS reaches there in a large
- * GEMM (789 in bf16, 397 in tf32, 51 in fp32), in fp8 97 % (1448).
+ * The rate is what floors count, in TFLOP/s on the 132 SMs of an H100: 88 % of what cuBLAS reaches there in
+ * a large GEMM (789 in bf16, 397 in tf32, 51 in fp32), in fp8 97 % (1448).
  */
 #ifndef MB_BENCH_MODES_H
 #define MB_BENCH_MODES_H

@@ -1,8 +1,8 @@
 /*
  * cpu.c - the CPU as a device: its memory is host memory, copies are memcpy, operators are the references.
  *
- * All of its streams are one pool of threads that lives as long as the device; nothing is changed in the process.
- * Work has finished when the call that enqueues it returns.
+ * All of its streams are one pool of threads that lives as long as the device. Work has finished when the
+ * call that enqueues it returns. Settings of the process (affinity, signals) are left alone.
  */
 #define _GNU_SOURCE /* sched_getaffinity */
 
@@ -32,16 +32,17 @@ typedef struct cpu_device {
     mb_pool *pool; /* what every stream is */
 } cpu_device;
 
-/* A stream's work has finished when it was enqueued, so an event is the time of its recording. */
+/* Work has finished before an event is recorded, so an event is only the time of its recording. */
 struct mb_event {
     double us;
 };
 
-/* ---- Memory --------------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------------- */
 
 enum { ALIGNMENT = 256 };
 
-/* mb_malloc_aligned aligns to 64; the address that it gave is kept just below the one that is handed out. */
+/* mb_malloc_aligned aligns to 64. The caller gets a multiple of 256 inside of the block; the block's own
+ * address is kept just below. */
 static mb_status cpu_allocate(mb_device *device, size_t n_bytes, void **pointer) {
     (void)device;
     *pointer = NULL;
@@ -63,7 +64,7 @@ static void cpu_free(mb_device *device, void *pointer) {
     mb_free_aligned(block);
 }
 
-/* ---- Streams, events, graphs ---------------------------------------------------------------------------- */
+/* ---- Streams, events, graphs ----------------------------------------------------------------------- */
 
 static mb_status cpu_stream_open(mb_device *device, mb_stream *stream) {
     *stream = ((cpu_device *)device)->pool;
@@ -174,7 +175,7 @@ static void cpu_graph_close(mb_device *device, mb_graph *graph) {
     (void)graph;
 }
 
-/* ---- How much memory, how many cores -------------------------------------------------------------------- */
+/* ---- How much memory, how many cores --------------------------------------------------------------- */
 
 /* The first number in a file; 0 when there is none ("max" in cgroup files: no limit). */
 static uint64_t read_number(const char *path) {

@@ -64,12 +64,13 @@ static mb_status make_current(mb_device *device) {
         return check((expression), name);     \
     } while (0)
 
-/* For what is given back: there is nobody to tell, and the sentence of an earlier failure stays. */
+/* For functions that free something and return nothing: a failure here must not replace the sentence of an
+ * earlier one. */
 static int is_current(mb_device *device) {
     return cudaSetDevice(((cuda_device *)device)->ordinal) == cudaSuccess;
 }
 
-/* ---- Memory --------------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------------- */
 
 static mb_status cuda_allocate(mb_device *device, size_t n_bytes, void **pointer) {
     *pointer = NULL;
@@ -104,7 +105,7 @@ static mb_status cuda_memory(mb_device *device, uint64_t *total_bytes, uint64_t 
     return MB_OK;
 }
 
-/* ---- Streams -------------------------------------------------------------------------------------------- */
+/* ---- Streams --------------------------------------------------------------------------------------- */
 
 static mb_status cuda_stream_open(mb_device *device, mb_stream *stream) {
     *stream = NULL;
@@ -133,7 +134,8 @@ static mb_status cuda_download(mb_device *device, void *to_host, const void *fro
                 cudaMemcpyAsync(to_host, from, n_bytes, cudaMemcpyDeviceToHost, (cudaStream_t)stream));
 }
 
-/* The block once, then what is there copied behind itself: twice as much each time. */
+/* The block is uploaded once. Then all that has been written is copied to the memory that follows, which
+ * doubles it each time. */
 static mb_status cuda_fill(mb_device *device, void *to, size_t n_bytes, const void *block, size_t block_bytes,
                            mb_stream stream) {
     if (block_bytes == 1)
@@ -151,7 +153,7 @@ static mb_status cuda_fill(mb_device *device, void *to, size_t n_bytes, const vo
     return MB_OK;
 }
 
-/* ---- Events --------------------------------------------------------------------------------------------- */
+/* ---- Events ---------------------------------------------------------------------------------------- */
 
 static mb_status cuda_event_open(mb_device *device, int is_timed, mb_event **event) {
     *event = NULL;
@@ -194,9 +196,9 @@ static mb_status cuda_event_elapsed(mb_device *device, mb_event *from, mb_event 
     return MB_OK;
 }
 
-/* ---- Graphs --------------------------------------------------------------------------------------------- */
+/* ---- Graphs ---------------------------------------------------------------------------------------- */
 
-/* Other threads may allocate or synchronise meanwhile: the capture is this thread's. */
+/* ThreadLocal: other threads may allocate and synchronise while this one captures. */
 static mb_status cuda_capture_begin(mb_device *device, mb_stream stream) {
     RETURN_CALL(device, "cudaStreamBeginCapture",
                 cudaStreamBeginCapture((cudaStream_t)stream, cudaStreamCaptureModeThreadLocal));
@@ -227,7 +229,7 @@ static void cuda_close(mb_device *device) {
     mb_free(device);
 }
 
-/* ---- Opening -------------------------------------------------------------------------------------------- */
+/* ---- Opening --------------------------------------------------------------------------------------- */
 
 static mb_status wrong_card(const char *name, int major, int minor) {
     return mb_fail(MB_ERR_UNSUPPORTED,
@@ -236,7 +238,8 @@ static mb_status wrong_card(const char *name, int major, int minor) {
                    name, major, minor);
 }
 
-/* A driver that is there but too old is a reason of its own: without a driver the runtime says the same. */
+/* The runtime gives the same error without a driver and with one that is too old; the driver's version
+ * tells them apart. */
 static mb_status no_cards(cudaError_t error) {
     int driver = 0, runtime = 0;
     if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0 &&
@@ -265,8 +268,8 @@ static mb_status examine_card(int ordinal, struct cudaDeviceProp *properties) {
     return MB_OK;
 }
 
-/* Reads of 2 GiB reach this share of what clock and width of the memory's bus give: 3.0 of an H100's 3.35 TB/s.
- * 0 when the driver does not tell them. */
+/* The memory's nominal rate (clock times width of the bus) times the share of it that reads of 2 GiB reach:
+ * 3.0 of an H100's 3.35 TB/s. 0 when the driver does not know the nominal rate. */
 static double read_rate(int ordinal) {
     const double share = 0.895;
     int kilohertz = 0, bus_bits = 0;
@@ -319,7 +322,7 @@ mb_status mb_device_open_cuda(int ordinal, mb_device **device) {
     return MB_OK;
 }
 
-/* ---- Where memory is ------------------------------------------------------------------------------------ */
+/* ---- Where memory is ------------------------------------------------------------------------------- */
 
 /* On a machine without GPU or driver every call of the runtime fails; the caller's own cudaGetLastError is
  * left as it was. Where there is a GPU, a failure is the GPU's: memory of a GPU must not be taken for the

@@ -1,13 +1,14 @@
 /*
- * device.h - where tensors live and work runs: memory, streams, events, graphs, and the op table of that place.
+ * device.h - where tensors live and work runs: memory, streams, events, graphs, and the op table of that
+ * place.
  *
- * The model, the engine and the operator bench see devices through this struct only. Streams belong to who uses
- * them: work on one stream runs in order, work on two runs in any order unless an event says otherwise. Any
- * thread may call any function; one stream, event or graph is used by one thread at a time.
+ * The model, the engine and the operator bench see devices through this struct only. Streams belong to who
+ * uses them: work on one stream runs in order, work on two runs in any order unless an event says
+ * otherwise. Any thread may call any function; one stream, event or graph is used by one thread at a time.
  *
- * "Enqueues" below: the call may return before the work is done. Memory that the work reads or writes must live
- * until the stream was synchronised, or an event recorded behind the work was reached. Failures of enqueued work
- * are told by a later call on the device.
+ * "Enqueues" below: the call may return before the work is done. Memory that the work reads or writes must
+ * live until the stream was synchronised, or an event recorded behind the work was reached. Failures of
+ * enqueued work are told by a later call on the device.
  */
 #ifndef MB_DEVICE_H
 #define MB_DEVICE_H
@@ -67,8 +68,8 @@ struct mb_device {
 
     /* ---- Graphs: MB_ERR_UNSUPPORTED on the CPU, where work is enqueued plainly ---- */
 
-    /* Until capture_end, what this thread enqueues on the stream is recorded and does not run. capture_end ends
-     * the capture in any case; *graph is NULL when it fails. */
+    /* Until capture_end, what this thread enqueues on the stream is recorded and does not run. capture_end
+     * ends the capture in any case; *graph is NULL when it fails. */
     mb_status (*capture_begin)(mb_device *device, mb_stream stream);
     mb_status (*capture_end)(mb_device *device, mb_stream stream, mb_graph **graph);
     mb_status (*replay)(mb_device *device, mb_graph *graph, mb_stream stream); /* enqueues it */
@@ -80,25 +81,25 @@ struct mb_device {
 /* Whether a device will do: MB_OK, or a failure whose sentence says what it lacks. */
 typedef mb_status (*mb_device_check)(const mb_device *device);
 
-/* "cpu", "cuda", "cuda:N", or NULL for the best one: the first GPU when it opens and passes the check, else the
- * CPU; a GPU that is there but not used is a warning. check NULL: any device will do. n_threads: CPU threads, 0
- * for one per usable core. */
+/* "cpu", "cuda", "cuda:N", or NULL for the best one: the first GPU when it opens and passes the check, else
+ * the CPU; a GPU that is there but not used is a warning. check NULL: any device will do. n_threads: CPU
+ * threads, 0 for one per usable core. */
 mb_status mb_device_open(const char *name, int n_threads, mb_device_check check, mb_device **device);
 void mb_device_close(mb_device *device); /* NULL allowed; its streams, events, graphs and memory first */
 
 /* Enqueues the work to be timed. */
 typedef mb_status (*mb_device_work)(const void *context, mb_stream stream);
 
-/* Runs the work a few times, then n_repeats times, and tells the microseconds of each: on a GPU replays of its
- * graph, with all of L2 written over before each; on the CPU calls by the wall clock. */
+/* Runs the work a few times, then n_repeats times, and tells the microseconds of each: on a GPU replays of
+ * its graph, with all of L2 written over before each; on the CPU calls by the wall clock. */
 mb_status mb_device_time(mb_device *device, mb_device_work work, const void *context, int n_repeats,
                          double *times);
 
 /* ---- Implementations ---- */
 
 mb_status mb_device_open_cpu(int n_threads, mb_device **device);
-/* In builds with CUDA. MB_ERR_NOT_FOUND: the machine has no such GPU, or no driver; any other failure: there is
- * a GPU, but it cannot be used. */
+/* In builds with CUDA. MB_ERR_NOT_FOUND: the machine has no such GPU, or no driver; any other failure:
+ * there is a GPU, but it cannot be used. */
 mb_status mb_device_open_cuda(int ordinal, mb_device **device);
 
 /* What mb_device_open does for NULL, with any function that opens a GPU; NULL: none. */

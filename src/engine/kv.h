@@ -1,11 +1,11 @@
 /*
  * kv.h - who owns which block of the paged KV cache. Policy only: no memory of the cache is touched here.
  *
- * A sequence is admitted by reserving blocks for its worst case (prompt plus all tokens it may generate), so
- * an admitted sequence never has to be preempted. Its table takes blocks out of the reservation as the sequence
- * grows, and gives all of them back at once. Tables may share blocks whose 64 positions are the same in both: a
- * block counts the tables that hold it, and is free when the last of them is released. Nothing is allocated after
- * mb_kv_init.
+ * A sequence is admitted by reserving blocks for its worst case (prompt plus all tokens it may generate),
+ * so an admitted sequence never has to be preempted. Its table takes blocks out of the reservation as the
+ * sequence grows, and gives all of them back at once. Tables may share blocks whose 64 positions are the
+ * same in both: a block counts the tables that hold it, and is free when the last of them is released.
+ * Nothing is allocated after mb_kv_init.
  */
 #ifndef MB_ENGINE_KV_H
 #define MB_ENGINE_KV_H
@@ -44,10 +44,10 @@ void mb_kv_init(mb_kv *kv, mb_arena *arena, int32_t n_blocks, int32_t max_tables
 /* Whether an empty cache could hold n_tokens positions of one sequence. */
 int mb_kv_can_ever_fit(const mb_kv *kv, int64_t n_tokens);
 
-/* Reserves blocks for n_tokens >= 1 positions, of which `cached` [n_cached] hold the first n_cached * 64 already:
- * blocks of other tables, which are shared from now on and must not be written again. Returns the new table, or
- * -1 when there are not enough unreserved blocks, when no table is left, or when n_cached is more than n_tokens
- * take. */
+/* Reserves blocks for n_tokens >= 1 positions. The first n_cached blocks are in the cache already: `cached`
+ * names them. They belong to other tables, are shared from now on, and must not be written again. Returns
+ * the new table, or -1 when there are not enough unreserved blocks, when no table is left, or when n_tokens
+ * take fewer blocks than n_cached. */
 int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens, const int32_t *cached, int32_t n_cached);
 
 /* Makes the table hold the blocks of positions [0, n_tokens). 0, or -1 when that is more than was reserved. */
@@ -57,12 +57,12 @@ int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens);
 const int32_t *mb_kv_blocks(const mb_kv *kv, int32_t table);
 int32_t mb_kv_slot(const mb_kv *kv, int32_t table, int64_t position);
 
-/* Gives back the table with its reservation, and those of its blocks that no other table holds, and sets *table to
- * -1, for which it does nothing. */
+/* Frees the table, its reservation, and those of its blocks that no other table holds. Sets *table to -1;
+ * does nothing when *table is -1 already. */
 void mb_kv_release(mb_kv *kv, int32_t *table);
 
-/* For tests: NULL when every block is free or counts its holders rightly, no table holds a block twice and all
- * counts agree, else what is wrong. scratch: [2 * n_blocks]. */
+/* For tests: NULL when all counts agree, every block is either free or knows how many tables hold it, and
+ * no table holds a block twice; else what is wrong. scratch: [2 * n_blocks]. */
 const char *mb_kv_check(const mb_kv *kv, int32_t *scratch);
 
 #endif

@@ -23,8 +23,8 @@ typedef struct mb_schedule_limits {
 
 typedef enum mb_job_list { MB_JOB_NONE, MB_JOB_WAITING, MB_JOB_RUNNING } mb_job_list;
 
-/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens and all_logits before submitting,
- * and adds what a step drew to n_tokens. */
+/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens and all_logits before
+ * submitting, and adds what a step drew to n_tokens. */
 typedef struct mb_job {
     int64_t n_tokens;    /* known: the prompt and what was drawn */
     int64_t n_cached;    /* of these, in the KV cache when all planned steps have run */
@@ -60,16 +60,19 @@ void mb_scheduler_init(mb_scheduler *scheduler, const mb_schedule_limits *limits
 /* Queues a job. MB_ERR_CAPACITY: the queue is full, or it could not even fit an empty cache. */
 mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job);
 
-/* Takes the job out, waiting or running: it is planned no more. Its KV blocks are free at once, or, as steps in
- * flight still use them, when the last of these is collected. Nothing for a job that is in no list. */
+/* Takes the job, waiting or running, out of its list, so that it is planned no more. Its KV blocks are
+ * freed at once, or, when steps in flight use them, when the last of these steps is collected. Does nothing
+ * for a job that is in no list. */
 void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job);
 
-/* Plans a step: admits what fits and writes to plan [max_sequences], each job once, with its KV blocks already
- * extended. The jobs count the step as in flight, and their n_cached as if it had run. Returns how many; 0 when all
- * unfinished jobs wait for a step in flight, or there are none. */
+/* Plans a step: admits waiting jobs that fit, and writes one item per job to plan [max_sequences]. The
+ * jobs' KV blocks are extended, and their n_cached and n_in_flight count the step from now on. Returns the
+ * number of items. It is 0 when there are no unfinished jobs, or all of them wait for the token that a step
+ * in flight draws. */
 int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan);
 
-/* A step that the job was planned in has run, or has failed: it uses the job's KV blocks no more. */
+/* To be called once per item of a plan when its step has run or failed, as the device then no longer uses
+ * the job's KV blocks. */
 void mb_scheduler_collect(mb_scheduler *scheduler, mb_job *job);
 
 #endif

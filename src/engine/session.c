@@ -1,13 +1,15 @@
 /*
  * session.c - the session calls of moebius.h.
  *
- * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans a step and
- * fills the step's slot, and again while it commits the results; in between the device works, and everybody may
- * submit, read, cancel and release. A sequence that is part of a step in flight leaves the scheduler at once when
- * it is cancelled, but its KV blocks and its memory stay until its last step was collected.
+ * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans a
+ * step and fills the step's slot, and again while it commits the results; in between the device works, and
+ * everybody may submit, read, cancel and release. A sequence that is part of a step in flight leaves the
+ * scheduler at once when it is cancelled, but its KV blocks and its memory stay until its last step was
+ * collected.
  *
- * mb_cancel and mb_release promise that no log-probabilities are reported any more when they return. So `report`
- * looks under the lock whether the sequence still runs, and says whose callback runs; they wait for its end.
+ * mb_cancel and mb_release promise that on_logprobs is not called any more when they return. So `report`
+ * looks under the lock whether the sequence still runs and notes whose callback it calls; mb_cancel and
+ * mb_release wait until that callback has returned.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -44,7 +46,7 @@ struct mb_session {
     uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
 };
 
-/* ---- Opening ------------------------------------------------------------------------------------------ */
+/* ---- Opening --------------------------------------------------------------------------------------- */
 
 void mb_session_options_init(mb_session_options *options) {
     *options = (mb_session_options){.max_sequences = 64,
@@ -176,7 +178,7 @@ void mb_session_close(mb_session *session) {
     mb_free(session);
 }
 
-/* ---- Sequences by id ---------------------------------------------------------------------------------- */
+/* ---- Sequences by id ------------------------------------------------------------------------------- */
 
 /* The pointer to the sequence (for unlinking); points to NULL when there is none. */
 static mb_sequence **find(mb_session *session, uint64_t id) {
@@ -190,7 +192,7 @@ static mb_status not_found(uint64_t id) {
     return mb_fail(MB_ERR_NOT_FOUND, "the session has no sequence %" PRIu64 "; was it released?", id);
 }
 
-/* ---- Requests ----------------------------------------------------------------------------------------- */
+/* ---- Requests -------------------------------------------------------------------------------------- */
 
 void mb_request_init(const mb_model *model, mb_request *request) {
     const mb_generation *generation = &model->generation;
@@ -248,8 +250,8 @@ static void cancel(mb_session *session, mb_sequence *sequence) {
     mb_scheduler_remove(&session->scheduler, &sequence->job);
 }
 
-/* Waits until the sequence's callback has returned, which no longer begins anew. Not within the callback itself.
- * The sequence may be gone by then. */
+/* Waits until a callback of the sequence, which was cancelled before, has returned; within the callback
+ * itself it does not wait. Afterwards the sequence may be gone. */
 static void wait_for_report(mb_session *session, uint64_t id) {
     if (session->stepping && pthread_equal(session->stepper, pthread_self()))
         return;
@@ -301,7 +303,7 @@ void mb_session_get_stats(mb_session *session, mb_session_stats *stats) {
     pthread_mutex_unlock(&session->lock);
 }
 
-/* ---- Stepping ----------------------------------------------------------------------------------------- */
+/* ---- Stepping -------------------------------------------------------------------------------------- */
 
 /* Called for the stepping thread by mb_runner_collect, without the lock. */
 static void report(void *user, mb_sequence *sequence, int64_t position, const float *row, int32_t vocab) {
@@ -341,7 +343,7 @@ static void advance(mb_session *session, mb_sequence *sequence, const mb_planned
     }
 }
 
-/* What the step did to a sequence that was running all the while. */
+/* Applies the outcome of a step to a sequence that nobody has cancelled meanwhile. */
 static void commit_item(mb_session *session, mb_sequence *sequence, const mb_planned *item,
                         const mb_outcome *outcome, mb_status status) {
     if (status != MB_OK) {

@@ -14,7 +14,7 @@ enum {
     KV_PERCENT = 90,     /* of the memory that is left; the rest is for who else uses the device */
 };
 
-/* ---- Memory ------------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------------- */
 
 static void cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs *in) {
     size_t n_tokens = (size_t)n->n_tokens, n_sequences = (size_t)n->n_sequences;
@@ -53,7 +53,7 @@ static mb_step_counts most_counts(const mb_runner *runner) {
                             .n_seen = most_seen(runner)};
 }
 
-/* The arenas of one kind of memory each: the runner's own pieces, then those of every slot. */
+/* An arena for each kind of memory. Each holds the runner's own pieces, then those of every slot. */
 typedef struct arenas {
     mb_arena device, pinned, host;
 } arenas;
@@ -119,7 +119,8 @@ static uint64_t kv_block_bytes(const mb_runner *runner) {
     return MB_KV_BLOCK * mb_kv_bytes_per_token(&runner->model->config, runner->model->dtype);
 }
 
-/* Blocks that `available` bytes of the device's memory hold, but no more than the sequences could ever fill. */
+/* Blocks that `available` bytes of the device's memory hold, but no more than the sequences could ever
+ * fill. */
 static int32_t blocks_in(const mb_runner *runner, uint64_t available) {
     uint64_t fit = available / kv_block_bytes(runner);
     uint64_t useful = (uint64_t)runner->limits.max_sequences * (uint64_t)runner->limits.max_blocks;
@@ -169,8 +170,8 @@ static mb_status open_kv(mb_runner *runner) {
     return MB_OK;
 }
 
-/* The cache comes last, from what is left. The buffers' size depends on the cache's, so they are made for the
- * largest one there could be. */
+/* The cache comes last and takes what is left. The buffers' size depends on the cache's size, so they are
+ * made for a cache that takes all memory that is free before them. */
 static mb_status open_parts(mb_runner *runner) {
     const mb_model *model = runner->model;
     mb_device *device = model->device;
@@ -216,7 +217,7 @@ void mb_runner_close(mb_runner *runner) {
     *runner = (mb_runner){0};
 }
 
-/* ---- Filling ------------------------------------------------------------------------------------------ */
+/* ---- Filling --------------------------------------------------------------------------------------- */
 
 static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
     mb_step_counts n = {.n_sequences = n_planned};
@@ -344,7 +345,7 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     }
 }
 
-/* ---- Running ------------------------------------------------------------------------------------------ */
+/* ---- Running --------------------------------------------------------------------------------------- */
 
 static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
     const mb_step_counts *n = &slot->counts;

@@ -1,14 +1,15 @@
 /*
  * step.h - runs planned steps on the device: inputs up, forward pass, sampling, results down.
  *
- * What belongs to one step is in a slot: its plan, inputs, logits and results. The session's thread that steps
+ * What belongs to one step is in a slot: its plan, inputs, logits and results. The session's thread that
+ * steps
  *
  *   1. lets the scheduler write slot->plan and calls mb_runner_fill, both under the session's lock,
  *   2. calls mb_runner_launch, which enqueues the step and does not wait for it,
  *   3. calls mb_runner_collect, which waits for the step and leaves its results in slot->outcomes.
  *
- * 2 and 3 touch the runner's own memory only, so sequences may be submitted, read and cancelled meanwhile. Everything
- * is allocated by mb_runner_open.
+ * 2 and 3 touch the runner's own memory only, so sequences may be submitted, read and cancelled meanwhile.
+ * Everything is allocated by mb_runner_open.
  */
 #ifndef MB_ENGINE_STEP_H
 #define MB_ENGINE_STEP_H
@@ -106,8 +107,8 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv);
 /* Enqueues the step that was filled. On failure the device is idle again, and there is nothing to collect. */
 mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot);
 
-/* Waits for the step, reports the log-probabilities that its sequences want, and leaves slot->outcomes. On failure
- * the outcomes mean nothing. */
+/* Waits for the step, reports the log-probabilities that its sequences want, and leaves slot->outcomes. On
+ * failure the outcomes mean nothing. */
 mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot);
 
 #endif

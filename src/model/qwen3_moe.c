@@ -6,8 +6,8 @@
  *                norm -> (router -> route, experts + residual) or (gate, up -> activation -> down + residual)
  *   final norm of the rows whose logits are wanted -> lm_head
  *
- * x is the residual stream: every block reads it through a norm, and its last operator adds its output to it
- * (ends_block, end_block).
+ * x is the residual stream. Every block reads x through a norm, and its last operator adds the block's
+ * output to x (add_to_residual, end_block).
  */
 #include "model/qwen3_moe.h"
 
@@ -17,7 +17,7 @@
 #include "model/trace.h"
 #include "ops/op_table.h"
 
-/* ---- Arguments of each operator: made in one place, for the workspace query and for the run ------------ */
+/* ---- Arguments of each operator: made in one place, for the workspace query and for the run -------- */
 
 static mb_gemm_args linear(const mb_forward *f, const void *x, const mb_weight *weight, void *out,
                            int64_t n_tokens) {
@@ -87,8 +87,8 @@ static mb_moe_router_gemm_args router(const mb_forward *f, const mb_layer_weight
                                      .weight_dtype = w->router.dtype};
 }
 
-/* A NaN in the router's logits needs no flag here: it came from the token's hidden state, which carries it on to
- * the token's logits, where sampling finds it. */
+/* A NaN in the router's logits needs no flag here: it came from the token's hidden state, which carries it
+ * on to the token's logits, where sampling finds it. */
 static mb_moe_route_args route(const mb_forward *f, int64_t n_tokens) {
     const mb_config *c = f->config;
     return (mb_moe_route_args){.logits = f->router_logits,
@@ -122,9 +122,9 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
                                  .f32_math = MB_F32_EXACT};
 }
 
-/* ---- Scratch memory ------------------------------------------------------------------------------------- */
+/* ---- Scratch memory -------------------------------------------------------------------------------- */
 
-/* *size becomes at least what the operator wants for these arguments. */
+/* Raises *size to what the operator wants for these arguments. */
 #define AT_LEAST(size, op, args)                                  \
     do {                                                          \
         size_t wanted_;                                           \
@@ -249,7 +249,7 @@ uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype) {
            mb_dtype_bytes(kv_dtype);
 }
 
-/* ---- The pass ------------------------------------------------------------------------------------------- */
+/* ---- The pass -------------------------------------------------------------------------------------- */
 
 /* What every operator of one step needs to know. */
 typedef struct pass {
@@ -269,14 +269,14 @@ static void trace(const pass *p, int layer, const char *name, const void *data, 
     mb_trace(p->f->device, p->stream, layer, name, data, dtype, rows, cols);
 }
 
-/* A block's last operator writes x + its output to x. */
-static void ends_block(const pass *p, const void **residual, void **out) {
+/* Makes a block's last operator write x + its output to x. */
+static void add_to_residual(const pass *p, const void **residual, void **out) {
     *residual = p->f->x;
     *out = p->f->x;
 }
 
-/* Behind the last operator of every block. With a model that is spread over several devices x is a part of the
- * sum here: one device adds the residual in ends_block, and the parts are added up now. */
+/* Called behind the last operator of every block. This is where a model that is spread over several devices
+ * adds up their parts of x; only one of them then adds the residual in add_to_residual. */
 static mb_status end_block(const pass *p, int layer, const char *name) {
     trace(p, layer, name, p->f->x, p->f->dtype, p->batch->n_tokens, p->f->config->hidden);
     return MB_OK;
@@ -323,7 +323,7 @@ static mb_status attention_block(const pass *p, int layer) {
 
     mb_gemm_args output = linear(f, f->attended, &w->o, NULL, n_tokens);
     add_bias(&output, &w->o_bias);
-    ends_block(p, &output.residual, &output.out);
+    add_to_residual(p, &output.residual, &output.out);
     MB_TRY(gemm(p, &output));
     return end_block(p, layer, "05-attention-out");
 }
@@ -340,7 +340,7 @@ static mb_status moe_block(const pass *p, int layer) {
 
     mb_moe_route_args choose = route(f, n_tokens);
     mb_moe_forward_args combine = experts(f, w, &choose);
-    ends_block(p, &combine.residual, &combine.out);
+    add_to_residual(p, &combine.residual, &combine.out);
     MB_TRY(p->ops->moe_forward(&combine, f->workspace, f->workspace_bytes, p->stream));
     trace(p, layer, "08-route-weights", f->route_weights, MB_F32, n_tokens, c->top_k);
     return end_block(p, layer, "09-experts-out");
@@ -364,7 +364,7 @@ static mb_status dense_block(const pass *p, int layer) {
     trace(p, layer, "07-activated", f->activated, f->dtype, n_tokens, c->intermediate);
 
     mb_gemm_args down = linear(f, f->activated, &w->w2, NULL, n_tokens);
-    ends_block(p, &down.residual, &down.out);
+    add_to_residual(p, &down.residual, &down.out);
     MB_TRY(gemm(p, &down));
     return end_block(p, layer, "08-mlp-out");
 }

@@ -66,8 +66,8 @@ void mb_forward_free(mb_forward *forward);
 uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype);
 
 /* Enqueues one step on the stream: embeds, runs all layers, stores K and V, and leaves the logits of
- * batch->logit_rows in batch->logits. A row's logits do not depend on the rest of the batch, bit for bit. Steps of
- * one forward share its scratch memory, so they all go to the same stream. */
+ * batch->logit_rows in batch->logits. A row's logits do not depend on the rest of the batch, bit for bit.
+ * Steps of one forward share its scratch memory, so they all go to the same stream. */
 mb_status mb_forward_run(mb_forward *forward, const mb_kv_memory *kv, const mb_batch *batch,
                          mb_stream stream);
 

@@ -1,6 +1,6 @@
 /*
- * Steps on a device that works behind the caller's back: what is in flight, what may be freed and when. The device is
- * the slow one of tests/support, which runs all work later and can be held.
+ * Steps on a device that works behind the caller's back: what is in flight, what may be freed and when. The
+ * device is the slow one of tests/support, which runs all work later and can be held.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -68,7 +68,7 @@ static void pause_a_little(void) {
     nanosleep(&some, NULL);
 }
 
-/* ---- Results ---------------------------------------------------------------------------------------------- */
+/* ---- Results --------------------------------------------------------------------------------------- */
 
 /* Nothing is read before it is there, and no buffer is written while it is still read. */
 static void test_late_work_changes_no_result(void **state) {
@@ -108,7 +108,7 @@ static void test_late_work_changes_no_result(void **state) {
     mb_session_close(session);
 }
 
-/* ---- Launch and collect ------------------------------------------------------------------------------------ */
+/* ---- Launch and collect ---------------------------------------------------------------------------- */
 
 typedef struct direct {
     mb_runner runner;
@@ -213,7 +213,7 @@ static void test_failing_work_fails_the_collect(void **state) {
     generation_free(&next);
 }
 
-/* ---- Leaving while a step is in flight --------------------------------------------------------------------- */
+/* ---- Leaving while a step is in flight ------------------------------------------------------------- */
 
 typedef struct stepper {
     mb_session *session;
@@ -292,7 +292,7 @@ static void test_leaving_in_flight(void **state) {
     }
 }
 
-/* ---- A callback in progress -------------------------------------------------------------------------------- */
+/* ---- A callback in progress ------------------------------------------------------------------------ */
 
 typedef struct slow_callback {
     mb_session *session;
@@ -390,7 +390,7 @@ static void test_leaving_within_the_callback(void **state) {
     }
 }
 
-/* ---- Memory ------------------------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------------- */
 
 /* A cache that takes what is free leaves room for the step's buffers, and is no smaller than it must be. */
 static void test_the_cache_takes_what_is_left(void **state) {
@@ -427,7 +427,7 @@ static void test_no_room_for_a_block_is_said(void **state) {
     assert_non_null(strstr(mb_last_error(), "1048576 tokens a step"));
 }
 
-/* ---- A device that cannot ----------------------------------------------------------------------------------- */
+/* ---- A device that cannot -------------------------------------------------------------------------- */
 
 static void test_missing_operators_are_named(void **state) {
     (void)state;

@@ -64,7 +64,7 @@ static slow_device *self(mb_device *device) {
     return (slow_device *)(void *)device;
 }
 
-/* ---- Memory: limited, and each piece knows its size ------------------------------------------------------- */
+/* ---- Memory: limited, and each piece knows its size ------------------------------------------------ */
 
 static mb_status slow_allocate(mb_device *device, size_t n_bytes, void **pointer) {
     slow_device *slow = self(device);
@@ -116,7 +116,7 @@ static mb_status slow_memory(mb_device *device, uint64_t *total_bytes, uint64_t 
     return MB_OK;
 }
 
-/* ---- Streams ---------------------------------------------------------------------------------------------- */
+/* ---- Streams --------------------------------------------------------------------------------------- */
 
 static int may_begin(const stream *s) {
     return s->first && !s->slow->is_held &&
@@ -254,7 +254,7 @@ static mb_status slow_fill(mb_device *device, void *to, size_t n_bytes, const vo
     return enqueue(s, &w);
 }
 
-/* ---- Events ----------------------------------------------------------------------------------------------- */
+/* ---- Events ---------------------------------------------------------------------------------------- */
 
 static mb_status slow_event_open(mb_device *device, int is_timed, mb_event **event) {
     (void)is_timed;
@@ -309,7 +309,7 @@ static mb_status slow_event_query(mb_device *device, mb_event *event, int *was_r
     return MB_OK;
 }
 
-/* ---- Operators: the CPU's, later -------------------------------------------------------------------------- */
+/* ---- Operators: the CPU's, later ------------------------------------------------------------------- */
 
 #define RUN(op, ...)                                                        \
     static mb_status run_##op(work *w) {                                    \
@@ -369,7 +369,7 @@ static mb_ops slow_ops(void) {
     return ops;
 }
 
-/* ---- The device ------------------------------------------------------------------------------------------- */
+/* ---- The device ------------------------------------------------------------------------------------ */
 
 slow_device *slow_device_open(uint64_t total_bytes) {
     slow_device *slow = calloc(1, sizeof *slow);

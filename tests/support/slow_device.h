@@ -1,6 +1,6 @@
 /*
- * slow_device.h - a device that behaves like a GPU on a machine without one: what is enqueued runs later, on a thread
- * of its stream, with the CPU's operators. Work can be held back, and memory is limited.
+ * slow_device.h - a device that behaves like a GPU on a machine without one: what is enqueued runs later,
+ * on a thread of its stream, with the CPU's operators. Work can be held back, and memory is limited.
  *
  * So an engine that reads results too early, changes inputs too early or frees memory too early shows.
  */

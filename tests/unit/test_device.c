@@ -1,6 +1,6 @@
 /*
- * Devices: how they are named, which one is the best, and what all of them must do. The same checks run on the CPU
- * and, where there is one, on the GPU.
+ * Devices: how they are named, which one is the best, and what all of them must do. The same checks run on
+ * the CPU and, where there is one, on the GPU.
  */
 #include "base/alloc.h"
 #include "device/device.h"
@@ -32,7 +32,7 @@ static void test_names(void **state) {
     assert_int_equal(mb_device_open("cpu", -1, NULL, &device), MB_ERR_ARGUMENT);
 }
 
-/* ---- What every device does ------------------------------------------------------------------------------ */
+/* ---- What every device does ------------------------------------------------------------------------ */
 
 static void check_memory(mb_device *device, mb_stream stream) {
     uint64_t total = 0, left = 0;
@@ -224,7 +224,7 @@ static void test_cuda(void **state) {
     print_message("SKIP the GPU: %s\n", mb_last_error());
 }
 
-/* ---- The best device ------------------------------------------------------------------------------------- */
+/* ---- The best device ------------------------------------------------------------------------------- */
 
 static mb_status opener_status;
 static int n_open, n_closed;
@@ -321,7 +321,7 @@ static void test_a_check_holds_for_named_devices_too(void **state) {
     mb_device_close(device);
 }
 
-/* ---- Memory runs out -------------------------------------------------------------------------------------- */
+/* ---- Memory runs out ------------------------------------------------------------------------------- */
 
 static void *refuse(void *user, void *pointer, size_t n_bytes) {
     (void)user;

@@ -140,7 +140,7 @@ static void test_slots_follow_the_table(void **state) {
     close_kv(&f);
 }
 
-/* ---- Shared blocks ---------------------------------------------------------------------------------------- */
+/* ---- Shared blocks --------------------------------------------------------------------------------- */
 
 static void test_shared_blocks_are_not_taken_twice(void **state) {
     (void)state;

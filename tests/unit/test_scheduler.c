@@ -231,7 +231,7 @@ static void test_capacity_is_refused_at_submit(void **state) {
     close_scheduler(&f);
 }
 
-/* ---- Two steps in flight ---------------------------------------------------------------------------------- */
+/* ---- Two steps in flight --------------------------------------------------------------------------- */
 
 static void test_a_prompt_goes_on_while_its_chunk_is_in_flight(void **state) {
     (void)state;
@@ -288,7 +288,8 @@ static void test_removed_in_flight_keeps_its_blocks(void **state) {
     close_scheduler(&f);
 }
 
-/* Random removals under two steps in flight: each job's blocks are its own until its last step is collected. */
+/* Random removals under two steps in flight: each job's blocks are its own until its last step is
+ * collected. */
 static void run_overlapping_load(uint64_t seed) {
     enum { JOBS = 40 };
     uint64_t random = seed;
@@ -335,7 +336,7 @@ static void test_overlapping_loads_lose_no_block(void **state) {
         run_overlapping_load(seed);
 }
 
-/* ---- Random loads ---------------------------------------------------------------------------------------- */
+/* ---- Random loads ---------------------------------------------------------------------------------- */
 
 /* One random load: jobs of all kinds arrive and are cancelled, until all is done. */
 static void run_random_load(uint64_t seed) {

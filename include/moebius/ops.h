@@ -240,7 +240,7 @@ MB_API mb_status mb_moe_experts(const mb_moe_experts_args *args, void *workspace
 /* out[t] = residual[t] + shared[t] + sum over k, in order, of weights[t, k] * y[token_row[t, k]]; summed in
  * fp32, rounded once. */
 typedef struct mb_moe_reduce_args {
-    const void *y;            /* [R, H] dtype */
+    const void *y;            /* [R, H] dtype; may be NULL when token_row is -1 everywhere: R is 0 */
     const float *weights;     /* [T, K] */
     const int32_t *token_row; /* [T, K], -1: no such row */
     const void *residual;     /* [T, H] out_dtype, or NULL; may be out */

@@ -26,6 +26,29 @@ static void launch_reduce(const void *context, cudaStream_t stream) {
     MB(mb_moe_reduce_sm90((const mb_moe_reduce_args *)context, stream));
 }
 
+/* No rows: y is NULL, and residual and shared are all there is. */
+static void check_reduce_of_no_rows(mb_moe_reduce_args args, const reduce_case *c, const array *residual,
+                                    const array *shared, const char *name) {
+    const int64_t n = (int64_t)c->T * c->H;
+    const size_t out_bytes = mb_dtype_bytes(c->out_dtype) * (size_t)n;
+    args.y = NULL;
+    CUDA(cudaMemset((void *)args.token_row, 0xff, sizeof(int32_t) * (size_t)(c->T * c->K)));
+    CUDA(cudaMemset(args.out, POISON, out_bytes));
+    if (c->in_place)
+        CUDA(cudaMemcpy(args.out, residual->data, out_bytes, cudaMemcpyDeviceToDevice));
+    MB(mb_moe_reduce_sm90(&args, NULL));
+    CUDA(cudaDeviceSynchronize());
+    void *out = to_host(args.out, out_bytes);
+    int64_t n_bad = 0;
+    for (int64_t i = 0; i < n_samples(n); i++) {
+        const int64_t place = sample(i, n);
+        const float sum = (c->residual ? at(residual, place) : 0) + (c->shared ? at(shared, place) : 0);
+        n_bad += !(stored(out, c->out_dtype, place) == rounded(sum, c->out_dtype));
+    }
+    expect(n_bad == 0, "elements of a sum of no rows are wrong", (double)n_bad, name);
+    free(out);
+}
+
 static void check_reduce(const reduce_case *c, int is_timed) {
     char name[96];
     snprintf(name, sizeof(name), "reduce T %d H %d K %d %s to %s", c->T, c->H, c->K, mb_dtype_name(c->dtype),
@@ -88,6 +111,8 @@ static void check_reduce(const reduce_case *c, int is_timed) {
         const double bytes = (double)R * c->H * mb_dtype_bytes(c->dtype) + (double)out_bytes;
         printf("%-56s %9.1f us %7.3f TB/s\n", name, us, bytes / us * 1e-6);
     }
+    if (!c->timed)
+        check_reduce_of_no_rows(args, c, &residual, &shared, name);
     void *all[] = {y.data, weights.data, residual.data, shared.data, (void *)args.token_row, args.out};
     for (void *one : all)
         CUDA(cudaFree(one));

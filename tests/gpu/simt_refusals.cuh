@@ -33,7 +33,7 @@ static void check_refusals(void) {
         bad.field = value;                                              \
         refused(mb_moe_reduce_sm90(&bad, NULL), MB_ERR_ARGUMENT, word); \
     } while (0)
-    REDUCE(y, NULL, "y is NULL");
+    REDUCE(y, memory + 8, "y is not");
     REDUCE(out, NULL, "out is NULL");
     REDUCE(weights, NULL, "weights is NULL");
     REDUCE(token_row, NULL, "token_row is NULL");

@@ -377,6 +377,8 @@ static void test_experts_refuse(void **state) {
 
 static void test_reduce_refuses(void **state) {
     (void)state;
+    mb_moe_plan_args before = plan();
+    assert_int_equal(call_plan(&before), MB_OK);
     mb_moe_reduce_args good = reduce();
     assert_int_equal(call_reduce(&good), MB_OK);
     REFUSED(reduce, reduce, args.n_tokens = -1, "n_tokens is -1");
@@ -384,10 +386,35 @@ static void test_reduce_refuses(void **state) {
     REFUSED(reduce, reduce, args.hidden = 0, "hidden is 0");
     REFUSED(reduce, reduce, args.dtype = MB_F8_E4M3, "dtype is fp8_e4m3");
     REFUSED(reduce, reduce, args.out_dtype = MB_BF16, "out_dtype is bf16");
-    REFUSED(reduce, reduce, args.y = NULL, "y is NULL");
+    REFUSED(reduce, reduce, args.y = NULL, "y is NULL, but token_row[0] is"); /* see test_reduce_of_no_rows */
     REFUSED(reduce, reduce, args.weights = NULL, "weights is NULL");
     REFUSED(reduce, reduce, args.token_row = NULL, "token_row is NULL");
     REFUSED(reduce, reduce, args.out = NULL, "out is NULL");
+}
+
+/* A rank that was sent no row: residual and shared alone. */
+static void test_reduce_of_no_rows(void **state) {
+    (void)state;
+    static float residual[T * H], shared[T * H];
+    for (int i = 0; i < T * H; i++) {
+        residual[i] = (float)i;
+        shared[i] = 0.5f;
+    }
+    mb_moe_reduce_args args = reduce();
+    args.residual = residual;
+    args.shared = shared;
+    memset(m.token_row, 0xff, sizeof m.token_row);
+    for (int with_y = 0; with_y < 2; with_y++) {
+        args.y = with_y ? m.y : NULL;
+        memset(m.out, 0xff, sizeof m.out);
+        assert_int_equal(call_reduce(&args), MB_OK);
+        for (int i = 0; i < T * H; i++)
+            assert_true(m.out[i] == (float)i + 0.5f);
+    }
+    m.token_row[3] = 2;
+    args.y = NULL;
+    assert_int_equal(call_reduce(&args), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "moe_reduce: y is NULL, but token_row[3] is 2");
 }
 
 static void test_forward_refuses(void **state) {
@@ -649,13 +676,21 @@ static void test_rows_stand_alone(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_router_gemm_refuses),  cmocka_unit_test(test_route_refuses),
-        cmocka_unit_test(test_plan_refuses),         cmocka_unit_test(test_gemm_refuses),
-        cmocka_unit_test(test_experts_refuse),       cmocka_unit_test(test_reduce_refuses),
-        cmocka_unit_test(test_forward_refuses),      cmocka_unit_test(test_workspaces),
-        cmocka_unit_test(test_nothing_to_do),        cmocka_unit_test(test_max_tiles),
-        cmocka_unit_test(test_pieces_are_the_whole), cmocka_unit_test(test_experts_of_gathered_rows),
-        cmocka_unit_test(test_rows_stand_alone),     cmocka_unit_test(test_weights_to_come_are_refused),
+        cmocka_unit_test(test_router_gemm_refuses),
+        cmocka_unit_test(test_route_refuses),
+        cmocka_unit_test(test_plan_refuses),
+        cmocka_unit_test(test_gemm_refuses),
+        cmocka_unit_test(test_experts_refuse),
+        cmocka_unit_test(test_reduce_refuses),
+        cmocka_unit_test(test_reduce_of_no_rows),
+        cmocka_unit_test(test_forward_refuses),
+        cmocka_unit_test(test_workspaces),
+        cmocka_unit_test(test_nothing_to_do),
+        cmocka_unit_test(test_max_tiles),
+        cmocka_unit_test(test_pieces_are_the_whole),
+        cmocka_unit_test(test_experts_of_gathered_rows),
+        cmocka_unit_test(test_rows_stand_alone),
+        cmocka_unit_test(test_weights_to_come_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

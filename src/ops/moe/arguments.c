@@ -114,7 +114,6 @@ mb_status mb_moe_reduce_check(const mb_moe_reduce_args *args) {
                (int)args->out_dtype, mb_dtype_name(args->dtype));
     if (args->n_tokens == 0)
         return MB_OK;
-    REQUIRE_POINTER("moe_reduce", y);
     REQUIRE_POINTER("moe_reduce", weights);
     REQUIRE_POINTER("moe_reduce", token_row);
     REQUIRE_POINTER("moe_reduce", out);

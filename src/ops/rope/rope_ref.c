@@ -64,7 +64,8 @@ static void process_token(const void *context, int64_t t) {
 }
 
 mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
-    MB_REQUIRE(args->n_tokens >= 0, "qk_norm_rope_store: n_tokens is %" PRId64, args->n_tokens);
+    MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "qk_norm_rope_store: n_tokens is %" PRId64,
+               args->n_tokens);
     MB_REQUIRE(args->n_heads > 0 && args->n_kv_heads > 0,
                "qk_norm_rope_store: n_heads is %d, n_kv_heads is %d", args->n_heads, args->n_kv_heads);
     MB_REQUIRE(args->head_dim > 0 && args->head_dim <= MAX_HEAD_DIM && args->head_dim % 2 == 0,

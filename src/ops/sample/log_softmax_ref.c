@@ -15,7 +15,8 @@ static void normalize_row(const void *context, int64_t row) {
 }
 
 mb_status mb_log_softmax_check(const mb_log_softmax_args *args) {
-    MB_REQUIRE(args->n_rows >= 0, "log_softmax: n_rows is %" PRId64, args->n_rows);
+    MB_REQUIRE(args->n_rows >= 0 && args->n_rows <= INT32_MAX, "log_softmax: n_rows is %" PRId64,
+               args->n_rows);
     MB_REQUIRE(args->vocab > 0, "log_softmax: vocab is %d", args->vocab);
     if (args->n_rows == 0)
         return MB_OK;

@@ -170,7 +170,7 @@ static row_buffers cut_workspace(const mb_sample_args *args, mb_arena *arena) {
 }
 
 mb_status mb_sample_check_sizes(const mb_sample_args *args) {
-    MB_REQUIRE(args->n_rows >= 0, "sample: n_rows is %" PRId64, args->n_rows);
+    MB_REQUIRE(args->n_rows >= 0 && args->n_rows <= INT32_MAX, "sample: n_rows is %" PRId64, args->n_rows);
     MB_REQUIRE(args->vocab > 0, "sample: vocab is %d", args->vocab);
     return MB_OK;
 }

@@ -172,7 +172,7 @@ static mb_status check(const mb_moe_reduce_args *args) {
         int needed;
         uintptr_t alignment;
     } all[] = {
-        {"y", args->y, 1, 16},     {"weights", args->weights, 1, 4},    {"token_row", args->token_row, 1, 4},
+        {"y", args->y, 0, 16},     {"weights", args->weights, 1, 4},    {"token_row", args->token_row, 1, 4},
         {"out", args->out, 1, 16}, {"residual", args->residual, 0, 16}, {"shared", args->shared, 0, 16}};
     for (const auto &one : all)
         if ((one.needed && !one.pointer) || (uintptr_t)one.pointer % one.alignment != 0)
@@ -203,14 +203,17 @@ static mb_status launch_any(const mb_moe_reduce_args *args, int choices_are_read
     MB_TRY(check(args));
     if (args->n_tokens == 0)
         return MB_OK;
+    mb_moe_reduce_args sum = *args;
+    if (!args->y)
+        sum.top_k = 0; /* no rows: residual and shared alone */
     if (args->dtype == MB_F32)
-        return launch<float, float>(args, choices_are_ready, stream);
+        return launch<float, float>(&sum, choices_are_ready, stream);
     if (args->dtype == MB_BF16)
         return args->out_dtype == MB_BF16
-                   ? launch<__nv_bfloat16, __nv_bfloat16>(args, choices_are_ready, stream)
-                   : launch<__nv_bfloat16, float>(args, choices_are_ready, stream);
-    return args->out_dtype == MB_F16 ? launch<__half, __half>(args, choices_are_ready, stream)
-                                     : launch<__half, float>(args, choices_are_ready, stream);
+                   ? launch<__nv_bfloat16, __nv_bfloat16>(&sum, choices_are_ready, stream)
+                   : launch<__nv_bfloat16, float>(&sum, choices_are_ready, stream);
+    return args->out_dtype == MB_F16 ? launch<__half, __half>(&sum, choices_are_ready, stream)
+                                     : launch<__half, float>(&sum, choices_are_ready, stream);
 }
 
 extern "C" mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream) {

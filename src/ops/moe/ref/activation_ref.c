@@ -71,7 +71,8 @@ static void activate_row(const void *context, int64_t row) {
 }
 
 mb_status mb_gated_activation_check(const mb_gated_activation_args *args) {
-    MB_REQUIRE(args->n_rows >= 0, "gated_activation: n_rows is %" PRId64, args->n_rows);
+    MB_REQUIRE(args->n_rows >= 0 && args->n_rows <= INT32_MAX, "gated_activation: n_rows is %" PRId64,
+               args->n_rows);
     MB_REQUIRE(args->intermediate > 0, "gated_activation: intermediate is %d", args->intermediate);
     MB_REQUIRE(mb_activation_is_known(args->activation), "gated_activation: activation %d is unknown",
                (int)args->activation);

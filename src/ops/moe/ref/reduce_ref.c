@@ -1,7 +1,10 @@
 #include "ops/common/dtype.h"
 #include "ops/common/parallel.h"
+#include "ops/common/tensor.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
+
+#include <inttypes.h>
 
 /* Each token by pieces of its row: the K rows in order, then shared, then residual; rounded once. */
 static void reduce_token(const void *context, int64_t t) {
@@ -35,6 +38,9 @@ static void reduce_token(const void *context, int64_t t) {
 
 mb_status mb_moe_reduce_ref(const mb_moe_reduce_args *args, mb_stream stream) {
     MB_TRY(mb_moe_reduce_check(args));
+    for (int64_t i = 0; !args->y && i < args->n_tokens * args->top_k; i++)
+        MB_REQUIRE(args->token_row[i] < 0, "moe_reduce: y is NULL, but token_row[%" PRId64 "] is %d", i,
+                   args->token_row[i]);
     double work = (double)args->n_tokens * args->hidden * args->top_k;
     mb_parallel_for(stream, work, args->n_tokens, reduce_token, args);
     return MB_OK;

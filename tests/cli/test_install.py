@@ -80,14 +80,14 @@ foreach(name moebius moebius_static)
 endforeach()
 """)
     build = tmp_path / "build"
-    run("cmake", "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "-G", "Ninja", "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
     run("cmake", "--build", build)
     for name in ("moebius", "moebius_static"):
         assert "42" in run(build / f"with_{name}", DEMO)
     assert "libmoebius.so" in run("readelf", "-d", build / "with_moebius")
     assert "libmoebius.so" not in run("readelf", "-d", build / "with_moebius_static")
     (tmp_path / "CMakeLists.txt").write_text("cmake_minimum_required(VERSION 3.25)\nproject(x C)\nfind_package(moebius 99 REQUIRED)\n")
-    wrong = subprocess.run(["cmake", "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}"], capture_output=True)
+    wrong = subprocess.run(["cmake", "-G", "Ninja", "-S", tmp_path, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}"], capture_output=True)
     assert wrong.returncode != 0
 
 

@@ -5,7 +5,7 @@ The operators are defined with torch.library's Library and not with its custom_o
 more Python: 7 us a call, as much as all of ours.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,12 +104,11 @@ _LIBRARY = torch.library.Library("moebius", "DEF")
 _NO_BACKWARD = "there is no backward pass yet; call it under torch.no_grad()"
 
 
-def _needs_gradient(arguments: Iterable[Any]) -> bool:
-    """Whether PyTorch would expect a backward pass of a call with these arguments."""
-    if torch.is_grad_enabled():
-        for argument in arguments:
-            if isinstance(argument, torch.Tensor) and argument.requires_grad:
-                return True
+def _has_gradient(arguments: tuple[Any, ...]) -> bool:
+    """Whether one of the arguments wants a gradient, which PyTorch then expects of a backward pass."""
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor) and argument.requires_grad:
+            return True
     return False
 
 
@@ -129,18 +128,20 @@ def _define(
     tensors, fake_tensors = TorchTensors(op), FakeTorchTensors(op)
 
     def refuse_gradient(arguments: tuple[Any, ...]) -> None:
-        if _needs_gradient(arguments):
+        if _has_gradient(arguments):
             raise NotImplementedError(f"torch.ops.moebius.{name}: {_NO_BACKWARD}")
 
     def call(*arguments: Any) -> Any:
-        refuse_gradient(arguments)
+        if torch.is_grad_enabled():
+            refuse_gradient(arguments)
         outputs = result(operator(tensors, *arguments))
         if mutated is not None and arguments[mutated] is not None:
             torch.autograd.graph.increment_version(arguments[mutated])
         return outputs
 
     def fake(*arguments: Any) -> Any:
-        refuse_gradient(arguments)
+        if torch.is_grad_enabled():
+            refuse_gradient(arguments)
         return result(operator(fake_tensors, *arguments))
 
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -222,7 +223,7 @@ def _check_types(op: str, arguments: tuple[Any, ...]) -> None:
 
 def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     try:
-        if _needs_gradient(arguments):
+        if torch.is_grad_enabled() and _has_gradient(arguments):
             return _ForwardOnly.apply(op, operator, *arguments)
         return operator(*arguments)
     except NotImplementedError:  # PyTorch's, for a kind of tensor that the operator is not defined for
@@ -250,7 +251,7 @@ def _call_with_out(
     if out is None:
         allocated: torch.Tensor = _call(op, allocating, arguments[:-1])
         return allocated
-    if _needs_gradient(arguments):
+    if torch.is_grad_enabled() and _has_gradient(arguments):
         raise NotImplementedError(f"{op}: out is given and an argument requires a gradient; {_NO_BACKWARD}")
     _call(op, writing, arguments)
     return out

@@ -1,6 +1,8 @@
 """Every function, every argument, every wrong kind of value: one TypeError or ValueError that names both."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import ml_dtypes
 import moebius
@@ -153,6 +155,7 @@ def calls(library):
 
 
 CALLS = list(calls(Numpy))
+FUNCTIONS = [getattr(moebius, name) for name in moebius.__all__ if inspect.isfunction(getattr(moebius, name))]
 
 
 def wrong_values(library, value, is_first):
@@ -199,10 +202,18 @@ def test_every_argument_of_every_function_stands_here(library):
     seen = {}
     for function, arguments in calls(library).values():
         seen.setdefault(function, set()).update(arguments)
-    functions = [
-        value for name, value in vars(moebius).items() if inspect.isfunction(value) and name in moebius.__all__
-    ]
-    assert seen == {function: set(inspect.signature(function).parameters) for function in functions}
+    assert seen == {function: set(inspect.signature(function).parameters) for function in FUNCTIONS}
+
+
+def test_every_parameter_and_result_has_a_type():
+    for function in FUNCTIONS:
+        types = inspect.get_annotations(function, eval_str=True)
+        assert set(types) == {*inspect.signature(function).parameters, "return"}, function
+
+
+def test_the_package_is_python_3_10():
+    for source in Path(moebius.__file__).parent.rglob("*.py"):
+        ast.parse(source.read_text(), str(source), feature_version=(3, 10))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

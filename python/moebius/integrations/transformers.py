@@ -50,7 +50,8 @@ def _check_layout(experts: nn.Module, fp8: bool) -> None:
         raise NotImplementedError(f"{what} stores its weights transposed or interleaved; moebius needs [E, 2I, H]")
     if fp8:
         gate_is_plain = getattr(experts, "swiglu_alpha", None) is None and getattr(experts, "limit", None) is None
-        if experts.activation_scheme != "dynamic" or tuple(experts.block_size or ()) != (128, 128):
+        block_size: Any = experts.block_size
+        if experts.activation_scheme != "dynamic" or tuple(block_size or ()) != (128, 128):
             raise NotImplementedError(f"{what} is not quantised dynamically in blocks of 128x128, which moebius needs")
     else:
         gate_is_plain = getattr(type(experts), "_apply_gate", None) is _default_apply_gate

@@ -5,7 +5,7 @@ Words: T tokens, H hidden, I intermediate size of one expert, E experts, K chose
 Matrices are row-major; a weight [N, K] multiplies as y = x W^T, as in torch.nn.Linear.
 """
 
-from ._functions import grouped_gemm, moe, moe_from_logits, plan, reduce, route, router_gemm
+from ._functions import grouped_gemm, moe, moe_experts, moe_from_logits, plan, reduce, route, router_gemm
 from ._library import LIBRARY as _LIBRARY
 from ._library import Error
 from ._operators import Plan
@@ -17,6 +17,7 @@ __all__ = [
     "Plan",
     "grouped_gemm",
     "moe",
+    "moe_experts",
     "moe_from_logits",
     "plan",
     "reduce",

@@ -6,10 +6,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy
 
-from . import _operators
+from . import _layer, _operators
 from ._arrays import NumpyArrays
 from ._operators import Plan
-from ._signatures import PARAMETERS, with_article
+from ._signatures import with_article
 
 _torch: ModuleType | None
 try:
@@ -25,8 +25,8 @@ Order = Literal["softmax_topk", "topk_softmax"]
 F32Math = Literal["tf32", "exact"]
 
 
-def _on_numpy(op: str) -> Callable[..., Any]:
-    operator, arrays = getattr(_operators, op), NumpyArrays(op)
+def _on_numpy(operator: Callable[..., Any]) -> Callable[..., Any]:
+    arrays = NumpyArrays(operator.__name__)
 
     def call(*arguments: Any) -> Any:
         arrays.signature.check(arguments)
@@ -35,7 +35,16 @@ def _on_numpy(op: str) -> Callable[..., Any]:
     return call
 
 
-_numpy = SimpleNamespace(**{op: _on_numpy(op) for op in PARAMETERS})
+_numpy = SimpleNamespace(
+    router_gemm=_on_numpy(_operators.router_gemm),
+    route=_on_numpy(_operators.route),
+    plan=_on_numpy(_operators.plan),
+    grouped_gemm=_on_numpy(_operators.grouped_gemm),
+    reduce=_on_numpy(_operators.reduce),
+    moe=_on_numpy(_layer.moe),
+    moe_experts=_on_numpy(_layer.moe_experts),
+    moe_from_logits=_on_numpy(_layer.moe_from_logits),
+)
 
 
 def _of(op: str, name: str, array: Any) -> Any:
@@ -194,6 +203,52 @@ def moe(
         bias2,
         residual,
         shared,
+        w13_scale,
+        w2_scale,
+        x_scale,
+        h_scale,
+        f32,
+        out,
+    )
+
+
+def moe_experts(
+    x: Array,
+    w13: Array,
+    w2: Array,
+    offsets: Array,
+    *,
+    row_index: Array | None = None,
+    activation: Activation = "swiglu",
+    bias13: Array | None = None,
+    bias2: Array | None = None,
+    w13_scale: Array | None = None,
+    w2_scale: Array | None = None,
+    x_scale: Array | None = None,
+    h_scale: Array | None = None,
+    f32: F32Math = "tf32",
+    out: Array | None = None,
+) -> Array:
+    """The experts alone, on rows that are grouped by expert: what moe does between plan and reduce.
+
+    y[r] = w2[e] act(w13[e] x[row_index[r]] + bias13[e]) + bias2[e] for r in [offsets[e], offsets[e + 1]).
+
+    x: [T, H]. offsets: int32 [E + 1]. row_index: int32 [R], rows of x, such as a plan's row_token; None: x's rows in
+    order, R = T. The other arguments are moe's.
+    out: [R, H] where to write, of x's dtype; not x. Returned. Its rows before offsets[0] and from offsets[E] on are not
+    written.
+
+    A rank of an expert-parallel group calls it on the rows that it received. The bits are those that moe sums.
+    """
+    return _of("moe_experts", "x", x).moe_experts(
+        x,
+        w13,
+        w2,
+        offsets,
+        row_index,
+        activation,
+        bias13,
+        bias2,
         w13_scale,
         w2_scale,
         x_scale,

@@ -1,11 +1,11 @@
 """
-The operators, once for every array library: check the arguments, allocate the outputs, fill the struct of ops.h, call.
+The operators that a layer is made of, once for every array library: check the arguments, allocate the outputs, fill the
+struct of ops.h, call. The layer itself is in _layer.py.
 
 `arrays` is a NumpyArrays, a TorchTensors or a FakeTorchTensors. With the last, shapes and dtypes are checked and
 outputs made, no more: torch.compile traces this. The parameters, whose types were checked, stand in _signatures.py.
 """
 
-import ctypes
 from ctypes import byref, c_size_t
 from typing import Any, NamedTuple
 
@@ -18,9 +18,7 @@ from ._library import (
     FLOAT32,
     GATED,
     LIBRARY,
-    MOE_ACTIVATIONS,
     ORDERS,
-    ForwardArgs,
     GroupedGemmArgs,
     PlanArgs,
     ReduceArgs,
@@ -43,7 +41,7 @@ class Plan(NamedTuple):
     token_row: Any  # [T, K]: row of each choice, -1 when another rank holds its expert
 
 
-def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
+def call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
     """Runs a function that takes a workspace."""
     bytes_needed = c_size_t()
     status = size(byref(args), byref(bytes_needed))
@@ -57,7 +55,16 @@ def _call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
         raise failure(status)
 
 
-def _weight(arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tuple[int, ...], like: Any) -> Weight:
+def check_apart(arrays: Any, name: str, pointer: int, n_bytes: int, out_pointer: int, out_bytes: int) -> None:
+    """ValueError when the output lies in memory of an input that is read while it is written."""
+    if out_pointer < pointer + n_bytes and pointer < out_pointer + out_bytes:
+        verb = "is" if out_pointer == pointer else "overlaps"
+        raise arrays.value_error(f"out {verb} {name}; it must be other memory")
+
+
+def weight_struct(
+    arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tuple[int, ...], like: Any
+) -> Weight:
     """An mb_weight [count, rows, cols]: float8 with scales [count] or [count, rows / n, cols / 128]."""
     pointer = arrays.matrix(name, array, code, shape, like)
     count, rows, cols = shape
@@ -80,11 +87,11 @@ def _weight(arrays: Any, name: str, array: Any, scale: Any, code: int, shape: tu
     return Weight(pointer, scale_pointer, None, count, rows, cols, scale_rows, scale_cols, code, FLOAT32)
 
 
-def _optional(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, ...], like: Any) -> int | None:
+def optional(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, ...], like: Any) -> int | None:
     return None if array is None else arrays.pointer(name, array, code, shape, like)
 
 
-def _optional_matrix(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, ...], like: Any) -> int | None:
+def optional_matrix(arrays: Any, name: str, array: Any, code: int, shape: tuple[int, ...], like: Any) -> int | None:
     return None if array is None else arrays.matrix(name, array, code, shape, like)
 
 
@@ -95,7 +102,7 @@ def router_gemm(arrays: Any, x: Any, weight: Any, bias: Any) -> Any:
     weight_code = arrays.code("weight", weight, ACTIVATION_DTYPES)
     x_pointer = arrays.matrix("x", x, code, (n_tokens, hidden), x)
     weight_pointer = arrays.matrix("weight", weight, weight_code, (n_experts, hidden), x)
-    bias_pointer = _optional(arrays, "bias", bias, FLOAT32, (n_experts,), x)
+    bias_pointer = optional(arrays, "bias", bias, FLOAT32, (n_experts,), x)
     shape = (n_tokens, n_experts)
     logits = arrays.empty(shape, FLOAT32, x)
     if arrays.fake or n_tokens == 0:
@@ -111,11 +118,11 @@ def router_gemm(arrays: Any, x: Any, weight: Any, bias: Any) -> Any:
         code,
         weight_code,
     )
-    _call(arrays, LIBRARY.mb_moe_router_gemm, LIBRARY.mb_moe_router_gemm_workspace, args, x)
+    call(arrays, LIBRARY.mb_moe_router_gemm, LIBRARY.mb_moe_router_gemm_workspace, args, x)
     return logits
 
 
-def _routing(
+def routing_struct(
     arrays: Any, name: str, logits: Any, top_k: int, renormalize: bool, order: str, nan_flag: Any
 ) -> tuple[Any, Any, RouteArgs | None]:
     """The outputs weights and ids, and the struct, None when fake."""
@@ -145,7 +152,7 @@ def _routing(
 
 
 def route(arrays: Any, logits: Any, top_k: int, renormalize: bool, order: str, nan_flag: Any) -> tuple[Any, Any]:
-    weights, ids, args = _routing(arrays, "logits", logits, top_k, renormalize, order, nan_flag)
+    weights, ids, args = routing_struct(arrays, "logits", logits, top_k, renormalize, order, nan_flag)
     if args is not None and args.n_tokens != 0:
         status = arrays.run(LIBRARY.mb_moe_route, logits, byref(args))
         if status:
@@ -177,7 +184,7 @@ def plan(arrays: Any, ids: Any, n_experts: int, first_expert: int, n_local_exper
             first_expert,
             n_local_experts,
         )
-        _call(arrays, LIBRARY.mb_moe_plan, LIBRARY.mb_moe_plan_workspace, args, ids)
+        call(arrays, LIBRARY.mb_moe_plan, LIBRARY.mb_moe_plan_workspace, args, ids)
     return Plan(offsets, row_token, token_row)
 
 
@@ -210,16 +217,16 @@ def grouped_gemm(
     if offsets is None and n_groups != 1:
         raise arrays.value_error(f"offsets is None; it must be given, because b has {n_groups} groups")
     a_pointer = arrays.matrix("a", a, code, (a_rows, depth), a)
-    weight = _weight(arrays, "b", b, b_scale, code, (n_groups, n_columns, depth), a)
+    weight = weight_struct(arrays, "b", b, b_scale, code, (n_groups, n_columns, depth), a)
     if (a_scale is None) != (code != FLOAT8):
         state, wanted = ("None", "given") if a_scale is None else ("given", "None")
         raise arrays.value_error(f"a_scale is {state}; it must be {wanted}, because a is {DTYPE_NAMES[code]}")
     a_scale_shape = (1,) if weight.scale_rows == 0 else (a_rows, -(-depth // BLOCK))
-    a_scale_pointer = _optional(arrays, "a_scale", a_scale, FLOAT32, a_scale_shape, a)
-    row_index_pointer = _optional(arrays, "row_index", row_index, INT32, (n_rows,), a)
-    offsets_pointer = _optional(arrays, "offsets", offsets, INT32, (n_groups + 1,), a)
-    bias_pointer = _optional(arrays, "bias", bias, FLOAT32, (n_groups, n_columns), a)
-    row_weight_pointer = _optional(arrays, "row_weight", row_weight, FLOAT32, (n_rows,), a)
+    a_scale_pointer = optional(arrays, "a_scale", a_scale, FLOAT32, a_scale_shape, a)
+    row_index_pointer = optional(arrays, "row_index", row_index, INT32, (n_rows,), a)
+    offsets_pointer = optional(arrays, "offsets", offsets, INT32, (n_groups + 1,), a)
+    bias_pointer = optional(arrays, "bias", bias, FLOAT32, (n_groups, n_columns), a)
+    row_weight_pointer = optional(arrays, "row_weight", row_weight, FLOAT32, (n_rows,), a)
     shape = (n_rows, n_columns // 2 if activation in GATED else n_columns)
     scale_shape = (n_rows, -(-shape[1] // BLOCK))
     out = arrays.empty(shape, out_code, a)
@@ -235,7 +242,7 @@ def grouped_gemm(
         bias_pointer,
         row_weight_pointer,
         arrays.pointer("out", out, out_code, shape, a),
-        _optional(arrays, "out_scale", out_scale, FLOAT32, scale_shape, a),
+        optional(arrays, "out_scale", out_scale, FLOAT32, scale_shape, a),
         n_rows,
         code,
         out_code,
@@ -243,7 +250,7 @@ def grouped_gemm(
         activation_code,
         f32_code,
     )
-    _call(arrays, LIBRARY.mb_grouped_gemm, LIBRARY.mb_grouped_gemm_workspace, args, a)
+    call(arrays, LIBRARY.mb_grouped_gemm, LIBRARY.mb_grouped_gemm_workspace, args, a)
     return out, out_scale
 
 
@@ -276,158 +283,16 @@ def reduce(
         y_pointer,
         arrays.pointer("weights", weights, FLOAT32, (n_tokens, top_k), y),
         arrays.pointer("token_row", token_row, INT32, (n_tokens, top_k), y),
-        _optional_matrix(arrays, "residual", residual, out_code, shape, y),
-        _optional_matrix(arrays, "shared", shared, out_code, shape, y),
+        optional_matrix(arrays, "residual", residual, out_code, shape, y),
+        optional_matrix(arrays, "shared", shared, out_code, shape, y),
         out_pointer,
     )
     if arrays.fake or n_tokens == 0:
         return out
-    starts_below = out_pointer < y_pointer + n_rows * hidden * DTYPE_BYTES[code]
-    if starts_below and y_pointer < out_pointer + n_tokens * hidden * DTYPE_BYTES[out_code]:
-        raise arrays.value_error("out overlaps y; it must be other memory")
+    y_bytes, out_bytes = n_rows * hidden * DTYPE_BYTES[code], n_tokens * hidden * DTYPE_BYTES[out_code]
+    check_apart(arrays, "y", y_pointer, y_bytes, out_pointer, out_bytes)
     args = ReduceArgs(*pointers, n_tokens, hidden, top_k, code, out_code)
     status = arrays.run(LIBRARY.mb_moe_reduce, y, byref(args))
     if status:
         raise failure(status)
-    return out
-
-
-def moe(
-    arrays: Any,
-    x: Any,
-    w13: Any,
-    w2: Any,
-    topk_weights: Any,
-    topk_ids: Any,
-    first_expert: int,
-    n_experts: int | None,
-    *rest: Any,
-) -> Any:
-    n_local = arrays.shape("w13", w13, 3, "[E, 2I or I, H]")[0]
-    if n_experts is None and first_expert == 0:
-        n_experts = n_local
-    elif n_experts is None:
-        raise arrays.value_error(f"n_experts is None; it must be given, because first_expert is {first_expert}")
-    shape = (arrays.shape("x", x, 2, "[T, H]")[0], arrays.shape("topk_ids", topk_ids, 2, "[T, K]")[1])
-    weights = arrays.pointer("topk_weights", topk_weights, FLOAT32, shape, x)
-    ids = arrays.pointer("topk_ids", topk_ids, INT32, shape, x)
-    return _forward(arrays, x, w13, w2, (weights, ids, None), shape[1], first_expert, n_experts, *rest)
-
-
-def moe_from_logits(
-    arrays: Any,
-    x: Any,
-    router_logits: Any,
-    w13: Any,
-    w2: Any,
-    top_k: int,
-    renormalize: bool,
-    order: str,
-    first_expert: int,
-    *rest: Any,
-) -> Any:
-    n_experts = arrays.shape("router_logits", router_logits, 2, "[T, E]")[1]
-    code = arrays.code("router_logits", router_logits, (FLOAT32, BFLOAT16))
-    arrays.pointer("router_logits", router_logits, code, (arrays.shape("x", x, 2, "[T, H]")[0], n_experts), x)
-    weights, ids, args = _routing(arrays, "router_logits", router_logits, top_k, renormalize, order, None)
-    routing = (None, None, None) if args is None else (args.weights, args.ids, ctypes.pointer(args))
-    return _forward(arrays, x, w13, w2, routing, top_k, first_expert, n_experts, *rest)
-
-
-def _check_activation_scales(
-    arrays: Any, weight_code: int, up: Weight, down: Weight, x_scale: Any, h_scale: Any
-) -> None:
-    """Both weights scaled alike; x_scale and h_scale exactly when that is per tensor (scale_rows is 0)."""
-    per_tensor = weight_code == FLOAT8 and up.scale_rows == 0
-    if weight_code == FLOAT8 and (down.scale_rows == 0) != per_tensor:
-        kinds = ("one scale per expert", "block scales")
-        raise arrays.value_error(
-            f"w2_scale has {kinds[per_tensor]}; it must have {kinds[not per_tensor]}, as w13_scale has"
-        )
-    for name, scale in (("x_scale", x_scale), ("h_scale", h_scale)):
-        if per_tensor and scale is None:
-            raise arrays.value_error(f"{name} is None; it must be given, because w13_scale and w2_scale are per tensor")
-        if scale is not None and not per_tensor:
-            raise arrays.value_error(
-                f"{name} is given; it must be None without float8_e4m3fn weights scaled per tensor"
-            )
-
-
-def _forward(
-    arrays: Any,
-    x: Any,
-    w13: Any,
-    w2: Any,
-    routing: tuple[Any, Any, Any],
-    top_k: int,
-    first_expert: int,
-    n_experts: int,
-    activation: str,
-    bias13: Any,
-    bias2: Any,
-    residual: Any,
-    shared: Any,
-    w13_scale: Any,
-    w2_scale: Any,
-    x_scale: Any,
-    h_scale: Any,
-    f32: str,
-    out: Any,
-) -> Any:
-    """routing: the addresses of weights and ids, and RouteArgs when the router runs first."""
-    shape = n_tokens, hidden = x.shape
-    n_local, _, intermediate = arrays.shape("w2", w2, 3, "[E, H, I]")
-    activation_code, f32_code = (
-        arrays.choice("activation", activation, MOE_ACTIVATIONS),
-        arrays.choice("f32", f32, F32_MATH),
-    )
-    first_expert = arrays.integer("first_expert", first_expert, 0, INT32_MAX)
-    n_experts = arrays.integer("n_experts", n_experts, first_expert + n_local, INT32_MAX)
-    code = arrays.code("x", x, ACTIVATION_DTYPES)
-    weight_code = arrays.code("w13", w13, WEIGHT_DTYPES[code])
-    n_rows13 = 2 * intermediate if activation in GATED else intermediate
-    x_pointer = arrays.matrix("x", x, code, shape, x)
-    up = _weight(arrays, "w13", w13, w13_scale, weight_code, (n_local, n_rows13, hidden), x)
-    down = _weight(arrays, "w2", w2, w2_scale, weight_code, (n_local, hidden, intermediate), x)
-    _check_activation_scales(arrays, weight_code, up, down, x_scale, h_scale)
-    bias13_pointer = None if bias13 is None else arrays.pointer("bias13", bias13, code, (n_local, n_rows13), x)
-    bias2_pointer = None if bias2 is None else arrays.pointer("bias2", bias2, code, (n_local, hidden), x)
-    residual_pointer = None if residual is None else arrays.matrix("residual", residual, code, shape, x)
-    shared_pointer = None if shared is None else arrays.matrix("shared", shared, code, shape, x)
-    x_scale_pointer = None if x_scale is None else arrays.pointer("x_scale", x_scale, FLOAT32, (1,), x)
-    h_scale_pointer = None if h_scale is None else arrays.pointer("h_scale", h_scale, FLOAT32, (1,), x)
-    if out is None:
-        out = arrays.empty_like(x)
-    out_pointer = arrays.output_matrix("out", out, code, shape, x)
-    if arrays.fake or n_tokens == 0:
-        return out
-    if abs(out_pointer - x_pointer) < n_tokens * hidden * DTYPE_BYTES[code]:
-        verb = "is" if out_pointer == x_pointer else "overlaps"
-        raise arrays.value_error(f"out {verb} x; it must be other memory")
-    args = ForwardArgs(
-        x_pointer,
-        routing[0],
-        routing[1],
-        up,
-        down,
-        bias13_pointer,
-        bias2_pointer,
-        residual_pointer,
-        shared_pointer,
-        out_pointer,
-        n_tokens,
-        hidden,
-        intermediate,
-        top_k,
-        n_experts,
-        first_expert,
-        n_local,
-        code,
-        activation_code,
-        f32_code,
-        x_scale_pointer,
-        h_scale_pointer,
-        routing[2],
-    )
-    _call(arrays, LIBRARY.mb_moe_forward, LIBRARY.mb_moe_forward_workspace, args, x)
     return out

@@ -30,6 +30,10 @@ PARAMETERS = {
         "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
         + _TERMS
     ),
+    "moe_experts": (
+        "Tensor x, Tensor w13, Tensor w2, Tensor offsets, Tensor? row_index, str activation, Tensor? bias13, "
+        "Tensor? bias2, Tensor? w13_scale, Tensor? w2_scale, Tensor? x_scale, Tensor? h_scale, str f32, Tensor? out"
+    ),
     "moe_from_logits": (
         "Tensor x, Tensor router_logits, Tensor w13, Tensor w2, int top_k, bool renormalize, str order, "
         "int first_expert, " + _TERMS

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import _operators
+from . import _layer, _operators
 from ._arrays import DTYPE_BYTES, DTYPE_NAMES, MATRIX_ALIGNMENT, WORKSPACE_ALIGNMENT, Arrays
 from ._signatures import PARAMETERS, Signature
 
@@ -192,8 +192,9 @@ _grouped_gemm_fp8 = _define(
     name="grouped_gemm_fp8",
 )
 _reduce, _reduce_out = _define_with_out("reduce", _operators.reduce)
-_moe, _moe_out = _define_with_out("moe", _operators.moe)
-_moe_from_logits, _moe_from_logits_out = _define_with_out("moe_from_logits", _operators.moe_from_logits)
+_moe, _moe_out = _define_with_out("moe", _layer.moe)
+_moe_experts, _moe_experts_out = _define_with_out("moe_experts", _layer.moe_experts)
+_moe_from_logits, _moe_from_logits_out = _define_with_out("moe_from_logits", _layer.moe_from_logits)
 
 _SIGNATURES = {
     op: Signature(op, torch.Tensor, (torch.dtype,), "a torch.Tensor, as the first argument is", "a torch.dtype")
@@ -284,6 +285,10 @@ def grouped_gemm(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def moe(*arguments: Any) -> torch.Tensor:
     return _call_with_out("moe", _moe, _moe_out, arguments)
+
+
+def moe_experts(*arguments: Any) -> torch.Tensor:
+    return _call_with_out("moe_experts", _moe_experts, _moe_experts_out, arguments)
 
 
 def moe_from_logits(*arguments: Any) -> torch.Tensor:

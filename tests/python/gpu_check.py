@@ -162,6 +162,41 @@ def check_operators_against_the_cpu():
             close(f"grouped_gemm {dtype} float8 out", wide[0], wide[1], 1e-4)
 
 
+def check_moe_experts():
+    """plan, moe_experts and reduce give the bits of moe; rows outside of the offsets are left alone."""
+    for n_tokens in (1, T, 700):
+        for dtype, f32 in ((torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "tf32"),
+                           (torch.float32, "exact")):  # fmt: skip
+            for activation in ("swiglu", "relu2"):
+                x, w13, w2, weights, ids = layer(dtype, n_tokens)
+                w13 = w13 if activation == "swiglu" else w13[:, :I].contiguous()
+                options = {"activation": activation, "f32": f32}
+                options |= {"bias13": normal(*w13.shape[:2]).to(dtype), "bias2": normal(E, H).to(dtype)}
+                plan = moebius.plan(ids, E)
+                y = moebius.moe_experts(x, w13, w2, plan.offsets, row_index=plan.row_token, **options)
+                expected = moebius.moe(x, w13, w2, weights, ids, **options)
+                got = moebius.reduce(y, weights, plan.token_row)
+                same_bits(f"moe_experts {dtype} {f32} {activation} T={n_tokens}", got, expected)
+                # The same rows in order, behind a few that are nobody's.
+                rows = torch.cat((normal(3, H).to(dtype), x[plan.row_token.long()], normal(2, H).to(dtype)))
+                out = torch.full_like(rows, 7)
+                moebius.moe_experts(rows, w13, w2, plan.offsets + 3, out=out, **options)
+                same_bits("rows in order", out[3:-2], y)
+                expect(bool((out[:3] == 7).all() and (out[-2:] == 7).all()), "rows of no expert were written")
+        for kind in ("block", "tensor"):
+            x, w13, w2, weights, ids = layer(torch.bfloat16, n_tokens)
+            w13, w2 = (w13.float() * 200).to(FP8), (w2.float() * 100).to(FP8)
+            shapes = ((E, 2 * I // 128, H // 128), (E, H // 128, I // 128)) if kind == "block" else ((E,), (E,))
+            names = ("w13_scale", "w2_scale")
+            scales = {name: torch.rand(s, device=DEVICE) / 150 for name, s in zip(names, shapes, strict=True)}
+            if kind == "tensor":
+                scales |= {name: torch.tensor([0.01], device=DEVICE) for name in ("x_scale", "h_scale")}
+            plan = moebius.plan(ids, E)
+            y = moebius.moe_experts(x, w13, w2, plan.offsets, row_index=plan.row_token, **scales)
+            expected = moebius.moe(x, w13, w2, weights, ids, **scales)
+            same_bits(f"float8 {kind} T={n_tokens}", moebius.reduce(y, weights, plan.token_row), expected)
+
+
 def check_moe_from_logits():
     x, w13, w2, _, _ = layer(torch.bfloat16)
     logits = normal(T, E)

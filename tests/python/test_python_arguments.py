@@ -93,6 +93,14 @@ def layer(ones, kind):
     return arguments
 
 
+def experts(ones, kind):
+    arguments = layer(ones, kind)
+    for name in ("topk_weights", "topk_ids", "residual", "shared", "first_expert", "n_experts"):
+        del arguments[name]
+    arguments["out"] = ones((5, H), "float32" if kind is None else "bfloat16")
+    return {**arguments, "offsets": ones((E + 1,), "int32"), "row_index": ones((5,), "int32")}
+
+
 def from_logits(ones, kind):
     arguments = layer(ones, kind)
     for name in ("topk_weights", "topk_ids", "n_experts"):
@@ -148,6 +156,9 @@ def calls(library):
         "moe": (moebius.moe, layer(ones, None)),
         "moe, blocks": (moebius.moe, layer(ones, "block")),
         "moe, per tensor": (moebius.moe, layer(ones, "tensor")),
+        "moe_experts": (moebius.moe_experts, experts(ones, None)),
+        "moe_experts, blocks": (moebius.moe_experts, experts(ones, "block")),
+        "moe_experts, per tensor": (moebius.moe_experts, experts(ones, "tensor")),
         "moe_from_logits": (moebius.moe_from_logits, from_logits(ones, None)),
         "moe_from_logits, blocks": (moebius.moe_from_logits, from_logits(ones, "block")),
         "moe_from_logits, per tensor": (moebius.moe_from_logits, from_logits(ones, "tensor")),

@@ -134,6 +134,9 @@ def test_out_may_not_overlap_what_is_read(arrays):
     arguments = {"y": memory[:5], "weights": weights, "token_row": token_row, "out": memory[4:]}
     fails(ValueError, "reduce: out overlaps y; it must be other memory", moebius.reduce, **arguments)
     moebius.reduce(**{**arguments, "y": memory[:4]})
+    arguments = {name: array for name, array in arrays.moe().items() if name in ("w13", "w2")}
+    arguments |= {"x": memory[:5], "offsets": arrays.zeros(4, dtype="int32"), "out": memory[2:]}
+    fails(ValueError, "moe_experts: out overlaps x; it must be other memory", moebius.moe_experts, **arguments)
 
 
 def test_scales_belong_to_float8_only(arrays):
@@ -220,6 +223,20 @@ def test_plan(arrays):
     fails(ValueError, "first_expert is 5; it must be in [0, 4]", moebius.plan, ids=ids, n_experts=5, first_expert=5)
     arguments = {"ids": ids, "n_experts": 5, "first_expert": 3, "n_local_experts": 3}
     fails(ValueError, "n_local_experts is 3; it must be in [1, 2]", moebius.plan, **arguments)
+
+
+def test_moe_experts(arrays):
+    right = {name: array for name, array in arrays.moe().items() if name in ("x", "w13", "w2")}
+    right["offsets"] = arrays.zeros(4, dtype="int32")
+
+    def check(text, **arguments):
+        fails(ValueError, "moe_experts: " + text, moebius.moe_experts, **{**right, **arguments})
+
+    check("offsets has shape (3,); it must be (4,)", offsets=arrays.zeros(3, dtype="int32"))
+    check("row_index has shape (4, 1); it must be [R]", row_index=arrays.zeros(4, 1, dtype="int32"))
+    check("out has shape (4, 8); it must be (5, 8)", row_index=arrays.zeros(5, dtype="int32"), out=arrays.zeros(4, 8))
+    check("w13 has shape (3, 6, 8); it must be (3, 12, 8)", w13=arrays.zeros(3, 6, 8))
+    check("activation is 'none'; it must be one of 'swiglu'", activation="none")
 
 
 def test_grouped_gemm(arrays):

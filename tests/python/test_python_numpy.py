@@ -133,6 +133,36 @@ def test_plan_grouped_gemm_and_reduce_make_moe(random):
     assert reference.calc_diff(out, moebius.moe(x, w13, w2, weights, ids, residual=x)) < 1e-12
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [*reference.GATED, "silu", "gelu", "relu", "relu2"])
+def test_plan_moe_experts_and_reduce_are_moe_bit_for_bit(random, dtype, activation):
+    x, w13, w2, weights, ids = layer(random, 13, 32, 20, 6, 3, dtype, activation in reference.GATED)
+    ids[2], ids[5, 1] = -1, 6
+    biases = {
+        "bias13": random.standard_normal(w13.shape[:2]).astype(dtype),
+        "bias2": random.standard_normal(w2.shape[:2]).astype(dtype),
+    }
+    plan = moebius.plan(ids, 6)
+    y = moebius.moe_experts(x, w13, w2, plan.offsets, row_index=plan.row_token, activation=activation, **biases)
+    assert y.dtype == dtype and y.shape == (39, 32)
+    out = moebius.reduce(y, weights, plan.token_row)
+    assert (out == moebius.moe(x, w13, w2, weights, ids, activation=activation, **biases)).all()
+
+
+def test_moe_experts_of_rows_in_order(random):
+    """As a rank of an expert-parallel group receives them; rows outside of the offsets are left alone."""
+    x, w13, w2, _, _ = layer(random, 12, 32, 20, 4, 2)
+    offsets = numpy.array([2, 5, 5, 6, 10], numpy.int32)
+    out = numpy.full_like(x, 7)
+    assert moebius.moe_experts(x, w13, w2, offsets, out=out) is out
+    assert (out[:2] == 7).all() and (out[10:] == 7).all()
+    for expert, (first, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        up = x[first:end].astype(float) @ w13[expert].astype(float).T
+        expected = reference.activate("swiglu", up) @ w2[expert].astype(float).T
+        assert reference.calc_diff(out[first:end], expected) < 1e-12
+    assert moebius.moe_experts(x[:0], w13, w2, numpy.zeros(5, numpy.int32)).shape == (0, 32)
+
+
 def test_reduce_skips_rows_that_are_not_there(random):
     y = random.standard_normal((4, 8)).astype(numpy.float16)
     weights = random.random((2, 3)).astype(numpy.float32)

@@ -90,6 +90,24 @@ def test_moe(generator, dtype, activation):
     assert reference.calc_diff(wide(got), expected) < (1e-12 if dtype == torch.float32 else 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [*((dtype, None) for dtype in FLOATS), *((dtype, kind) for dtype in HALVES for kind in ("block", "tensor"))],
+)
+def test_plan_moe_experts_and_reduce_are_moe_bit_for_bit(generator, dtype, kind):
+    x, w13, w2, weights, ids = layer(generator, dtype, hidden=256)
+    scales = {}
+    if kind is not None:
+        w13, scales["w13_scale"], _ = quantised(generator, 6, 256, 256, kind)
+        w2, scales["w2_scale"], _ = quantised(generator, 6, 256, 128, kind)
+    if kind == "tensor":
+        scales |= {"x_scale": torch.tensor([0.1]), "h_scale": torch.tensor([0.2])}
+    plan = moebius.plan(ids, 6)
+    y = moebius.moe_experts(x, w13, w2, plan.offsets, row_index=plan.row_token, **scales)
+    out = moebius.reduce(y, weights, plan.token_row, residual=x)
+    assert (bits(out) == bits(moebius.moe(x, w13, w2, weights, ids, residual=x, **scales))).all()
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("kind", ["block", "tensor"])
 @pytest.mark.parametrize("shape", [(256, 128), (144, 72), (64, 32)])
@@ -172,6 +190,7 @@ def op_samples(generator):
     moe = (x, w13, w2, weights, ids, 0, None, *terms)
     from_logits = (x, logits, w13, w2, 3, True, "softmax_topk", 0, *terms)
     gemm = (x, w13, plan.offsets, plan.row_token, None, None, "swiglu", None, None, None, "tf32")
+    experts = (x, w13, w2, plan.offsets, plan.row_token, "swiglu", *(None,) * 6, "tf32")
     gemm8 = (*gemm[:-2], torch.float8_e4m3fn, "tf32")
     reduce = (x, weights[:3], plan.token_row[:3] % 9, None, x[:3].clone())
     return {
@@ -183,6 +202,8 @@ def op_samples(generator):
         "reduce": (*reduce, None),
         "reduce_out": (*reduce, None, torch.empty_like(x[:3])),
         "moe": moe,
+        "moe_experts": experts,
+        "moe_experts_out": (*experts, torch.empty(27, 48, dtype=x.dtype)),
         "moe_out": (*moe, torch.empty_like(x)),
         "moe_from_logits": from_logits,
         "moe_from_logits_out": (*from_logits, torch.empty_like(x)),
@@ -229,6 +250,14 @@ def gradient_calls(generator):
         "moe to residual": (
             lambda residual, **t: moebius.moe(**t, topk_ids=ids, residual=(sum_of := residual * 1), out=sum_of),
             moe | terms,
+        ),
+        "moe_experts": (
+            lambda **t: moebius.moe_experts(**t, offsets=plan.offsets, row_index=plan.row_token),
+            {"x": x, "w13": w13, "w2": w2, "bias13": torch.ones(6, 48).to(x.dtype), "bias2": w2[..., 0].clone()},
+        ),
+        "moe_experts to out": (
+            lambda **t: moebius.moe_experts(**t, offsets=torch.arange(7, dtype=torch.int32), out=torch.empty_like(x)),
+            {"x": x, "w13": w13, "w2": w2},
         ),
         "moe_from_logits": (lambda **t: moebius.moe_from_logits(**t, top_k=3), from_logits),
         "moe_from_logits to out": (
@@ -314,6 +343,19 @@ def test_compile_as_one_graph(generator, dynamic):
         expected = block(x, router, w13, w2, residual_eager)
         got = compiled(x, router, w13, w2, residual)
         assert (bits(got) == bits(expected)).all() and (bits(residual) == bits(residual_eager)).all()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_moe_experts(generator, dynamic):
+    def block(x, w13, w2, weights, ids):
+        plan = moebius.plan(ids, 6)
+        y = moebius.moe_experts(x, w13, w2, plan.offsets, row_index=plan.row_token)
+        return moebius.reduce(y * 2, weights, plan.token_row)
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for n_tokens in (5, 8):
+        arguments = layer(generator, torch.bfloat16, n_tokens=n_tokens)
+        assert (bits(compiled(*arguments)) == bits(block(*arguments))).all()
 
 
 def test_compile_plan_grouped_gemm_and_reduce(generator):

@@ -1,4 +1,4 @@
-"""What the operators ask of an array library: checks, pointers, memory, streams. PyTorch's is in _torch.py."""
+"""What the operators need from an array library: checks, addresses, memory, streams. _torch.py has PyTorch's."""
 
 import operator
 from typing import Any
@@ -8,22 +8,21 @@ import numpy
 from ._library import BFLOAT16, FLOAT8, FLOAT16, FLOAT32
 from ._signatures import Signature
 
-INT32 = 4  # of ids and offsets; a code of this package, which never reaches the library
+INT32 = 4  # the dtype of ids and offsets. Only this package uses the code: it is no mb_dtype.
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int32")
 DTYPE_BYTES = (4, 2, 2, 1, 4)
 
 ACTIVATION_DTYPES = (FLOAT32, BFLOAT16, FLOAT16)
 
-# The library wants workspaces aligned to this many bytes,
+# In bytes. All other arrays are aligned to their element.
 WORKSPACE_ALIGNMENT = 256
-# matrices on a GPU to this many, and all else to its element.
-MATRIX_ALIGNMENT = 16
+MATRIX_ALIGNMENT = 16  # on a GPU
 
 
 class Arrays:
-    """The checks that all array libraries share, for one operator. `op` is its name, in front of every error."""
+    """The checks that all array libraries share, for one operator, whose name `op` begins every error."""
 
-    fake = False  # whether arrays have no data
+    fake = False  # True when the arrays have shapes and dtypes, but no data
 
     def __init__(self, op: str) -> None:
         self.op = op
@@ -43,20 +42,20 @@ class Arrays:
         return self.value_error(f"{name} is at {address:#x}; it must be aligned to {alignment} bytes (copy it)")
 
     def choice(self, name: str, value: str, choices: dict[str, int]) -> int:
-        """The code of one of `choices`."""
+        """The value's code; ValueError unless it is one of `choices`."""
         code = choices.get(value)
         if code is None:
             raise self.value_error(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
         return code
 
     def integer(self, name: str, value: int, low: int, high: int) -> int:
-        """The value as Python's int, in [low, high]."""
+        """The value as an int of Python; ValueError unless it is in [low, high]."""
         if value < low or value > high:
             raise self.value_error(f"{name} is {value}; it must be in [{low}, {high}]")
         return operator.index(value)
 
     def shape(self, name: str, array: Any, n_dimensions: int, wanted: str) -> tuple[int, ...]:
-        """The array's shape, of n_dimensions; `wanted` names them."""
+        """The array's shape; ValueError unless it has n_dimensions. `wanted` is the shape for the error's text."""
         shape: tuple[int, ...] = array.shape
         if len(shape) != n_dimensions:
             raise self.shape_error(name, shape, wanted)
@@ -64,7 +63,7 @@ class Arrays:
 
 
 class NumpyArrays(Arrays):
-    """NumPy arrays, computed on the CPU. bfloat16 and float8_e4m3fn are the ml_dtypes package's."""
+    """NumPy arrays. The CPU computes. bfloat16 and float8_e4m3fn come from the package ml_dtypes."""
 
     def __init__(self, op: str) -> None:
         super().__init__(op)
@@ -93,10 +92,10 @@ class NumpyArrays(Arrays):
             raise self.alignment_error(name, address, DTYPE_BYTES[code])
         return address
 
-    matrix = pointer  # only a GPU asks for more
+    matrix = pointer  # only a GPU needs matrices to be aligned further
 
     def output_pointer(self, name: str, array: numpy.ndarray, code: int, shape: tuple[int, ...], like: Any) -> int:
-        """As pointer, of an array that may be written."""
+        """As pointer; ValueError when the array is read-only."""
         pointer = self.pointer(name, array, code, shape, like)
         if not array.flags.writeable:
             raise self.value_error(f"{name} is read-only; it must be writeable")
@@ -105,7 +104,7 @@ class NumpyArrays(Arrays):
     output_matrix = output_pointer
 
     def dtype_code(self, name: str, dtype: Any, allowed: tuple[int, ...]) -> int:
-        """The code of what a caller gave as a dtype: a name, or anything that numpy.dtype takes."""
+        """The code of a dtype, which is a name or anything that numpy.dtype takes."""
         found = dtype if isinstance(dtype, str) else numpy.dtype(dtype).name
         code = DTYPE_NAMES.index(found) if found in DTYPE_NAMES else -1
         if code not in allowed:
@@ -123,10 +122,10 @@ class NumpyArrays(Arrays):
         return numpy.empty(array.shape, array.dtype)
 
     def workspace(self, n_bytes: int, like: Any) -> tuple[Any, int]:
-        """Memory, and an aligned address in it."""
+        """Memory of at least n_bytes, and the first aligned address in it."""
         memory = numpy.empty(n_bytes + WORKSPACE_ALIGNMENT, numpy.uint8)
         return memory, -(-memory.__array_interface__["data"][0] // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
 
     def run(self, function: Any, like: Any, *arguments: Any) -> int:
-        """function(*arguments, stream), where `like` lives. Gives its status."""
+        """Calls function(*arguments, stream) on the device of `like` and returns the status."""
         return function(*arguments, None)

@@ -1,4 +1,4 @@
-"""The public functions: they choose the array library by their first argument."""
+"""The public functions. The type of the first argument decides which array library computes."""
 
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         raise
     _torch = None
 
-Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor, the same in all arguments of a call
+Array = TypeVar("Array")  # numpy.ndarray or torch.Tensor; all arguments of a call are of one of them
 Activation = Literal["swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2"]
 Order = Literal["softmax_topk", "topk_softmax"]
 F32Math = Literal["tf32", "exact"]
@@ -48,7 +48,7 @@ _numpy = SimpleNamespace(
 
 
 def _of(op: str, name: str, array: Any) -> Any:
-    """The operators of the array's library."""
+    """The operators for the library that the array belongs to."""
     if _torch is not None and isinstance(array, _torch.torch.Tensor):
         return _torch
     if isinstance(array, numpy.ndarray):
@@ -61,7 +61,7 @@ def router_gemm(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Router logits x weight^T + bias, float32 [T, E].
 
     x: [T, H], weight: [E, H] with E <= 1024, each float32, bfloat16 or float16. bias: float32 [E].
-    A float32 weight takes part with at least 22 bits of mantissa.
+    Of a float32 weight at least 22 bits of mantissa count.
     """
     return _of("router_gemm", "x", x).router_gemm(x, weight, bias)
 
@@ -76,9 +76,10 @@ def route(
 ) -> tuple[Array, Array]:
     """The top_k experts of each token, largest weight first, ties to the lower id.
 
-    logits: [T, E] float32 or bfloat16, top_k <= 32, E <= 1024. Gives weights [T, K] float32 and ids [T, K] int32.
-    order: "softmax_topk", as Qwen3 (renormalize divides the K weights by their sum), or "topk_softmax".
-    nan_flag: int32 [1], set to 1 when a logit is NaN, else left alone. Ids are in range even then.
+    logits: [T, E] float32 or bfloat16, top_k <= 32, E <= 1024. Returns weights [T, K] float32 and ids [T, K] int32.
+    order: "softmax_topk" takes the softmax of all logits, as Qwen3 does, and renormalize divides the K weights by their
+    sum. "topk_softmax" takes the softmax of the K logits.
+    nan_flag: int32 [1], set to 1 when a logit is NaN, else left alone. Ids are always in [0, E).
     """
     return _of("route", "logits", logits).route(logits, top_k, renormalize, order, nan_flag)
 
@@ -88,8 +89,8 @@ def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: 
 
     Only experts [first_expert, first_expert + n_local_experts) are kept, by default all from first_expert on. Choices
     of other ids, also of such as -1, are dropped.
-    Gives a Plan of int32 offsets [n_local_experts + 1], row_token [T*K] and token_row [T, K]: what grouped_gemm takes
-    as offsets and row_index, and reduce as token_row.
+    Returns a Plan, all int32: offsets [n_local_experts + 1] and row_token [T*K] are the offsets and row_index of
+    grouped_gemm and moe_experts, token_row [T, K] is reduce's.
     """
     return _of("plan", "ids", ids).plan(ids, n_experts, first_expert, n_local_experts)
 
@@ -114,16 +115,16 @@ def grouped_gemm(
 
     a: [rows, K] float32, bfloat16, float16 or float8_e4m3fn. b: [E, N, K] of a's dtype.
     offsets: int32 [E + 1]; None for one group of all rows (a linear layer).
-    row_index: int32 [R], rows of a; None: a's rows in order, R = rows. Without offsets behind them, rows are undefined.
+    row_index: int32 [R], rows of a; None: a's rows in order, R = rows. Rows of out from offsets[E] on are undefined.
     bias: float32 [E, N]. row_weight: float32 [R].
-    activation: gated ones ("swiglu", "geglu", "reglu") take gate from columns [0, N/2) and up from [N/2, N).
+    activation: the gated ones ("swiglu", "geglu", "reglu") find gate in columns [0, N/2) and up in [N/2, N).
     float8: b_scale is float32 [E] and a_scale [1], or b_scale [E, ceil(N/128), ceil(K/128)] and a_scale
     [rows, ceil(K/128)].
     out_dtype: a's by default, or float32, or float8_e4m3fn of a 16-bit or float8 a; must be given for a float8 a.
-    f32: how float32 is multiplied on a GPU, "tf32" on tensor cores or "exact".
+    f32: how a GPU multiplies float32: "tf32" on tensor cores, or "exact".
 
-    Gives out [R, N], gated [R, N/2]; of dtype float8_e4m3fn the pair (out, out_scale), out_scale being float32
-    [R, ceil(columns/128)].
+    Returns out [R, N], [R, N/2] with a gated activation. When its dtype is float8_e4m3fn, returns (out, out_scale) with
+    out_scale float32 [R, ceil(columns/128)].
     """
     out, out_scale = _of("grouped_gemm", "a", a).grouped_gemm(
         a, b, offsets, row_index, bias, row_weight, activation, a_scale, b_scale, out_dtype, f32
@@ -145,7 +146,7 @@ def reduce(
 
     y: [R, H] float32, bfloat16 or float16. weights: float32 [T, K]. token_row: int32 [T, K], -1 where there is no row.
     residual, shared: [T, H] of out's dtype. out_dtype: y's by default, or float32.
-    out: where to write; may be residual. Summed in float32 in the order of k, rounded once.
+    out: where to write; may be residual. The sum is taken in float32 in the order of k and rounded once.
     """
     return _of("reduce", "y", y).reduce(y, weights, token_row, residual, shared, out_dtype, out)
 
@@ -181,11 +182,11 @@ def moe(
     topk_weights: float32 [T, K]. topk_ids: int32 [T, K].
     bias13, bias2, residual, shared: [E, 2I or I], [E, H], [T, H], [T, H], of x's dtype.
     w13_scale, w2_scale (float8 only), float32: blocks [E, ceil(rows/128), ceil(columns/128)] as in the checkpoints'
-    weight_scale_inv, or per tensor [E], then with x_scale and h_scale, float32 [1]: the scales to which a GPU quantises
-    x and the activated product.
+    weight_scale_inv; or per tensor [E], and then x_scale and h_scale, float32 [1], are the scales with which a GPU
+    quantises x and the activated product.
     first_expert, n_experts: w13 and w2 hold experts [first_expert, first_expert + E) of n_experts; choices of
     others, and of ids that are no expert's, add nothing.
-    f32: how float32 is multiplied on a GPU: "tf32" on tensor cores, or "exact".
+    f32: how a GPU multiplies float32: "tf32" on tensor cores, or "exact".
     out: [T, H] where to write, of x's dtype; may be residual, not x. Returned.
 
     Raises TypeError or ValueError for an argument that is wrong, moebius.Error for what the library refuses.
@@ -280,7 +281,7 @@ def moe_from_logits(
     f32: F32Math = "tf32",
     out: Array | None = None,
 ) -> Array:
-    """route and moe in one call, fewer launches than the two: router_logits [T, n_experts] are float32 or bfloat16.
+    """route and moe in one call, with fewer launches. router_logits: [T, n_experts] float32 or bfloat16.
 
     top_k, renormalize and order are route's, all others moe's.
     """

@@ -30,7 +30,7 @@ from ._operators import (
 def _check_activation_scales(
     arrays: Any, weight_code: int, up: Weight, down: Weight, x_scale: Any, h_scale: Any
 ) -> None:
-    """Both weights scaled alike; x_scale and h_scale exactly when that is per tensor (scale_rows is 0)."""
+    """Both weights must have the same kind of scales; x_scale and h_scale are given exactly when it is per tensor."""
     per_tensor = weight_code == FLOAT8 and up.scale_rows == 0
     if weight_code == FLOAT8 and (down.scale_rows == 0) != per_tensor:
         kinds = ("one scale per expert", "block scales")

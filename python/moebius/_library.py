@@ -15,7 +15,7 @@ F32_MATH = {"tf32": 0, "exact": 1}
 
 
 class Error(RuntimeError):
-    """The library refused or failed. The text says what, where, and what to do; `status` is its code's name."""
+    """The library refused a call or failed. The text says what, where and what to do; `status` is the status's name."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(text)
@@ -224,5 +224,5 @@ LIBRARY = _open()
 
 
 def failure(status: int) -> Error:
-    """The exception for a status that is not MB_OK, with this thread's last error text."""
+    """The exception for a status that is not MB_OK, with the text of this thread's last error."""
     return Error(LIBRARY.mb_status_name(status).decode(), LIBRARY.mb_last_error().decode())

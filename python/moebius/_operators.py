@@ -37,18 +37,18 @@ class Plan(NamedTuple):
     """The T*K choices sorted by expert; R = T*K. All int32."""
 
     offsets: Any  # [n_local_experts + 1]: rows of local expert e are [offsets[e], offsets[e+1])
-    row_token: Any  # [R]: source token of each row; undefined behind offsets[-1]
-    token_row: Any  # [T, K]: row of each choice, -1 when another rank holds its expert
+    row_token: Any  # [R]: source token of each row; undefined from offsets[-1] on
+    token_row: Any  # [T, K]: row of each choice, -1 when its id is no local expert's
 
 
 def call(arrays: Any, function: Any, size: Any, args: Any, like: Any) -> None:
-    """Runs a function that takes a workspace."""
+    """Calls a function of the library that needs a workspace; `size` is the function that tells its bytes."""
     bytes_needed = c_size_t()
     status = size(byref(args), byref(bytes_needed))
     if status:
         raise failure(status)
     n_bytes = bytes_needed.value
-    # The memory is freed on return: on a GPU into the caching allocator, that gives it to later work of this stream.
+    # The memory is freed on return. A GPU's goes to the caching allocator, which gives it to later work of this stream.
     memory, pointer = arrays.workspace(n_bytes, like)
     status = arrays.run(function, like, byref(args), pointer, n_bytes)
     if status:
@@ -78,7 +78,7 @@ def weight_struct(
     scale_rows = 0
     scale_shape: tuple[int, ...] = (count,)
     if len(scale.shape) != 1:
-        # Merged matrices whose heights are not multiples of 128 have blocks of fewer rows.
+        # Merged matrices whose heights are not multiples of 128 have blocks of fewer rows: the shape tells how many.
         found = scale.shape[1] if len(scale.shape) == 3 else 0
         scale_rows = next((n for n in (128, 64, 32, 16, 8, 4, 2, 1) if -(-rows // n) == found), BLOCK)
         scale_shape = (count, -(-rows // scale_rows), -(-cols // BLOCK))
@@ -125,7 +125,7 @@ def router_gemm(arrays: Any, x: Any, weight: Any, bias: Any) -> Any:
 def routing_struct(
     arrays: Any, name: str, logits: Any, top_k: int, renormalize: bool, order: str, nan_flag: Any
 ) -> tuple[Any, Any, RouteArgs | None]:
-    """The outputs weights and ids, and the struct, None when fake."""
+    """The outputs weights and ids, and the struct (None when the arrays are fake)."""
     n_tokens, n_experts = arrays.shape(name, logits, 2, "[T, E]")
     code = arrays.code(name, logits, (FLOAT32, BFLOAT16))
     order_code = arrays.choice("order", order, ORDERS)
@@ -202,7 +202,7 @@ def grouped_gemm(
     out_dtype: Any,
     f32: str,
 ) -> tuple[Any, Any]:
-    """out [R, N or N / 2] and, when it is float8, its scales, else None."""
+    """Returns out [R, N or N / 2] and its scales (None unless out is float8)."""
     a_rows, depth = arrays.shape("a", a, 2, "[rows, K]")
     n_groups, n_columns = arrays.shape("b", b, 3, "[E, N, K]")[:2]
     n_rows = a_rows if row_index is None else arrays.shape("row_index", row_index, 1, "[R]")[0]

@@ -1,7 +1,7 @@
 """
-The parameters of every operator, written once, in the words of torch.library.
+The parameters of every operator, written once, in torch.library's notation.
 
-The torch schemas are made of them, and the check that every argument is of its parameter's Python type.
+Two things are made from them: the torch schemas, and the check that every argument has its parameter's Python type.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ _TERMS = (
     "Tensor? w2_scale, Tensor? x_scale, Tensor? h_scale, str f32, Tensor? out"
 )
 
-# In the order in which the functions pass their arguments on.
+# The order is that in which the public functions pass their arguments on.
 PARAMETERS = {
     "router_gemm": "Tensor x, Tensor weight, Tensor? bias",
     "route": "Tensor logits, int top_k, bool renormalize, str order, Tensor? nan_flag",
@@ -45,7 +45,7 @@ class Signature:
     """The parameters of one operator for one array library."""
 
     def __init__(self, op: str, array: type, dtype: tuple[type, ...], array_name: str, dtype_name: str) -> None:
-        """`array` is the library's type of arrays, `dtype` its types of dtypes; the names are for errors."""
+        """`array` is the library's array type, `dtype` the types of its dtypes; the two names are for errors."""
         types: dict[str, tuple[type, ...]] = {
             "Tensor": (array,),
             "int": (int, numpy.integer),
@@ -68,14 +68,14 @@ class Signature:
             self._wanted.append(names[kind] + " or None" if optional else names[kind])
 
     def check(self, arguments: tuple[Any, ...]) -> None:
-        """TypeError unless each argument is of its parameter's type. Types that were right before cost one look-up."""
+        """TypeError unless each argument has its parameter's type. Types that were right once cost one look-up."""
         types = tuple(map(type, arguments))
         if types not in self._accepted:
             self.check_each(arguments)
             self._accepted.add(types)
 
     def check_each(self, arguments: tuple[Any, ...]) -> None:
-        """The same without the memory, for torch.compile, which traces this."""
+        """The same without that memory: the form that torch.compile can trace."""
         for name, value, types, wanted in zip(self.names, arguments, self._types, self._wanted, strict=True):
             if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):  # a bool is no int
                 found = "None" if value is None else with_article(type(value).__name__)

@@ -19,7 +19,7 @@ _CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
 
 
 class TorchTensors(Arrays):
-    """Tensors on the CPU or a GPU. Work runs on the current stream; memory is the caching allocator's."""
+    """Tensors on the CPU or a GPU. Work runs on the current stream; memory comes from the caching allocator."""
 
     def code(self, name: str, tensor: torch.Tensor, allowed: tuple[int, ...]) -> int:
         """The tensor's dtype as a code; TypeError unless it is one of `allowed`."""
@@ -45,7 +45,7 @@ class TorchTensors(Arrays):
         return address
 
     def matrix(self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor) -> int:
-        """As pointer, of what a GPU reads in pieces of 16 bytes."""
+        """As pointer, for what a GPU reads 16 bytes at a time."""
         address = self.pointer(name, tensor, code, shape, like)
         if address % MATRIX_ALIGNMENT and tensor.is_cuda:
             raise self.alignment_error(name, address, MATRIX_ALIGNMENT)
@@ -79,7 +79,7 @@ class TorchTensors(Arrays):
         return torch.empty_like(tensor)
 
     def workspace(self, n_bytes: int, like: torch.Tensor) -> tuple[Any, int]:
-        """Memory, and an aligned address in it. The allocator aligns a GPU's memory to 512 bytes, a CPU's to 64."""
+        """Memory of at least n_bytes, and an aligned address in it. PyTorch aligns to 512 bytes on a GPU, to 64 else."""
         if like.is_cuda:
             memory = torch.empty(n_bytes, dtype=torch.uint8, device=like.device)
             return memory, memory.data_ptr()
@@ -87,15 +87,15 @@ class TorchTensors(Arrays):
         return memory, -(-memory.data_ptr() // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
 
     def run(self, function: Callable[..., int], like: torch.Tensor, *arguments: Any) -> int:
-        """function(*arguments, stream) where `like` lives. Gives its status."""
+        """Calls function(*arguments, stream) on the device of `like` and returns the status."""
         if not like.is_cuda:
             return function(*arguments, None)
-        # The library makes the pointers' GPU the current one by itself.
+        # The library itself makes the GPU of the pointers the current one.
         return function(*arguments, torch.cuda.current_stream(like.device).cuda_stream)
 
 
 class FakeTorchTensors(TorchTensors):
-    """Tensors without data, of the same checks: what torch.compile and torch.export trace."""
+    """Tensors without data, which torch.compile and torch.export trace with. The checks are the same."""
 
     fake = True
 
@@ -105,7 +105,7 @@ _NO_BACKWARD = "there is no backward pass yet; call it under torch.no_grad()"
 
 
 def _has_gradient(arguments: tuple[Any, ...]) -> bool:
-    """Whether one of the arguments wants a gradient, which PyTorch then expects of a backward pass."""
+    """Whether an argument requires a gradient."""
     for argument in arguments:
         if isinstance(argument, torch.Tensor) and argument.requires_grad:
             return True
@@ -122,7 +122,7 @@ def _define(
 ) -> Callable[..., Any]:
     """Defines torch.ops.moebius.`name`, or `op`: `operator` on tensors.
 
-    `result` picks its outputs; `mutated` is the place of a tensor that it writes to.
+    `result` picks the outputs from what `operator` returns; `mutated` is the index of an argument that it writes to.
     """
     name = name or op
     tensors, fake_tensors = TorchTensors(op), FakeTorchTensors(op)
@@ -203,7 +203,7 @@ _SIGNATURES = {
 
 
 class _ForwardOnly(torch.autograd.Function):
-    """operator(*arguments), whose backward pass fails instead of giving no gradient."""
+    """operator(*arguments) with a backward pass that fails. Without it PyTorch would warn and give no gradient."""
 
     @staticmethod
     def forward(ctx: Any, op: str, operator: Callable[..., Any], *arguments: Any) -> Any:
@@ -227,13 +227,13 @@ def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> 
         if torch.is_grad_enabled() and _has_gradient(arguments):
             return _ForwardOnly.apply(op, operator, *arguments)
         return operator(*arguments)
-    except NotImplementedError:  # PyTorch's, for a kind of tensor that the operator is not defined for
+    except NotImplementedError:  # from PyTorch, for kinds of tensors that the operator is not defined for
         _refuse_kinds_of_memory(op, arguments)
         raise
 
 
 def _refuse_kinds_of_memory(op: str, arguments: tuple[Any, ...]) -> None:
-    """ValueError for a tensor that has no dense memory, or whose memory the library cannot reach."""
+    """ValueError for a tensor that is not dense, or on a device that the library does not know."""
     for name, argument in zip(_SIGNATURES[op].names, arguments, strict=False):
         if not isinstance(argument, torch.Tensor):
             continue
@@ -246,7 +246,7 @@ def _refuse_kinds_of_memory(op: str, arguments: tuple[Any, ...]) -> None:
 def _call_with_out(
     op: str, allocating: Callable[..., Any], writing: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> torch.Tensor:
-    """The last argument is out, or None. As with PyTorch's own functions, what is written to has no gradient."""
+    """The last argument is out, or None. As in PyTorch's own functions, out excludes gradients."""
     _check_types(op, arguments)
     out: torch.Tensor = arguments[-1]
     if out is None:

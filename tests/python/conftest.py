@@ -1,4 +1,4 @@
-"""The package is the source tree's, the library the CPU build's, unless MOEBIUS_LIBRARY names another."""
+"""The tests use the package in the source tree, and the CPU build's library unless MOEBIUS_LIBRARY names another."""
 
 import os
 import sys

@@ -31,7 +31,7 @@ def expect(condition, text):
 
 
 def close(name, got, expected, limit):
-    """calc_diff 1 - 2xy / (x^2 + y^2) <= limit."""
+    """Fails unless calc_diff = 1 - 2xy / (x^2 + y^2) is at most `limit`."""
     got, expected = got.double().cpu(), expected.double().cpu()
     expect(got.shape == expected.shape, f"{name}: shapes {tuple(got.shape)}, {tuple(expected.shape)}")
     expect(bool(torch.isfinite(got).all()), f"{name}: not finite")
@@ -177,7 +177,7 @@ def check_moe_experts():
                 expected = moebius.moe(x, w13, w2, weights, ids, **options)
                 got = moebius.reduce(y, weights, plan.token_row)
                 same_bits(f"moe_experts {dtype} {f32} {activation} T={n_tokens}", got, expected)
-                # The same rows in order, behind a few that are nobody's.
+                # The same rows in order, between a few of no expert.
                 rows = torch.cat((normal(3, H).to(dtype), x[plan.row_token.long()], normal(2, H).to(dtype)))
                 out = torch.full_like(rows, 7)
                 moebius.moe_experts(rows, w13, w2, plan.offsets + 3, out=out, **options)
@@ -205,14 +205,14 @@ def check_moe_from_logits():
 
 
 def misaligned(tensor):
-    """The same values behind one element: aligned to the element and no more."""
+    """The same values, starting one element after an aligned address."""
     memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
     memory[1:] = tensor.flatten()
     return memory[1:].view(tensor.shape)
 
 
 def check_vectors_need_their_elements_alignment_only():
-    """Ids, weights of choices, logits, biases, scales and offsets that start anywhere, as slices do: the same bits."""
+    """Ids, weights of choices, logits, biases, scales and offsets may start at any element and give the same bits."""
     for n_tokens in (1, 5, T, 700):
         logits = normal(n_tokens, E)
         bias = normal(E)
@@ -270,7 +270,7 @@ def check_vectors_need_their_elements_alignment_only():
 
 
 def check_ids_that_are_no_experts():
-    """They add nothing, in every size of plan; fused_experts maps and drops them on the device."""
+    """They add nothing, in every way of planning; fused_experts maps and drops them on the device."""
     from moebius.integrations.fused_moe import fused_experts
 
     for n_tokens in (1, T, 700, 300_000):
@@ -346,7 +346,7 @@ def check_cuda_graph():
 
 
 def check_current_stream():
-    """On a side stream behind a long sleep: work on another stream would read x before it is written."""
+    """On a side stream, after a long sleep: work on another stream would read x before it is written."""
     x, w13, w2, weights, ids = layer(torch.bfloat16)
     expected = moebius.moe(x, w13, w2, weights, ids)
     late = torch.full_like(x, float("nan"))

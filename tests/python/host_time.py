@@ -20,7 +20,7 @@ CALLS, REPEATS = 50, 100  # 50 calls fit into a GPU's queue
 
 
 def least(call, device):
-    """Of REPEATS means over CALLS calls the least."""
+    """The least of REPEATS means, each over CALLS calls."""
     means = []
     for _ in range(REPEATS):
         if device.type == "cuda":

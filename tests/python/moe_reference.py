@@ -40,7 +40,7 @@ def activate(activation, values):
 
 
 def route(logits, top_k, renormalize=True, order="softmax_topk"):
-    """weights, ids; ties to the lower id."""
+    """Returns weights and ids. Of equal logits the lower id comes first."""
     logits = numpy.asarray(logits, numpy.float64)
     ids = numpy.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
     chosen = numpy.take_along_axis(logits, ids, -1)
@@ -53,7 +53,7 @@ def route(logits, top_k, renormalize=True, order="softmax_topk"):
 
 
 def plan(ids, n_local, first_expert=0):
-    """offsets, row_token (only the rows that there are), token_row."""
+    """Returns offsets, row_token (as long as there are rows) and token_row."""
     flat = ids.reshape(-1).astype(numpy.int64) - first_expert
     flat = numpy.where((flat >= 0) & (flat < n_local), flat, n_local)
     order = numpy.argsort(flat, kind="stable")
@@ -78,7 +78,7 @@ def moe(
     shared=None,
     first_expert=0,
 ):
-    """All arguments float64, but ids."""
+    """All arguments except ids are float64."""
     out = numpy.zeros_like(x)
     for t, k in numpy.ndindex(ids.shape):
         e = int(ids[t, k]) - first_expert
@@ -93,7 +93,7 @@ def moe(
 
 
 def dequantised(values, scale):
-    """float8 values [E, rows, columns] times block scales [E, ceil(rows/n), ceil(columns/128)] or [E]."""
+    """float8 values [E, rows, columns] times their scales, [E, ceil(rows/n), ceil(columns/128)] or [E]."""
     if scale.ndim == 1:
         return values * scale[:, None, None]
     rows, columns = values.shape[1:]

@@ -1,4 +1,4 @@
-"""Every function, every argument, every wrong kind of value: one TypeError or ValueError that names both."""
+"""Every wrong kind of value of every argument: a TypeError or ValueError names the function and the argument."""
 
 import ast
 import inspect
@@ -109,7 +109,7 @@ def from_logits(ones, kind):
 
 
 def calls(library):
-    """{name: (function, all of its arguments, right)}; some functions have several such calls."""
+    """{name: (function, right arguments)}. The calls of a function together give all of its parameters."""
     ones = library.ones
     float8_gemm = {
         "a": ones((T, H), FLOAT8),
@@ -170,7 +170,7 @@ FUNCTIONS = [getattr(moebius, name) for name in moebius.__all__ if inspect.isfun
 
 
 def wrong_values(library, value, is_first):
-    """(what it is, a value of a wrong kind) for an argument whose right value is `value`."""
+    """Pairs (description, wrong value) for an argument whose right value is `value`."""
     array = library.ones((2, 2))
     anything = {"a float": 1.5, "a list": [1], "a dict": {}, "a complex": 1j, "an object": object(), "bytes": b"swiglu"}
     if isinstance(value, str):
@@ -187,7 +187,7 @@ def wrong_values(library, value, is_first):
         yield "another rank", library.ones((1, 1, *value.shape), str(value.dtype).removeprefix("torch."))
         if max(value.shape) > 1:
             yield "not contiguous", library.every_other(value)
-        if not is_first:  # of the first argument the others are named
+        if not is_first:  # where the first argument differs from the others, the error names one of those
             yield from library.wrong_arrays(value)
     else:
         yield from {

@@ -1,4 +1,4 @@
-"""Every wrong argument is an exception that names it, says what it is and what it must be; on NumPy and on PyTorch."""
+"""The texts of errors: which argument is wrong, what it is and what it must be; on NumPy arrays and on tensors."""
 
 import re
 
@@ -15,7 +15,7 @@ LIBRARIES = ["numpy", pytest.param("torch", marks=pytest.mark.skipif(torch is No
 
 
 class Arrays:
-    """Zeros of either library; dtypes by name."""
+    """Makes arrays of zeros of one library. dtypes are names."""
 
     def __init__(self, library):
         self.library = library
@@ -26,11 +26,11 @@ class Arrays:
         return numpy.zeros(shape, dtype)
 
     def columns_of_wider(self, *shape):
-        """Not contiguous."""
+        """An array that is not contiguous."""
         return self.zeros(*shape[:-1], shape[-1] + 1)[..., :-1]
 
     def moe(self):
-        """T=4 H=8 I=6 E=3 K=2"""
+        """moe's arguments for T=4 H=8 I=6 E=3 K=2."""
         return {
             "x": self.zeros(4, 8),
             "w13": self.zeros(3, 12, 8),
@@ -284,7 +284,7 @@ def test_router_gemm(arrays):
 
 
 def test_what_the_library_refuses_is_its_error_and_text(arrays):
-    """More experts than the router takes: only the library knows."""
+    """Only the library knows how many experts the router can take."""
     with pytest.raises(moebius.Error, match="moe_route: n_experts is 1025") as caught:
         moebius.route(arrays.zeros(1, 1025), 2)
     assert caught.value.status == "MB_ERR_ARGUMENT"

@@ -1,4 +1,4 @@
-"""moebius as experts of Hugging Face transformers, and behind vLLM's and SGLang's fused_experts."""
+"""moebius as the experts of Hugging Face transformers, and fused_experts with the parameters of vLLM and SGLang."""
 
 import moe_reference as reference
 import pytest
@@ -45,7 +45,7 @@ def config():
 
 
 def randomised(model):
-    """Weights as large as activations, so that the experts decide the result."""
+    """The model with weights so large that the experts decide the result."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(normal(*parameter.shape) / parameter.shape[-1] ** 0.5)
@@ -92,7 +92,7 @@ def test_a_compiled_block_is_one_graph(experts, config):
 
 
 def test_choices_of_other_ranks_add_nothing(experts, config, monkeypatch):
-    """transformers' expert parallelism gives them the id behind the last local one: one of n_experts, but not ours."""
+    """transformers' expert parallelism gives such choices the id after the last local one."""
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
     config._experts_implementation = "moebius"
@@ -210,7 +210,7 @@ OUTSIDE = [-1, -8, 8, 9, 2**31 - 1, -(2**31), 2**32, 2**32 + 1, 2**40 + 3, -(2**
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.uint8, torch.uint32])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_fused_experts_drops_ids_that_are_no_experts(layer, dtype, mapped):
-    """Each of them alone and all together; with the identity as map nothing may change."""
+    """Each such id alone, and all together; without a map and with the identity as the map."""
     from moebius.integrations.fused_moe import fused_experts
 
     x, w1, w2, weights, ids = layer

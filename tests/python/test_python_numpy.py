@@ -19,7 +19,7 @@ def rounding(dtype):
 
 @pytest.fixture
 def random(request):
-    """Seeded by the test's name: fresh numbers for each."""
+    """Random numbers, seeded by the name of the test."""
     return numpy.random.default_rng(list(request.node.name.encode()))
 
 
@@ -150,7 +150,7 @@ def test_plan_moe_experts_and_reduce_are_moe_bit_for_bit(random, dtype, activati
 
 
 def test_moe_experts_of_rows_in_order(random):
-    """As a rank of an expert-parallel group receives them; rows outside of the offsets are left alone."""
+    """Without row_index x's rows are grouped already; rows of out that the offsets leave out are not written."""
     x, w13, w2, _, _ = layer(random, 12, 32, 20, 4, 2)
     offsets = numpy.array([2, 5, 5, 6, 10], numpy.int32)
     out = numpy.full_like(x, 7)
@@ -222,7 +222,7 @@ def test_ids_that_are_no_experts_add_nothing(random):
 
 
 def test_vectors_may_start_anywhere(random):
-    """Slices of rows whose addresses are aligned to an element only."""
+    """Vectors whose addresses are aligned to their element and no further."""
 
     def moved(array):
         memory = numpy.empty(array.size + 1, array.dtype)

@@ -1,4 +1,4 @@
-"""The ctypes structs against the header: a C compiler tells sizes, offsets and enum values."""
+"""The ctypes structs against the header. A C compiler tells the sizes, offsets and enum values."""
 
 import ctypes
 import shutil
@@ -32,7 +32,7 @@ ENUMS = {
 
 
 def layouts():
-    """Lines "name value" as Python sees them."""
+    """Pairs (C expression, its value as Python sees it)."""
     for name, struct in STRUCTS.items():
         yield f"sizeof({name})", ctypes.sizeof(struct)
         for field, _ in struct._fields_:

@@ -44,7 +44,7 @@ def expected_moe(x, w13, w2, weights, ids, **terms):
 
 
 def quantised(generator, n_experts, rows, columns, kind):
-    """float8 weights, their scales, and what they stand for."""
+    """float8 weights, their scales, and the products of both."""
     values = (normal(generator, n_experts, rows, columns) / columns**0.5 * 64).to(torch.float8_e4m3fn)
     shape = (n_experts,) if kind == "tensor" else (n_experts, -(-rows // 128), -(-columns // 128))
     scale = (torch.rand(shape, generator=generator) + 0.5) / 64
@@ -122,7 +122,7 @@ def test_moe_with_float8_weights(generator, dtype, kind, shape):
 
 
 def test_merged_matrices_may_have_blocks_of_fewer_rows(generator):
-    """Gate and up of 96 rows each, quantised apart: blocks of 32 rows keep them apart."""
+    """Gate and up have 96 rows each and were quantised apart: blocks of 32 rows keep them apart."""
     x, _, _, weights, ids = layer(generator, torch.bfloat16, hidden=64)
     w13, _, _ = quantised(generator, 6, 192, 64, "block")
     scale13 = torch.rand(6, 6, 1, generator=generator) / 64
@@ -211,7 +211,7 @@ def op_samples(generator):
 
 
 def gradient_calls(generator):
-    """{name: (a function, the tensors that may want a gradient of it)}, for every function and way to call it."""
+    """{name: (function, the tensors that may require a gradient)}, for every function and way to call it."""
     x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
     logits = normal(generator, 9, 6)
     plan = moebius.plan(ids, 6)
@@ -270,7 +270,7 @@ def gradient_calls(generator):
 @pytest.mark.parametrize("how", ["eager", "compiled", "compiled as one graph"])
 @pytest.mark.parametrize("name", list(gradient_calls(torch.Generator().manual_seed(0))))
 def test_a_backward_pass_fails(generator, name, how):
-    """Whichever tensor wants the gradient; also where another term of the loss has one."""
+    """Whichever tensor requires the gradient, and although another term of the loss gives it one."""
     call, tensors = gradient_calls(generator)[name]
     if how != "eager":
         torch._dynamo.reset()
@@ -298,7 +298,7 @@ def test_the_text_of_a_backward_pass(generator):
 
 @pytest.mark.parametrize("name", [name for name in op_samples(torch.Generator().manual_seed(0)) if name != "plan"])
 def test_the_bare_operators_refuse_a_gradient(generator, name):
-    """torch.ops.moebius.*: they have no autograd of their own, eager or compiled."""
+    """torch.ops.moebius.* have no autograd of their own; a call that needs one fails, eager and compiled."""
     operator = getattr(torch.ops.moebius, name).default
     arguments = list(op_samples(generator)[name])
     first = next(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor) and a.is_floating_point())

@@ -1,5 +1,5 @@
 """
-fused_experts with the parameters that vLLM's and SGLang's function of that name take, on moebius.moe.
+fused_experts, with the parameters of the function of that name in vLLM and SGLang, by moebius.moe.
 
 w1 is [E, 2I, H], gate rows then up rows, as both store it.
 """
@@ -18,28 +18,28 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def _indices(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, with int64 in place of all integers but int32."""
+    """The tensor as int32 if it is that, else as int64; TypeError unless it has integers."""
     if tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex():
         raise TypeError(f"fused_experts: {name} has dtype {tensor.dtype}; it must be int32 or another integer")
     return tensor if tensor.dtype is torch.int32 else tensor.long()
 
 
 def _local_ids(topk_ids: torch.Tensor, n_local: int, expert_map: torch.Tensor | None) -> torch.Tensor:
-    """For each choice the index of its expert in w1, as int32; what moe drops for a choice of no expert in w1."""
+    """The index in w1 of each choice's expert, as int32; another number, which moe drops, when w1 does not hold it."""
     ids = _indices("topk_ids", topk_ids)
     if expert_map is None:
-        if ids.dtype is torch.int32:  # moe drops what is not in [0, n_local)
+        if ids.dtype is torch.int32:  # moe itself drops what is not in [0, n_local)
             return ids
     else:
-        # An id outside of the map is no expert's: -1 stands for padding, not for the map's last.
+        # Ids outside of the map must not index it: Python would take -1, vLLM's id for padding, as its last entry.
         is_expert = (ids >= 0) & (ids < len(expert_map))
         ids = torch.where(is_expert, _indices("expert_map", expert_map)[torch.where(is_expert, ids, 0)], -1)
-    # Before the conversion, which would turn other int64 into local experts.
+    # This comes before the conversion to int32, which would turn 2**32 into expert 0.
     return torch.where((ids >= 0) & (ids < n_local), ids, -1).to(torch.int32)
 
 
 def _flat(scale: torch.Tensor | None) -> torch.Tensor | None:
-    """[E, 1, 1], [E, 1] or [E] as [E]; [] as [1]."""
+    """Scales of shape [E, 1, 1], [E, 1] or [E] as [E]; a scale of shape [] as [1]."""
     return None if scale is None else scale.reshape(-1)
 
 

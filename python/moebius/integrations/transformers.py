@@ -6,9 +6,9 @@ Hugging Face transformers 5: an experts implementation named "moebius".
     moebius_experts.register()
     model.set_experts_implementation("moebius")
 
-For every model whose experts are stored as merged matrices [E, 2I, H] (gate rows, then up rows) or, ungated,
-[E, I, H], and [E, H, I]: Qwen3-MoE and most others, also loaded from FP8 checkpoints with 128x128 blocks. Inference
-only.
+It serves every model that stores its experts as merged matrices: [E, 2I, H] (gate rows, then up rows; [E, I, H]
+without a gate) and [E, H, I]. Qwen3-MoE and most others do, also from FP8 checkpoints with 128x128 blocks. It has no
+backward pass.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def register(name: str = "moebius") -> None:
 
 
 def _activation(experts: nn.Module) -> Activation:
-    """Our name of the module's activation. NotImplementedError when it is none of ours."""
+    """moebius's name of the module's activation; NotImplementedError when it has none."""
     function = experts.act_fn
     if isinstance(function, (nn.SiLU, type(ACT2FN["silu"]))):
         return "swiglu" if experts.has_gate else "silu"
@@ -62,7 +62,7 @@ def _check_layout(experts: nn.Module, fp8: bool) -> None:
 def experts_forward(
     self: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """hidden_states [T, H], top_k_index [T, K] and top_k_weights [T, K] as transformers gives them; gives [T, H]."""
+    """From hidden_states [T, H], top_k_index [T, K] and top_k_weights [T, K] the experts' weighted sum [T, H]."""
     up = "gate_up_proj" if self.has_gate else "up_proj"
     w13: Any = getattr(self, up)
     fp8 = w13.dtype is torch.float8_e4m3fn
@@ -78,6 +78,6 @@ def experts_forward(
         bias2=self.down_proj_bias if self.has_bias else None,
         w13_scale=getattr(self, up + "_scale_inv") if fp8 else None,
         w2_scale=self.down_proj_scale_inv if fp8 else None,
-        # Under expert parallelism the choices of other ranks' experts have the id behind the last local one.
+        # Under expert parallelism a choice of another rank's expert has the id after the last local one.
         n_experts=w13.shape[0] + 1,
     )

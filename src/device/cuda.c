@@ -57,7 +57,7 @@ static mb_status make_current(mb_device *device) {
     return check(cudaSetDevice(((cuda_device *)device)->ordinal), "cudaSetDevice");
 }
 
-/* Returns from the calling function with what the call gave; `name` is what the sentence of a failure says. */
+/* Returns from the calling function with what the call gave. `name` stands in the sentence of a failure. */
 #define RETURN_CALL(device, name, expression) \
     do {                                      \
         MB_TRY(make_current(device));         \

@@ -50,7 +50,7 @@ int mb_kv_can_ever_fit(const mb_kv *kv, int64_t n_tokens);
  * take fewer blocks than n_cached. */
 int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens, const int32_t *cached, int32_t n_cached);
 
-/* Makes the table hold the blocks of positions [0, n_tokens). 0, or -1 when that is more than was reserved. */
+/* Makes the table hold the blocks of positions [0, n_tokens). 0; -1 when that is more than was reserved. */
 int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens);
 
 /* The table's blocks in the order of positions, and the cache row of a position that it holds. */

@@ -136,9 +136,10 @@ done:
     return o;
 }
 
+enum { N_BYTES = 256, N_MERGES = 16 };
+
 /* The demo model's tokenizer with fewer merges, so that there are not too many allocations to refuse. */
 static void write_small_tokenizer(void) {
-    enum { N_BYTES = 256, N_MERGES = 16 };
     json_t *root = json_load_file("models/demo/tokenizer.json", 0, NULL);
     json_t *model = json_object_get(root, "model"), *vocab = json_object_get(model, "vocab");
     json_t *merges = json_object_get(model, "merges"), *added = json_object_get(root, "added_tokens"), *item;
@@ -159,6 +160,24 @@ static void write_small_tokenizer(void) {
     json_decref(root);
 }
 
+/* The demo model's, with the added tokens' ids of the small tokenizer: in the order of the file, as there. */
+static void write_tokenizer_config(void) {
+    json_t *root = json_load_file("models/demo/tokenizer_config.json", 0, NULL), *token;
+    json_t *small = json_object();
+    const char *former_id;
+    json_object_foreach(json_object_get(root, "added_tokens_decoder"), former_id, token) {
+        char id[16];
+        snprintf(id, sizeof id, "%zu", (size_t)N_BYTES + N_MERGES + json_object_size(small));
+        json_object_set(small, id, token);
+    }
+    assert_true(json_object_size(small) > 0);
+    json_object_set_new(root, "added_tokens_decoder", small);
+    char *text = json_dumps(root, 0);
+    tiny_text_write(directory, "tokenizer_config.json", text);
+    free(text);
+    json_decref(root);
+}
+
 /* A tiny checkpoint with every optional file. */
 static int write_checkpoint(void **state) {
     (void)state;
@@ -170,10 +189,7 @@ static int write_checkpoint(void **state) {
     options.n_shards = 2;
     tiny_checkpoint_write(&options, directory);
     write_small_tokenizer();
-    size_t n_bytes;
-    char *bytes = tiny_file_read("models/demo", "tokenizer_config.json", &n_bytes);
-    tiny_file_write(directory, "tokenizer_config.json", bytes, n_bytes);
-    free(bytes);
+    write_tokenizer_config();
     tiny_text_write(directory, "generation_config.json", "{\"do_sample\": true, \"temperature\": 0.6}");
     mb_set_allocator(failing_allocate, NULL);
     return 0;

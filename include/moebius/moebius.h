@@ -146,7 +146,8 @@ typedef struct mb_chat_options {
 
 MB_API void mb_chat_options_init(mb_chat_options *options); /* 1, 1, NULL */
 
-/* messages_json: a JSON array of {"role","content"[,"reasoning_content","tool_calls"]} as in the OpenAI API.
+/* messages_json: a JSON array of {"role","content"[,"reasoning_content","tool_calls"]} as in the OpenAI API;
+ * "reasoning" and "thinking" are other names for "reasoning_content". Integers may have any number of digits.
  * *text: the rendered prompt, zero-terminated; free with mb_free_text. */
 MB_API mb_status mb_chat_render(const mb_model *model, const char *messages_json,
                                 const mb_chat_options *options, char **text);

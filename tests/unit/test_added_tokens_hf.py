@@ -140,6 +140,15 @@ def test_an_id_behind_a_gap_is_kept(tool):
     assert tool.decode([FIRST + 49, FIRST + 50]) == "<x>"
 
 
+def test_an_id_beyond_the_model_is_left_out(tool):
+    tool.open(json.dumps(SMALL), vocab=FIRST + 1, config=decoder({FIRST: token("<x>"), FIRST + 1: token("<y>")}))
+    assert tool.encode("<x>") == [FIRST]
+    tool.open(json.dumps(SMALL))
+    plain = tool.encode("<y>")
+    tool.open(json.dumps(SMALL), vocab=FIRST, added={"<y>": FIRST})
+    assert tool.encode("<y>") == plain
+
+
 def test_tokens_of_the_vocabulary(tool):
     """The vocabulary's id counts, whatever the configuration says."""
     vocab = SMALL["model"]["vocab"]

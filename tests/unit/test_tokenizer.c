@@ -310,7 +310,10 @@ static char *small_json(void) {
 
 static void test_every_allocation_may_fail(void **state) {
     (void)state;
-    static const char text[] = "ab <x> e\xCC\x81\xCC\x96 \xE1\xB2\x89 <y>";
+    static const char text[] = "ab <x> e\xCC\x81\xCC\x96 \xE1\xB2\x89 <y><z><p>";
+    static const char config[] =
+        "{\"added_tokens_decoder\": {\"302\": {\"content\": \"<z>\", \"lstrip\": true}, "
+        "\"300\": {\"content\": \"<x>\", \"special\": true}}, \"pad_token\": \"<p>\"}";
     char *json = small_json();
     for (int for_good = 0; for_good < 2; for_good++) {
         int succeeded = 0;
@@ -320,8 +323,9 @@ static void test_every_allocation_may_fail(void **state) {
             mb_tokenizer *tokenizer;
             int32_t *ids = NULL;
             size_t n_ids;
-            mb_tokenizer_files files = {.tokenizer = {"small", json, strlen(json)}};
-            mb_status status = mb_tokenizer_open(&files, 302, &tokenizer);
+            mb_tokenizer_files files = {
+                {"small", json, strlen(json)}, {"config", config, sizeof config - 1}, {0}};
+            mb_status status = mb_tokenizer_open(&files, 304, &tokenizer);
             if (status == MB_OK) {
                 status = mb_tokenizer_encode(tokenizer, text, strlen(text), 1, &ids, &n_ids);
                 mb_free(ids);

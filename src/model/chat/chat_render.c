@@ -20,7 +20,7 @@
 
 enum { SHOWN = 64 };
 
-/* A piece of text that belongs to somebody else. */
+/* A piece of a text that somebody else owns. */
 typedef struct span {
     const char *text;
     size_t n;
@@ -56,7 +56,7 @@ static span strip_newlines_right(span s) {
     return s;
 }
 
-/* Place of the first, or of the last, occurrence of `text`; -1 when there is none. */
+/* Where `text` occurs first, or last; -1 when `text` does not occur. */
 static ptrdiff_t find_text(span s, const char *text, int last) {
     size_t n = strlen(text);
     ptrdiff_t found = -1;
@@ -77,7 +77,7 @@ typedef enum role { SYSTEM, USER, ASSISTANT, TOOL } role;
 typedef struct message {
     role role;       /* with Qwen's templates */
     span role_text;  /* with ChatML */
-    int has_content; /* a string, perhaps an empty one; else null or absent, which renders as nothing */
+    int has_content; /* 1: a string, perhaps an empty one; 0: null or absent, which renders as nothing */
     span content;
     const json_t *reasoning;  /* a string, or NULL */
     const json_t *tool_calls; /* an array, or NULL */
@@ -242,8 +242,8 @@ static mb_status render_opening(rendering *r) {
     return MB_OK;
 }
 
-/* The user's last message that is a question: not the response of a tool, given in the user's turn. Without
- * one, the last message. */
+/* The user's last message that is a question and not the response of a tool in a user's turn. Without such a message,
+ * the last message of all. */
 static size_t last_question(const rendering *r) {
     for (size_t i = r->n; i-- > 0;) {
         const message *m = &r->messages[i];
@@ -254,7 +254,7 @@ static size_t last_question(const rendering *r) {
     return r->n - 1;
 }
 
-/* Takes the thinking out of the content, when it was not given apart. */
+/* The thinking of an assistant's message: given apart, or else taken out of *content. */
 static span split_thinking(const message *m, span *content) {
     static const char close[] = "</think>", open[] = "<think>";
     if (m->reasoning)
@@ -315,7 +315,7 @@ static mb_status render_assistant(rendering *r, size_t i, size_t question) {
     return MB_OK;
 }
 
-/* Responses that follow one another share one turn of the user. */
+/* Responses of tools that follow one another share one turn of the user. */
 static void render_tool_response(rendering *r, size_t i) {
     if (i == 0 || r->messages[i - 1].role != TOOL)
         put(r, "<|im_start|>user");

@@ -36,25 +36,23 @@ mb_status mb_chat_template_by_name(const char *name, mb_chat_template *which) {
 
 /* ---- Recognition -------------------------------------------------------------------------------------- */
 
-/* XXH3 (128 bits) of the templates' normal forms. Published templates are named after where they first came
- * out. */
+/* XXH3 (128 bits) of the templates' normal forms. Beside each published template: where it came out first. */
 static const struct {
     uint64_t high, low;
     mb_chat_template which;
 } known[] = {
     {0x311859bf3cc4b729, 0xa28aeb256d13a61c, MB_CHAT_QWEN3}, /* Qwen3-30B-A3B, April 2025 */
-    {0x988384e9358c2f06, 0x47dc6270a025a596,
-     MB_CHAT_QWEN3}, /* Qwen3-30B-A3B, July 2025: content may be null */
+    {0x988384e9358c2f06, 0x47dc6270a025a596, MB_CHAT_QWEN3}, /* the same, July 2025: content may be null */
     {0x3ff0f3e17fb85fc4, 0x839df00d0f4ddbe1, MB_CHAT_QWEN3_INSTRUCT}, /* Qwen3-Instruct-2507 */
     {0xe9934cdcbe1032dd, 0xe972e9d7dbd2fdcb, MB_CHAT_QWEN3_THINKING}, /* Qwen3-Thinking-2507 */
     {0x29e2f2ca43d351f1, 0xc6ec38ff03656a2e, MB_CHAT_QWEN3},          /* tools/demo/chat_template.jinja */
 };
 
 /*
- * Feeds the template's normal form to the hash: without comments, and without white space outside of string
- * literals. That is how copies of one template differ that went through editors, or from a JSON string to a
- * file of its own, and it never changes what these templates render: their tags all take the white space
- * before them away.
+ * Feeds the template's normal form to the hash: the template without comments, and without white space outside of
+ * string literals. Copies of one template differ in these when they went through editors, or from a JSON string to
+ * a file of its own. What these templates render does not change: all of their tags take away the white space
+ * before them.
  */
 static void hash_normal_form(XXH3_state_t *state, const char *jinja, size_t n_bytes) {
     char quote = 0;

@@ -44,8 +44,8 @@ const mb_added_token *mb_added_matcher_duplicate(const mb_added_matcher *matcher
     return NULL;
 }
 
-/* Of sorted[low, high), which agree in their first `depth` bytes and are longer, the first whose byte there
- * is at least `byte`. */
+/* The tokens sorted[low, high) agree in their first `depth` bytes, and all are longer. Returns the first of them
+ * whose next byte is at least `byte`. */
 static size_t lower_bound(const mb_added_matcher *matcher, size_t low, size_t high, size_t depth,
                           unsigned byte) {
     while (low < high) {
@@ -65,7 +65,7 @@ static const mb_added_token *longest_match(const mb_added_matcher *matcher, cons
     unsigned char first = (unsigned char)text[0];
     size_t low = matcher->bucket[first], high = matcher->bucket[first + 1];
     for (size_t depth = 1; low < high; depth++) {
-        /* A token that ends here sorts before those that it is the start of. */
+        /* A token that ends here sorts before the longer tokens that begin with it. */
         if (matcher->sorted[low]->n_match == depth)
             longest = matcher->sorted[low++];
         if (depth == n_bytes)

@@ -24,14 +24,14 @@ typedef struct mb_added_token {
     uint8_t strips_left, strips_right; /* white space at that side belongs to the match */
 } mb_added_token;
 
-/* Those looked for in the raw text, or those in the normalised. */
+/* Finds the tokens that are looked for in the raw text, or the tokens that are looked for in the normalised text. */
 typedef struct mb_added_matcher {
     const mb_added_token **sorted; /* by their bytes */
     size_t n_tokens;
     uint32_t bucket[257]; /* tokens whose first byte is b: sorted[bucket[b]] to sorted[bucket[b + 1] - 1] */
 } mb_added_matcher;
 
-/* Takes those of tokens[n_tokens] whose is_normalized is as given; they must stay where they are. */
+/* Takes the tokens whose is_normalized is as given. The array must stay where it is. */
 mb_status mb_added_matcher_init(mb_added_matcher *matcher, const mb_added_token *tokens, size_t n_tokens,
                                 int is_normalized);
 void mb_added_matcher_free(mb_added_matcher *matcher);

@@ -20,6 +20,12 @@ typedef struct named_token {
     int has_role; /* "eos_token" and the like, not one of a list */
 } named_token;
 
+/* Tokens that one warning is about: the first of them, and their number. */
+typedef struct noted {
+    const char *first;
+    size_t n;
+} noted;
+
 typedef struct reading {
     const mb_added_sources *from;
     mb_tokenizer *tokenizer;
@@ -27,42 +33,50 @@ typedef struct reading {
     named_token *named;           /* by content, each content once */
     const mb_added_token **known; /* the tokens read so far, by content */
     size_t n_named, n_known;
-    const char *first_changed; /* a token of tokenizer.json that got other flags from another file */
-    size_t n_changed;
+    noted other_ids, other_flags, beyond; /* tokens of the other files, for warnings */
 } reading;
 
 static mb_status no_memory(const reading *r) {
     return mb_fail(MB_ERR_MEMORY, "%s: no memory for the added tokens", r->from->path);
 }
 
-static mb_status check_id(const char *path, const char *token, long long number, int32_t vocab, int32_t *id) {
-    char quoted[SHOWN];
+mb_status mb_token_id_read(const char *path, const char *token, const json_t *value, int32_t vocab,
+                           int32_t *id) {
+    char quoted[SHOWN], shown[SHOWN];
+    json_int_t number = json_integer_value(value);
+    if (!json_is_integer(value) || number < 0)
+        return mb_fail(MB_ERR_FORMAT, "%s: the id of token %s is %s; it must be an integer >= 0", path,
+                       mb_quote(quoted, sizeof quoted, token),
+                       value ? mb_json_describe(shown, sizeof shown, value) : "missing");
     if (number >= vocab)
         return mb_fail(MB_ERR_FORMAT, "%s: token %s has the id %lld, but the model's vocab_size is %d", path,
-                       mb_quote(quoted, sizeof quoted, token), number, vocab);
+                       mb_quote(quoted, sizeof quoted, token), (long long)number, vocab);
     *id = (int32_t)number;
     return MB_OK;
 }
 
-mb_status mb_token_id_read(const char *path, const char *token, const json_t *value, int32_t vocab,
-                           int32_t *id) {
-    char quoted[SHOWN], shown[SHOWN];
-    if (!json_is_integer(value) || json_integer_value(value) < 0)
-        return mb_fail(MB_ERR_FORMAT, "%s: the id of token %s is %s; it must be an integer >= 0", path,
-                       mb_quote(quoted, sizeof quoted, token),
-                       value ? mb_json_describe(shown, sizeof shown, value) : "missing");
-    return check_id(path, token, (long long)json_integer_value(value), vocab, id);
-}
-
-/* An id as a key of "added_tokens_decoder" spells it, in decimal digits. */
-static mb_status read_id_key(const char *path, const char *token, const char *key, int32_t vocab,
-                             int32_t *id) {
+/* An id as a key of "added_tokens_decoder" spells it, in decimal digits; what is too large becomes INT32_MAX. */
+static mb_status read_id_key(const char *path, const char *token, const char *key, int32_t *id) {
     char quoted[SHOWN], shown[SHOWN];
     size_t n = strlen(key);
-    if (n < 1 || n > 18 || strspn(key, "0123456789") != n)
+    if (n < 1 || strspn(key, "0123456789") != n)
         return mb_fail(MB_ERR_FORMAT, "%s: the id of token %s is %s; it must be an integer >= 0", path,
                        mb_quote(quoted, sizeof quoted, token), mb_quote(shown, sizeof shown, key));
-    return check_id(path, token, atoll(key), vocab, id);
+    *id = n > 9 ? INT32_MAX : atoi(key);
+    return MB_OK;
+}
+
+static void note(noted *tokens, const char *content) {
+    if (tokens->n++ == 0)
+        tokens->first = content;
+}
+
+/* A warning about the noted tokens, if there are any: "PATH: token "x" (and others) WHAT". */
+static void warn(const char *path, const noted *tokens, const char *what, const char *other_path) {
+    char quoted[SHOWN];
+    if (tokens->n > 0)
+        mb_log(MB_LOG_WARN, "%s: token %s%s %s%s", path, mb_quote(quoted, sizeof quoted, tokens->first),
+               tokens->n > 1 ? " (and others)" : "", what, other_path);
 }
 
 /* ---- Special tokens by name --------------------------------------------------------------------------- */
@@ -218,36 +232,32 @@ static int has_equal_flags(const mb_added_token *a, const mb_added_token *b) {
            a->strips_right == b->strips_right;
 }
 
-static void warn_id(const reading *r, const char *path, const mb_added_token *token, int32_t counts) {
-    char quoted[SHOWN];
-    mb_log(MB_LOG_WARN, "%s: token %s has the id %d, but %d in %s, which counts", path,
-           mb_quote(quoted, sizeof quoted, token->content), token->id, counts, r->from->path);
-}
-
 /* Joins a token of another file to those of tokenizer.json. */
-static void join(reading *r, const char *path, mb_added_token token) {
+static void join(reading *r, mb_added_token token) {
     mb_added_token *known = find_known(r, token.content);
     const json_t *in_vocabulary = json_object_get(r->vocabulary, token.content);
-    if (known) {
-        if (known->id != token.id)
-            warn_id(r, path, &token, known->id);
-        token.id = known->id;
-        token.n_content = known->n_content;
-        if (known->is_special) { /* the reference keeps how a special token is looked for */
-            token.is_special = 1;
-            token.is_normalized = known->is_normalized;
-        }
-        if (!has_equal_flags(known, &token) && r->n_changed++ == 0)
-            r->first_changed = token.content;
-        *known = token;
+    json_int_t counts = known                            ? known->id
+                        : json_is_integer(in_vocabulary) ? json_integer_value(in_vocabulary)
+                                                         : token.id;
+    if (counts != token.id)
+        note(&r->other_ids, token.content);
+    if (counts < 0 || counts >= r->from->vocab) {
+        note(&r->beyond, token.content);
         return;
     }
-    if (json_is_integer(in_vocabulary) && json_integer_value(in_vocabulary) != token.id &&
-        json_integer_value(in_vocabulary) >= 0 && json_integer_value(in_vocabulary) < r->from->vocab) {
-        warn_id(r, path, &token, (int32_t)json_integer_value(in_vocabulary));
-        token.id = (int32_t)json_integer_value(in_vocabulary);
+    token.id = (int32_t)counts;
+    if (!known) {
+        append(r, token);
+        return;
     }
-    append(r, token);
+    token.n_content = known->n_content;
+    if (known->is_special) { /* the reference keeps how a special token is looked for */
+        token.is_special = 1;
+        token.is_normalized = known->is_normalized;
+    }
+    if (!has_equal_flags(known, &token))
+        note(&r->other_flags, token.content);
+    *known = token;
 }
 
 static mb_status read_config_file(reading *r, const json_t *decoder) {
@@ -258,11 +268,11 @@ static mb_status read_config_file(reading *r, const json_t *decoder) {
         snprintf(where, sizeof where, "\"added_tokens_decoder\".%s", mb_quote(quoted, sizeof quoted, key));
         MB_TRY(check_content(path, where, json_object_get(item, "content")));
         mb_added_token token = {.content = (char *)json_string_value(json_object_get(item, "content"))};
-        MB_TRY(read_id_key(path, token.content, key, r->from->vocab, &token.id));
+        MB_TRY(read_id_key(path, token.content, key, &token.id));
         MB_TRY(read_flag(path, item, token.content, "special", &token.is_special));
         token.is_normalized = !token.is_special;
         MB_TRY(read_flags(path, item, &token));
-        join(r, path, token);
+        join(r, token);
     }
     return MB_OK;
 }
@@ -277,41 +287,23 @@ static mb_status read_legacy_file(reading *r) {
                            mb_quote(quoted, sizeof quoted, content), strlen(content),
                            MB_ADDED_TOKEN_MAX_BYTES);
         mb_added_token token = {.content = (char *)content, .is_special = find_named(r, content) != NULL};
-        MB_TRY(mb_token_id_read(path, content, id, r->from->vocab, &token.id));
+        MB_TRY(mb_token_id_read(path, content, id, INT32_MAX, &token.id));
         token.is_normalized = !token.is_special;
         const mb_added_token *known = find_known(r, content);
         if (!known || known->id != token.id) /* the flags of tokenizer.json count */
-            join(r, path, token);
+            join(r, token);
     }
     return MB_OK;
 }
 
-static void warn_about_flags(const reading *r, const char *path) {
-    char quoted[SHOWN];
-    if (r->n_changed > 0)
-        mb_log(MB_LOG_WARN, "%s: token %s%s has other flags than in %s; those of %s count", path,
-               mb_quote(quoted, sizeof quoted, r->first_changed), r->n_changed > 1 ? " (and others)" : "",
-               r->from->path, path);
-}
-
-/* Tokens of added_tokens.json that nobody will find, because the configuration lists all added tokens. */
-static void warn_about_legacy_file(const reading *r) {
-    const char *content, *first = NULL;
-    char quoted[SHOWN];
+/* Notes the tokens of added_tokens.json that stand nowhere else. */
+static void find_lost(const reading *r, noted *lost) {
+    const char *content;
     json_t *id;
-    size_t n = 0;
     json_object_foreach((json_t *)r->from->legacy, content, id) {
-        if (find_known(r, content) || json_object_get(r->vocabulary, content))
-            continue;
-        first = first ? first : content;
-        n++;
+        if (!find_known(r, content) && !json_object_get(r->vocabulary, content))
+            note(lost, content);
     }
-    if (n > 0)
-        mb_log(MB_LOG_WARN,
-               "%s: token %s%s is in neither \"added_tokens_decoder\" of %s nor %s, and is no token (as in "
-               "transformers)",
-               r->from->legacy_path, mb_quote(quoted, sizeof quoted, first), n > 1 ? " (and others)" : "",
-               r->from->config_path, r->from->path);
 }
 
 /* Special tokens that stand nowhere but under their name get the ids that follow. */
@@ -362,9 +354,15 @@ static mb_status read_files(reading *r) {
     else
         MB_TRY(read_legacy_file(r));
     index_known(r);
-    warn_about_flags(r, decoder ? from->config_path : from->legacy_path);
+    const char *path = decoder ? from->config_path : from->legacy_path;
+    noted lost = {0};
     if (decoder)
-        warn_about_legacy_file(r);
+        find_lost(r, &lost);
+    warn(path, &r->other_ids, "has another id than in the file that counts, ", from->path);
+    warn(path, &r->other_flags, "has flags, which count, other than in ", from->path);
+    warn(path, &r->beyond, "has an id beyond the model's vocab_size, and is left out", "");
+    warn(from->legacy_path, &lost, "is left out, as transformers does: the added tokens are those of ",
+         from->config_path);
     return add_named(r);
 }
 

@@ -22,8 +22,9 @@ typedef struct mb_added_sources {
 } mb_added_sources;
 
 /* Fills tokenizer->added (by id), raw and normalized; uses_nfc is set before. MB_ERR_FORMAT: a value of the wrong
- * type, an id outside of [0, vocab), one id for two tokens, one text for two ids. Where two files contradict each
- * other without harm, a warning says which one counts. */
+ * type, one id for two tokens, one text for two ids, in tokenizer.json an id outside of [0, vocab). A warning names
+ * tokens of the other files whose id is beyond vocab (they are left out) or whose id or flags are not those of
+ * tokenizer.json. */
 mb_status mb_added_tokens_read(const mb_added_sources *sources, mb_tokenizer *tokenizer);
 
 /* An id as an integer in [0, vocab); the token is for the sentence. */

@@ -1,11 +1,11 @@
 /*
  * bpe.c - merging with a heap of candidate pairs over a doubly linked list of symbols.
  *
- * A candidate is one number, rank * 2^32 + place of the left symbol, so that the smallest is merged first.
- * Four children to a node: half the levels of a binary heap, and the children lie in one cache line. A
- * candidate is never deleted when one of its symbols is merged away: it is found to be stale when it is taken
- * from the heap, because the pair at its place is no longer the one it was made for. Each merge takes one
- * candidate and makes at most two, so 2n of them suffice.
+ * A candidate is one number, rank * 2^32 + place of the left symbol, so the smallest number is merged first.
+ * A node of the heap has four children: half the levels of a binary heap, and the children lie in one cache line.
+ * A candidate stays in the heap when one of its symbols is merged away. The heap finds such a candidate stale when
+ * the candidate is taken out: the pair at its place has another rank, or none. Each merge takes one candidate and
+ * makes at most two, so 2n candidates are enough for n bytes.
  */
 #include "model/tokenizer/bpe.h"
 
@@ -88,7 +88,7 @@ void mb_bpe_work_free(mb_bpe_work *work) {
     *work = (mb_bpe_work){0};
 }
 
-/* Pushes the pair of the symbol at `place` and its right neighbour, if there is a merge for it. */
+/* Pushes the pair of the symbol at `place` and its right neighbour, if that pair has a merge. */
 static mb_status push_pair(const mb_bpe *bpe, mb_bpe_work *work, int32_t place) {
     const symbol *symbols = work->symbols;
     int32_t next = place < 0 ? -1 : symbols[place].next;

@@ -21,11 +21,11 @@ typedef struct mb_bpe {
     int32_t byte_ids[256];
 } mb_bpe;
 
-/* Room for n_merges merges; byte_ids are the caller's to fill. */
+/* Makes room for n_merges merges. The caller fills byte_ids. */
 mb_status mb_bpe_init(mb_bpe *bpe, const char *path, size_t n_merges);
 void mb_bpe_free(mb_bpe *bpe);
 
-/* 0: the pair has a merge already. */
+/* Returns 0 when the pair has a merge already. */
 int mb_bpe_add(mb_bpe *bpe, mb_merge merge);
 
 /* Working memory of merging, reused from piece to piece; starts as {0}. */
@@ -37,8 +37,8 @@ typedef struct mb_bpe_work {
 
 void mb_bpe_work_free(mb_bpe_work *work);
 
-/* Writes the ids of the piece's bytes, merged, to ids (room for n_bytes >= 1) and their number to *n_ids. O(n
- * log n) time, O(n) memory, no recursion. n_bytes <= INT32_MAX / 2. */
+/* Merges a piece of 1 to INT32_MAX / 2 bytes. The tokens go to `ids`, which has room for n_bytes, their number to
+ * *n_ids. O(n log n) time, O(n) memory, no recursion. */
 mb_status mb_bpe_merge(const mb_bpe *bpe, const char *piece, size_t n_bytes, mb_bpe_work *work, int32_t *ids,
                        size_t *n_ids);
 

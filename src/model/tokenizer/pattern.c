@@ -6,14 +6,14 @@
 
 enum { MAX_GROUPS = 200, SHOWN = 40 }; /* PCRE2 nests parentheses 250 deep */
 
-/* What stands left of a place in a class; a hyphen's meaning hangs on it. */
+/* What stands left of a place in a class. The meaning of a hyphen depends on its left side. */
 typedef enum left_side { NOTHING, ONE_CHARACTER, MANY_CHARACTERS } left_side;
 
 typedef struct parser {
     const char *path, *pattern;
-    size_t n, i; /* bytes, and the next one to read */
+    size_t n, i; /* number of bytes, and the next byte to read */
     mb_text_buffer *out;
-    unsigned char caseless[MAX_GROUPS + 1]; /* by depth of groups: inside of (?i: */
+    unsigned char caseless[MAX_GROUPS + 1]; /* by depth of groups: whether (?i: holds there */
     size_t depth;
 } parser;
 
@@ -22,13 +22,13 @@ static int next_is(const parser *p, const char *text) {
     return length <= p->n - p->i && memcmp(p->pattern + p->i, text, length) == 0;
 }
 
-/* Moves what is next to the translation, as it is. */
+/* Appends the next n_bytes unchanged. */
 static void copy(parser *p, size_t n_bytes) {
     mb_text_append(p->out, p->pattern + p->i, n_bytes);
     p->i += n_bytes;
 }
 
-/* Puts `text` in the place of the next n_bytes. */
+/* Appends `text` instead of the next n_bytes. */
 static void replace(parser *p, size_t n_bytes, const char *text) {
     mb_text_append_string(p->out, text);
     p->i += n_bytes;
@@ -137,7 +137,7 @@ static mb_status translate_category(parser *p) {
 
 /* ---- Escapes ------------------------------------------------------------------------------------------ */
 
-/* The value of n_digits hexadecimal digits; -1 when they are not such. */
+/* The value of n_digits hexadecimal digits; -1 when another character is among them. */
 static long hexadecimal(const char *text, size_t n_digits) {
     long value = 0;
     for (size_t i = 0; i < n_digits; i++) {
@@ -150,7 +150,8 @@ static long hexadecimal(const char *text, size_t n_digits) {
     return value;
 }
 
-/* \xHH, \x{H...} or \uHHHH; its length goes to *n_bytes. -1: none of these, or no character. */
+/* The character that \xHH, \x{H...} or \uHHHH at p->i names; the escape's length goes to *n_bytes. -1: the escape is
+ * none of these, or names no character. */
 static long code_point(const parser *p, size_t *n_bytes) {
     const char *rest = p->pattern + p->i;
     size_t room = p->n - p->i;

@@ -11,7 +11,8 @@
 
 enum {
     MAX_PATTERN_BYTES = 16384,
-    MATCH_STEPS = 1000000, /* for any text, and then so many per byte: Qwen's pattern needs one per space */
+    MATCH_STEPS =
+        1000000, /* for any text; and for each byte of the text (Qwen's pattern needs one per space): */
     MATCH_STEPS_PER_BYTE = 4,
     MATCH_DEPTH = 200000,
     MATCH_HEAP_KIB = 65536,

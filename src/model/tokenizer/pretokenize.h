@@ -1,6 +1,6 @@
 /*
- * pretokenize.h - text cut into pieces by tokenizer.json's pattern, as the reference's Split(Isolated): each
- * match is a piece, and so is what lies between two matches.
+ * pretokenize.h - cuts text into pieces by the pattern of tokenizer.json, as the reference's Split(Isolated) does:
+ * each match is a piece, and so is the text between two matches.
  *
  * The reference matches with Oniguruma, we with PCRE2; pattern.h says which constructs are read.
  */

@@ -1,6 +1,7 @@
 /*
- * tokenizer_encode.c - text to ids: added tokens out of the raw text, NFC of what lies between, added tokens
- * out of the normalised text, then pieces and their merges.
+ * tokenizer_encode.c - text to ids. Added tokens are cut out of the raw text. The stretches between them are
+ * normalised, and the added tokens that are looked for in normalised text are cut out. What is left is cut into
+ * pieces by the pattern, and each piece is merged.
  */
 #include <string.h>
 
@@ -79,8 +80,8 @@ static size_t spaces_before(const cutting *c, size_t start) {
     return start;
 }
 
-/* The end of the white space that starts at `end`. Tokens of white space may ask about one run again and again:
- * the run is measured once. */
+/* The end of the white space that starts at `end`. Tokens that are white space themselves ask again and again about
+ * one run, so the run is measured once. */
 static size_t spaces_behind(cutting *c, size_t end) {
     if (end >= c->spaces_start && end < c->spaces_end)
         return c->spaces_end;
@@ -92,9 +93,9 @@ static size_t spaces_behind(cutting *c, size_t end) {
     return end;
 }
 
-/* Cuts the matcher's tokens out of the text and gives what lies between to `on_stretch`. The order of the
- * reference's steps: a token that is refused, special or within a word, still hides its text from others; the
- * search goes on after the token's own text, also when the token took the white space that follows. */
+/* Cuts the matcher's tokens out of the text and gives the stretches between them to `on_stretch`. As in the
+ * reference, a match that does not count (a special token as plain text, a part of a word) still hides its text from
+ * other tokens; and the search goes on right after a match, even when the match took the white space that follows. */
 static mb_status cut_added(encoding *e, const mb_added_matcher *matcher, const char *text, size_t n_bytes,
                            stretch_fn on_stretch) {
     cutting c = {.text = text, .n_bytes = n_bytes};
@@ -132,7 +133,7 @@ static mb_status encode_raw(encoding *e, const char *text, size_t n_bytes) {
 
 mb_status mb_tokenizer_encode(const mb_tokenizer *tokenizer, const char *text, size_t n_bytes,
                               int parse_special, int32_t **ids, size_t *n_ids) {
-    enum { MAX_BYTES = 512 << 20 }; /* places in a piece are 32 bits wide, and NFC may lengthen the text */
+    enum { MAX_BYTES = 512 << 20 }; /* a place in a piece has 32 bits, and NFC may lengthen the text */
     *ids = NULL;
     *n_ids = 0;
     if (n_bytes > MAX_BYTES)

@@ -29,7 +29,7 @@ static mb_status no_memory(const loading *l) {
 
 /* ---- Vocabulary --------------------------------------------------------------------------------------- */
 
-/* Ids of the vocabulary are below the number of tokens, as they have no gaps. */
+/* The ids of the vocabulary have no gaps, so they are below the number of tokens. */
 static mb_status count_tokens(const loading *l, const json_t *tokens, int32_t *n_tokens, size_t *n_bytes) {
     const char *spelling;
     json_t *value;
@@ -72,7 +72,7 @@ static mb_status read_token(const loading *l, const char *spelling, int32_t id) 
         return mb_fail(MB_ERR_FORMAT,
                        "%s: token %s (id %d) has a character that stands for no byte in byte-level BPE",
                        l->path, mb_quote(quoted, sizeof quoted, spelling), id);
-    if (n < 0) { /* an added token is its content; no merge makes it */
+    if (n < 0) { /* an added token's bytes are its content; no merge makes them */
         memcpy(bytes, spelling, n_spelling);
         *token = (mb_token_text){bytes, (uint32_t)n_spelling};
         return MB_OK;
@@ -84,8 +84,8 @@ static mb_status read_token(const loading *l, const char *spelling, int32_t id) 
     return MB_OK;
 }
 
-/* Every id of the vocabulary's range has a token, every byte has one, and added tokens that the vocabulary
- * has too have their ids there. */
+/* Every id up to the largest one has a token. Every byte has a token. An added token that also stands in the
+ * vocabulary has the vocabulary's id. */
 static mb_status check_vocabulary(const loading *l) {
     mb_tokenizer *t = l->tokenizer;
     char quoted[SHOWN];
@@ -156,7 +156,7 @@ static int split_merge(const json_t *item, spelled pair[2]) {
     return 1;
 }
 
-/* Tokens of a merge, and the token that they become; `bytes` has room for both spellings. */
+/* Adds the merge of two tokens to the table. `bytes` has room for both spellings. */
 static mb_status read_merge(const loading *l, size_t rank, const spelled pair[2], char *bytes) {
     mb_tokenizer *t = l->tokenizer;
     char quoted[SHOWN];

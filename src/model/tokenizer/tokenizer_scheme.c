@@ -14,7 +14,7 @@ static mb_status unsupported(const char *path, const char *where, const json_t *
                    path, where, value ? mb_json_describe(shown, sizeof shown, value) : "missing", wanted);
 }
 
-/* object[key] must be `wanted`; when it is absent, too, unless it is required. */
+/* object[key] must be `wanted`. A key that is not required may be absent. */
 static mb_status expect_bool(const char *path, const json_t *object, const char *key, int wanted,
                              int required) {
     const json_t *value = mb_json_present(object, key);
@@ -112,7 +112,7 @@ static mb_status read_normalizer(const char *path, const json_t *root, int *uses
     MB_TRY(collect_parts(path, root, "normalizer", "normalizers", &p));
     for (size_t i = 0; i < p.n; i++)
         MB_TRY(expect_type(path, p.where, p.items[i], "NFC"));
-    *uses_nfc = p.n > 0; /* twice is as once */
+    *uses_nfc = p.n > 0; /* the normal form of a normal form is the same */
     return MB_OK;
 }
 
@@ -128,7 +128,7 @@ static mb_status check_decoder(const char *path, const json_t *root) {
                     : unsupported(path, p.where, NULL, "ByteLevel");
 }
 
-/* A template of one text that is the text alone. What it does with pairs of texts plays no part here. */
+/* The template of a single text must be the text alone. Pairs of texts are never encoded here. */
 static mb_status check_template(const char *path, const json_t *processor) {
     const json_t *pieces = json_object_get(processor, "single"), *piece;
     char quoted[SHOWN];
@@ -150,7 +150,7 @@ static mb_status check_template(const char *path, const json_t *processor) {
     return MB_OK;
 }
 
-/* Post-processors add tokens and move offsets. Those that add none change nothing here. */
+/* Post-processors add tokens and change offsets. One that adds no token changes no ids. */
 static mb_status check_post_processor(const char *path, const json_t *root) {
     parts p;
     MB_TRY(collect_parts(path, root, "post_processor", "processors", &p));

@@ -11,7 +11,7 @@ int mb_utf8_lead(unsigned char first, mb_utf8_range *second) {
     if (first < 0xE0)
         return 2;
     if (first == 0xE0)
-        second->low = 0xA0; /* shorter forms exist for what lies below */
+        second->low = 0xA0; /* smaller characters have shorter forms */
     else if (first == 0xED)
         second->high = 0x9F; /* surrogates */
     else if (first == 0xF0)
@@ -21,7 +21,7 @@ int mb_utf8_lead(unsigned char first, mb_utf8_range *second) {
     return first < 0xF0 ? 3 : 4;
 }
 
-/* Bytes of the ASCII text at the start, eight at a time. */
+/* Number of ASCII bytes at the start; eight bytes are tested at a time. */
 static size_t ascii_prefix(const char *text, size_t n_bytes) {
     size_t i = 0;
     for (uint64_t eight; n_bytes - i >= sizeof eight; i += sizeof eight) {

@@ -1,11 +1,11 @@
-/* utf8.h - UTF-8 checked, and text known to be well-formed read character by character. */
+/* utf8.h - checks UTF-8, and reads well-formed text character by character. */
 #ifndef MB_MODEL_UTF8_H
 #define MB_MODEL_UTF8_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bytes of the well-formed text at the start: n_bytes when all of it is (Unicode 15, table 3-7). */
+/* Length of the well-formed text at the start; n_bytes when all of the text is well-formed (Unicode 15, table 3-7). */
 size_t mb_utf8_valid_prefix(const char *text, size_t n_bytes);
 
 /* Whether every byte is below 0x80. */
@@ -56,12 +56,12 @@ static inline void mb_utf8_encode(uint32_t character, char *out) {
     }
 }
 
-/* The range of a byte that may follow. */
+/* The bytes that may follow. */
 typedef struct mb_utf8_range {
     unsigned char low, high;
 } mb_utf8_range;
 
-/* Length of the sequence that a byte may start (0: it starts none), and what its second byte may be. */
+/* Length of the sequence that starts with this byte, 0 when none does, and what the second byte may be. */
 int mb_utf8_lead(unsigned char first, mb_utf8_range *second);
 
 #endif

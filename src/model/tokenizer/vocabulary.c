@@ -64,8 +64,7 @@ int32_t mb_vocabulary_find(const mb_vocabulary *vocabulary, const char *bytes, s
 
 enum { FIRST_MOVED = 0x100, N_MOVED = 68 };
 
-/* The byte that character U+0100 + i stands for: control characters, space, and what Latin-1 does not print.
- */
+/* The byte that character U+0100 + i stands for: the bytes that are not printable in Latin-1, in order. */
 static int moved_byte(uint32_t i) {
     if (i < 33)
         return (int)i; /* 0x00 to 0x20 */

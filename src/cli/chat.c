@@ -149,15 +149,15 @@ static void ask(chat_state *chat, const char *question, size_t n_bytes) {
 typedef enum next { GO_ON, LEAVE } next;
 
 /* What may follow a command on its line. */
-typedef enum text_behind {
+typedef enum following_text {
     NO_TEXT,    /* nothing: with text, the whole line is a question */
     A_QUESTION, /* a question, asked once the command has run */
     AN_ARGUMENT,
-} text_behind;
+} following_text;
 
 typedef struct slash_command {
     const char *name, *help;
-    text_behind text;
+    following_text text;
     next (*run)(chat_state *chat, const char *argument);
 } slash_command;
 

@@ -79,8 +79,8 @@ class TorchTensors(Arrays):
         return torch.empty_like(tensor)
 
     def workspace(self, n_bytes: int, like: torch.Tensor) -> tuple[Any, int]:
-        """Memory of at least n_bytes, and an aligned address in it. PyTorch aligns to 512 bytes on a GPU, to 64 else."""
-        if like.is_cuda:
+        """Memory of at least n_bytes, and an aligned address in it."""
+        if like.is_cuda:  # the caching allocator aligns to 512 bytes
             memory = torch.empty(n_bytes, dtype=torch.uint8, device=like.device)
             return memory, memory.data_ptr()
         memory = torch.empty(n_bytes + WORKSPACE_ALIGNMENT, dtype=torch.uint8)

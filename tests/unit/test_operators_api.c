@@ -417,6 +417,53 @@ static void test_reduce_of_no_rows(void **state) {
     assert_string_equal(mb_last_error(), "moe_reduce: y is NULL, but token_row[3] is 2");
 }
 
+/* A vector may start at any element: one byte or two further it cannot be read. */
+static void test_vectors_within_an_element_are_refused(void **state) {
+    (void)state;
+    mb_moe_plan_args before = plan();
+    assert_int_equal(call_plan(&before), MB_OK);
+#define MISALIGNED(op, make, field, memory) \
+    REFUSED(op, make, args.field = (void *)((char *)(memory) + 2), #field " is not aligned to 4 bytes")
+    MISALIGNED(router_gemm, router_gemm, logits, m.logits);
+    MISALIGNED(router_gemm, router_gemm, bias, m.scales);
+    MISALIGNED(route, route, logits, m.logits);
+    MISALIGNED(route, route, weights, m.weights);
+    MISALIGNED(route, route, ids, m.ids);
+    MISALIGNED(route, route, nan_flag, &m.n_tiles);
+    MISALIGNED(plan, plan, ids, m.ids);
+    MISALIGNED(plan, plan, offsets, m.offsets);
+    MISALIGNED(plan, plan, row_token, m.row_token);
+    MISALIGNED(plan, plan, token_row, m.token_row);
+    MISALIGNED(plan, plan, n_tiles, &m.n_tiles);
+    MISALIGNED(gemm, gemm_f8, a_scale, m.scales);
+    MISALIGNED(gemm, gemm_f8, b.scale, m.scales);
+    MISALIGNED(gemm, gemm, row_index, m.row_token);
+    MISALIGNED(gemm, gemm, offsets, m.offsets);
+    MISALIGNED(gemm, gemm, row_weight, m.weights);
+    MISALIGNED(gemm, gemm, bias, m.other);
+    MISALIGNED(experts, experts, row_index, m.row_token);
+    MISALIGNED(experts, experts, offsets, m.offsets);
+    MISALIGNED(experts, experts, bias13, m.other);
+    MISALIGNED(experts, experts, bias2, m.other);
+    MISALIGNED(experts, experts, x_scale, m.scales);
+    MISALIGNED(experts, experts, h_scale, m.scales);
+    MISALIGNED(reduce, reduce, weights, m.weights);
+    MISALIGNED(reduce, reduce, token_row, m.token_row);
+    MISALIGNED(forward, forward, weights, m.weights);
+    MISALIGNED(forward, forward, ids, m.ids);
+    MISALIGNED(forward, forward, bias13, m.other);
+    MISALIGNED(forward, forward, bias2, m.other);
+    MISALIGNED(forward, forward, x_scale, m.scales);
+    MISALIGNED(forward, forward, h_scale, m.scales);
+#undef MISALIGNED
+    REFUSED(route, route, (args.logits_dtype = MB_BF16, args.logits = (char *)m.logits + 1),
+            "aligned to 2 bytes");
+    mb_moe_route_args of_two_bytes = route();
+    of_two_bytes.logits_dtype = MB_BF16;
+    of_two_bytes.logits = (char *)m.logits + 2;
+    assert_int_equal(call_route(&of_two_bytes), MB_OK);
+}
+
 static void test_forward_refuses(void **state) {
     (void)state;
     mb_moe_forward_args good = forward();
@@ -683,6 +730,7 @@ int main(void) {
         cmocka_unit_test(test_experts_refuse),
         cmocka_unit_test(test_reduce_refuses),
         cmocka_unit_test(test_reduce_of_no_rows),
+        cmocka_unit_test(test_vectors_within_an_element_are_refused),
         cmocka_unit_test(test_forward_refuses),
         cmocka_unit_test(test_workspaces),
         cmocka_unit_test(test_nothing_to_do),

@@ -10,6 +10,12 @@ enum { MAX_ROUTED_EXPERTS = 1024, MAX_ROUTED_TOP_K = 32, MAX_PLANNED_EXPERTS = 6
 
 #define REQUIRE_POINTER(op, field) MB_REQUIRE(args->field, op ": " #field " is NULL")
 
+/* Vectors may start at any element, but not within one: a GPU's load of it would fault. NULL passes. */
+#define REQUIRE_ALIGNED(op, field, n_bytes)             \
+    MB_REQUIRE((uintptr_t)args->field % (n_bytes) == 0, \
+               op ": " #field " is not aligned to %d bytes, its type", (int)(n_bytes))
+#define REQUIRE_ALIGNED_4(op, field) REQUIRE_ALIGNED(op, field, 4)
+
 /* Rows are counted by int32. */
 static mb_status check_rows(const char *op, int64_t n_tokens, int32_t top_k) {
     MB_REQUIRE(top_k >= 1, "%s: top_k is %d", op, top_k);
@@ -54,6 +60,8 @@ mb_status mb_moe_router_gemm_check(const mb_moe_router_gemm_args *args) {
     REQUIRE_POINTER("moe_router_gemm", x);
     REQUIRE_POINTER("moe_router_gemm", weight);
     REQUIRE_POINTER("moe_router_gemm", logits);
+    REQUIRE_ALIGNED_4("moe_router_gemm", logits);
+    REQUIRE_ALIGNED_4("moe_router_gemm", bias);
     return MB_OK;
 }
 
@@ -78,6 +86,10 @@ mb_status mb_moe_route_check(const mb_moe_route_args *args) {
     REQUIRE_POINTER("moe_route", logits);
     REQUIRE_POINTER("moe_route", weights);
     REQUIRE_POINTER("moe_route", ids);
+    REQUIRE_ALIGNED("moe_route", logits, mb_dtype_bytes(args->logits_dtype));
+    REQUIRE_ALIGNED_4("moe_route", weights);
+    REQUIRE_ALIGNED_4("moe_route", ids);
+    REQUIRE_ALIGNED_4("moe_route", nan_flag);
     return MB_OK;
 }
 
@@ -96,12 +108,17 @@ mb_status mb_moe_plan_check(const mb_moe_plan_args *args) {
     MB_REQUIRE(!args->tiles || args->tile_rows >= 1, "moe_plan: tile_rows is %d", args->tile_rows);
     MB_REQUIRE(!args->tiles || (args->tile_step >= 1 && args->tile_rows % args->tile_step == 0),
                "moe_plan: tile_step is %d, not a divisor of tile_rows, %d", args->tile_step, args->tile_rows);
+    REQUIRE_ALIGNED_4("moe_plan", offsets);
+    REQUIRE_ALIGNED_4("moe_plan", n_tiles);
     if (args->n_tokens == 0)
         return MB_OK;
     REQUIRE_POINTER("moe_plan", ids);
     REQUIRE_POINTER("moe_plan", offsets);
     REQUIRE_POINTER("moe_plan", row_token);
     REQUIRE_POINTER("moe_plan", token_row);
+    REQUIRE_ALIGNED_4("moe_plan", ids);
+    REQUIRE_ALIGNED_4("moe_plan", row_token);
+    REQUIRE_ALIGNED_4("moe_plan", token_row);
     return MB_OK;
 }
 
@@ -117,6 +134,8 @@ mb_status mb_moe_reduce_check(const mb_moe_reduce_args *args) {
     REQUIRE_POINTER("moe_reduce", weights);
     REQUIRE_POINTER("moe_reduce", token_row);
     REQUIRE_POINTER("moe_reduce", out);
+    REQUIRE_ALIGNED_4("moe_reduce", weights);
+    REQUIRE_ALIGNED_4("moe_reduce", token_row);
     return MB_OK;
 }
 
@@ -171,6 +190,14 @@ mb_status mb_grouped_gemm_check(const mb_grouped_gemm_args *args) {
                args->a_scale ? "set, but not" : "NULL, but needed", mb_dtype_name(args->dtype));
     MB_REQUIRE(!args->out_scale == !out_is_f8, "grouped_gemm: out_scale is %s of out_dtype %s",
                args->out_scale ? "set, but not" : "NULL, but needed", mb_dtype_name(args->out_dtype));
+    REQUIRE_ALIGNED_4("grouped_gemm", a_scale);
+    REQUIRE_ALIGNED_4("grouped_gemm", b.scale);
+    REQUIRE_ALIGNED_4("grouped_gemm", out_scale);
+    REQUIRE_ALIGNED_4("grouped_gemm", row_index);
+    REQUIRE_ALIGNED_4("grouped_gemm", offsets);
+    REQUIRE_ALIGNED_4("grouped_gemm", row_weight);
+    if (args->bias)
+        REQUIRE_ALIGNED("grouped_gemm", bias, mb_dtype_bytes(args->bias_dtype));
     return MB_OK;
 }
 
@@ -203,6 +230,14 @@ mb_status mb_moe_experts_check_sizes(const mb_moe_experts_args *args) {
     return check_experts_of("moe_experts", args);
 }
 
+#define REQUIRE_ALIGNED_OF_EXPERTS(op)                        \
+    REQUIRE_ALIGNED_4(op, w13.scale);                         \
+    REQUIRE_ALIGNED_4(op, w2.scale);                          \
+    REQUIRE_ALIGNED_4(op, x_scale);                           \
+    REQUIRE_ALIGNED_4(op, h_scale);                           \
+    REQUIRE_ALIGNED(op, bias13, mb_dtype_bytes(args->dtype)); \
+    REQUIRE_ALIGNED(op, bias2, mb_dtype_bytes(args->dtype))
+
 mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
     MB_TRY(mb_moe_experts_check_sizes(args));
     if (args->n_rows == 0)
@@ -213,6 +248,9 @@ mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
     REQUIRE_POINTER("moe_experts", w2.data);
     REQUIRE_POINTER("moe_experts", y);
     MB_REQUIRE(args->y != args->x, "moe_experts: y is x");
+    REQUIRE_ALIGNED_OF_EXPERTS("moe_experts");
+    REQUIRE_ALIGNED_4("moe_experts", row_index);
+    REQUIRE_ALIGNED_4("moe_experts", offsets);
     MB_REQUIRE(args->row_index || args->n_tokens == args->n_rows,
                "moe_experts: row_index is NULL with n_tokens %" PRId64 " and n_rows %" PRId64, args->n_tokens,
                args->n_rows);
@@ -267,6 +305,9 @@ mb_status mb_moe_forward_check(const mb_moe_forward_args *args) {
     REQUIRE_POINTER("moe_forward", w2.data);
     REQUIRE_POINTER("moe_forward", out);
     MB_REQUIRE(args->out != args->x, "moe_forward: out is x");
+    REQUIRE_ALIGNED_OF_EXPERTS("moe_forward");
+    REQUIRE_ALIGNED_4("moe_forward", weights);
+    REQUIRE_ALIGNED_4("moe_forward", ids);
     if (!args->route)
         return MB_OK;
     MB_REQUIRE(args->route->ids == args->ids, "moe_forward: route's ids are not the layer's ids");

@@ -15,7 +15,7 @@
 typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
-    int json;
+    int json, random_weights;
     const char *output;
     cli_model_settings model;
 } settings;
@@ -63,6 +63,12 @@ static const cli_option bench_options[] = {
      .maximum = 9007199254740991,
      .fallback = "1",
      .help = "Seed of the random prompts."},
+    {.name = "random-weights",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, random_weights),
+     .help =
+         "DIR needs no more than a config.json: random weights of its shape are made on the device, always the "
+         "same ones."},
     {.name = "json",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, json),
@@ -209,7 +215,8 @@ static int bench_main(int argc, char **argv) {
         return status;
     status = cli_bench_rows_open(&rows, given.json, given.output);
     if (status == CLI_OK)
-        status = cli_open_model(directory, &given.model, &model);
+        status = cli_open_part(directory, &given.model, given.random_weights ? MB_LOAD_RANDOM : MB_LOAD_ALL,
+                               &model);
     if (status == CLI_OK)
         status = run_all(model, directory, &given, &rows);
     mb_model_close(model);

@@ -137,7 +137,7 @@ mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb
     *session = NULL;
     if (!model)
         return mb_fail(MB_ERR_ARGUMENT, "mb_session_open: model is NULL");
-    if (model->load != MB_LOAD_ALL)
+    if (model->load != MB_LOAD_ALL && model->load != MB_LOAD_RANDOM)
         return mb_fail(MB_ERR_STATE,
                        "mb_session_open: the model was opened without its weights; open it with MB_LOAD_ALL");
     MB_TRY(check_options(options));

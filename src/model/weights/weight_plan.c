@@ -27,8 +27,9 @@ typedef struct piece {
 /* A weight to be assembled: a matrix for each expert (or one), from the rows of n_pieces tensors. */
 typedef struct recipe {
     mb_weight *weight;
-    int32_t layer; /* -1: the names are whole; else they follow "model.layers.<layer>." */
-    int is_vector; /* tensors of rank 1 */
+    int32_t layer;   /* -1: the names are whole; else they follow "model.layers.<layer>." */
+    int is_vector;   /* tensors of rank 1 */
+    int keeps_dtype; /* whatever the kernels want of other matrices */
     int may_be_fp8;
     mb_range experts; /* count 0: one matrix; else one for each, and names follow "mlp.experts.<e>." */
     int64_t width;    /* columns of the tensors; 1 for vectors */
@@ -137,6 +138,12 @@ static mb_dtype wider(mb_dtype a, mb_dtype b) {
     return a == MB_F8_E4M3 ? b : MB_F32;
 }
 
+/* The type in which a matrix of this type is held. */
+static mb_dtype held_dtype(const planner *p, mb_dtype stored) {
+    const mb_dtype *wanted = p->share->matrix_dtype;
+    return !wanted || (stored == MB_F8_E4M3 && *wanted != MB_F32) ? stored : *wanted;
+}
+
 /* Finds and checks all tensors of a recipe; the weight's dtype is the widest of theirs. */
 static mb_status find_tensors(planner *p, const recipe *r, int64_t n_matrices, mb_dtype *dtype) {
     for (int64_t i = 0; i < n_matrices * r->n_pieces; i++) {
@@ -217,10 +224,13 @@ static mb_status add_weight(planner *p, const recipe *r) {
     for (int i = 0; i < r->n_pieces; i++)
         w->rows += r->pieces[i].rows.count;
     MB_TRY(find_tensors(p, r, w->count, &w->dtype));
+    mb_dtype stored = w->dtype;
+    if (!r->is_vector && !r->keeps_dtype)
+        w->dtype = held_dtype(p, stored);
     mb_weight_place place = {.weight = w};
     char name[NAME_BYTES];
     format_name(name, r, 0, 0);
-    int is_one = w->count * r->n_pieces == 1 && r->cols.count == r->width;
+    int is_one = w->count * r->n_pieces == 1 && r->cols.count == r->width && w->dtype == stored;
     place_data(p, is_one ? mb_checkpoint_find(p->tensors.checkpoint, name) : NULL, r->pieces[0].rows.first,
                &place);
     if (w->dtype == MB_F8_E4M3)
@@ -257,13 +267,25 @@ mb_weight_share mb_weight_share_all(const mb_config *config) {
 }
 
 static mb_status add_vector(planner *p, mb_weight *weight, int32_t layer, const char *name, int64_t length) {
-    const recipe r = {weight, layer, 1, 0, all(0), 1, all(1), 1, {{name, length, all(length)}}};
+    const recipe r = {.weight = weight,
+                      .layer = layer,
+                      .is_vector = 1,
+                      .width = 1,
+                      .cols = all(1),
+                      .n_pieces = 1,
+                      .pieces = {{name, length, all(length)}}};
     return add_weight(p, &r);
 }
 
 static mb_status add_matrix(planner *p, mb_weight *weight, int32_t layer, const char *name, int64_t rows,
                             int64_t cols) {
-    const recipe r = {weight, layer, 0, 1, all(0), cols, all(cols), 1, {{name, rows, all(rows)}}};
+    const recipe r = {.weight = weight,
+                      .layer = layer,
+                      .may_be_fp8 = 1,
+                      .width = cols,
+                      .cols = all(cols),
+                      .n_pieces = 1,
+                      .pieces = {{name, rows, all(rows)}}};
     return add_weight(p, &r);
 }
 
@@ -318,15 +340,22 @@ static mb_status add_merged_experts(planner *p, int32_t layer, const char *what,
     const mb_tensor *tensor;
     MB_TRY(mb_weight_tensors_take(&p->tensors, name, 3, shape, &tensor));
     MB_TRY(mb_weight_tensors_check_dtype(&p->tensors, tensor, 0));
-    *weight = (mb_weight){
-        .count = experts.count, .rows = n_halves * rows.count, .cols = cols.count, .dtype = tensor->dtype};
+    *weight = (mb_weight){.count = experts.count,
+                          .rows = n_halves * rows.count,
+                          .cols = cols.count,
+                          .dtype = held_dtype(p, tensor->dtype)};
     mb_weight_place place = {.weight = weight};
-    int is_stretch = rows.count == half_height && cols.count == width;
-    place_data(p, is_stretch ? tensor : NULL, experts.first * shape[1], &place);
+    int is_stretch = rows.count == half_height && cols.count == width,
+        is_same = weight->dtype == tensor->dtype;
+    place_data(p, is_stretch && is_same ? tensor : NULL, experts.first * shape[1], &place);
     MB_TRY(add_place(p, &place));
     if (place.mapped)
         return MB_OK;
-    mb_weight_part part = {.tensor = tensor, .cols = cols, .dtype = tensor->dtype, .offset = place.data};
+    mb_weight_part part = {.kind = is_same ? MB_PART_COPY : MB_PART_CONVERT,
+                           .tensor = tensor,
+                           .cols = cols,
+                           .dtype = weight->dtype,
+                           .offset = place.data};
     part.rows = times(experts, shape[1]);
     if (is_stretch)
         return add_part(p, &part);
@@ -342,7 +371,15 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
     const mb_config *c = p->config;
     const mb_range inner = p->share->moe_inner, experts = p->share->experts;
     int64_t n_inner = c->moe_intermediate, hidden = c->hidden;
-    MB_TRY(add_matrix(p, &w->router, layer, "mlp.gate.weight", c->n_experts, hidden));
+    const recipe router = {.weight = &w->router,
+                           .layer = layer,
+                           .keeps_dtype = 1,
+                           .may_be_fp8 = 1,
+                           .width = hidden,
+                           .cols = all(hidden),
+                           .n_pieces = 1,
+                           .pieces = {{"mlp.gate.weight", c->n_experts, all(c->n_experts)}}};
+    MB_TRY(add_weight(p, &router));
     char merged[NAME_BYTES];
     snprintf(merged, sizeof merged, "model.layers.%d.mlp.experts.gate_up_proj", layer);
     if (mb_checkpoint_find(p->tensors.checkpoint, merged)) {

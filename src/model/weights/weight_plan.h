@@ -16,12 +16,15 @@ typedef struct mb_range {
     int64_t first, count;
 } mb_range;
 
-/* What of a model is loaded. Norms, router, embedding and lm_head always are, whole. */
+/* What of a model is loaded, and in which type. Norms, router, embedding and lm_head always are, whole. */
 typedef struct mb_weight_share {
     mb_range heads, kv_heads; /* rows of q_proj and columns of o_proj; rows of k_proj and v_proj */
     mb_range inner;           /* of dense layers' intermediate size: rows of gate and up, columns of down */
     mb_range moe_inner;       /* the same of each expert */
     mb_range experts;
+    /* NULL: matrices keep the type that the files have. Else kernels want the type that is computed with: matrices
+     * get it, but fp8 stays fp8 beside 16-bit types, and the router keeps its type. */
+    const mb_dtype *matrix_dtype;
 } mb_weight_share;
 
 mb_weight_share mb_weight_share_all(const mb_config *config);

@@ -81,18 +81,24 @@ static mb_status check_memory(const char *directory, mb_device *device, const mb
     return MB_OK;
 }
 
-static void keep_sizes(const mb_weight_plan *plan, const mb_config *config, mb_weights *weights) {
-    weights->n_bytes = plan->n_bytes + plan->mapped_bytes;
+void mb_weights_describe(const mb_config *config, mb_weights *weights) {
     if (weights->is_tied)
         weights->lm_head = weights->embedding;
     count_parameters(weights, config);
     name_dtype(weights);
 }
 
+static void keep_sizes(const mb_weight_plan *plan, const mb_config *config, mb_weights *weights) {
+    weights->n_bytes = plan->n_bytes + plan->mapped_bytes;
+    mb_weights_describe(config, weights);
+}
+
 static mb_status load(const char *directory, mb_checkpoint *checkpoint, const mb_config *config,
-                      int n_threads, mb_progress_fn progress, void *progress_user, mb_weights *weights) {
+                      const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
+                      void *progress_user, mb_weights *weights) {
     mb_device *device = weights->device;
-    const mb_weight_share share = mb_weight_share_all(config);
+    mb_weight_share share = mb_weight_share_all(config);
+    share.matrix_dtype = matrix_dtype;
     mb_weight_plan plan;
     if (device->host_memory)
         MB_TRY(mb_checkpoint_map(checkpoint));
@@ -113,8 +119,10 @@ static mb_status load(const char *directory, mb_checkpoint *checkpoint, const mb
     return status;
 }
 
-static mb_status measure(const mb_checkpoint *checkpoint, const mb_config *config, mb_weights *weights) {
-    const mb_weight_share share = mb_weight_share_all(config);
+static mb_status measure(const mb_checkpoint *checkpoint, const mb_config *config,
+                         const mb_dtype *matrix_dtype, mb_weights *weights) {
+    mb_weight_share share = mb_weight_share_all(config);
+    share.matrix_dtype = matrix_dtype;
     mb_weight_plan plan;
     MB_TRY(mb_weight_plan_make(checkpoint, config, &share, weights, &plan));
     keep_sizes(&plan, config, weights);
@@ -131,23 +139,26 @@ static mb_status open_directory(const char *directory, const mb_config *config, 
     return mb_checkpoint_open(directory, checkpoint);
 }
 
-mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device, int n_threads,
-                          mb_progress_fn progress, void *progress_user, mb_weights *weights) {
+mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device,
+                          const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
+                          void *progress_user, mb_weights *weights) {
     mb_checkpoint checkpoint = {0};
     mb_status status = open_directory(directory, config, device, weights, &checkpoint);
     if (status == MB_OK)
-        status = load(directory, &checkpoint, config, n_threads, progress, progress_user, weights);
+        status =
+            load(directory, &checkpoint, config, matrix_dtype, n_threads, progress, progress_user, weights);
     mb_checkpoint_close(&checkpoint);
     if (status != MB_OK)
         mb_weights_free(weights);
     return status;
 }
 
-mb_status mb_weights_measure(const char *directory, const mb_config *config, mb_weights *weights) {
+mb_status mb_weights_measure(const char *directory, const mb_config *config, const mb_dtype *matrix_dtype,
+                             mb_weights *weights) {
     mb_checkpoint checkpoint = {0};
     mb_status status = open_directory(directory, config, NULL, weights, &checkpoint);
     if (status == MB_OK)
-        status = measure(&checkpoint, config, weights);
+        status = measure(&checkpoint, config, matrix_dtype, weights);
     mb_checkpoint_close(&checkpoint);
     if (status != MB_OK)
         mb_weights_free(weights);

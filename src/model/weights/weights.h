@@ -44,15 +44,24 @@ typedef struct mb_weights {
 } mb_weights;
 
 /* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be present
- * exactly once with the right shape and a supported dtype; a warning lists those that are not needed. MB_ERR_MEMORY
+ * exactly once with the right shape and a supported dtype; a warning lists those that are not needed. matrix_dtype:
+ * as in mb_weight_share, or NULL. MB_ERR_MEMORY
  * before anything is read when the device has not enough free memory. progress may be NULL. On failure everything
  * is released. */
-mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device, int n_threads,
-                          mb_progress_fn progress, void *progress_user, mb_weights *weights);
+mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device,
+                          const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
+                          void *progress_user, mb_weights *weights);
 
-/* The same checks on the files' headers alone: sizes, dtypes and counts are known, every pointer is NULL. */
-mb_status mb_weights_measure(const char *directory, const mb_config *config, mb_weights *weights);
+/* Weights that no file has, for measuring speed: random, of the config's shape and types (weights_random.c). */
+mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weights *weights);
+
+/* The same checks as of loading, on the files' headers alone: sizes, dtypes and counts are known, every pointer is NULL. */
+mb_status mb_weights_measure(const char *directory, const mb_config *config, const mb_dtype *matrix_dtype,
+                             mb_weights *weights);
 
 void mb_weights_free(mb_weights *weights);
+
+/* Ties lm_head, counts parameters, names the dtype: all that follows from the weights. */
+void mb_weights_describe(const mb_config *config, mb_weights *weights);
 
 #endif

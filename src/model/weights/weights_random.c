@@ -1,0 +1,164 @@
+/*
+ * weights_random.c - the weights of a model that has no checkpoint: random, of config.json's shape, for measuring
+ * speed at real size. The same config gives the same weights.
+ *
+ * One region of memory holds the 16-bit matrices, one the fp8 matrices, one their scales, one the vectors. Values
+ * of a matrix have mean 0 and standard deviation 0.02. They come from a block whose length is a prime, written
+ * again and again through the region, so that no two experts or layers are alike. Vectors are 1. So activations
+ * stay near 1 and the router spreads.
+ */
+#include "model/weights/weights.h"
+
+#include <math.h>
+
+#include "base/alloc.h"
+#include "base/arena.h"
+#include "base/random.h"
+#include "ops/common/dtype.h"
+
+enum { BLOCK_ELEMENTS = 4194301, FP8_DEVIATION = 64 };
+
+static const float DEVIATION = 0.02f;
+
+typedef struct regions {
+    mb_arena plain, fp8, scales, vectors;
+    mb_dtype plain_dtype, quantized_dtype; /* of matrices that fp8 checkpoints keep, and that they quantise */
+} regions;
+
+static mb_weight vector(regions *r, int64_t n) {
+    return (mb_weight){.data = mb_arena_push(&r->vectors, (size_t)n, sizeof(float)),
+                       .count = 1,
+                       .rows = 1,
+                       .cols = n,
+                       .dtype = MB_F32};
+}
+
+static mb_weight matrix(regions *r, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols) {
+    mb_weight w = {.count = count, .rows = rows, .cols = cols, .dtype = dtype};
+    int is_fp8 = dtype == MB_F8_E4M3;
+    w.data =
+        mb_arena_push(is_fp8 ? &r->fp8 : &r->plain, (size_t)(count * rows), mb_dtype_row_bytes(dtype, cols));
+    if (is_fp8) {
+        int64_t n_scales = (rows + MB_F8_BLOCK - 1) / MB_F8_BLOCK * ((cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);
+        w.scale_rows = w.scale_cols = MB_F8_BLOCK;
+        w.scale = mb_arena_push(&r->scales, (size_t)(count * n_scales), sizeof(float));
+    }
+    return w;
+}
+
+static void cut(const mb_config *c, regions *r, mb_weights *weights) {
+    int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
+    weights->embedding = matrix(r, r->plain_dtype, 1, c->vocab, c->hidden);
+    for (int32_t l = 0; l < c->n_layers; l++) {
+        mb_layer_weights *w = &weights->layers[l];
+        int64_t n_experts = c->is_moe[l] ? c->n_experts : 1;
+        int64_t inner = c->is_moe[l] ? c->moe_intermediate : c->intermediate;
+        w->input_norm = vector(r, c->hidden);
+        w->post_norm = vector(r, c->hidden);
+        w->q_norm = vector(r, c->head_dim);
+        w->k_norm = vector(r, c->head_dim);
+        w->qkv = matrix(r, r->quantized_dtype, 1, q + 2 * kv, c->hidden);
+        w->o = matrix(r, r->quantized_dtype, 1, c->hidden, q);
+        if (c->attention_bias) {
+            w->qkv_bias = vector(r, q + 2 * kv);
+            w->o_bias = vector(r, c->hidden);
+        }
+        if (c->is_moe[l])
+            w->router = matrix(r, r->plain_dtype, 1, c->n_experts, c->hidden);
+        w->w13 = matrix(r, r->quantized_dtype, n_experts, 2 * inner, c->hidden);
+        w->w2 = matrix(r, r->quantized_dtype, n_experts, c->hidden, inner);
+    }
+    weights->final_norm = vector(r, c->hidden);
+    weights->is_tied = c->tie_embeddings;
+    if (!weights->is_tied)
+        weights->lm_head = matrix(r, r->plain_dtype, 1, c->vocab, c->hidden);
+}
+
+/* The sum of four uniform numbers: near enough to a normal distribution, and bounded. */
+static void random_block(mb_dtype dtype, void *block) {
+    uint64_t state = 1;
+    float deviation = dtype == MB_F8_E4M3 ? (float)FP8_DEVIATION : DEVIATION;
+    for (int64_t i = 0; i < BLOCK_ELEMENTS; i++) {
+        uint64_t bits = mb_random(&state);
+        int32_t sum = 0;
+        for (int part = 0; part < 4; part++)
+            sum += (int32_t)(bits >> 16 * part & 0xffff);
+        float value = (float)(sum - 2 * 0xffff) / (float)0x10000 * sqrtf(3.0f) * deviation;
+        mb_store_f32(dtype, block, i, 1, &value);
+    }
+}
+
+static mb_status fill_random(mb_device *device, const mb_arena *region, mb_dtype dtype, void *block,
+                             mb_stream stream) {
+    if (region->used == 0)
+        return MB_OK;
+    random_block(dtype, block);
+    MB_TRY(device->fill(device, region->base, region->used, block, BLOCK_ELEMENTS * mb_dtype_bytes(dtype),
+                        stream));
+    return device->synchronize(device, stream);
+}
+
+static mb_status fill_constant(mb_device *device, const mb_arena *region, float value, mb_stream stream) {
+    if (region->used == 0)
+        return MB_OK;
+    MB_TRY(device->fill(device, region->base, region->used, &value, sizeof value, stream));
+    return device->synchronize(device, stream);
+}
+
+static mb_status fill(mb_device *device, const regions *r, void *block) {
+    mb_stream stream;
+    MB_TRY(device->stream_open(device, &stream));
+    mb_status status = fill_random(device, &r->plain, r->plain_dtype, block, stream);
+    if (status == MB_OK)
+        status = fill_random(device, &r->fp8, MB_F8_E4M3, block, stream);
+    if (status == MB_OK)
+        status = fill_constant(device, &r->scales, DEVIATION / FP8_DEVIATION, stream);
+    if (status == MB_OK)
+        status = fill_constant(device, &r->vectors, 1.0f, stream);
+    device->stream_close(device, stream);
+    return status;
+}
+
+static mb_status allocate(const mb_config *config, mb_device *device, regions *r, mb_weights *weights) {
+    mb_arena *all[] = {&r->plain, &r->fp8, &r->scales, &r->vectors};
+    enum { N_REGIONS = sizeof all / sizeof *all };
+    size_t sizes[N_REGIONS], total = 0;
+    for (int i = 0; i < N_REGIONS; i++)
+        mb_arena_measure(all[i]);
+    cut(config, r, weights);
+    for (int i = 0; i < N_REGIONS; i++) {
+        sizes[i] = all[i]->used;
+        if (all[i]->overflowed || sizes[i] > SIZE_MAX - total)
+            return mb_fail(MB_ERR_CONFIG,
+                           "random weights: the model is too large for this machine's addresses");
+        total += sizes[i];
+    }
+    MB_TRY(device->allocate(device, total, &weights->memory));
+    weights->n_bytes = total;
+    char *base = weights->memory;
+    for (int i = 0; i < N_REGIONS; base += sizes[i++])
+        mb_arena_init(all[i], base, sizes[i], 0);
+    cut(config, r, weights);
+    return MB_OK;
+}
+
+mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weights *weights) {
+    *weights = (mb_weights){.device = device, .n_layers = config->n_layers};
+    regions r = {.plain_dtype = config->dtype,
+                 .quantized_dtype = config->fp8_blocks ? MB_F8_E4M3 : config->dtype};
+    weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
+    void *block = mb_malloc(BLOCK_ELEMENTS * sizeof(float));
+    mb_status status =
+        weights->layers && block
+            ? allocate(config, device, &r, weights)
+            : mb_fail(MB_ERR_MEMORY, "random weights: no memory for a list of %d layers", config->n_layers);
+    if (status == MB_OK)
+        status = fill(device, &r, block);
+    mb_free(block);
+    if (status != MB_OK) {
+        mb_weights_free(weights);
+        return status;
+    }
+    mb_weights_describe(config, weights);
+    return MB_OK;
+}

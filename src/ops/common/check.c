@@ -23,7 +23,7 @@ void mb_check_begin(mb_check *check, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(check->name, sizeof check->name, format, arguments);
     va_end(arguments);
-    check->failed = 0;
+    check->failed = check->is_skipped = 0;
     check->best_seconds = 0;
     check->random = check->seed;
     for (const char *c = check->name; *c; c++)
@@ -33,6 +33,8 @@ void mb_check_begin(mb_check *check, const char *format, ...) {
 
 void mb_check_fail(mb_check *check, const char *format, ...) {
     va_list arguments;
+    if (check->is_skipped)
+        return;
     fprintf(stderr, "FAIL %s: ", check->name);
     va_start(arguments, format);
     vfprintf(stderr, format, arguments);
@@ -44,13 +46,18 @@ void mb_check_fail(mb_check *check, const char *format, ...) {
 }
 
 void mb_check_ok(mb_check *check, mb_status status) {
-    if (status != MB_OK)
+    if (check->may_refuse && (status == MB_ERR_ARGUMENT || status == MB_ERR_UNSUPPORTED))
+        mb_check_skip(check, mb_last_error());
+    else if (status != MB_OK)
         mb_check_fail(check, "the call failed: %s", mb_last_error());
 }
 
-void mb_check_skip(mb_check *check, const char *name, const char *why) {
-    fprintf(check->report ? check->report : stderr, "SKIP %s: %s\n", name, why);
+void mb_check_skip(mb_check *check, const char *why) {
+    if (check->is_skipped)
+        return;
+    fprintf(check->report ? check->report : stderr, "SKIP %s: %s\n", check->name, why);
     check->n_skipped++;
+    check->is_skipped = 1;
 }
 
 void mb_check_end(mb_check *check, double flops, double bytes) {
@@ -70,7 +77,7 @@ void mb_check_end(mb_check *check, double flops, double bytes) {
             mb_free_aligned(buffer->memory);
         mb_free(buffer);
     }
-    if (check->report && !check->failed)
+    if (check->report && !check->failed && !check->is_skipped)
         fprintf(check->report, "ok   %-72s %10.2f us %8.2f GFLOP/s %8.2f GB/s\n", check->name,
                 check->best_seconds * 1e6, flops / check->best_seconds * 1e-9,
                 bytes / check->best_seconds * 1e-9);

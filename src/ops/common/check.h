@@ -27,12 +27,13 @@ typedef struct mb_check {
     void *(*allocate)(size_t n_bytes);
     void (*release)(void *memory);
     mb_status (*finish)(mb_stream stream);
+    int may_refuse; /* the operators refuse shapes and types that their kernels cannot do; the cases skip those */
     double min_seconds; /* each call is repeated for this long and timed; 0: called once */
     FILE *report;       /* one line per case; NULL: failures only, on stderr */
     int32_t n_cases, n_skipped, n_failed;
     /* of the present case */
     char name[160];
-    int32_t failed;
+    int32_t failed, is_skipped;
     double best_seconds;
     uint64_t random;
     mb_check_buffer *buffers;
@@ -48,10 +49,10 @@ __attribute__((format(printf, 2, 3))) void mb_check_begin(mb_check *check, const
  * do at least, for the rates in the report. */
 void mb_check_end(mb_check *check, double flops, double bytes);
 
-/* A case that cannot run says why. */
-void mb_check_skip(mb_check *check, const char *name, const char *why);
+/* The present case cannot run, and says why; what fails after that does not count. */
+void mb_check_skip(mb_check *check, const char *why);
 __attribute__((format(printf, 2, 3))) void mb_check_fail(mb_check *check, const char *format, ...);
-/* Fails the case with mb_last_error() unless the status is MB_OK. */
+/* Fails the case with mb_last_error() unless the status is MB_OK; skips it where operators may refuse. */
 void mb_check_ok(mb_check *check, mb_status status);
 
 uint64_t mb_check_random(mb_check *check);

@@ -33,30 +33,30 @@ MB_API size_t mb_dtype_row_bytes(mb_dtype dtype, int64_t cols);
 /* "fp32", "bf16", "fp16", "fp8_e4m3", "fp8_e8m0", "fp4_e2m1". */
 MB_API const char *mb_dtype_name(mb_dtype dtype);
 
-/* A cudaStream_t on the GPU. On the CPU, where a call has finished when it returns, NULL or what the CPU
- * device gives as its stream: its threads (NULL: the calling thread alone). */
+/* On the GPU: a cudaStream_t. On the CPU: NULL, or a stream of the CPU device, whose threads then share the
+ * work; with NULL the calling thread does it alone. A call on the CPU has finished when it returns. */
 typedef void *mb_stream;
 
-/* Columns, and rows at most, of one fp8 block scale. */
+/* An fp8 block scale covers this many columns, and at most this many rows. */
 enum { MB_F8_BLOCK = 128 };
 
 /*
- * A weight matrix, or E of them one after another: data [count, rows, cols] of dtype, each row of
- * mb_dtype_row_bytes(dtype, cols) bytes. With scales
+ * A weight matrix, or several of one shape: data is [count, rows, cols] of dtype. A row takes
+ * mb_dtype_row_bytes(dtype, cols) bytes, and rows follow each other without a gap. With scales
  *     value(e, r, c) = data[e][r][c] * scale[e][r / scale_rows][c / scale_cols] * global_scale[e]
- * scale is [count, ceil(rows / scale_rows), ceil(cols / scale_cols)] of scale_dtype; scale_rows 0 means all rows,
- * scale_cols 0 all columns. A pointer that is NULL stands for factors of 1.
+ * scale is [count, ceil(rows / scale_rows), ceil(cols / scale_cols)] of scale_dtype. scale_rows 0 means all
+ * rows, scale_cols 0 all columns. Without a scale or global_scale (NULL) the factor is 1.
  *
- *     scales               dtype       scale_dtype  scale_rows x scale_cols  global_scale  taken by the operators
- *     one a matrix         MB_F8_E4M3  MB_F32       0 x 0                                  yes
- *     blocks               MB_F8_E4M3  MB_F32       128 x 128                              yes
- *     one a row            MB_F8_E4M3  MB_F32       1 x 0                                  not yet
- *     MXFP4                MB_F4_E2M1  MB_F8_E8M0   1 x 32                                 not yet
- *     NVFP4                MB_F4_E2M1  MB_F8_E4M3   1 x 16                   given         not yet
+ *     scales         dtype       scale_dtype  scale_rows, _cols  global_scale  supported
+ *     one a matrix   MB_F8_E4M3  MB_F32       0, 0               no            yes
+ *     blocks         MB_F8_E4M3  MB_F32       128, 128           no            yes
+ *     one a row      MB_F8_E4M3  MB_F32       1, 0               no            not yet
+ *     MXFP4          MB_F4_E2M1  MB_F8_E8M0   1, 32              no            not yet
+ *     NVFP4          MB_F4_E2M1  MB_F8_E4M3   1, 16              yes           not yet
  *
- * Blocks are what the FP8 checkpoints of DeepSeek-V3 and Qwen3 call weight_scale_inv. Their scale_rows may be any
- * divisor of 128: merged matrices whose heights are not multiples of 128 have lower blocks. What is not taken is
- * refused with MB_ERR_UNSUPPORTED.
+ * Blocks are the weight_scale_inv of DeepSeek-V3's and Qwen3's FP8 checkpoints. When matrices are merged
+ * whose heights are not multiples of 128, blocks may have fewer rows: scale_rows may be any divisor of 128.
+ * An operator refuses an unsupported weight with MB_ERR_UNSUPPORTED.
  */
 typedef struct mb_weight {
     const void *data;
@@ -86,36 +86,39 @@ typedef enum mb_route_order {
     MB_ROUTE_TOPK_SOFTMAX, /* choose K, softmax over the K logits */
 } mb_route_order;
 
-/* How MB_F32 times MB_F32 is computed on a GPU. (The CPU computes in fp32 always.) */
+/* How a GPU multiplies MB_F32 by MB_F32. (The CPU always computes in fp32.) */
 typedef enum mb_f32_math {
-    /* Tensor cores: factors lose the low 13 bits of their mantissa, weights rounded to nearest, activations
-     * cut off; sums in fp32. */
+    /* Tensor cores: factors lose the low 13 bits of their mantissa. Weights are rounded to nearest,
+     * activations are cut off. Sums are fp32. */
     MB_F32_TF32,
     MB_F32_EXACT, /* fp32 multiply-adds */
 } mb_f32_math;
 
 /*
- * The MoE operators. Each takes a struct of shapes and pointers. The pointers say where it runs: on the GPU
- * that holds the first of them, on `stream`, without waiting for it; or on the CPU, where it has finished
- * when it returns. No call allocates, and all can be captured in a CUDA graph. T = 0 is legal and does
- * nothing (but see mb_moe_plan). Same inputs give the same bits.
- * Calls may run at the same time on any number of streams, each with a workspace of its own, and beside other kernels
- * that hold any part of the GPU: no kernel waits for work that has not been started.
+ * The MoE operators. Each takes a struct of shapes and pointers. The first pointer says where the operator
+ * runs. When the pointer is a GPU's, the operator runs on that GPU and on `stream`, and the call does not
+ * wait for it. Else it runs on the CPU, and has finished when the call returns. No call allocates memory.
+ * All can be captured in a CUDA graph. T = 0 is legal and does nothing (but see mb_moe_plan). Same inputs
+ * give the same bits.
  *
- * `workspace` is memory of the same place, 256-byte aligned, contents undefined. The operator's _workspace function
- * says how many bytes: *bytes is enough for every call whose n_tokens or n_rows is that of `most` or less, all other
- * sizes and types the same. Data pointers in `most` only say where the call will run (all NULL: on the CPU).
- * When the arguments are wrong *bytes is not set.
+ * Calls may run at the same time on any number of streams, each with a workspace of its own, and beside
+ * other kernels that hold any part of the GPU: no kernel waits for work that has not been started.
  *
- * Errors: MB_ERR_ARGUMENT for a shape, dtype, alignment or pointer that is wrong, MB_ERR_UNSUPPORTED for what
- * this device cannot do, MB_ERR_CAPACITY for a workspace that is too small, MB_ERR_DEVICE for CUDA's own.
- * On the GPU matrices (x, a, y, out, residual, shared, w13, w2, b, the router's weight) and the plan's tiles
- * must be 16-byte aligned, columns of matrices multiples of 16 bytes. All else (ids, weights of choices,
- * logits, biases, scales, offsets) is aligned as its type. A block scale covers 8 rows or more. Each operator
- * says what more it needs there.
+ * `workspace` is memory of the same place, 256-byte aligned; its contents do not matter. The operator's
+ * _workspace function sets *bytes to a size that is enough for `most` and for every call with fewer tokens
+ * or rows (n_tokens, n_rows) and all else the same. It reads pointers only to learn where the call will
+ * run; all NULL means the CPU. When it fails, *bytes is left alone.
+ *
+ * Errors: MB_ERR_ARGUMENT for a wrong shape, dtype, alignment or pointer, MB_ERR_UNSUPPORTED for what this
+ * device cannot do, MB_ERR_CAPACITY for a workspace that is too small, MB_ERR_DEVICE for an error of CUDA.
+ *
+ * On the GPU matrices (x, a, y, out, residual, shared, w13, w2, b, the router's weight) and the plan's
+ * tiles must be 16-byte aligned, and a matrix's row must be a multiple of 16 bytes. All else (ids, weights
+ * of choices, logits, biases, scales, offsets) is aligned as its type. A block scale covers 8 rows or more.
+ * Each operator says what more it needs there.
  */
 
-/* Router logits: logits = x weight^T. weight in fp32 takes part with at least 22 bits of mantissa. On the GPU
+/* Router logits: logits = x weight^T. Of a weight in fp32 at least 22 bits of mantissa are used. On the GPU
  * hidden is a multiple of 8 (of 4 when both dtypes are MB_F32), 16384 at most. */
 typedef struct mb_moe_router_gemm_args {
     const void *x;      /* [T, H] dtype */
@@ -130,7 +133,8 @@ MB_API mb_status mb_moe_router_gemm_workspace(const mb_moe_router_gemm_args *mos
 MB_API mb_status mb_moe_router_gemm(const mb_moe_router_gemm_args *args, void *workspace,
                                     size_t workspace_bytes, mb_stream stream);
 
-/* Router: for each token the K experts of largest probability, largest first, ties to the lower expert id. */
+/* Router: for each token the K experts of largest probability, the largest first. Of equal ones the lower id
+ * comes first. */
 typedef struct mb_moe_route_args {
     const void *logits; /* [T, E] MB_F32 or MB_BF16 */
     float *weights;     /* [T, K] out */
@@ -150,18 +154,19 @@ typedef struct mb_moe_token_tile {
 } mb_moe_token_tile;
 
 /* Stable counting sort of the T*K choices by expert. Ids outside of [first_expert, first_expert +
- * n_local_experts) are dropped: another rank holds the expert, or there is none (-1 for padding, say). Up to
- * 65536 local experts. T = 0 sets offsets and n_tiles, where they are given, to 0: what follows can read
- * them. */
+ * n_local_experts) are dropped: another rank holds the expert, or there is none (-1 for padding, say). There
+ * may be 65536 local experts. T = 0 sets offsets and n_tiles to 0 where they are given, so that the next
+ * operator can read them. */
 typedef struct mb_moe_plan_args {
     const int32_t *ids; /* [T, K] */
     int32_t *offsets;   /* [n_local_experts + 1] out: rows of local expert e are [offsets[e], offsets[e+1]) */
-    int32_t *row_token; /* [R] out: source token of each sorted row; behind offsets[n_local] undefined */
+    int32_t *row_token; /* [R] out: source token of each sorted row; undefined from offsets[n_local] on */
     int32_t *token_row; /* [T, K] out: sorted row of each choice, -1 when dropped */
     int64_t n_tokens;
     int32_t top_k, n_experts, first_expert, n_local_experts;
-    /* The rows cut into tiles for a GEMM, experts in order, or NULL: at most tile_rows rows each, an expert's
-     * tiles of nearly equal size, all but its last a multiple of tile_step (a divisor of tile_rows). */
+    /* Or NULL: the rows cut into tiles for a GEMM, experts in order. A tile has tile_rows rows at most.
+     * Tiles of one expert are nearly equal; all but the last are a multiple of tile_step, a divisor of
+     * tile_rows. */
     mb_moe_token_tile *tiles; /* [mb_moe_max_tiles(...)] out */
     int32_t *n_tiles;         /* [1] out */
     int32_t tile_rows, tile_step;
@@ -176,15 +181,15 @@ MB_API mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size
  * Rows of a, grouped by expert, times their expert's matrix: for sorted row r of group e
  *     v      = a[row_index[r]] b[e]^T + bias[e]         (summed in fp32)
  *     out[r] = row_weight[r] * act(v), gated: act(v[0 .. N/2)) * v[N/2 .. N)
- * and, with an fp8 out, quantised with one scale per row and 128 columns (amax / 448; 1 when all are 0).
- * One group and offsets NULL: a dense linear layer.
+ * An fp8 out is quantised with one scale per row and 128 columns (amax / 448; 1 when all are 0). One group
+ * and offsets NULL: a dense linear layer.
  *
- * offsets[0] may be above 0: rows in front of it are not written, as those behind offsets[E]. On the GPU b's
- * rows are a multiple of 8 (gated 16), and with row_index the rows it names lie in the first 4 GiB of a,
- * unless MB_F32_EXACT.
+ * offsets[0] may be above 0. Rows of out before offsets[0] and from offsets[E] on are not written. On the GPU
+ * b's rows are a multiple of 8 (gated: 16). The rows that row_index names must lie in the first 4 GiB of a,
+ * unless f32_math is MB_F32_EXACT.
  *
- * dtypes: b's is a's. MB_F8_E4M3: b has per-tensor scales and a_scale is [1], or b has block scales and
- * a_scale is [rows of a, ceil(K / 128)]; sums are then promoted to fp32 every 128 of K.
+ * b's dtype is a's. With MB_F8_E4M3 either b has one scale a matrix and a_scale is [1], or b has block scales
+ * and a_scale is [rows of a, ceil(K / 128)]; sums of 128 products are then added up in fp32.
  */
 typedef struct mb_grouped_gemm_args {
     const void *a;            /* [any, K] dtype; with row_index NULL: [R, K] */
@@ -208,25 +213,26 @@ MB_API mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspa
                                  mb_stream stream);
 
 /*
- * The experts alone, what mb_moe_forward does between its plan and its sum: for sorted row r of local expert e
+ * The experts alone: what mb_moe_forward does between its plan and its sum. For sorted row r of local
+ * expert e
  *     y[r] = w2[e] act(w13[e] x[row_index[r]] + bias13[e]) + bias2[e]
- * A rank of an expert-parallel group calls it on the rows that it was sent. Types, roundings and what the GPU wants
- * are mb_moe_forward's; the bits are those that mb_moe_forward sums.
+ * A rank of an expert-parallel group runs it on the rows that the other ranks sent. Types, rounding and the
+ * GPU's needs are those of mb_moe_forward. y has the bits that mb_moe_forward sums.
  *
- * offsets[0] may be above 0, as in mb_grouped_gemm: y's rows in front of it and behind offsets[n_local_experts] are
- * not written.
+ * offsets[0] may be above 0. Rows of y before offsets[0] and from offsets[n_local_experts] on are not
+ * written.
  */
 typedef struct mb_moe_experts_args {
-    const void *x; /* [T, H] dtype */
-    const int32_t
-        *row_index;         /* [R] in [0, T), such as a plan's row_token; or NULL: T = R, x's rows in order */
-    const int32_t *offsets; /* [n_local_experts + 1]: rows of expert e are [offsets[e], offsets[e + 1]) */
-    mb_weight w13;          /* [n_local_experts, 2I or I, H] */
-    mb_weight w2;           /* [n_local_experts, H, I] */
-    const void *bias13;     /* [n_local_experts, 2I or I] dtype, or NULL */
-    const void *bias2;      /* [n_local_experts, H] dtype, or NULL */
-    void *y;                /* [R, H] dtype; may not be x */
-    int64_t n_tokens, n_rows; /* T; R, at least offsets[n_local_experts] */
+    const void *x;            /* [T, H] dtype */
+    const int32_t *row_index; /* [R] rows of x, as a plan's row_token; or NULL: x's rows in order, T = R */
+    const int32_t *offsets;   /* [n_local_experts + 1]: rows of expert e are [offsets[e], offsets[e + 1]) */
+    mb_weight w13;            /* [n_local_experts, 2I or I, H] */
+    mb_weight w2;             /* [n_local_experts, H, I] */
+    const void *bias13;       /* [n_local_experts, 2I or I] dtype, or NULL */
+    const void *bias2;        /* [n_local_experts, H] dtype, or NULL */
+    void *y;                  /* [R, H] dtype; may not be x */
+    int64_t n_tokens;         /* T */
+    int64_t n_rows;           /* R: at least offsets[n_local_experts] */
     int32_t hidden, intermediate, n_local_experts;
     mb_dtype dtype;
     mb_activation activation;
@@ -237,8 +243,8 @@ MB_API mb_status mb_moe_experts_workspace(const mb_moe_experts_args *most, size_
 MB_API mb_status mb_moe_experts(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
                                 mb_stream stream);
 
-/* out[t] = residual[t] + shared[t] + sum over k, in order, of weights[t, k] * y[token_row[t, k]]; summed in
- * fp32, rounded once. */
+/* out[t] = residual[t] + shared[t] + sum over k, in order, of weights[t, k] * y[token_row[t, k]]. The sum is
+ * fp32 and rounded once. */
 typedef struct mb_moe_reduce_args {
     const void *y;            /* [R, H] dtype; may be NULL when token_row is -1 everywhere: R is 0 */
     const float *weights;     /* [T, K] */
@@ -256,21 +262,21 @@ MB_API mb_status mb_moe_reduce(const mb_moe_reduce_args *args, mb_stream stream)
  * The experts of one MoE layer: out[t] = residual[t] + shared[t] + sum_k weights[t,k] *
  * w2[e](act(w13[e](x[t]))), e = ids[t,k].
  *
- * fp8 weights: activations are bf16 or fp16. On the GPU x and the activated product (rounded to dtype) are
- * quantised to fp8 too: with block scales per row and 128 columns (amax / 448; 1 when all are 0), with
- * per-tensor scales by x_scale and h_scale (value / scale, saturated). The CPU leaves them in dtype, and does
- * not look at x_scale and h_scale.
+ * With fp8 weights activations are bf16 or fp16. On the GPU x and the activated product are then quantised
+ * to fp8: with block scales by one scale per row and 128 columns (amax / 448; 1 when all are 0), with one
+ * scale a matrix by x_scale and h_scale (value / scale, saturated). The CPU leaves both in dtype, and does
+ * not read x_scale and h_scale.
  *
- * Rounded to dtype before the sum over k: the activated product and each expert's output; on the CPU gate and
- * up too, as Hugging Face does, while the GPU keeps them in fp32 until they are activated.
+ * The activated product and each expert's output are rounded to dtype. The CPU rounds gate and up too, as
+ * Hugging Face does; the GPU keeps them in fp32 until they are activated.
  *
- * On the GPU: hidden and intermediate are multiples of 8 (of 16 with fp8 weights), 16 at least; K <= 32; x,
- * [T, H] of the weights' dtype, takes up to 4 GiB, unless MB_F32_EXACT.
+ * On the GPU hidden and intermediate are multiples of 8 (of 16 with fp8 weights), at least 16, and K is at
+ * most 32. x, [T, H] of the weights' dtype, takes at most 4 GiB, unless f32_math is MB_F32_EXACT.
  */
 typedef struct mb_moe_forward_args {
     const void *x;        /* [T, H] dtype */
     const float *weights; /* [T, K] */
-    const int32_t *ids;   /* [T, K]; of the local experts, others add nothing, see mb_moe_plan */
+    const int32_t *ids;   /* [T, K]; ids that are not local experts' add nothing, see mb_moe_plan */
     mb_weight w13;        /* [n_local_experts, 2I or I, H] */
     mb_weight w2;         /* [n_local_experts, H, I] */
     const void *bias13;   /* [n_local_experts, 2I or I] dtype, or NULL */
@@ -285,8 +291,8 @@ typedef struct mb_moe_forward_args {
     mb_activation activation;
     mb_f32_math f32_math;
     const float *x_scale, *h_scale; /* [1] each, fp8 weights with per-tensor scales only */
-    /* NULL: weights and ids are given. Else the router runs first and writes them: its ids and weights are
-     * ours, and so are its n_tokens, n_experts and top_k. */
+    /* NULL: weights and ids are given. Else the router runs first and writes them; its ids, weights,
+     * n_tokens, n_experts and top_k must be the same as here. */
     const mb_moe_route_args *route;
 } mb_moe_forward_args;
 MB_API mb_status mb_moe_forward_workspace(const mb_moe_forward_args *most, size_t *bytes);

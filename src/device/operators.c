@@ -109,8 +109,8 @@ mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size_t work
     return finish(&where, where.ops->moe_plan(args, workspace, workspace_bytes, stream));
 }
 
-/* ---- Grouped GEMM, experts and sum -------------------------------------------------------------------------------
- */
+/* ---- Grouped GEMM, experts and sum
+ * ------------------------------------------------------------------------------- */
 
 static mb_status enter_grouped_gemm(const mb_grouped_gemm_args *args, place *where) {
     MB_TRY(mb_need(args, "grouped_gemm: args"));

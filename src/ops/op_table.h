@@ -1,15 +1,15 @@
 /*
  * op_table.h - the operators that a forward pass calls, as one struct of function pointers.
  *
- * A device fills the table: the CPU with the C references, a GPU with kernels. The model calls the table and
- * nothing else, so a backend is added without touching model/. A table may have holes while a backend is
- * being written; mb_ops_missing names them.
+ * A device fills the table: the CPU with the C references, a GPU with kernels. The model calls the table
+ * and nothing else, so a backend is added without touching model/. A table may have holes while a backend
+ * is being written; mb_ops_missing names them.
  *
- * Every operator: takes a struct of shapes and pointers, runs on `stream`, never allocates, synchronises,
- * prints or exits; T = 0 is legal and does nothing. `workspace` is device memory. The operator's *_workspace function
- * sets *bytes to what is enough for every call with counts up to those of `most` (n_tokens, n_rows, n_sequences and
- * the like), all else the same. Memory that pointers in `most` name is not read, so the sizes can be asked for before
- * the memory exists.
+ * Every operator takes a struct of shapes and pointers and runs on `stream`. It never allocates,
+ * synchronises, prints or exits. T = 0 is legal and does nothing. `workspace` is device memory. The
+ * operator's _workspace function sets *bytes to a size that is enough for `most` and for every call with
+ * smaller counts (n_tokens, n_rows, n_sequences, ...) and all else the same. It does not read the memory
+ * behind the pointers in `most`, so a size can be asked for before the memory exists.
  */
 #ifndef MB_OPS_OP_TABLE_H
 #define MB_OPS_OP_TABLE_H
@@ -23,7 +23,8 @@
 #include "ops/rope/rope.h"
 #include "ops/sample/sample.h"
 
-/* All operators, once. PLAIN(x) has none, WITH_WORKSPACE(x) has a workspace; x takes an mb_x_args. */
+/* All operators, once: PLAIN(x) without a workspace, WITH_WORKSPACE(x) with one. The argument of x is an
+ * mb_x_args. */
 #define MB_OPERATORS(PLAIN, WITH_WORKSPACE) \
     PLAIN(embed)                            \
     PLAIN(rms_norm)                         \

@@ -42,7 +42,8 @@ static inline void compare_experts(const problem *p, mb_moe_experts_args args, i
     CUDA(cudaFree(workspace));
 }
 
-/* steps: of the forward that has just run, whose workspace still holds plan and y. n_rows: of the local experts. */
+/* steps: of the forward that has just run, whose workspace still holds plan and y. n_rows: of the local
+ * experts. */
 static inline void check_experts_alone(const problem *p, const mb_moe_steps *steps, int64_t n_rows) {
     enum { MOST_GATHERED = 1 << 22 };
     mb_moe_experts_args args = steps->experts;

@@ -1,6 +1,6 @@
 /*
- * Workspaces: what is asked for the largest counts is enough for all smaller ones. The references through the CPU's
- * table, and the layouts of sm_90 (ops/moe/layout_sm90.c), which need no GPU.
+ * Workspaces: what is asked for the largest counts is enough for all smaller ones. The references through
+ * the CPU's table, and the layouts of sm_90 (ops/moe/layout_sm90.c), which need no GPU.
  *
  * The bytes that a call needs are those of its own layout: the tile that is picked for its rows.
  */
@@ -121,7 +121,8 @@ static void test_sm90_forward(void **state) {
     }
 }
 
-/* The case that was found: the size for one token less than 17408 must not be more than the size for 17408. */
+/* The case that was found: the size for one token less than 17408 must not be more than the size for
+ * 17408. */
 static void test_sm90_forward_at_the_last_tile(void **state) {
     (void)state;
     const setting *s = &settings[0];

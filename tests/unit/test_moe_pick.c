@@ -1,4 +1,5 @@
-/* Which tile runs a shape (ops/moe/experts/pick.c): every row of tiles.def, monotonic, and the largest numbers. */
+/* Which tile runs a shape (ops/moe/experts/pick.c): every row of tiles.def, monotonic, and the largest
+ * numbers. */
 #include "ops/moe/experts/pick.h"
 
 #include <setjmp.h>

@@ -611,8 +611,8 @@ static void test_max_tiles(void **state) {
     assert_int_equal(mb_moe_max_tiles(100, 8, 0), 0);
 }
 
-/* Router, plan, two grouped GEMMs or the experts, and the sum, one after the other; against all in one call. In fp32 nothing
- * is rounded on the way, and both add in the same order: the same bits. */
+/* Router, plan, two grouped GEMMs or the experts, and the sum, one after the other; against all in one
+ * call. In fp32 nothing is rounded on the way, and both add in the same order: the same bits. */
 static void test_pieces_are_the_whole(void **state) {
     (void)state;
     mb_moe_router_gemm_args router = router_gemm();
@@ -657,8 +657,8 @@ static void test_pieces_are_the_whole(void **state) {
     assert_true(sum > 0.01 && sum < 1000);
 }
 
-/* Rows that were gathered by the caller, with rows of nobody around them: the same bits as by row_index, and rows of
- * nobody are left alone. */
+/* Rows that were gathered by the caller, with rows of nobody around them: the same bits as by row_index,
+ * and rows of nobody are left alone. */
 static void test_experts_of_gathered_rows(void **state) {
     (void)state;
     enum { BEFORE = 2, BEHIND = 3, ALL = BEFORE + R + BEHIND };

@@ -2,9 +2,10 @@
  * check.h - one call site per operator case that checks the operator and times it, so that tests and
  * benchmarks cannot drift apart (the idea of dav1d's checkasm).
  *
- * A case makes random inputs, calls one entry of the op table under test, and compares with a computation in
- * fp64 that is written for the case alone and shares no code with the operators. Outputs are poisoned before
- * the call, and the bytes behind every buffer must be untouched after it. Not thread-safe.
+ * A case makes random inputs, calls one operator of the table under test, and compares the output with a
+ * computation in fp64. That computation belongs to the case and shares no code with the operators. Outputs
+ * are poisoned before the call. Guard bytes follow every buffer and must be unchanged afterwards. Not
+ * thread-safe.
  */
 #ifndef MB_OPS_COMMON_CHECK_H
 #define MB_OPS_COMMON_CHECK_H
@@ -23,11 +24,12 @@ typedef struct mb_check {
     const mb_ops *ops; /* under test */
     mb_stream stream;
     uint64_t seed;
-    /* Where the cases' memory comes from, and what waits for a call: of a GPU, memory that both see. NULL: the host's. */
+    /* For a GPU: memory that the host and the GPU can both use, and a wait for a call's end. NULL: memory of
+     * the host, and calls that have finished when they return. */
     void *(*allocate)(size_t n_bytes);
     void (*release)(void *memory);
     mb_status (*finish)(mb_stream stream);
-    int may_refuse; /* the operators refuse shapes and types that their kernels cannot do; the cases skip those */
+    int may_refuse;     /* a case is skipped, not failed, when the operator refuses its shape or types */
     double min_seconds; /* each call is repeated for this long and timed; 0: called once */
     FILE *report;       /* one line per case; NULL: failures only, on stderr */
     int32_t n_cases, n_skipped, n_failed;
@@ -45,20 +47,21 @@ extern "C" {
 
 /* Starts a case. Its random numbers follow from check->seed and its name alone. */
 __attribute__((format(printf, 2, 3))) void mb_check_begin(mb_check *check, const char *format, ...);
-/* Ends it: looks behind every buffer, frees them, and reports; flops and bytes are what the operator must
- * do at least, for the rates in the report. */
+/* Ends the case: checks the guard bytes, frees the buffers, and reports. The rates in the report follow from
+ * flops and bytes, the least that the operator must do. */
 void mb_check_end(mb_check *check, double flops, double bytes);
 
-/* The present case cannot run, and says why; what fails after that does not count. */
+/* Counts the present case as skipped, and reports why. Failures after that are ignored. */
 void mb_check_skip(mb_check *check, const char *why);
 __attribute__((format(printf, 2, 3))) void mb_check_fail(mb_check *check, const char *format, ...);
-/* Fails the case with mb_last_error() unless the status is MB_OK; skips it where operators may refuse. */
+/* Fails the case with mb_last_error() unless the status is MB_OK. With may_refuse, MB_ERR_ARGUMENT and
+ * MB_ERR_UNSUPPORTED skip it. */
 void mb_check_ok(mb_check *check, mb_status status);
 
 uint64_t mb_check_random(mb_check *check);
 double mb_check_uniform(mb_check *check, double low, double high);
 
-/* Memory until the end of the case, poisoned: reads as NaN in every floating-point type. */
+/* Memory until the end of the case. Its poison reads as NaN in every floating-point type. */
 void *mb_check_alloc(mb_check *check, size_t n_bytes);
 /* n random values in [low, high), rounded to dtype. */
 void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, double high);

@@ -1,9 +1,9 @@
 /*
  * dtype.h - between fp32 and the narrower types: single values inline, runs of values in dtype.c.
  *
- * Widening is exact. Narrowing rounds to nearest, ties to even; what is too large becomes infinity (bf16,
- * fp16) or the largest finite value (fp8 E4M3, which has no infinity). All of it is branch-free integer and
- * fp32 arithmetic, so that loops over it vectorise.
+ * Widening is exact. Narrowing rounds to nearest, ties to even. A value that is too large becomes infinity
+ * (bf16, fp16) or the largest finite value (fp8 E4M3, which has no infinity). The code has no branches, so
+ * loops over it vectorise.
  */
 #ifndef MB_OPS_COMMON_DTYPE_H
 #define MB_OPS_COMMON_DTYPE_H
@@ -25,8 +25,8 @@ static inline MB_HOST_DEVICE uint32_t mb_bits_of_f32(float value) {
     return bits;
 }
 
-/* condition ? a : b without a branch. Spelled with masks since compilers will not speculate on the
- * floating-point operation that gives one of the values, and then cannot vectorise. */
+/* condition ? a : b without a branch. (Compilers do not turn ?: into a selection when one value comes from a
+ * floating-point operation, and then do not vectorise.) */
 static inline uint32_t mb_select(int condition, uint32_t a, uint32_t b) {
     uint32_t mask = 0u - (uint32_t)condition;
     return (a & mask) | (b & ~mask);
@@ -36,9 +36,9 @@ static inline float mb_f32_of_bf16(uint16_t half) {
     return mb_f32_of_bits((uint32_t)half << 16);
 }
 
-/* Normal numbers: exponent and mantissa are moved to fp32's places and the exponent's bias is made up for.
- * Subnormal ones: the mantissa is a count of the smallest step. Never by way of fp32 subnormals, which some
- * CPUs are slow with. */
+/* Normal numbers: exponent and mantissa move to their places in fp32, and the difference of the two biases
+ * is added. Subnormal numbers: the mantissa counts steps of 2^-24. No fp32 subnormals appear, since some
+ * CPUs are slow with them. */
 static inline float mb_f32_of_f16(uint16_t half) {
     uint32_t magnitude = half & 0x7fff;
     uint32_t normal = (magnitude << 13) + 0x38000000u;
@@ -70,8 +70,8 @@ static inline uint16_t mb_bf16_of_f32(float value) {
                                rounded); /* quiet NaN */
 }
 
-/* Subnormal results: adding a number whose last place is the result's step leaves the rounded multiple of
- * that step in the low bits of the sum. */
+/* Subnormal results: 0.5 has the result's step as its last place, so adding 0.5 rounds the value to a
+ * multiple of the step and leaves the multiple in the low bits. */
 static inline uint16_t mb_f16_of_f32(float value) {
     uint32_t bits = mb_bits_of_f32(value), magnitude = bits & 0x7fffffffu;
     uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;

@@ -15,8 +15,8 @@
 /* 1 for the types that activations may have: MB_F32, MB_BF16, MB_F16. */
 int mb_dtype_is_activation(mb_dtype dtype);
 
-/* The weight has exactly this shape, and a dtype and scales that operators take; scales only where they are allowed.
- * `name` starts the error sentence: "gemm: weight". mb_weight_check: and it has data. */
+/* Checks that the weight has this shape, and a dtype and scales that are supported; without scales_allowed it
+ * must have none. `name` begins the error sentence: "gemm: weight". mb_weight_check also asks for data. */
 mb_status mb_weight_check_shape(const mb_weight *weight, const char *name, int64_t count, int64_t rows,
                                 int64_t cols, int scales_allowed);
 mb_status mb_weight_check(const mb_weight *weight, const char *name, int64_t count, int64_t rows,

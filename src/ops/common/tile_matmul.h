@@ -1,8 +1,8 @@
 /*
  * tile_matmul.h - the inner loop of every matrix product on the CPU: a few rows of x times four rows of W.
  *
- * Used by gemm and by the experts' grouped GEMM. Output (r, c) is one sequence of operations that depends on
- * x[r] and W[c] alone, however many rows and columns a call asks for.
+ * Output (r, c) comes from one sequence of operations that depends on x[r] and W[c] alone, not on the number
+ * of rows and columns of the call.
  */
 #ifndef MB_OPS_COMMON_TILE_MATMUL_H
 #define MB_OPS_COMMON_TILE_MATMUL_H

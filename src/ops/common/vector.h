@@ -1,9 +1,9 @@
 /*
  * vector.h - 16 fp32 lanes as the compiler's vector type, and what is built on it.
  *
- * Sums over a row are kept as 16 lanes (element i goes to lane i % 16) that are added up by one fixed tree at
- * the end. This one order holds for every tile shape and vector width, which makes results independent of the
- * batch. Rows are padded with zeros to whole vectors.
+ * A sum over a row is kept in 16 lanes: element i is added to lane i % 16. At the end one fixed tree adds
+ * up the lanes. The order is the same for every tile shape and vector width, so results do not depend on
+ * the batch. Rows are padded with zeros to whole vectors.
  */
 #ifndef MB_OPS_COMMON_VECTOR_H
 #define MB_OPS_COMMON_VECTOR_H

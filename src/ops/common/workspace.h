@@ -12,11 +12,12 @@ extern "C" {
 /* *bytes is what the measuring arena has handed out. MB_ERR_ARGUMENT when the arena overflowed. */
 mb_status mb_workspace_measured(const char *op, const mb_arena *measured, size_t *bytes);
 
-/* MB_ERR_CAPACITY when the caller's workspace is NULL or too small; nothing is needed of 0 bytes. */
+/* MB_ERR_CAPACITY when the workspace is too small, or NULL although bytes are needed. */
 mb_status mb_workspace_check(const char *op, const void *workspace, size_t workspace_bytes,
                              size_t needed_bytes);
 
-/* The same for a workspace that was cut without looking at its end: an arena of capacity SIZE_MAX. */
+/* The same after an arena of capacity SIZE_MAX was cut from the workspace: what it has handed out is
+ * needed. */
 mb_status mb_workspace_check_arena(const char *op, const void *workspace, size_t workspace_bytes,
                                    const mb_arena *cut);
 

@@ -1,9 +1,10 @@
 /*
- * arguments.h - what must hold of the MoE operators' arguments on every device, checked in one place.
+ * arguments.h - what must hold of the MoE operators' arguments on every device.
  *
- * *_check_sizes looks at shapes and types, for the _workspace functions, which may come before the memory;
- * *_check at the pointers too, unless there is nothing to do. A device adds what it cannot do. Each returns
- * MB_ERR_ARGUMENT and a sentence that names the argument.
+ * A *_check_sizes function looks at shapes and types only, for the _workspace functions: a size may be asked
+ * for before the memory exists. A *_check function looks at the pointers too, unless there is nothing to do.
+ * A failure is MB_ERR_ARGUMENT (MB_ERR_UNSUPPORTED for a weight that no device supports) and a sentence that
+ * names the argument. Each device then checks what it cannot do itself.
  */
 #ifndef MB_OPS_MOE_ARGUMENTS_H
 #define MB_OPS_MOE_ARGUMENTS_H
@@ -34,7 +35,7 @@ mb_status mb_moe_reduce_check(const mb_moe_reduce_args *args);
 mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args);
 mb_status mb_moe_forward_check(const mb_moe_forward_args *args);
 
-/* The experts of a whole layer as an operator of their own. row_index, offsets and y are for the caller to fill in. */
+/* The arguments of moe_experts for a layer's experts. The caller fills in row_index, offsets and y. */
 mb_moe_experts_args mb_moe_forward_experts(const mb_moe_forward_args *args);
 
 #ifdef __cplusplus

@@ -20,8 +20,8 @@ static int64_t n_scale_blocks(int64_t n_columns) {
     return (n_columns + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
 }
 
-/* Counters of the experts' kernel: the next item, for each tile its finished pieces of the first GEMM, and of each of
- * its blocks of outputs the finished pieces, in each CTA of a pair. */
+/* Counters of the experts' kernel: one for the next item, one for each tile's finished pieces of the first
+ * GEMM, and one for the finished pieces of each tile, block of outputs and CTA of a pair. */
 static int64_t n_counters(int64_t max_tiles, int64_t block_outputs) {
     const int64_t most_ctas = 2;
     return 1 + max_tiles * (1 + n_scale_blocks(block_outputs) * most_ctas);
@@ -47,8 +47,8 @@ static mb_experts_tiles tiles_layout(int64_t n_rows, int64_t n_groups, int tile,
     return t;
 }
 
-/* The choices of a workspace for at most most_rows rows, one after another: the rows, up to as many as the choice is
- * picked for. Returns 0 when the choices before were enough. */
+/* For sizing a workspace of most_rows rows or fewer: *n_rows is the most rows that this choice is picked for.
+ * Returns 0 when the choices before are picked for all of them. */
 static int next_choice(mb_moe_family family, int32_t n_groups, int64_t most_rows, int choice,
                        int64_t *n_rows) {
     if (choice > 0 && mb_moe_choice_most_rows(family, choice - 1, n_groups) >= most_rows)
@@ -163,7 +163,7 @@ static mb_status check_experts_of(const char *op, const mb_moe_experts_args *arg
             MB_ERR_ARGUMENT,
             "%s: hidden is %d, intermediate %d; on sm90 they must be multiples of %d and 16 at least", op,
             args->hidden, args->intermediate, step);
-    /* The experts' kernel counts the places of x in 32 bits. */
+    /* The experts' kernel has byte offsets into x of 32 bits. */
     int64_t most_values = ((int64_t)UINT32_MAX + 1) / (int64_t)mb_dtype_bytes(args->w13.dtype);
     if (!is_exact(args->dtype, args->f32_math) && args->n_tokens * args->hidden > most_values)
         return mb_fail(MB_ERR_UNSUPPORTED,

@@ -1,10 +1,11 @@
 /*
- * layout_sm90.h - what the experts' operators want on sm_90 beyond their contract, and how they cut their workspace.
- * Plain C: tests/unit/test_moe_layout.c looks at all sizes without a GPU.
+ * layout_sm90.h - the limits of the experts' operators on sm_90, and how they cut their workspace. Plain C,
+ * so that tests/unit/test_moe_layout.c can look at all sizes without a GPU.
  *
- * A *_layout function hands out the arena's memory; a measuring arena gives the size. A *_most_bytes function sizes a
- * workspace for all calls with fewer tokens or rows too, which run on smaller tiles: a tile's needs grow with its rows,
- * so the most rows that each tile is picked for decide. All but *_check assume arguments that were checked.
+ * A *_layout function takes the pieces of one call from an arena; with a measuring arena it gives their
+ * size. Its arguments were checked. A *_most_bytes function gives a size that is enough for fewer tokens or
+ * rows too. Calls of fewer rows run on smaller tiles. With one tile, more rows need more bytes. So the
+ * function takes, for each tile, the most rows that the tile is picked for, and returns the largest size.
  */
 #ifndef MB_OPS_MOE_LAYOUT_SM90_H
 #define MB_OPS_MOE_LAYOUT_SM90_H
@@ -25,7 +26,7 @@ mb_status mb_grouped_gemm_sm90_check(const mb_grouped_gemm_args *args);
 mb_status mb_moe_experts_sm90_check(const mb_moe_experts_args *args);
 mb_status mb_moe_forward_sm90_check(const mb_moe_forward_args *args);
 
-/* The token tiles of a call of the experts' kernel, or of the exact fp32 GEMM. */
+/* The token tiles of one call of the experts' kernel, or of the exact fp32 GEMM. */
 typedef struct mb_experts_tiles {
     mb_moe_token_tile *tiles;
     int32_t *n_tiles;  /* [1] */
@@ -55,12 +56,12 @@ typedef struct mb_moe_experts_layout {
 mb_moe_experts_layout mb_moe_experts_sm90_layout(const mb_moe_experts_args *args, int tile, mb_arena *arena);
 mb_status mb_moe_experts_sm90_most_bytes(const mb_moe_experts_args *most, size_t *bytes);
 
-/* x to fp8, as an operation of the front: x is NULL when the weights are not fp8. */
+/* The arguments for x to fp8; their x is NULL when the weights are not fp8. */
 mb_moe_quantize_args mb_moe_experts_quantize(const mb_moe_experts_args *args,
                                              const mb_moe_experts_layout *layout);
 
-/* The kernels of one forward, in order, so that a benchmark can stop after any of them. With MB_F32_EXACT the two GEMMs
- * are mb_grouped_gemm_f32_sm90's. */
+/* The kernels of one forward, in order, so that a benchmark can stop after any of them. With MB_F32_EXACT
+ * the two GEMMs are mb_grouped_gemm_f32_sm90's. */
 typedef struct mb_moe_steps {
     mb_moe_front_args front;
     void *front_workspace;

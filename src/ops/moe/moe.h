@@ -1,19 +1,15 @@
 /*
  * moe.h - the MoE operators' entry points; their parameters are public (moebius/ops.h).
  *
- * moe_forward is composed of the smaller ones: route -> plan -> experts -> reduce. The experts gather the rows of x,
- * multiply them with w13, activate, and multiply with w2. A token's result does not depend on its neighbours, bit for
- * bit. Rounded to dtype: the activated product and each expert's output, on the CPU gate and up too, as in
- * Hugging Face (all with their bias, from fp32); the GPU keeps gate and up in fp32 until they are activated.
- * The sum over k, of residual and of shared is fp32 and rounded once.
+ * moe_forward is the smaller operators one after another: route, plan, experts, reduce. A token's result does
+ * not depend on the other tokens, bit for bit.
  */
 #ifndef MB_OPS_MOE_H
 #define MB_OPS_MOE_H
 
 #include "moebius/ops.h"
 
-/* act(gate) * up over the halves of a row: the MLP of a dense layer, and the middle of an expert. Ungated
- * activations read only the first half's width. */
+/* act(gate) * up, gate and up being the halves of a row: the middle of a dense layer's MLP. */
 typedef struct mb_gated_activation_args {
     const void *x; /* [n_rows, 2I] dtype: gate, up (ungated: [n_rows, I]) */
     void *out;     /* [n_rows, I] dtype */

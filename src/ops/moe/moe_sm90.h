@@ -1,6 +1,6 @@
 /*
- * moe_sm90.h - the MoE operators' Hopper launchers, and what they hand to each other. experts/README.md tells how the
- * kernels work. The public parameters are in moebius/ops.h.
+ * moe_sm90.h - the MoE operators' Hopper launchers, and what they hand to each other. experts/README.md
+ * tells how the kernels work. The public parameters are in moebius/ops.h.
  */
 #ifndef MB_OPS_MOE_SM90_H
 #define MB_OPS_MOE_SM90_H
@@ -30,8 +30,8 @@ typedef struct mb_moe_quantize_args {
 } mb_moe_quantize_args;
 mb_status mb_moe_quantize_sm90(const mb_moe_quantize_args *args, mb_stream stream);
 
-/* All that comes before the experts, in as few launches as the size allows (one for a few tokens): the
- * router, the plan, x to fp8, and counters that the experts' kernel wants to be 0. */
+/* All work before the experts' kernel, in as few launches as the size allows (one for a few tokens): the
+ * router, the plan, x to fp8, and the kernel's counters set to 0. */
 typedef struct mb_moe_front_args {
     const mb_moe_route_args *route; /* NULL: ids are there already */
     mb_moe_plan_args plan;
@@ -43,7 +43,7 @@ mb_status mb_moe_front_sm90_workspace(const mb_moe_front_args *most, size_t *byt
 mb_status mb_moe_front_sm90(const mb_moe_front_args *args, void *workspace, size_t workspace_bytes,
                             mb_stream stream);
 
-/* The tiles of rows that are grouped already, as mb_moe_plan would cut them, and counters set to 0. */
+/* Cuts rows that are grouped already into tiles, as mb_moe_plan does, and sets counters to 0. */
 typedef struct mb_moe_tiles_args {
     const int32_t *offsets; /* [n_groups + 1], or NULL: one group of n_rows */
     int64_t n_rows;
@@ -72,8 +72,8 @@ mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, void *workspace, 
                               mb_stream stream);
 
 mb_status mb_moe_reduce_sm90(const mb_moe_reduce_args *args, mb_stream stream);
-/* The same behind the experts' kernel, which reads token_row and weights no more than the reduction writes
- * them. */
+/* The same right after the experts' kernel. It reads token_row and weights before that kernel ends, since the
+ * kernel does not write them. */
 mb_status mb_moe_reduce_experts_sm90(const mb_moe_reduce_args *args, mb_stream stream);
 
 mb_status mb_moe_forward_sm90_workspace(const mb_moe_forward_args *most, size_t *bytes);

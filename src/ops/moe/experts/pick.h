@@ -35,8 +35,8 @@ extern const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES];
 
 mb_moe_family mb_moe_family_of(mb_dtype weights);
 
-/* mb_moe_pick's choices of a family, from few rows to many: the tile (an index into mb_moe_tiles) that is picked for
- * more rows than the choice before it and up to mb_moe_choice_most_rows. The last choice has no limit: INT64_MAX. */
+/* What mb_moe_pick chooses from: the tiles of a family (indices into mb_moe_tiles), for few rows to many. A
+ * choice is picked for up to mb_moe_choice_most_rows rows, which for the last one is INT64_MAX. */
 enum { MB_MOE_N_CHOICES = 5 };
 int mb_moe_choice(mb_moe_family family, int choice);
 int64_t mb_moe_choice_most_rows(mb_moe_family family, int choice, int32_t n_local_experts);

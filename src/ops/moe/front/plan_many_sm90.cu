@@ -80,8 +80,8 @@ static __global__ void __launch_bounds__(MAX_THREADS) count_many(const __grid_co
         to[e] = counts[e];
 }
 
-/* The next part of the scan. A part that was taken belongs to a CTA that runs and waits for earlier parts only:
- * so waiting for earlier parts ends, however few CTAs run at once. */
+/* The next part of the scan. A part that was taken belongs to a CTA that runs and waits for earlier parts
+ * only: so waiting for earlier parts ends, however few CTAs run at once. */
 static __device__ __forceinline__ uint32_t take_part(uint64_t *next_part) {
     __shared__ uint32_t part;
     if (threadIdx.x == 0)

@@ -13,7 +13,7 @@ int mb_plan_is_of_many(const mb_moe_plan_args *args) {
     return args->n_local_experts > FEW_EXPERTS || args->n_tokens * args->top_k >= MANY_CHOICES;
 }
 
-/* As many groups as shared memory and L2 need; with few choices fewer chunks. */
+/* There are as many groups as shared memory and L2 ask for, and fewer chunks when there are few choices. */
 mb_plan_grid mb_plan_grid_of_many(const mb_moe_plan_args *args, int n_processors) {
     int64_t n_choices = args->n_tokens * args->top_k, n_experts = args->n_local_experts,
             n_ctas = n_processors;
@@ -39,8 +39,8 @@ size_t mb_plan_bytes(const mb_moe_plan_args *args, int n_processors) {
     return n_ctas == 1 ? 0 : sizeof(int32_t) * n_ctas * n_experts;
 }
 
-/* Each of the two ways needs more for more tokens; the way of many choices, which comes after the other, may need less
- * than it. */
+/* Each of the two plans needs more bytes for more tokens. But the plan of many choices, which is used for
+ * more tokens, may need fewer than the other. */
 size_t mb_plan_most_bytes(const mb_moe_plan_args *most, int n_processors) {
     size_t bytes = mb_plan_bytes(most, n_processors);
     mb_moe_plan_args fewer = *most;

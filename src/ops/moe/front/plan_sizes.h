@@ -1,7 +1,9 @@
 /*
- * plan_sizes.h - how the plan on sm_90 is cut into CTAs, and the workspace that follows. Plain C, tested without a GPU.
+ * plan_sizes.h - how many CTAs the plan has on sm_90, and the bytes of its workspace. Plain C, tested
+ * without a GPU.
  *
- * Few experts and few choices: `count` and `place` (plan_sm90.cu), or `place` alone in one CTA. Many: plan_many_sm90.cu.
+ * The plan of few experts and choices is in plan_sm90.cu: `count` and `place`, or `place` alone when one
+ * CTA is enough. The plan of many is in plan_many_sm90.cu.
  */
 #ifndef MB_OPS_MOE_PLAN_SIZES_H
 #define MB_OPS_MOE_PLAN_SIZES_H
@@ -37,7 +39,8 @@ uint32_t mb_plan_ctas(int64_t n_choices);
 
 int mb_plan_is_of_many(const mb_moe_plan_args *args);
 
-/* The plan of many experts: CTAs are n_groups groups of experts times n_chunks chunks of choices, all SMs at most. */
+/* The plan of many experts: CTAs are n_groups groups of experts times n_chunks chunks of choices, all SMs
+ * at most. */
 typedef struct mb_plan_grid {
     uint32_t n_chunks, n_groups;
     uint32_t chunk_choices; /* a multiple of BATCH */
@@ -45,7 +48,8 @@ typedef struct mb_plan_grid {
 } mb_plan_grid;
 mb_plan_grid mb_plan_grid_of_many(const mb_moe_plan_args *args, int n_processors);
 
-/* Bytes of workspace of a call, and enough for every call with up to as many tokens. The sizes were checked. */
+/* Bytes of workspace: of one call, and enough for every call with as many tokens or fewer. The sizes were
+ * checked before. */
 size_t mb_plan_bytes(const mb_moe_plan_args *args, int n_processors);
 size_t mb_plan_most_bytes(const mb_moe_plan_args *most, int n_processors);
 

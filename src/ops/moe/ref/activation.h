@@ -4,10 +4,10 @@
 
 #include "moebius/ops.h"
 
-/* out[i] = act(gate[i]) * up[i]; ungated activations do not look at up. All fp32; no overlap. */
+/* out[i] = act(gate[i]) * up[i]; ungated activations do not read up. The arrays must not overlap. */
 void mb_activation_row(mb_activation activation, int64_t n, const float *gate, const float *up, float *out);
 
-/* 1 when it is a function: one of the enum's but MB_ACT_NONE. */
+/* 1 for every value of the enum but MB_ACT_NONE. */
 int mb_activation_is_known(mb_activation activation);
 
 #endif

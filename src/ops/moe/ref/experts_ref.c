@@ -11,9 +11,9 @@
 #include "ops/moe/ref/ref.h"
 
 /*
- * Schedule: each expert's rows are cut into tiles of up to MB_TILE_ROWS. Then three steps, the items of each shared
- * by the threads: x widened to fp32, by rows of x; (tile, strip of columns) of w13, gate and up of the same columns
- * together, and their activation; (tile, strip) of w2.
+ * Schedule: each expert's rows are cut into tiles of up to MB_TILE_ROWS. Then three steps, the items of
+ * each shared by the threads: x widened to fp32, by rows of x; (tile, strip of columns) of w13, gate and up
+ * of the same columns together, and their activation; (tile, strip) of w2.
  *
  * Rounded to dtype: gate and up, the activated product and y, as in Hugging Face.
  */

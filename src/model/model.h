@@ -30,9 +30,9 @@ struct mb_model {
     mb_kept_failure tokenizer_failure, chat_failure;
 };
 
-/* The tokenizer and the chat template of a checkpoint whose config.json is read already. template_name: instead of
- * the checkpoint's template, or NULL. What is wrong with the files is kept in the model; failures are running out
- * of memory and a template_name that nobody knows. */
+/* The tokenizer and the chat template of a checkpoint whose config.json is read already. template_name:
+ * instead of the checkpoint's template, or NULL. What is wrong with the files is kept in the model;
+ * failures are running out of memory and a template_name that nobody knows. */
 mb_status mb_model_open_text(mb_model *model, const char *directory, const char *template_name);
 void mb_model_close_text(mb_model *model);
 

@@ -1,8 +1,8 @@
 /*
  * model_text.c - what a checkpoint says about text: its tokenizer and its chat template.
  *
- * A model can be used by token ids alone. So a tokenizer or a template that cannot be used does not stop the model
- * from opening: the failure is kept, and the functions that need the part return it.
+ * A model can be used by token ids alone. So a tokenizer or a template that cannot be used does not stop
+ * the model from opening: the failure is kept, and the functions that need the part return it.
  */
 #include <limits.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* Any bytes as tokenizer.json, and behind a byte 0x1E as tokenizer_config.json, behind another as added_tokens.json:
- * opening fails with a sentence or gives a tokenizer that encodes and decodes. */
+/* Any bytes as tokenizer.json, and behind a byte 0x1E as tokenizer_config.json, behind another as
+ * added_tokens.json: opening fails with a sentence or gives a tokenizer that encodes and decodes. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

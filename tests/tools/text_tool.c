@@ -1,16 +1,17 @@
 /*
- * text_tool.c - the tokenizer and the chat templates for the Python tests: requests on stdin, one JSON line each on
- * stdout. A request is a line of words that ends with a number of bytes N, then those bytes:
+ * text_tool.c - the tokenizer and the chat templates for the Python tests: requests on stdin, one JSON line
+ * each on stdout. A request is a line of words that ends with a number of bytes N, then those bytes:
  *
- *   open VOCAB N_CONFIG N_ADDED N   tokenizer_config.json, added_tokens.json, tokenizer.json   {}
- *                                   (N counts all three; N_CONFIG or N_ADDED -1: there is no such file)
- *   encode SPECIAL N                text                                                       {"ids": [...]}
- *   decode SKIP CHUNK N             ids, separated by spaces                                   {"text": "..."}
- *                                   (CHUNK: one by one, or all at once)
- *   pieces N_PATTERN N              pattern, then text (N counts both)                         {"pieces": [bytes, ...]}
- *   recognise IS_JINJA N            tokenizer_config.json or a template                        {"template": n}
- *   render NAME PROMPT THINK N_TOOLS N   tools, then messages (N counts both; N_TOOLS -1: none)  {"text": "..."}
- *   dump N                          JSON                                                       {"text": "..."}
+ *   open VOCAB N_CONFIG N_ADDED N        tokenizer_config.json, added_tokens.json, tokenizer.json; N counts
+ *                                        all three, -1: there is no such file. Answer {}
+ *   encode SPECIAL N                     text. Answer {"ids": [...]}
+ *   decode SKIP CHUNK N                  ids, separated by spaces; CHUNK: one by one, or all at once.
+ *                                        Answer {"text": "..."}
+ *   pieces N_PATTERN N                   pattern, then text; N counts both. Answer {"pieces": [bytes, ...]}
+ *   recognise IS_JINJA N                 tokenizer_config.json or a template. Answer {"template": n}
+ *   render NAME PROMPT THINK N_TOOLS N   tools, then messages; N counts both; N_TOOLS -1: no tools.
+ *                                        Answer {"text": "..."}
+ *   dump N                               JSON. Answer {"text": "..."}
  *
  * A failure answers {"status": "MB_ERR_...", "error": "..."}.
  */

@@ -1,4 +1,5 @@
-/* Byte-pair merging against its definition: merge the pair of lowest rank, the leftmost first, until no pair can. */
+/* Byte-pair merging against its definition: merge the pair of lowest rank, the leftmost first, until no
+ * pair can. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

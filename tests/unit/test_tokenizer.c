@@ -313,7 +313,7 @@ static void test_every_allocation_may_fail(void **state) {
     static const char text[] = "ab <x> e\xCC\x81\xCC\x96 \xE1\xB2\x89 <y><z><p>";
     static const char config[] =
         "{\"added_tokens_decoder\": {\"302\": {\"content\": \"<z>\", \"lstrip\": true}, "
-        "\"300\": {\"content\": \"<x>\", \"special\": true}}, \"pad_token\": \"<p>\"}";
+        "\"300\": {\"content\": \"<x>\", \"normalized\": false}}, \"pad_token\": \"<p>\"}";
     char *json = small_json();
     for (int for_good = 0; for_good < 2; for_good++) {
         int succeeded = 0;

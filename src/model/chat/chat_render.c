@@ -3,8 +3,8 @@
  *
  * Qwen's three templates share everything but the assistant's turn and the opening of the answer:
  *
- *   qwen3            the turns after the last question keep their thinking; enable_thinking = 0 opens the answer
- *                    with an empty think block
+ *   qwen3            the turns after the last question keep their thinking; enable_thinking = 0 opens the
+ *                    answer with an empty think block
  *   qwen3-thinking   the same turns; the answer always opens with <think>
  *   qwen3-instruct   turns as they are
  *
@@ -134,8 +134,9 @@ static mb_status read_tool_calls(const json_t *item, size_t i, const json_t **ca
     return MB_OK;
 }
 
-/* The names for thinking that was given apart, as transformers 5 and vLLM know them: the first that is not null
- * counts. NULL when it is no string, which the templates take for no thinking. */
+/* The thinking that was given apart from the content, under one of the names that transformers 5 and vLLM
+ * know. The first name whose value is not null counts. NULL when there is none, or when the value is no
+ * string: the templates take no notice of other values. */
 static const json_t *find_reasoning(const json_t *item) {
     static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
     for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
@@ -242,8 +243,8 @@ static mb_status render_opening(rendering *r) {
     return MB_OK;
 }
 
-/* The user's last message that is a question and not the response of a tool in a user's turn. Without such a message,
- * the last message of all. */
+/* The user's last message that is a question and not the response of a tool in a user's turn. Without such
+ * a message, the last message of all. */
 static size_t last_question(const rendering *r) {
     for (size_t i = r->n; i-- > 0;) {
         const message *m = &r->messages[i];

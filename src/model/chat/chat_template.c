@@ -49,10 +49,10 @@ static const struct {
 };
 
 /*
- * Feeds the template's normal form to the hash: the template without comments, and without white space outside of
- * string literals. Copies of one template differ in these when they went through editors, or from a JSON string to
- * a file of its own. What these templates render does not change: all of their tags take away the white space
- * before them.
+ * Feeds the template's normal form to the hash: the template without comments, and without white space
+ * outside of string literals. Copies of one template differ in these when they went through editors, or
+ * from a JSON string to a file of its own. What these templates render does not change: all of their tags
+ * take away the white space before them.
  */
 static void hash_normal_form(XXH3_state_t *state, const char *jinja, size_t n_bytes) {
     char quote = 0;

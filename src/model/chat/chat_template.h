@@ -1,13 +1,14 @@
 /*
- * chat_template.h - native renderers of the chat templates (in Jinja) that Qwen3 checkpoints and their fine-tunes
- * carry.
+ * chat_template.h - native renderers of the chat templates (in Jinja) that Qwen3 checkpoints and their
+ * fine-tunes carry.
  *
- * No Jinja is interpreted. The genuine templates are recognised by their text, plain ChatML by its structure, and
- * each is rendered by C code that was checked against jinja2. A template that is not recognised is refused.
+ * No Jinja is interpreted. The genuine templates are recognised by their text, plain ChatML by its
+ * structure, and each is rendered by C code that was checked against jinja2. A template that is not
+ * recognised is refused.
  *
- * What a template would drop without a word is refused, too: contents that are not strings (null or absent is
- * nothing said, as with an assistant that only calls tools); with Qwen's templates, roles other than system, user,
- * assistant and tool; with ChatML, tools and calls of tools.
+ * What a template would drop without a word is refused, too: contents that are not strings (null or absent
+ * is nothing said, as with an assistant that only calls tools); with Qwen's templates, roles other than
+ * system, user, assistant and tool; with ChatML, tools and calls of tools.
  */
 #ifndef MB_MODEL_CHAT_TEMPLATE_H
 #define MB_MODEL_CHAT_TEMPLATE_H

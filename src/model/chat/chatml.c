@@ -1,9 +1,9 @@
 /*
  * chatml.c - a reader for the few statements that a plain ChatML template has.
  *
- * The template is read twice over: as text and tags, with Jinja's rules for white space as transformers sets them
- * (trim_blocks, lstrip_blocks); and within tags as tokens. What the template prints is compared on the way with what
- * ChatML prints, so nothing needs to be stored.
+ * The template is read twice over: as text and tags, with Jinja's rules for white space as transformers
+ * sets them (trim_blocks, lstrip_blocks); and within tags as tokens. What the template prints is compared
+ * on the way with what ChatML prints, so nothing needs to be stored.
  */
 #include "model/chat/chatml.h"
 

@@ -10,9 +10,9 @@
  *     <|im_start|>ROLE\nCONTENT<|im_end|>\n         for each message
  *     <|im_start|>assistant\n                       when a generation prompt is wanted
  *
- * The template may be written as any mixture of text, outputs, + or ~, m['role'] or m.role, white space control,
- * comments, and a default for add_generation_prompt. With branches, filters, calls or other variables it is another
- * template. No memory is allocated, and every text is safe to give.
+ * The template may be written as any mixture of text, outputs, + or ~, m['role'] or m.role, white space
+ * control, comments, and a default for add_generation_prompt. With branches, filters, calls or other
+ * variables it is another template. No memory is allocated, and every text is safe to give.
  */
 int mb_chatml_recognise(const char *jinja, size_t n_bytes);
 

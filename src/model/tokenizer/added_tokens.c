@@ -44,8 +44,8 @@ const mb_added_token *mb_added_matcher_duplicate(const mb_added_matcher *matcher
     return NULL;
 }
 
-/* The tokens sorted[low, high) agree in their first `depth` bytes, and all are longer. Returns the first of them
- * whose next byte is at least `byte`. */
+/* The tokens sorted[low, high) agree in their first `depth` bytes, and all are longer. Returns the first of
+ * them whose next byte is at least `byte`. */
 static size_t lower_bound(const mb_added_matcher *matcher, size_t low, size_t high, size_t depth,
                           unsigned byte) {
     while (low < high) {

@@ -24,7 +24,8 @@ typedef struct mb_added_token {
     uint8_t strips_left, strips_right; /* white space at that side belongs to the match */
 } mb_added_token;
 
-/* Finds the tokens that are looked for in the raw text, or the tokens that are looked for in the normalised text. */
+/* Finds the tokens that are looked for in the raw text, or the tokens that are looked for in the normalised
+ * text. */
 typedef struct mb_added_matcher {
     const mb_added_token **sorted; /* by their bytes */
     size_t n_tokens;
@@ -39,8 +40,8 @@ void mb_added_matcher_free(mb_added_matcher *matcher);
 /* Two tokens that are looked for as the same text, or NULL. */
 const mb_added_token *mb_added_matcher_duplicate(const mb_added_matcher *matcher);
 
-/* The first match that starts at `from` or later; NULL when there is none. The match is at text[*start]. Flags
- * are the caller's to heed. */
+/* The first match that starts at `from` or later; NULL when there is none. The match is at text[*start].
+ * Flags are the caller's to heed. */
 const mb_added_token *mb_added_matcher_find(const mb_added_matcher *matcher, const char *text, size_t n_bytes,
                                             size_t from, size_t *start);
 

@@ -55,7 +55,8 @@ mb_status mb_token_id_read(const char *path, const char *token, const json_t *va
     return MB_OK;
 }
 
-/* An id as a key of "added_tokens_decoder" spells it, in decimal digits; what is too large becomes INT32_MAX. */
+/* An id as a key of "added_tokens_decoder" spells it, in decimal digits; what is too large becomes
+ * INT32_MAX. */
 static mb_status read_id_key(const char *path, const char *token, const char *key, int32_t *id) {
     char quoted[SHOWN], shown[SHOWN];
     size_t n = strlen(key);
@@ -71,12 +72,13 @@ static void note(noted *tokens, const char *content) {
         tokens->first = content;
 }
 
-/* A warning about the noted tokens, if there are any: "PATH: token "x" (and others) WHAT". */
-static void warn(const char *path, const noted *tokens, const char *what, const char *other_path) {
+/* A warning about the noted tokens, when there are any. */
+static void warn(const char *path, const noted *tokens, const char *what, const char *other_path,
+                 const char *end) {
     char quoted[SHOWN];
     if (tokens->n > 0)
-        mb_log(MB_LOG_WARN, "%s: token %s%s %s%s", path, mb_quote(quoted, sizeof quoted, tokens->first),
-               tokens->n > 1 ? " (and others)" : "", what, other_path);
+        mb_log(MB_LOG_WARN, "%s: token %s%s %s%s%s", path, mb_quote(quoted, sizeof quoted, tokens->first),
+               tokens->n > 1 ? " (and others)" : "", what, other_path, end);
 }
 
 /* ---- Special tokens by name --------------------------------------------------------------------------- */
@@ -358,11 +360,11 @@ static mb_status read_files(reading *r) {
     noted lost = {0};
     if (decoder)
         find_lost(r, &lost);
-    warn(path, &r->other_ids, "has another id than in the file that counts, ", from->path);
-    warn(path, &r->other_flags, "has flags, which count, other than in ", from->path);
-    warn(path, &r->beyond, "has an id beyond the model's vocab_size, and is left out", "");
-    warn(from->legacy_path, &lost, "is left out, as transformers does: the added tokens are those of ",
-         from->config_path);
+    warn(path, &r->other_ids, "has another id in ", from->path, ", which counts");
+    warn(path, &r->other_flags, "has other flags in ", from->path, "; the flags of this file count");
+    warn(path, &r->beyond, "has an id beyond the model's vocab_size, and is left out", "", "");
+    warn(from->legacy_path, &lost, "is left out, as in transformers: the added tokens are those of ",
+         from->config_path, "");
     return add_named(r);
 }
 
@@ -381,8 +383,8 @@ static mb_status set_match(mb_added_token *token, int uses_nfc) {
     return status;
 }
 
-/* The tokens' texts, which are the documents' so far, become the tokenizer's own. On failure n_added is the number
- * of tokens that own their texts. */
+/* The tokens' texts, which are the documents' so far, become the tokenizer's own. On failure n_added is the
+ * number of tokens that own their texts. */
 static mb_status own_texts(reading *r) {
     mb_tokenizer *t = r->tokenizer;
     size_t n = t->n_added;

@@ -1,12 +1,12 @@
 /*
- * added_tokens_json.h - the added tokens of a checkpoint, from the three files that may name them, as Hugging
- * Face's AutoTokenizer.from_pretrained collects them:
+ * added_tokens_json.h - the added tokens of a checkpoint, from the three files that may name them, as
+ * Hugging Face's AutoTokenizer.from_pretrained collects them:
  *
- *   tokenizer.json         "added_tokens": these have the last word about ids
- *   tokenizer_config.json  "added_tokens_decoder": more tokens; of a token that stands in both files, the flags
- *                          here count. And special tokens by name ("pad_token", ...): a token that stands
- *                          nowhere else gets the next free id
- *   added_tokens.json      {"token": id}: more tokens, read when the configuration has no "added_tokens_decoder"
+ *   tokenizer.json         "added_tokens"; the ids of this file count
+ *   tokenizer_config.json  "added_tokens_decoder" has more tokens, and the flags of this file count. Special
+ *                          tokens by name ("pad_token", ...) that stand nowhere else get the next free ids
+ *   added_tokens.json      {"token": id} has more tokens; it is read only when the configuration has no
+ *                          "added_tokens_decoder"
  */
 #ifndef MB_MODEL_ADDED_TOKENS_JSON_H
 #define MB_MODEL_ADDED_TOKENS_JSON_H
@@ -21,10 +21,10 @@ typedef struct mb_added_sources {
     int32_t vocab;                                /* size of the model's embedding */
 } mb_added_sources;
 
-/* Fills tokenizer->added (by id), raw and normalized; uses_nfc is set before. MB_ERR_FORMAT: a value of the wrong
- * type, one id for two tokens, one text for two ids, in tokenizer.json an id outside of [0, vocab). A warning names
- * tokens of the other files whose id is beyond vocab (they are left out) or whose id or flags are not those of
- * tokenizer.json. */
+/* Fills tokenizer->added (by id), raw and normalized; uses_nfc is set before. MB_ERR_FORMAT: a value of the
+ * wrong type, one id for two tokens, one text for two ids, in tokenizer.json an id outside of [0, vocab). A
+ * warning names tokens of the other files whose id is beyond vocab (they are left out) or whose id or flags
+ * are not those of tokenizer.json. */
 mb_status mb_added_tokens_read(const mb_added_sources *sources, mb_tokenizer *tokenizer);
 
 /* An id as an integer in [0, vocab); the token is for the sentence. */

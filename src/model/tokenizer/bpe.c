@@ -1,11 +1,11 @@
 /*
  * bpe.c - merging with a heap of candidate pairs over a doubly linked list of symbols.
  *
- * A candidate is one number, rank * 2^32 + place of the left symbol, so the smallest number is merged first.
- * A node of the heap has four children: half the levels of a binary heap, and the children lie in one cache line.
- * A candidate stays in the heap when one of its symbols is merged away. The heap finds such a candidate stale when
- * the candidate is taken out: the pair at its place has another rank, or none. Each merge takes one candidate and
- * makes at most two, so 2n candidates are enough for n bytes.
+ * A candidate is one number, rank * 2^32 + place of the left symbol, so the smallest number is merged
+ * first. A node of the heap has four children: half the levels of a binary heap, and the children lie in
+ * one cache line. A candidate stays in the heap when one of its symbols is merged away. The heap finds such
+ * a candidate stale when the candidate is taken out: the pair at its place has another rank, or none. Each
+ * merge takes one candidate and makes at most two, so 2n candidates are enough for n bytes.
  */
 #include "model/tokenizer/bpe.h"
 

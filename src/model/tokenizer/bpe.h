@@ -37,8 +37,8 @@ typedef struct mb_bpe_work {
 
 void mb_bpe_work_free(mb_bpe_work *work);
 
-/* Merges a piece of 1 to INT32_MAX / 2 bytes. The tokens go to `ids`, which has room for n_bytes, their number to
- * *n_ids. O(n log n) time, O(n) memory, no recursion. */
+/* Merges a piece of 1 to INT32_MAX / 2 bytes. The tokens go to `ids`, which has room for n_bytes, their
+ * number to *n_ids. O(n log n) time, O(n) memory, no recursion. */
 mb_status mb_bpe_merge(const mb_bpe *bpe, const char *piece, size_t n_bytes, mb_bpe_work *work, int32_t *ids,
                        size_t *n_ids);
 

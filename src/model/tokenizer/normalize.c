@@ -1,10 +1,10 @@
 /*
  * normalize.c - NFC on top of utf8proc's tables.
  *
- * The text is normalised in segments. Nothing composes or moves across the border of two segments: every ASCII
- * character begins a segment, and every inert character (unicode_versions.h) is a segment by itself. A segment is
- * decomposed, its marks are sorted by combining class, and the result is composed. The sorting is our own, because
- * utf8proc's is quadratic in the number of marks.
+ * The text is normalised in segments. Nothing composes or moves across the border of two segments: every
+ * ASCII character begins a segment, and every inert character (unicode_versions.h) is a segment by itself.
+ * A segment is decomposed, its marks are sorted by combining class, and the result is composed. The sorting
+ * is our own, because utf8proc's is quadratic in the number of marks.
  */
 #include "model/tokenizer/normalize.h"
 
@@ -106,8 +106,8 @@ static mb_status flush(segment *s, mb_text_buffer *out) {
     return MB_OK;
 }
 
-/* Bytes of ASCII at the start that are their own normal form. The last character before other text is left out: a
- * mark may follow and compose with that character. */
+/* Bytes of ASCII at the start that are their own normal form. The last character before other text is left
+ * out: a mark may follow and compose with that character. */
 static size_t plain_prefix(const char *text, size_t n_bytes) {
     size_t i = 0;
     while (i < n_bytes && (unsigned char)text[i] < 0x80)

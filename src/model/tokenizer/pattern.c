@@ -150,8 +150,8 @@ static long hexadecimal(const char *text, size_t n_digits) {
     return value;
 }
 
-/* The character that \xHH, \x{H...} or \uHHHH at p->i names; the escape's length goes to *n_bytes. -1: the escape is
- * none of these, or names no character. */
+/* The character that \xHH, \x{H...} or \uHHHH at p->i names; the escape's length goes to *n_bytes. -1: the
+ * escape is none of these, or names no character. */
 static long code_point(const parser *p, size_t *n_bytes) {
     const char *rest = p->pattern + p->i;
     size_t room = p->n - p->i;

@@ -1,13 +1,13 @@
 /*
- * pattern.h - a pattern of the reference tokenizer's engine (Oniguruma, Ruby syntax) written anew for PCRE2.
+ * pattern.h - translates a pattern of the reference tokenizer's engine (Oniguruma, Ruby syntax) for PCRE2.
  *
  * Only what both engines read alike gets through, and what PCRE2 can be told in other words:
  *   characters   letters and signs as they are, escaped signs, \r \n \t \f, \xHH (ASCII), \x{H...}, \uHHHH
- *   categories   \p{X}, \P{X}, \p{^X} of a general category X, short or long (L, Letter, Lu, Uppercase_Letter),
- *                \s \S \d \D
+ *   categories   \p{X}, \P{X}, \p{^X} of a general category X, by its short or its long name (Lu,
+ *                Uppercase_Letter); \s \S \d \D
  *   the rest     . ^ $ | classes without classes in them, repeats, (?: (?i: (?= (?! (?<= (?<! (?>
- * Everything else is refused with a sentence: backreferences, \w and \b (the engines' words differ), scripts
- * such as \p{Han}, names, options, recursion.
+ * Everything else is refused with a sentence: backreferences, \w and \b (the engines' words differ),
+ * scripts such as \p{Han}, names, options, recursion.
  */
 #ifndef MB_MODEL_PATTERN_H
 #define MB_MODEL_PATTERN_H

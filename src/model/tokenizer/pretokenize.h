@@ -1,6 +1,6 @@
 /*
- * pretokenize.h - cuts text into pieces by the pattern of tokenizer.json, as the reference's Split(Isolated) does:
- * each match is a piece, and so is the text between two matches.
+ * pretokenize.h - cuts text into pieces by the pattern of tokenizer.json, as the reference's
+ * Split(Isolated) does: each match is a piece, and so is the text between two matches.
  *
  * The reference matches with Oniguruma, we with PCRE2; pattern.h says which constructs are read.
  */
@@ -13,8 +13,8 @@
 
 typedef struct mb_pretokenizer mb_pretokenizer;
 
-/* The pattern is well-formed UTF-8 and zero-terminated. MB_ERR_UNSUPPORTED: constructs that the two engines read
- * differently. MB_ERR_FORMAT: not a pattern. */
+/* The pattern is well-formed UTF-8 and zero-terminated. MB_ERR_UNSUPPORTED: constructs that the two engines
+ * read differently. MB_ERR_FORMAT: not a pattern. */
 mb_status mb_pretokenizer_open(const char *path, const char *pattern, mb_pretokenizer **pretokenizer);
 void mb_pretokenizer_close(mb_pretokenizer *pretokenizer);
 

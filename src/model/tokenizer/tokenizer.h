@@ -1,9 +1,9 @@
 /*
  * tokenizer.h - byte-level BPE from a tokenizer.json of the Qwen2/Qwen3 family.
  *
- * Text is cut at added tokens, normalised (NFC), cut by the pre-tokenizer's pattern (PCRE2, with match limits) and
- * merged by rank in O(n log n). An opened tokenizer does not change: any number of threads may encode and decode at
- * once.
+ * Text is cut at added tokens, normalised (NFC), cut by the pre-tokenizer's pattern (PCRE2, with match
+ * limits) and merged by rank in O(n log n). An opened tokenizer does not change: any number of threads may
+ * encode and decode at once.
  */
 #ifndef MB_MODEL_TOKENIZER_H
 #define MB_MODEL_TOKENIZER_H
@@ -21,13 +21,14 @@ typedef struct mb_tokenizer_file {
     size_t n_bytes;
 } mb_tokenizer_file;
 
-/* tokenizer.json, and the files that may name more added tokens: tokenizer_config.json and added_tokens.json. */
+/* tokenizer.json, and the files that may name more added tokens: tokenizer_config.json and
+ * added_tokens.json. */
 typedef struct mb_tokenizer_files {
     mb_tokenizer_file tokenizer, config, added_tokens;
 } mb_tokenizer_files;
 
-/* vocab: rows of the model's embedding; ids at or above it are errors. Features of tokenizer.json that are not
- * the Qwen scheme: MB_ERR_UNSUPPORTED. */
+/* vocab: rows of the model's embedding; ids at or above it are errors. Features of tokenizer.json that are
+ * not the Qwen scheme: MB_ERR_UNSUPPORTED. */
 mb_status mb_tokenizer_open(const mb_tokenizer_files *files, int32_t vocab, mb_tokenizer **tokenizer);
 void mb_tokenizer_close(mb_tokenizer *tokenizer);
 
@@ -36,8 +37,8 @@ void mb_tokenizer_close(mb_tokenizer *tokenizer);
 mb_status mb_tokenizer_encode(const mb_tokenizer *tokenizer, const char *text, size_t n_bytes,
                               int parse_special, int32_t **ids, size_t *n_ids);
 
-/* The raw bytes of one token; *bytes lives as long as the tokenizer. Embeddings are often larger than vocabularies: an
- * id that no token has is no bytes. MB_ERR_ARGUMENT: an id outside of [0, vocab). */
+/* The raw bytes of one token; *bytes lives as long as the tokenizer. Embeddings are often larger than
+ * vocabularies: an id that no token has is no bytes. MB_ERR_ARGUMENT: an id outside of [0, vocab). */
 mb_status mb_tokenizer_bytes(const mb_tokenizer *tokenizer, int32_t id, const char **bytes, size_t *n_bytes,
                              int *is_special);
 
@@ -50,9 +51,9 @@ typedef struct mb_utf8_stream {
     int n_held;
 } mb_utf8_stream;
 
-/* Takes bytes in. The characters that became complete go to `out`, which has room for 3 * (n_bytes + 4) bytes;
- * returns their length in bytes. Ill-formed bytes become U+FFFD, one for each maximal subpart (Unicode 15, section 3.9), as Python's
- * bytes.decode("utf-8", "replace") does. */
+/* Takes bytes in. The characters that became complete go to `out`, which has room for 3 * (n_bytes + 4)
+ * bytes; returns their length in bytes. Ill-formed bytes become U+FFFD, one for each maximal subpart
+ * (Unicode 15, section 3.9), as Python's bytes.decode("utf-8", "replace") does. */
 size_t mb_utf8_stream_push(mb_utf8_stream *stream, const char *bytes, size_t n_bytes, char *out);
 size_t mb_utf8_stream_finish(mb_utf8_stream *stream, char *out); /* out: room for 12 bytes */
 

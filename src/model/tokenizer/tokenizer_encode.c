@@ -1,7 +1,7 @@
 /*
- * tokenizer_encode.c - text to ids. Added tokens are cut out of the raw text. The stretches between them are
- * normalised, and the added tokens that are looked for in normalised text are cut out. What is left is cut into
- * pieces by the pattern, and each piece is merged.
+ * tokenizer_encode.c - text to ids. Added tokens are cut out of the raw text. The stretches between them
+ * are normalised, and the added tokens that are looked for in normalised text are cut out. What is left is
+ * cut into pieces by the pattern, and each piece is merged.
  */
 #include <string.h>
 
@@ -80,8 +80,8 @@ static size_t spaces_before(const cutting *c, size_t start) {
     return start;
 }
 
-/* The end of the white space that starts at `end`. Tokens that are white space themselves ask again and again about
- * one run, so the run is measured once. */
+/* The end of the white space that starts at `end`. Tokens that are white space themselves ask again and
+ * again about one run, so the run is measured once. */
 static size_t spaces_behind(cutting *c, size_t end) {
     if (end >= c->spaces_start && end < c->spaces_end)
         return c->spaces_end;
@@ -94,8 +94,9 @@ static size_t spaces_behind(cutting *c, size_t end) {
 }
 
 /* Cuts the matcher's tokens out of the text and gives the stretches between them to `on_stretch`. As in the
- * reference, a match that does not count (a special token as plain text, a part of a word) still hides its text from
- * other tokens; and the search goes on right after a match, even when the match took the white space that follows. */
+ * reference, a match that does not count (a special token as plain text, a part of a word) still hides its
+ * text from other tokens; and the search goes on right after a match, even when the match took the white
+ * space that follows. */
 static mb_status cut_added(encoding *e, const mb_added_matcher *matcher, const char *text, size_t n_bytes,
                            stretch_fn on_stretch) {
     cutting c = {.text = text, .n_bytes = n_bytes};

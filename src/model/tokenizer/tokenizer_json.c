@@ -1,10 +1,10 @@
 /*
  * tokenizer_json.c - opening: tokenizer.json checked and turned into the tokenizer's tables.
  *
- * The ids of the vocabulary, and of added tokens among them, have no gaps and no doubles. Above the vocabulary
- * added tokens keep the ids that the files give them, and gaps are legal: embeddings are often larger than the
- * vocabulary (151,936 rows for Qwen3's 151,669 tokens). The reference numbers tokens behind a gap anew, away
- * from the embeddings that they were trained with.
+ * The ids of the vocabulary, and of added tokens among them, have no gaps and no doubles. Above the
+ * vocabulary added tokens keep the ids that the files give them, and gaps are legal: embeddings are often
+ * larger than the vocabulary (151,936 rows for Qwen3's 151,669 tokens). The reference numbers tokens behind
+ * a gap anew, away from the embeddings that they were trained with.
  */
 #include <string.h>
 

@@ -84,8 +84,8 @@ static const uint32_t inert[][2] = {
     {0x1E6EE, 0x1E6EF}, {0x1E6F5, 0x1E6F5},
 };
 
-/* For each category a character of 2, 3 and 4 bytes of UTF-8 that has been in the category since Unicode 14 or
- * before, and that a pattern is unlikely to name. 0: none is needed. */
+/* For each category a character of 2, 3 and 4 bytes of UTF-8 that has been in the category since Unicode 14
+ * or before, and that a pattern is unlikely to name. 0: none is needed. */
 static const uint32_t stand_ins[N_CATEGORIES][3] = {
     [CF] = {0, 0x2060, 0xE0001}, [CN] = {0x3A2, 0xFDD0, 0x1FFFE}, [LL] = {0x18D, 0x1D00, 0x1D41A},
     [LM] = {0, 0, 0x16B40},      [LO] = {0, 0, 0x12000},          [LU] = {0, 0x2102, 0x1D400},
@@ -94,7 +94,8 @@ static const uint32_t stand_ins[N_CATEGORIES][3] = {
     [SM] = {0, 0, 0x1D6C1},      [SO] = {0, 0x2301, 0x10137},
 };
 
-/* Of a table of n rows of `width` numbers, the row whose range holds the character; NULL when there is none. */
+/* Of a table of n rows of `width` numbers, the row whose range holds the character; NULL when there is
+ * none. */
 static const uint32_t *find(const uint32_t *table, size_t n, size_t width, uint32_t character) {
     size_t low = 0, high = n;
     while (low < high) {
@@ -127,8 +128,8 @@ int mb_unicode_is_space(uint32_t character) {
            character == 0x202F || character == 0x205F || character == 0x3000;
 }
 
-/* Words are made of alphabetic characters, marks, decimal digits, connectors and joiners. Alphabetic are letters,
- * marks, numbers that are letters (Roman numerals), and letters in circles and squares. */
+/* Words are made of alphabetic characters, marks, decimal digits, connectors and joiners. Alphabetic are
+ * letters, marks, numbers that are letters (Roman numerals), and letters in circles and squares. */
 int mb_unicode_is_word(uint32_t character) {
     static const uint32_t framed[][2] = {
         {0x24B6, 0x24E9}, {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189}};

@@ -5,7 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Length of the well-formed text at the start; n_bytes when all of the text is well-formed (Unicode 15, table 3-7). */
+/* Length of the well-formed text at the start; n_bytes when all of the text is well-formed (Unicode 15,
+ * table 3-7). */
 size_t mb_utf8_valid_prefix(const char *text, size_t n_bytes);
 
 /* Whether every byte is below 0x80. */

@@ -19,7 +19,7 @@ typedef struct mb_config {
     float rms_eps;
     mb_activation
         activation; /* from hidden_act: "silu" -> MB_ACT_SWIGLU, "gelu_pytorch_tanh" -> MB_ACT_GEGLU, ... */
-    mb_dtype dtype; /* "dtype" or "torch_dtype": what the checkpoint says it is */
+    mb_dtype dtype; /* "dtype" or "torch_dtype"; other names than those of our types: MB_F32, the tensors tell */
     int32_t fp8_blocks; /* quantization_config says fp8 with 128x128 blocks */
 
     float inv_freq[MB_MAX_HEAD_DIM / 2]; /* rotary frequencies, scaling (default, linear, yarn) applied */

@@ -322,6 +322,7 @@ static void test_config_as_others_write_it(void **state) {
         "\"use_sliding_window\": true, \"sliding_window\": null",
         "\"use_sliding_window\": true, \"sliding_window\": 32768",
         "\"use_sliding_window\": true",
+        "\"torch_dtype\": \"auto\", \"dtype\": 64", /* the tensors tell their types */
         "\"use_sliding_window\": false, \"sliding_window\": 128, \"max_window_layers\": 0",
         "\"eos_token_id\": 151645, \"eos_token_id\": null"};
     for (size_t i = 0; i < sizeof members / sizeof *members; i++) {

@@ -11,16 +11,9 @@
 
 #include <cmocka.h>
 
-#include "model/weights/weights.h"
+#include "support/check_weights.h"
 #include "support/fake_device.h"
 #include "support/tiny_checkpoint.h"
-
-static void parse_config(const tiny_checkpoint *options, mb_config *config) {
-    char *text = tiny_checkpoint_config(options);
-    if (mb_config_parse("config.json", text, strlen(text), config) != MB_OK)
-        fail_msg("%s", mb_last_error());
-    free(text);
-}
 
 typedef struct broken_case {
     const char *remove; /* tensor to leave out, or NULL */
@@ -317,7 +310,7 @@ static void test_broken_checkpoints(void **state) {
         if (c->add)
             tiny_tensors_add(&tensors, c->add, c->add_dtype, rank, c->shape);
         mb_config config;
-        parse_config(&options, &config);
+        tiny_config_parse(&options, &config);
         if (c->hide)
             config.fp8_blocks = 0;
         check_broken(&options, &tensors, &config, c->status, c->sentence);
@@ -337,7 +330,7 @@ static void test_scales_must_be_finite(void **state) {
         tiny_checkpoint_tensors(&options, &tensors);
         memcpy(tiny_tensors_find(&tensors, E1 "up_proj.weight_scale_inv")->data, &bad[i], sizeof bad[i]);
         mb_config config;
-        parse_config(&options, &config);
+        tiny_config_parse(&options, &config);
         check_broken(&options, &tensors, &config, MB_ERR_FORMAT, "holds a scale that is not a finite number");
         tiny_tensors_free(&tensors);
     }
@@ -353,7 +346,7 @@ static void test_e8m0_scales_must_be_numbers(void **state) {
     tiny_checkpoint_tensors(&options, &tensors);
     memset(tiny_tensors_find(&tensors, E1 "up_proj.weight_scale_inv")->data, 0xff, 1);
     mb_config config;
-    parse_config(&options, &config);
+    tiny_config_parse(&options, &config);
     check_broken(&options, &tensors, &config, MB_ERR_FORMAT, "holds a scale that is not a finite number");
     tiny_tensors_free(&tensors);
 }
@@ -367,7 +360,7 @@ static void test_device_errors(void **state) {
     tiny_directory_make(directory);
     tiny_checkpoint_write(&options, directory);
     mb_config config;
-    parse_config(&options, &config);
+    tiny_config_parse(&options, &config);
     for (int k = 0; k < 40; k += 13) {
         fake_device fake = fake_device_make(0);
         fake.uploads_before_failure = k;
@@ -418,7 +411,7 @@ static void test_every_allocation_fails(void **state) {
     tiny_checkpoint_write_tensors(&options, &tensors, directory);
     tiny_tensors_free(&tensors);
     mb_config config;
-    parse_config(&options, &config);
+    tiny_config_parse(&options, &config);
     for (int variant = 0; variant < 4; variant++) {
         int for_good = variant % 2, host_memory = variant / 2;
         long k = 1;

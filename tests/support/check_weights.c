@@ -196,3 +196,23 @@ void check_load(const tiny_checkpoint *o, const tiny_tensors *tensors, const cha
     mb_weights_free(&w);
     assert_int_equal(fake.n_allocations, 0);
 }
+
+void tiny_tensor_retype(tiny_tensors *tensors, const char *name, const char *dtype) {
+    tiny_tensor *tensor = tiny_tensors_find(tensors, name);
+    assert_non_null(tensor);
+    char scale[TINY_NAME + 16];
+    snprintf(scale, sizeof scale, "%s_scale_inv", name);
+    int rank = tensor->rank;
+    int64_t shape[4];
+    memcpy(shape, tensor->shape, sizeof shape);
+    if (tiny_tensors_find(tensors, scale))
+        tiny_tensors_remove(tensors, scale);
+    tiny_tensors_remove(tensors, name);
+    tensor = tiny_tensors_add(tensors, name, dtype, rank, shape);
+    uint64_t state = tensor->n_bytes + (uint64_t)name[strlen(name) / 2];
+    for (size_t i = 0; i < tensor->n_bytes; i += 2)
+        ((uint16_t *)tensor->data)[i / 2] = (uint16_t)(tiny_random(&state) & 0xbfff);
+    if (strcmp(dtype, "F32") == 0)
+        for (size_t i = 0; i < tensor->n_bytes / 4; i++)
+            ((float *)tensor->data)[i] = tiny_random_float(&state);
+}

@@ -10,6 +10,9 @@
 /* The configuration of a tiny checkpoint, parsed. */
 void tiny_config_parse(const tiny_checkpoint *options, mb_config *config);
 
+/* Gives a tensor another dtype and other random values; scales of a former fp8 tensor go. */
+void tiny_tensor_retype(tiny_tensors *tensors, const char *name, const char *dtype);
+
 typedef struct progress_log {
     uint64_t done, total;
     int calls;

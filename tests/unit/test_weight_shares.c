@@ -105,14 +105,27 @@ static void test_shares(void **state) {
         {{3, 1}, {1, 1}, {128, 128}, {256, 128}, {3, 1}}, /* one of each */
         {{0, 4}, {0, 2}, {0, 100}, {0, 100}, {2, 2}},     /* from the first column: no block begins earlier */
         {{0, 4}, {0, 2}, {128, 72}, {128, 72}, {0, 1}},   /* heights that are no blocks */
-        {{0, 4}, {0, 2}, {64, 64}, {96, 96}, {0, 4}},     /* columns that begin within a block */
+        {{0, 4}, {0, 2}, {64, 64}, {80, 96}, {0, 4}},     /* columns that begin within a block */
     };
-    static const char *const dtypes[] = {"F32", "BF16", "F8_E4M3"};
+    static const struct {
+        const char *dtype;
+        int is_dense, has_merged_experts;
+        const char *retyped[3]; /* bf16 among fp8 */
+        int is_cut;             /* the last share would cut blocks of scales: w2 stays fp8 */
+    } variants[] = {
+        {"F32", 0, 0, {NULL}, 0},
+        {"BF16", 0, 1, {NULL}, 0},
+        {"F32", 1, 0, {NULL}, 0},
+        {"F8_E4M3", 1, 0, {NULL}, 1},
+        {"F8_E4M3", 0, 0, {NULL}, 1},
+        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "self_attn.v_proj.weight"}, 0},
+        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "mlp.experts.2.up_proj.weight"}, 0},
+    };
     static const int dense[] = {0};
-    for (int variant = 0; variant < 9; variant++) {
+    for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
         tiny_checkpoint options;
         tiny_checkpoint_init(&options);
-        options.dtype = dtypes[variant % 3];
+        options.dtype = variants[v].dtype;
         options.n_layers = 1;
         options.hidden = 130;
         options.head_dim = 128;
@@ -120,12 +133,14 @@ static void test_shares(void **state) {
         options.moe_intermediate = 384;
         options.attention_bias = 1;
         options.mlp_only_layers = dense;
-        options.n_mlp_only_layers = variant / 3 == 1;
-        options.merged_experts = variant / 3 == 2 && variant % 3 < 2;
+        options.n_mlp_only_layers = variants[v].is_dense;
+        options.merged_experts = variants[v].has_merged_experts;
         tiny_tensors tensors;
         tiny_checkpoint_tensors(&options, &tensors);
+        for (int i = 0; variants[v].retyped[i]; i++)
+            tiny_tensor_retype(&tensors, variants[v].retyped[i], "BF16");
         for (size_t i = 0; i < sizeof shares / sizeof *shares; i++) {
-            int is_cut = i == 7 && variant % 3 == 2; /* only fp8 has blocks */
+            int is_cut = i + 1 == sizeof shares / sizeof *shares && variants[v].is_cut;
             check_share(&options, &tensors, &shares[i], 0, is_cut ? MB_ERR_UNSUPPORTED : MB_OK);
             check_share(&options, &tensors, &shares[i], 1, is_cut ? MB_ERR_UNSUPPORTED : MB_OK);
         }

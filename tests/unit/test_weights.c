@@ -266,27 +266,6 @@ static void test_nan_weights_load(void **state) {
 
 /* ---- Other dtypes than their neighbours --------------------------------------------------------------- */
 
-/* The tensor with other random values of another dtype; scales of a former fp8 tensor go. */
-static void retype(tiny_tensors *tensors, const char *name, const char *dtype) {
-    tiny_tensor *tensor = tiny_tensors_find(tensors, name);
-    assert_non_null(tensor);
-    char scale[TINY_NAME + 16];
-    snprintf(scale, sizeof scale, "%s_scale_inv", name);
-    int rank = tensor->rank;
-    int64_t shape[4];
-    memcpy(shape, tensor->shape, sizeof shape);
-    if (tiny_tensors_find(tensors, scale))
-        tiny_tensors_remove(tensors, scale);
-    tiny_tensors_remove(tensors, name);
-    tensor = tiny_tensors_add(tensors, name, dtype, rank, shape);
-    uint64_t state = tensor->n_bytes + (uint64_t)name[strlen(name) / 2];
-    for (size_t i = 0; i < tensor->n_bytes; i += 2)
-        ((uint16_t *)tensor->data)[i / 2] = (uint16_t)(tiny_random(&state) & 0xbfff);
-    if (strcmp(dtype, "F32") == 0)
-        for (size_t i = 0; i < tensor->n_bytes / 4; i++)
-            ((float *)tensor->data)[i] = tiny_random_float(&state);
-}
-
 #define L0 "model.layers.0."
 #define EXPERT(e) L0 "mlp.experts." #e "."
 
@@ -320,7 +299,7 @@ static void test_merged_of_different_dtypes(void **state) {
         options.attention_bias = 1;
         tiny_tensors tensors;
         tiny_checkpoint_tensors(&options, &tensors);
-        retype(&tensors, cases[i].name, cases[i].dtype);
+        tiny_tensor_retype(&tensors, cases[i].name, cases[i].dtype);
         char directory[TINY_PATH];
         tiny_directory_make(directory);
         tiny_checkpoint_write_tensors(&options, &tensors, directory);

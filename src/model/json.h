@@ -12,8 +12,8 @@
  * does: integers of any size, NaN, Infinity and -Infinity (see mb_json_number). */
 mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, json_t **root);
 
-/* The same for files that Python reads for other programs: of a key that is there twice the last value counts,
- * and a warning names it. */
+/* The same for configuration files. Other programs read these with Python, where a key may be there twice: the last
+ * value counts. Here too, and a warning names the key. */
 mb_status mb_json_parse_config(const char *path, const char *bytes, size_t n_bytes, json_t **root);
 
 /* Instead of json_decref: the tree lies in memory of our allocator. NULL allowed. */
@@ -22,7 +22,7 @@ void mb_json_free(json_t *root);
 /* The text of a number that json_t cannot hold (an integer beyond 64 bits, NaN, Infinity, -Infinity), exactly
  * as the document spells it; NULL for every other value. jansson sees an object in its place. */
 const char *mb_json_number(const json_t *value);
-/* A real object, not such a number. */
+/* 1 for an object that is not such a number. */
 int mb_json_is_object(const json_t *value);
 
 /* For error sentences: text in double quotes, cut to `capacity` and with everything unprintable as '?'.

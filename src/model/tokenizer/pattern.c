@@ -175,7 +175,7 @@ static long code_point(const parser *p, size_t *n_bytes) {
 
 /* p->i is at the backslash. *is_one: the escape stands for one character, not for a set. */
 static mb_status translate_escape(parser *p, int *is_one) {
-    char c = p->n - p->i > 1 ? p->pattern[p->i + 1] : '\0', spelled[16];
+    char c = p->n - p->i > 1 ? p->pattern[p->i + 1] : '\0', spelled[24];
     size_t n_bytes = 0;
     long value = -1;
     *is_one = 1;

@@ -19,7 +19,8 @@ typedef struct mb_config {
     float rms_eps;
     mb_activation
         activation; /* from hidden_act: "silu" -> MB_ACT_SWIGLU, "gelu_pytorch_tanh" -> MB_ACT_GEGLU, ... */
-    mb_dtype dtype; /* "dtype" or "torch_dtype"; other names than those of our types: MB_F32, the tensors tell */
+    mb_dtype
+        dtype; /* "dtype" or "torch_dtype"; other names than those of our types: MB_F32, the tensors tell */
     int32_t fp8_blocks; /* quantization_config says fp8 with 128x128 blocks */
 
     float inv_freq[MB_MAX_HEAD_DIM / 2]; /* rotary frequencies, scaling (default, linear, yarn) applied */
@@ -34,8 +35,8 @@ typedef struct mb_config {
  * there twice: the last one counts, with a warning. */
 mb_status mb_config_parse(const char *path, const char *json, size_t n_bytes, mb_config *config);
 
-/* A number that the file has wrong is NaN, top_k then -1: mb_submit refuses them unless the request sets its
- * own. */
+/* A setting that the file has wrong is NaN here (top_k: -1). mb_submit refuses these values, so the request must set
+ * its own. */
 typedef struct mb_generation {
     float temperature, top_p, min_p, repetition_penalty;
     int32_t top_k;     /* 0: off */

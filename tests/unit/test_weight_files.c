@@ -107,7 +107,8 @@ static void test_too_little_memory(void **state) {
         mb_weights w;
         tiny_config_parse(&options, &config);
         fake.free_bytes = 60000; /* on the CPU the embedding and lm_head are mapped, the rest is some 80 kB */
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_ERR_MEMORY);
+        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w),
+                         MB_ERR_MEMORY);
         assert_int_equal(fake.n_allocations, 0);
         const char *const words[] = {directory,
                                      "the weights need ",
@@ -143,7 +144,8 @@ static void test_measure(void **state) {
         mb_config config;
         mb_weights loaded, measured;
         tiny_config_parse(&options, &config);
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &loaded), MB_OK);
+        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &loaded),
+                         MB_OK);
         assert_int_equal(mb_weights_measure(directory, &config, NULL, &measured), MB_OK);
         assert_int_equal(measured.n_bytes, loaded.n_bytes);
         assert_int_equal(measured.n_parameters, loaded.n_parameters);

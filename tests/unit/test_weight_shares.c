@@ -98,14 +98,19 @@ static void check_share(const tiny_checkpoint *o, const tiny_tensors *tensors, c
 static void test_shares(void **state) {
     (void)state;
     static const mb_weight_share shares[] = {
-        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {0, 4}},     /* all of it */
-        {{0, 2}, {0, 1}, {0, 128}, {0, 128}, {0, 4}},     /* the first of two */
-        {{2, 2}, {1, 1}, {128, 128}, {128, 256}, {0, 4}}, /* the second, and more */
-        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {1, 2}},     /* experts in the middle */
-        {{3, 1}, {1, 1}, {128, 128}, {256, 128}, {3, 1}}, /* one of each */
-        {{0, 4}, {0, 2}, {0, 100}, {0, 100}, {2, 2}},     /* from the first column: no block begins earlier */
-        {{0, 4}, {0, 2}, {128, 72}, {128, 72}, {0, 1}},   /* heights that are no blocks */
-        {{0, 4}, {0, 2}, {64, 64}, {80, 96}, {0, 4}},     /* columns that begin within a block */
+        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {0, 4}, NULL},     /* all of it */
+        {{0, 2}, {0, 1}, {0, 128}, {0, 128}, {0, 4}, NULL},     /* the first of two */
+        {{2, 2}, {1, 1}, {128, 128}, {128, 256}, {0, 4}, NULL}, /* the second, and more */
+        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {1, 2}, NULL},     /* experts in the middle */
+        {{3, 1}, {1, 1}, {128, 128}, {256, 128}, {3, 1}, NULL}, /* one of each */
+        {{0, 4},
+         {0, 2},
+         {0, 100},
+         {0, 100},
+         {2, 2},
+         NULL}, /* from the first column: no block begins earlier */
+        {{0, 4}, {0, 2}, {128, 72}, {128, 72}, {0, 1}, NULL}, /* heights that are no blocks */
+        {{0, 4}, {0, 2}, {64, 64}, {80, 96}, {0, 4}, NULL},   /* columns that begin within a block */
     };
     static const struct {
         const char *dtype;

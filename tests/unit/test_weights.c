@@ -381,7 +381,8 @@ int main(void) {
         cmocka_unit_test(test_large_tensor),     cmocka_unit_test(test_counts),
         cmocka_unit_test(test_mixed_dtypes),     cmocka_unit_test(test_accepted_extras),
         cmocka_unit_test(test_nan_weights_load), cmocka_unit_test(test_merged_of_different_dtypes),
-        cmocka_unit_test(test_scale_types), cmocka_unit_test(test_matrix_dtype), cmocka_unit_test(test_random_weights),      cmocka_unit_test(test_tied_heads),
+        cmocka_unit_test(test_scale_types),      cmocka_unit_test(test_matrix_dtype),
+        cmocka_unit_test(test_random_weights),   cmocka_unit_test(test_tied_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

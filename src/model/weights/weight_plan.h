@@ -2,8 +2,8 @@
  * weight_plan.h - which bytes of a checkpoint go where in the one device block of all weights, decided and
  * checked before anything is read.
  *
- * A model's share may be planned instead of all of it (some heads, some columns of the experts, some experts),
- * for models that lie on several devices: every part has a range of rows and of columns.
+ * A plan covers a whole model, or one device's share of it: some heads, some columns of the experts, some experts.
+ * For this, each part of a plan has a range of rows and a range of columns.
  */
 #ifndef MB_MODEL_WEIGHT_PLAN_H
 #define MB_MODEL_WEIGHT_PLAN_H
@@ -16,7 +16,8 @@ typedef struct mb_range {
     int64_t first, count;
 } mb_range;
 
-/* What of a model is loaded, and in which type. Norms, router, embedding and lm_head always are, whole. */
+/* The share of a model that is loaded, and in which type. Norms, router, embedding and lm_head are always loaded
+ * whole. */
 typedef struct mb_weight_share {
     mb_range heads, kv_heads; /* rows of q_proj and columns of o_proj; rows of k_proj and v_proj */
     mb_range inner;           /* of dense layers' intermediate size: rows of gate and up, columns of down */
@@ -29,23 +30,23 @@ typedef struct mb_weight_share {
 
 mb_weight_share mb_weight_share_all(const mb_config *config);
 
-/* What happens to a part on its way. */
+/* What happens to the bytes of a part on their way from the file to the block. */
 typedef enum mb_part_kind {
-    MB_PART_COPY,    /* nothing */
-    MB_PART_CONVERT, /* to another dtype; fp8 is multiplied by its scales first */
-    MB_PART_SCALES, /* block scales become fp32; a row is repeated for all groups of scale_rows that it covers */
+    MB_PART_COPY,    /* they stay as they are */
+    MB_PART_CONVERT, /* they get another dtype; fp8 is multiplied by its scales first */
+    MB_PART_SCALES,  /* block scales become fp32; a row of them is repeated for each scale_rows weight rows */
 } mb_part_kind;
 
-/* A rectangle of one tensor and its place. A tensor is seen as a matrix: its last dimension is a row (a vector's
- * rows have one column), all others together are its rows. The rectangle's rows follow one another there. */
+/* A rectangle of one tensor and its place in the block, where its rows follow one another. A tensor is seen as a
+ * matrix: its last dimension gives the columns, all others together the rows. A vector has one column. */
 typedef struct mb_weight_part {
     mb_part_kind kind;
     const mb_tensor *tensor;
     const mb_tensor *scale; /* MB_PART_CONVERT of fp8: of 128x128 blocks; else NULL */
     mb_range rows, cols;    /* of the tensor; MB_PART_SCALES: of the weight that it scales */
-    mb_dtype dtype;         /* that it gets */
-    int32_t scale_rows;     /* MB_PART_SCALES only: weight rows that share a scale there, a divisor of 128 */
-    uint64_t offset;        /* in the block */
+    mb_dtype dtype;         /* in the block */
+    int32_t scale_rows; /* MB_PART_SCALES only: weight rows for each scale in the block, a divisor of 128 */
+    uint64_t offset;    /* in the block */
 } mb_weight_part;
 
 /* Where one merged matrix begins. */
@@ -67,9 +68,10 @@ typedef struct mb_weight_plan {
 } mb_weight_plan;
 
 /* Finds every tensor that the share needs, checks its shape and dtype, and fills weights' layers and all fields
- * of its mb_weights but the pointers; weights->layers was allocated. Tensors of different dtypes that are merged
- * get the widest. A weight that is one stretch of a mapped file (mb_checkpoint_map), aligned as its elements
- * are, stays there. Tensors that the model has no use for give a warning. On failure the plan is empty. */
+ * of its mb_weights but the pointers; weights->layers was allocated. Tensors that are merged and
+ * have different dtypes get the widest one. A weight that is one aligned stretch of a mapped file
+ * (mb_checkpoint_map) stays there. Tensors that the model does not use give a warning. On failure the plan is
+ * empty. */
 mb_status mb_weight_plan_make(const mb_checkpoint *checkpoint, const mb_config *config,
                               const mb_weight_share *share, mb_weights *weights, mb_weight_plan *plan);
 void mb_weight_plan_free(mb_weight_plan *plan);

@@ -1,6 +1,6 @@
 /*
- * weight_read.h - carries out a weight plan: many threads read pieces of the files, and each piece goes
- * straight to its place (host memory) or through a pinned buffer that the calling thread uploads.
+ * weight_read.h - carries out a weight plan. Threads read pieces of the files. In host memory a piece is read
+ * straight to its place; for a GPU it is read to a pinned buffer, which the calling thread uploads.
  *
  *     workers:  take a piece -> wait for a free buffer -> pread -> ready
  *     caller:   take what is ready -> upload all of it -> synchronize -> buffers are free again -> progress

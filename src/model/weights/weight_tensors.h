@@ -1,6 +1,6 @@
 /*
- * weight_tensors.h - the tensors that a model needs, looked up in a checkpoint: each is checked against what
- * config.json says of it, and those that nobody asked for are reported at the end.
+ * weight_tensors.h - looks up the tensors that a model needs in a checkpoint. Each tensor is checked against
+ * config.json. At the end a warning lists the tensors that were not needed.
  */
 #ifndef MB_MODEL_WEIGHT_TENSORS_H
 #define MB_MODEL_WEIGHT_TENSORS_H
@@ -35,7 +35,7 @@ mb_status mb_weight_tensors_take_scale(mb_weight_tensors *tensors, const mb_tens
 mb_status mb_weight_tensors_compare(const mb_weight_tensors *tensors, const mb_tensor *a, const mb_tensor *b,
                                     int *are_equal);
 
-/* A tensor that nobody took is no error, as in transformers: a warning lists them. */
+/* Tensors that were not taken are no error, as in transformers: a warning lists them. */
 void mb_weight_tensors_warn_unused(const mb_weight_tensors *tensors);
 
 #endif

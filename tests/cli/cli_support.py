@@ -65,8 +65,9 @@ class Terminal:
                 return after + match.end()
 
     def settle(self):
-        """Reads until nothing has come for a while."""
-        while self._read(0.03):
+        """Until the process has dealt with all signals and waits for input; reads what it printed."""
+        wait_until_it_waits(self.pid)
+        while self._read(0):
             pass
 
     def send(self, text):
@@ -102,6 +103,18 @@ class Terminal:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         os.close(self.master)
+
+
+def wait_until_it_waits(pid):
+    """Until a process has taken every signal and sleeps. A signal on its way would end what the process does next."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        pending = [int(mask, 16) for mask in re.findall(r"(?:SigPnd|ShdPnd):\s*(\w+)", status)]
+        if re.search(r"State:\s*S", status) and not any(mask & 1 << signal.SIGINT - 1 for mask in pending):
+            return
+        time.sleep(0.001)
+    raise AssertionError(status)
 
 
 def token_id(text):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cli_support import BINARY, DEMO, token_id
+from cli_support import BINARY, DEMO, token_id, wait_until_it_waits
 
 SUM = "What is 7 + 8?"
 
@@ -110,17 +110,21 @@ def start_chat(*options):
 def test_interrupt_between_questions_drops_none():
     """SIGINT while a program's chat waits for the next question, or for the rest of one: both are answered."""
     chat = start_chat("--no-think")
+    chat.stdin.write(b"/reset\n")  # from its answer on, SIGINT is caught
+    chat.stdin.flush()
+    assert b"new conversation" in chat.stdout.readline()
     for i in range(30):
+        chat.send_signal(signal.SIGINT)
+        time.sleep(i % 7 * 1e-4)
         chat.stdin.write(b"What is 7 ")
         chat.stdin.flush()
-        time.sleep(i % 7 * 1e-3)
-        chat.send_signal(signal.SIGINT) if i > 0 else time.sleep(0.5)
-        time.sleep(0.003)
+        time.sleep(i % 5 * 1e-4)
+        chat.send_signal(signal.SIGINT)
+        wait_until_it_waits(chat.pid)
         chat.stdin.write(b"+ 8?\n/reset\n")
         chat.stdin.flush()
         assert b"15" in chat.stdout.readline()
         assert b"new conversation" in chat.stdout.readline()
-        chat.send_signal(signal.SIGINT)
     out, error = chat.communicate(timeout=60)
     assert (chat.returncode, out, error) == (0, b"", b"")
 

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { POISON = 0xff, GUARD = 0xa7, GUARD_BYTES = 64 };
+enum { POISON = 0xff, GUARD = 0xa7, GUARD_BYTES = 64, PIECE = 256 };
 
 double mb_check_seconds(void) {
     struct timespec now;
@@ -108,9 +108,12 @@ void *mb_check_alloc(mb_check *check, size_t n_bytes) {
 
 void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, double high) {
     void *array = mb_check_alloc(check, (size_t)n * mb_dtype_bytes(dtype));
-    for (int64_t i = 0; i < n; i++) {
-        float value = (float)mb_check_uniform(check, low, high);
-        mb_store_f32(dtype, array, i, 1, &value);
+    float values[PIECE];
+    for (int64_t i = 0; i < n; i += PIECE) {
+        int64_t n_values = n - i < PIECE ? n - i : PIECE;
+        for (int64_t j = 0; j < n_values; j++)
+            values[j] = (float)mb_check_uniform(check, low, high);
+        mb_store_f32(dtype, array, i, n_values, values);
     }
     return array;
 }

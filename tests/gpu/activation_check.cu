@@ -1,11 +1,11 @@
 /*
- * activation_check.cu - every activation, by every way to multiply, on values that ordinary tests never meet:
- * zeros, subnormals, numbers whose square overflows, the largest ones, infinities and NaN. They must give what
- * the C reference gives, which is what PyTorch gives.
+ * activation_check.cu - every activation, by every way to multiply, on values that ordinary tests never
+ * meet: zeros, subnormals, numbers whose square overflows, the largest ones, infinities and NaN. They must
+ * give what the C reference gives, which is what PyTorch gives.
  *
- * A grouped GEMM with an a of zeros passes its bias through the activation: row n of the matrix has value n of
- * the table as its bias, gated its up row one of a few factors. The numbers of rows are such that every tile is
- * picked.
+ * A grouped GEMM with an a of zeros passes its bias through the activation: row n of the matrix has value n
+ * of the table as its bias, gated its up row one of a few factors. The numbers of rows are such that every
+ * tile is picked.
  */
 #include "kinds.cuh"
 #include "ops/moe/moe_sm90.h"

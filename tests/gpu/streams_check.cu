@@ -3,12 +3,13 @@
  *
  *   streams_check [--bare]
  *
- * Two forwards on two streams of different priority, many times in a row, so that each gets a part of the SMs
- * only; then the same while another kernel holds half of the SMs, or all but one. Every forward must end, and
- * give the bits that it gives alone. Then the plan of many experts, whose CTAs wait for each other too.
+ * Two forwards on two streams of different priority, many times in a row, so that each gets a part of the
+ * SMs only; then the same while another kernel holds half of the SMs, or all but one. Every forward must
+ * end, and give the bits that it gives alone. Then the plan of many experts, whose CTAs wait for each other
+ * too.
  *
- * A forward that waits for a CTA which never starts would wait for ever: a watchdog then ends the program with
- * a sentence and status 1. --bare makes fewer rounds (for compute-sanitizer).
+ * A forward that waits for a CTA which never starts would wait for ever: a watchdog then ends the program
+ * with a sentence and status 1. --bare makes fewer rounds (for compute-sanitizer).
  */
 #include "check.cuh"
 #include "ops/moe/moe_sm90.h"

@@ -1,4 +1,4 @@
-/* barrier.cuh - mbarriers in shared memory, named barriers of some warps, and the fence to the async proxy. */
+/* barrier.cuh - mbarriers in shared memory, named barriers of some warps, the fence to the async proxy. */
 #ifndef MB_OPS_HOPPER_BARRIER_CUH
 #define MB_OPS_HOPPER_BARRIER_CUH
 

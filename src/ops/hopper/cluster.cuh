@@ -1,8 +1,9 @@
 /*
- * cluster.cuh - CTAs of a cluster: who is who, waiting for each other, writing to each other's shared memory.
+ * cluster.cuh - CTAs of a cluster: who is who, waiting for each other, writing to each other's shared
+ * memory.
  *
- * The CTAs of a cluster always run at the same time, so no wait among them is for a CTA that has not been started.
- * But a CTA's shared memory must not be touched before its first instruction or after its last.
+ * The CTAs of a cluster always run at the same time, so no wait among them is for a CTA that has not been
+ * started. But a CTA's shared memory must not be touched before its first instruction or after its last.
  */
 #ifndef MB_OPS_HOPPER_CLUSTER_CUH
 #define MB_OPS_HOPPER_CLUSTER_CUH
@@ -15,8 +16,8 @@ static __device__ __forceinline__ uint32_t mb_cluster_rank(void) {
     return rank;
 }
 
-/* The barrier of all threads of all CTAs of the cluster, in two parts. A relaxed arrival says that the thread has
- * come this far, not that others see what it wrote. */
+/* The barrier of all threads of all CTAs of the cluster, in two parts. A relaxed arrival says that the
+ * thread has come this far, not that others see what it wrote. */
 static __device__ __forceinline__ void mb_cluster_arrive_relaxed(void) {
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
@@ -43,8 +44,8 @@ static __device__ __forceinline__ void mb_store_cluster_8(const float *to, uint3
                  : "memory");
 }
 
-/* One arrival at the mbarrier of the CTA of that rank, where this CTA has `barrier`. (Not .release.cluster, which
- * costs a fence of the whole GPU and is not needed to say that shared memory has been read.) */
+/* One arrival at the mbarrier of the CTA of that rank, where this CTA has `barrier`. (Not .release.cluster,
+ * which costs a fence of the whole GPU and is not needed to say that shared memory has been read.) */
 static __device__ __forceinline__ void mb_mbarrier_arrive_cluster(uint64_t *barrier, uint32_t cta_rank) {
     asm volatile("{\n"
                  ".reg .b32 remote;\n"

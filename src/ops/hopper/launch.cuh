@@ -15,8 +15,8 @@ template <int n_registers> static __device__ __forceinline__ void mb_setmaxnreg_
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n_registers));
 }
 
-/* threadIdx.x, read again. What is computed from it after a long loop is then not computed before the loop and kept
- * in registers. */
+/* threadIdx.x, read again. What is computed from it after a long loop is then not computed before the loop
+ * and kept in registers. */
 static __device__ __forceinline__ uint32_t mb_thread_index_again(void) {
     uint32_t index;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
@@ -34,8 +34,8 @@ static __device__ __forceinline__ void mb_grid_launch_dependents(void) {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
-/* Host side: the SMs of the current device. Without one it is what an H100 has: for sizes that a test without a GPU
- * asks for. */
+/* Host side: the SMs of the current device. Without one it is what an H100 has: for sizes that a test
+ * without a GPU asks for. */
 static inline int mb_n_processors(void) {
     int device = 0, n_processors = 132;
     if (cudaGetDevice(&device) == cudaSuccess)

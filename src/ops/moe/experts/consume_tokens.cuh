@@ -1,12 +1,12 @@
 /*
- * consume_tokens.cuh - the consumer warpgroups of the experts' kernel for large tiles of fp8 with
- * block scales. Here the tokens are wgmma's M and the weight rows its N: a thread's sums belong to two
- * tokens, so the scales of tokens are two numbers, not two for every eight columns, and a tile's code is one,
- * whatever the number of its tokens is. It costs whole groups of 64 tokens.
+ * consume_tokens.cuh - one item of a consumer warpgroup, for the large tile of fp8 with block scales:
+ * multiply, epilogue, into staging. Here the tokens are wgmma's M and the weight rows its N. So a thread's
+ * sums belong to two tokens, whose scales are two numbers (with tokens on N they are two for every eight
+ * columns), and one code serves every number of tokens. The price: tokens are padded to a multiple of 64.
  *
- * A warpgroup has 64 tokens of the CTA's, and all weight rows in halves of 128: thread sums [4 j] and [4 j +
- * 1] are row 8 j + 2 (lane % 4) and the next one of token lane / 4, [4 j + 2] and [4 j + 3] the same of token
- * lane / 4 + 8. Gated, an even j is the gate and j + 1 the up of the same outputs.
+ * A warpgroup has 64 of the CTA's tokens, and all weight rows in halves of 128. A thread's sums [4 j] and
+ * [4 j + 1] are rows 8 j + 2 (lane % 4) and the next one for token lane / 4; [4 j + 2] and [4 j + 3] are
+ * the same rows for token lane / 4 + 8. Gated, an even j is the gate and j + 1 the up of the same outputs.
  */
 #ifndef MB_OPS_MOE_EXPERTS_CONSUME_TOKENS_CUH
 #define MB_OPS_MOE_EXPERTS_CONSUME_TOKENS_CUH
@@ -15,15 +15,16 @@
 #include "ops/moe/experts/consume.cuh"
 #include "ops/moe/to_fp8.cuh"
 
-enum { HALF = 128, HALF_SUMS = HALF / 2, EIGHTS = HALF / 8, GROUP_TOKENS = 64 };
+enum { HALF = 128, HALF_SUMS = HALF / 2, EIGHTS = HALF / 8, WARPGROUP_TOKENS = 64 };
 
 /* sum[h] += this warpgroup's tokens times half h of the weight rows, over all of K, in two levels
  * (multiply_scaled). is_uniform: all rows of a half (gated: all gate rows, all up rows) have one scale. */
 template <int n_ctas, int is_uniform, class shared>
-static __device__ __forceinline__ void multiply_tokens(shared *s, int group, int has_tokens, int32_t k_blocks,
-                                                       cursor *stage, float (&sum)[2][HALF_SUMS]) {
+static __device__ __forceinline__ void multiply_tokens(shared *s, int warpgroup, int has_tokens,
+                                                       int32_t k_blocks, ring_cursor *stage,
+                                                       float (&sum)[2][HALF_SUMS]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    const int token = group * GROUP_TOKENS + threadIdx.x % WARPGROUP / 32 * 16 + threadIdx.x % 32 / 4;
+    const int token = warpgroup * WARPGROUP_TOKENS + threadIdx.x % WARPGROUP / 32 * 16 + threadIdx.x % 32 / 4;
     float partial[HALF_SUMS];
 #pragma unroll
     for (int i = 0; i < HALF_SUMS; i++)
@@ -34,17 +35,17 @@ static __device__ __forceinline__ void multiply_tokens(shared *s, int group, int
         if (has_tokens) {
             mb_fence_async_shared();
             const uint64_t a = mb_wgmma_descriptor(mb_shared_address(s->tokens[stage->at]) +
-                                                   group * GROUP_TOKENS * ROW_BYTES);
+                                                   warpgroup * WARPGROUP_TOKENS * ROW_BYTES);
             const uint64_t b = mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]));
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 mb_wgmma_pin(partial);
                 mb_wgmma_fence();
-                multiply_step<KIND_FP8_BLOCK, HALF, 0>(partial, a, b + h * HALF * ROW_BYTES / 16);
+                wgmma_step<KIND_FP8_BLOCK, HALF, 0>(partial, a, b + h * HALF * ROW_BYTES / 16);
 #pragma unroll
                 for (int i = 1; i < 4; i++)
-                    multiply_step<KIND_FP8_BLOCK, HALF, 1>(partial, a + 2 * i,
-                                                           b + h * HALF * ROW_BYTES / 16 + 2 * i);
+                    wgmma_step<KIND_FP8_BLOCK, HALF, 1>(partial, a + 2 * i,
+                                                        b + h * HALF * ROW_BYTES / 16 + 2 * i);
                 mb_wgmma_commit();
                 const float low = s->token_scale[stage->at][token],
                             high = s->token_scale[stage->at][token + 8];
@@ -64,20 +65,20 @@ static __device__ __forceinline__ void multiply_tokens(shared *s, int group, int
                 }
             }
         }
-        release<n_ctas, 1>(&s->empty[stage->at]);
+        release_stage<n_ctas, 1>(&s->empty[stage->at]);
         advance<n_stages>(stage);
     }
 }
 
 /* Two adjacent outputs of one token straight to global memory, fp32: 4 lanes make 32 bytes of its row. */
-static __device__ __forceinline__ void store_pair_f32(const gemm_params *g, const item *work, int32_t output,
+static __device__ __forceinline__ void store_pair_f32(const experts_gemm *g, const item *work, int32_t output,
                                                       int token, float a, float b) {
     if (output < g->width && token < work->n_rows)
         *(float2 *)((float *)g->out + (int64_t)(work->first_row + token) * g->width + output) =
             make_float2(a, b);
 }
 
-static __device__ __forceinline__ void add_bias(const gemm_params *g, const item *work, int32_t half_output,
+static __device__ __forceinline__ void add_bias(const experts_gemm *g, const item *work, int32_t half_output,
                                                 float (&sum)[HALF_SUMS]) {
     const int64_t expert_row = (int64_t)work->expert * (g->gated ? 2 : 1) * g->width;
     const int thread = (int)mb_thread_index_again();
@@ -95,14 +96,14 @@ static __device__ __forceinline__ void add_bias(const gemm_params *g, const item
     }
 }
 
-/* Activation and routing weight of 64 outputs, from `first` of the matrix on, then into staging (or, fp32, to
- * global memory). They are a half, gated, or else the eights from `begin` on of one. */
+/* Activation and routing weight of 64 outputs, from `first` of the matrix on, then into staging (or, fp32,
+ * to memory). Gated they are one half's; else they begin at eight number `begin` of a half. */
 template <int mode, int gated>
-static __device__ __forceinline__ void emit_tokens(const gemm_params *g, const item *work, int group,
+static __device__ __forceinline__ void emit_tokens(const experts_gemm *g, const item *work, int warpgroup,
                                                    uint32_t staging, int32_t first, int begin,
                                                    const float (&sum)[HALF_SUMS]) {
     const int thread = (int)mb_thread_index_again(), lane = thread % 32;
-    const int warp_token = group * GROUP_TOKENS + thread % WARPGROUP / 32 * 16;
+    const int warp_token = warpgroup * WARPGROUP_TOKENS + thread % WARPGROUP / 32 * 16;
     const int token = warp_token + lane / 4; /* and + 8 */
     const int any = mode == EMIT_ANY, activated = any ? g->activated : mode != EMIT_PLAIN;
     const int to_f32 = any && g->store == STORE_F32;
@@ -111,8 +112,8 @@ static __device__ __forceinline__ void emit_tokens(const gemm_params *g, const i
         low = token < work->n_rows ? g->row_weight[work->first_row + token] : 0;
         high = token + 8 < work->n_rows ? g->row_weight[work->first_row + token + 8] : 0;
     }
-    /* stmatrix: lanes 0 to 7 name the places of 8 tokens' first eight outputs, 8 to 15 those of the next 8
-     * tokens; the other lanes the next eight outputs' */
+    /* stmatrix: lanes 0 to 7 name the rows of 8 tokens' first eight outputs, 8 to 15 those of the next 8
+     * tokens, the other lanes the same for the next eight outputs */
     const int to_token = warp_token + lane % 16;
     const uint32_t to = staging + to_token * ROW_BYTES;
 #pragma unroll
@@ -145,15 +146,15 @@ static __device__ __forceinline__ void emit_tokens(const gemm_params *g, const i
     }
 }
 
-/* Activation and routing weight of 128 outputs, both halves gated or else half `unit`, rounded to 16 bits and
- * then to fp8 with a scale for each token, into staging; four lanes have a token's outputs, two of every
- * eight each. */
+/* Activation and routing weight of 128 outputs (gated of both halves, else of half `unit`), rounded to 16
+ * bits and then to fp8 with a scale for each token, into staging. Four lanes have a token's outputs: each
+ * two of every eight. */
 template <int gated, int activated>
-static __device__ __forceinline__ void quantise_tokens(const gemm_params *g, const item *work, int group,
-                                                       uint32_t staging, int32_t block, int unit,
+static __device__ __forceinline__ void quantise_tokens(const experts_gemm *g, const item *work, int warpgroup,
+                                                       uint32_t staging, int32_t scale_block, int unit,
                                                        float (&sum)[2][HALF_SUMS]) {
     const int thread = (int)mb_thread_index_again(), lane = thread % 32, pair = lane % 4;
-    const int token = group * GROUP_TOKENS + thread % WARPGROUP / 32 * 16 + lane / 4; /* and + 8 */
+    const int token = warpgroup * WARPGROUP_TOKENS + thread % WARPGROUP / 32 * 16 + lane / 4; /* and + 8 */
     float v[2][2 * EIGHTS], largest[2] = {0, 0};
 #pragma unroll
     for (int t = 0; t < 2; t++) {
@@ -187,48 +188,49 @@ static __device__ __forceinline__ void quantise_tokens(const gemm_params *g, con
             mb_store_shared_2(to + ((i / 2) ^ (to_token % 8)) * 16 + i % 2 * 8,
                               (uint16_t)mb_to_e4m3x2(quotient_in_unit(v[t][2 * i], divisor),
                                                      quotient_in_unit(v[t][2 * i + 1], divisor)));
-        if (pair == 0 && to_token < work->n_rows && block * SCALE_BLOCK < g->width)
+        if (pair == 0 && to_token < work->n_rows && scale_block * SCALE_BLOCK < g->width)
             g->out_scale[(work->first_row + to_token) *
                              (int64_t)((g->width + SCALE_BLOCK - 1) / SCALE_BLOCK) +
-                         block] = scale;
+                         scale_block] = scale;
     }
 }
 
-/* Round i, a constant where it is inlined, of a finished tile: of fp8 there is one, gated, or two, of 16 bits
- * two or four. */
-static __device__ __forceinline__ void emit_round(const gemm_params *g, const item *work, int group,
+/* Round i of a finished tile, a constant where it is inlined. A tile of fp8 outputs has one round, gated,
+ * or two; a tile of 16 bits two or four. */
+static __device__ __forceinline__ void emit_round(const experts_gemm *g, const item *work, int warpgroup,
                                                   uint32_t staging, int32_t first_output, int i,
                                                   float (&sum)[2][HALF_SUMS]) {
-    const int32_t block = first_output / SCALE_BLOCK + i, first = first_output + i * 64;
+    const int32_t scale_block = first_output / SCALE_BLOCK + i, first = first_output + i * 64;
     const int begin = i % 2 * EIGHTS / 2;
     if (g->store == STORE_FP8_BLOCK) {
         if (i == 0 && g->gated)
-            quantise_tokens<1, 1>(g, work, group, staging, block, 0, sum);
+            quantise_tokens<1, 1>(g, work, warpgroup, staging, scale_block, 0, sum);
         else if (i < 2 && !g->gated && g->activated)
-            quantise_tokens<0, 1>(g, work, group, staging, block, i, sum);
+            quantise_tokens<0, 1>(g, work, warpgroup, staging, scale_block, i, sum);
         else if (i < 2 && !g->gated)
-            quantise_tokens<0, 0>(g, work, group, staging, block, i, sum);
+            quantise_tokens<0, 0>(g, work, warpgroup, staging, scale_block, i, sum);
     } else if (g->row_weight || g->store == STORE_F32) {
         if (i < 2 && g->gated)
-            emit_tokens<EMIT_ANY, 1>(g, work, group, staging, first, 0, sum[i % 2]);
+            emit_tokens<EMIT_ANY, 1>(g, work, warpgroup, staging, first, 0, sum[i % 2]);
         else if (!g->gated)
-            emit_tokens<EMIT_ANY, 0>(g, work, group, staging, first, begin, sum[i / 2]);
+            emit_tokens<EMIT_ANY, 0>(g, work, warpgroup, staging, first, begin, sum[i / 2]);
     } else if (i < 2 && g->gated)
-        emit_tokens<EMIT_GATED, 1>(g, work, group, staging, first, 0, sum[i % 2]);
+        emit_tokens<EMIT_GATED, 1>(g, work, warpgroup, staging, first, 0, sum[i % 2]);
     else if (!g->gated && g->activated)
-        emit_tokens<EMIT_ACTIVATED, 0>(g, work, group, staging, first, begin, sum[i / 2]);
+        emit_tokens<EMIT_ACTIVATED, 0>(g, work, warpgroup, staging, first, begin, sum[i / 2]);
     else if (!g->gated)
-        emit_tokens<EMIT_PLAIN, 0>(g, work, group, staging, first, begin, sum[i / 2]);
+        emit_tokens<EMIT_PLAIN, 0>(g, work, warpgroup, staging, first, begin, sum[i / 2]);
 }
 
 /* One item of a consumer warpgroup. */
 template <int n_ctas, class shared>
-static __device__ __forceinline__ void consume_tokens(const experts_params *p, shared *s, int group,
-                                                      const item *work, cursor *stage, cursor *staged) {
-    const gemm_params *g = &p->gemm[work->gemm];
+static __device__ __forceinline__ void consume_tokens(const experts_params *p, shared *s, int warpgroup,
+                                                      const item *work, ring_cursor *stage,
+                                                      ring_cursor *slot) {
+    const experts_gemm *g = &p->gemm[work->gemm];
     const int32_t tile_outputs = 2 * (g->gated ? HALF / 2 : HALF);
-    const int32_t first_output = work->piece * tile_outputs;
-    const int has_tokens = work->n_rows > group * GROUP_TOKENS;
+    const int32_t first_output = work->column_tile * tile_outputs;
+    const int has_tokens = work->n_rows > warpgroup * WARPGROUP_TOKENS;
     float sum[2][HALF_SUMS];
 #pragma unroll
     for (int h = 0; h < 2; h++)
@@ -236,24 +238,24 @@ static __device__ __forceinline__ void consume_tokens(const experts_params *p, s
         for (int i = 0; i < HALF_SUMS; i++)
             sum[h][i] = 0;
     if (1 << g->scale_shift == SCALE_BLOCK && (!g->gated || g->width % (HALF / 2) == 0))
-        multiply_tokens<n_ctas, 1>(s, group, has_tokens, g->k_blocks, stage, sum);
+        multiply_tokens<n_ctas, 1>(s, warpgroup, has_tokens, g->k_blocks, stage, sum);
     else
-        multiply_tokens<n_ctas, 0>(s, group, has_tokens, g->k_blocks, stage, sum);
+        multiply_tokens<n_ctas, 0>(s, warpgroup, has_tokens, g->k_blocks, stage, sum);
 
     if (has_tokens && g->bias) {
 #pragma unroll
         for (int h = 0; h < 2; h++)
             add_bias(g, work, first_output + h * tile_outputs / 2, sum[h]);
     }
-    const rounds r = rounds_of<KIND_FP8_BLOCK, shared>(g, work, tile_outputs);
+    const staging_rounds r = rounds_of<KIND_FP8_BLOCK, shared>(g, work, tile_outputs);
 #pragma unroll
     for (int i = 0; i < 4; i++)
         if (i < r.n) {
-            mb_mbarrier_wait(&s->staged_empty[staged->at], staged->parity ^ 1);
+            wait_to_stage(s, slot, 0);
             if (has_tokens)
-                emit_round(g, work, group, staging_of(s, &r, i, 0, staged->at).base, first_output, i, sum);
-            mb_mbarrier_arrive(&s->staged_full[staged->at]);
-            advance<shared::n_rounds>(staged);
+                emit_round(g, work, warpgroup, area_of_round(s, &r, i, 0, slot->at).base, first_output, i,
+                           sum);
+            say_staged(s, slot);
         }
 }
 

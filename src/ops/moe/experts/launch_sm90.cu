@@ -112,7 +112,7 @@ static int kind_of(const mb_weight *weight) {
 }
 
 /* The parts of a GEMM that follow from its weights and activation. */
-static mb_status describe(gemm_params *g, const mb_weight *weight, mb_activation activation,
+static mb_status describe(experts_gemm *g, const mb_weight *weight, mb_activation activation,
                           const mb_moe_tile *tile) {
     g->gated = mb_activation_is_gated(activation);
     g->activated = activation != MB_ACT_NONE;
@@ -126,7 +126,7 @@ static mb_status describe(gemm_params *g, const mb_weight *weight, mb_activation
     if (weight->scale_rows > 0)
         g->expert_scale_rows = (int32_t)((weight->rows + weight->scale_rows - 1) / weight->scale_rows);
     const int32_t outputs = tile->weight_rows / (g->gated ? 2 : 1);
-    g->pieces = (g->width + outputs - 1) / outputs;
+    g->n_column_tiles = (g->width + outputs - 1) / outputs;
     return encode_weight(&g->weights, weight, g->gated, tile->box_rows);
 }
 
@@ -221,7 +221,7 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
     const int kind = kind_of(&args->w13);
     const int is_fp8 = tile->family == MB_MOE_FP8;
     experts_params params = {};
-    gemm_params *first = &params.gemm[0], *second = &params.gemm[1];
+    experts_gemm *first = &params.gemm[0], *second = &params.gemm[1];
     MB_TRY(describe(first, &args->w13, args->activation, tile));
     MB_TRY(describe(second, &args->w2, MB_ACT_NONE, tile));
     first->a = is_fp8 ? layout->x8 : args->x;
@@ -255,7 +255,7 @@ mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts
     MB_TRY(check_tile(tiles->tile, args->b.dtype));
     const int kind = kind_of(&args->b);
     experts_params params = {};
-    gemm_params *g = &params.gemm[0];
+    experts_gemm *g = &params.gemm[0];
     MB_TRY(describe(g, &args->b, args->activation, &mb_moe_tiles[tiles->tile]));
     g->a = args->a;
     g->a_scale = args->a_scale;

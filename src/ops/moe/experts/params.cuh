@@ -21,15 +21,15 @@ enum experts_store {
     STORE_F32, /* it was written from registers already */
 };
 
-/* Every activation is v (constant + slope v) / (1 + 2^-(v (linear + cubic v^2))), v being floor at least: one
- * sequence of instructions, no branches. (With a switch in this place the epilogue took 17 us a tile, all of it
- * fetching instructions.) */
+/* Every activation is v (constant + slope v) / (1 + 2^-(v (linear + cubic v^2))), v being floor at least:
+ * one sequence of instructions, no branches. (With a switch in this place the epilogue took 17 us a tile,
+ * all of it fetching instructions.) */
 typedef struct activation_shape {
     float linear, cubic; /* cubic is never 0: 0 times the square of a large value could be NaN */
     float constant, slope, floor;
 } activation_shape;
 
-typedef struct gemm_params {
+typedef struct experts_gemm {
     CUtensorMap weights;
     const void *a;            /* token rows */
     const int32_t *row_index; /* rows of a, or NULL: in order */
@@ -42,23 +42,24 @@ typedef struct gemm_params {
     float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
     int32_t k_size, k_blocks;  /* K, and in blocks of 128 */
     int32_t width;             /* outputs */
-    int32_t pieces;            /* of one expert's matrix */
+    int32_t n_column_tiles;    /* of one expert's matrix: width cut by the tile's outputs */
     int32_t scale_shift;       /* log2 of the weight rows of a scale */
     int32_t expert_scale_rows; /* scales' rows of an expert */
     int32_t gated, activated, store;
     int32_t out_is_f16;
     mb_dtype bias_dtype;
     activation_shape activation;
-} gemm_params;
+} experts_gemm;
 
 typedef struct experts_params {
-    gemm_params gemm[2]; /* the second has no pieces when there is only one */
+    experts_gemm gemm[2]; /* the second has no column tiles when there is only one */
     const mb_moe_token_tile *tiles;
     const int32_t *n_tiles;
     int32_t *next_item; /* the work queue */
-    int32_t *ready;     /* [max_tiles]: finished pieces of a tile's first GEMM */
-    int32_t
-        *block_done;   /* [max_tiles, blocks of 128 outputs, CTAs of a cluster]: finished pieces of a block */
+    int32_t *
+        ready; /* [max_tiles]: finished column tiles of a token tile's first GEMM, in each CTA of a cluster */
+    /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
+    int32_t *block_done;
     int32_t read_once; /* the weights should not push anything out of L2 */
 } experts_params;
 

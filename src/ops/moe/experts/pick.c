@@ -1,7 +1,7 @@
 #include "ops/moe/experts/pick.h"
 
 const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES] = {
-#define X(family, name, weight_rows, n_groups, cta_tokens, token_step, n_stages, n_ctas) \
+#define X(family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas) \
     {#name, family, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), (token_step) * (n_ctas)},
 #include "ops/moe/experts/tiles.def"
 #undef X

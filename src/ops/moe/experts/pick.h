@@ -25,7 +25,8 @@ typedef struct mb_moe_tile {
 } mb_moe_tile;
 
 enum {
-#define X(family, name, weight_rows, n_groups, cta_tokens, token_step, n_stages, n_ctas) MB_MOE_TILE_##name,
+#define X(family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas) \
+    MB_MOE_TILE_##name,
 #include "ops/moe/experts/tiles.def"
 #undef X
     MB_MOE_N_TILES

@@ -1,22 +1,19 @@
 /*
- * store.cuh - the storing warps of the experts' kernel: they copy a finished tile out of shared
- * memory while the consumers multiply the next one, quantise on the way, and say when a tile's first GEMM is
- * done.
+ * store.cuh - the storing warps of the experts' kernel: they copy a finished tile from staging to memory
+ * while the consumers multiply the next one, quantise on the way, and say when a tile's first GEMM is done.
  *
- * fp8 with block scales: a scale covers 128 outputs of a token. Where a tile has whole blocks of 128 outputs
- * they are quantised from shared memory. Narrower tiles store 16 bits, and whichever CTA finishes the last
- * piece of a block quantises it from there. The bits are the same either way.
+ * fp8 with block scales: a scale covers 128 outputs of a token, a scale block. A tile of whole scale blocks
+ * is quantised from staging. Narrower tiles store 16 bits, and the CTA that finishes the last column tile
+ * of a scale block quantises it from there. The bits are the same either way.
  */
 #ifndef MB_OPS_MOE_EXPERTS_STORE_CUH
 #define MB_OPS_MOE_EXPERTS_STORE_CUH
 
-#include "ops/moe/experts/shared.cuh"
+#include "ops/moe/experts/staging.cuh"
 #include "ops/moe/to_fp8.cuh"
 
-/* 16-byte chunk of a staged token: 8 outputs from `output` of the tile on. */
-static __device__ __forceinline__ uint4 staged_chunk(staging_area staging, int token, int output) {
-    return mb_load_shared_16(region_of(staging, output) + token * ROW_BYTES +
-                             ((output % 64 / 8) ^ (token % 8)) * 16);
+static __device__ __forceinline__ uint4 load_chunk(staging_area staging, int token, int output) {
+    return mb_load_shared_16(chunk_at(staging, token, output));
 }
 
 static __device__ __forceinline__ void sync_storers(void) {
@@ -24,9 +21,10 @@ static __device__ __forceinline__ void sync_storers(void) {
 }
 
 /* The outputs from staging.first to `end` of the tile: 64 of each row at a time, 16 bytes a lane. Large
- * tiles' rows are read again only after much else has gone through L2: they are stored to leave it first. */
+ * tiles' rows are read again only after much else has gone through L2, so they are stored to leave L2
+ * first. */
 template <int n_ctas>
-static __device__ __forceinline__ void store_16bit(const gemm_params *g, const item *work,
+static __device__ __forceinline__ void store_16bit(const experts_gemm *g, const item *work,
                                                    staging_area staging, int32_t first_output, int32_t end) {
     enum { ROWS = STORE_THREADS / 8 };
     const int thread = threadIdx.x % WARPGROUP;
@@ -39,7 +37,7 @@ static __device__ __forceinline__ void store_16bit(const gemm_params *g, const i
         uint16_t *out = (uint16_t *)g->out + work->first_row * width + first_output + output;
 #pragma unroll 2
         for (int token = thread / 8; token < work->n_rows; token += ROWS) {
-            const uint4 row = staged_chunk(staging, token, output);
+            const uint4 row = load_chunk(staging, token, output);
             uint4 *to = (uint4 *)(out + token * width);
             if constexpr (n_ctas > 1)
                 __stcs(to, row);
@@ -49,7 +47,7 @@ static __device__ __forceinline__ void store_16bit(const gemm_params *g, const i
     }
 }
 
-static __device__ __forceinline__ void store_fp8_tensor(const gemm_params *g, const item *work,
+static __device__ __forceinline__ void store_fp8_tensor(const experts_gemm *g, const item *work,
                                                         staging_area staging, int32_t first_output,
                                                         int32_t end) {
     const int thread = threadIdx.x % WARPGROUP;
@@ -64,7 +62,7 @@ static __device__ __forceinline__ void store_fp8_tensor(const gemm_params *g, co
 #pragma unroll 1
         for (int token = thread / 8; token < work->n_rows; token += STORE_THREADS / 8) {
             float v[8];
-            widen(staged_chunk(staging, token, output), g->out_is_f16, v);
+            widen(load_chunk(staging, token, output), g->out_is_f16, v);
             float largest = 0;
             for (int i = 0; i < 8; i++)
                 largest = fmaxf(largest, fabsf(v[i]));
@@ -73,11 +71,11 @@ static __device__ __forceinline__ void store_fp8_tensor(const gemm_params *g, co
     }
 }
 
-/* Quantises a chunk of one of the tokens that the warp has at hand, and writes it and the block's scale. */
-static __device__ __forceinline__ void store_block(const gemm_params *g, int64_t row, int has_row,
-                                                   int32_t block, uint4 chunk) {
+/* Quantises one token's scale block, 8 outputs in each of 16 lanes, and writes it and the scale. */
+static __device__ __forceinline__ void store_scale_block(const experts_gemm *g, int64_t row, int has_row,
+                                                         int32_t scale_block, uint4 chunk) {
     const int lane = threadIdx.x % 32;
-    const int32_t output = block * SCALE_BLOCK + lane % 16 * 8;
+    const int32_t output = scale_block * SCALE_BLOCK + lane % 16 * 8;
     float v[8];
     widen(chunk, g->out_is_f16, v);
     const float largest = largest_of_unit(v);
@@ -88,10 +86,10 @@ static __device__ __forceinline__ void store_block(const gemm_params *g, int64_t
         *(uint2 *)((unsigned char *)g->out8 + row * g->width + output) =
             divide_to_e4m3(v, scale, is_tame(scale, largest));
     if (lane % 16 == 0)
-        g->out_scale[row * ((g->width + SCALE_BLOCK - 1) / SCALE_BLOCK) + block] = scale;
+        g->out_scale[row * ((g->width + SCALE_BLOCK - 1) / SCALE_BLOCK) + scale_block] = scale;
 }
 
-static __device__ __forceinline__ void store_fp8_block(const gemm_params *g, const item *work,
+static __device__ __forceinline__ void store_fp8_block(const experts_gemm *g, const item *work,
                                                        staging_area staging, int32_t first_output,
                                                        int32_t end) {
     enum { ROWS = STORE_THREADS / 16 };
@@ -104,14 +102,14 @@ static __device__ __forceinline__ void store_fp8_block(const gemm_params *g, con
             const int32_t output = begin + thread % 16 * 8;
             uint4 chunk = {0, 0, 0, 0};
             if (token < work->n_rows && output < end)
-                chunk = staged_chunk(staging, token, output);
-            store_block(g, work->first_row + token, token < work->n_rows,
-                        (first_output + begin) / SCALE_BLOCK, chunk);
+                chunk = load_chunk(staging, token, output);
+            store_scale_block(g, work->first_row + token, token < work->n_rows,
+                              (first_output + begin) / SCALE_BLOCK, chunk);
         }
 }
 
 /* 128 outputs that the consumers have quantised: 8 bytes a lane. */
-static __device__ __forceinline__ void store_quantised(const gemm_params *g, const item *work,
+static __device__ __forceinline__ void store_quantised(const experts_gemm *g, const item *work,
                                                        uint32_t staged, int32_t output, int32_t n_outputs) {
     enum { ROWS = STORE_THREADS / 16 };
     const int thread = threadIdx.x % WARPGROUP, byte = thread % 16 * 8;
@@ -124,27 +122,27 @@ static __device__ __forceinline__ void store_quantised(const gemm_params *g, con
             mb_load_shared_8(staged + token * ROW_BYTES + (byte / 16 ^ (token % 8)) * 16 + byte % 16);
 }
 
-/* Counts this piece of its block of 128 outputs; the last one quantises the block. Returns how many pieces
- * are done by that: all of the block's, or none. */
+/* Counts this column tile of its scale block; the last one quantises the block. Returns how many column
+ * tiles are finished by that: all of the block's, or none. */
 template <class shared>
-static __device__ __forceinline__ int32_t store_fp8_block_of_pieces(const experts_params *p, shared *s,
-                                                                    const gemm_params *g, const item *work,
-                                                                    int32_t tile_outputs, int n_ctas,
-                                                                    int rank) {
+static __device__ __forceinline__ int32_t quantise_finished_block(const experts_params *p, shared *s,
+                                                                  const experts_gemm *g, const item *work,
+                                                                  int32_t tile_outputs, int n_ctas,
+                                                                  int rank) {
     enum { ROWS = STORE_THREADS / 16, IN_FLIGHT = 3 };
     const int thread = threadIdx.x % WARPGROUP;
-    const int32_t n_blocks = (g->width + SCALE_BLOCK - 1) / SCALE_BLOCK;
-    const int32_t block = work->piece * tile_outputs / SCALE_BLOCK;
-    const int32_t block_outputs = min(g->width - block * SCALE_BLOCK, (int32_t)SCALE_BLOCK);
-    const int32_t n_pieces = (block_outputs + tile_outputs - 1) / tile_outputs;
+    const int32_t n_scale_blocks = (g->width + SCALE_BLOCK - 1) / SCALE_BLOCK;
+    const int32_t scale_block = work->column_tile * tile_outputs / SCALE_BLOCK;
+    const int32_t n_outputs_of_block = min(g->width - scale_block * SCALE_BLOCK, (int32_t)SCALE_BLOCK);
+    const int32_t n_column_tiles = (n_outputs_of_block + tile_outputs - 1) / tile_outputs;
     sync_storers();
     if (thread == 0)
         s->n_done = mb_add_acquire_release(
-            &p->block_done[((int64_t)work->token_tile * n_blocks + block) * n_ctas + rank], 1);
+            &p->block_done[((int64_t)work->token_tile * n_scale_blocks + scale_block) * n_ctas + rank], 1);
     sync_storers();
-    if (s->n_done + 1 < n_pieces)
+    if (s->n_done + 1 < n_column_tiles)
         return 0;
-    const int32_t output = block * SCALE_BLOCK + thread % 16 * 8;
+    const int32_t output = scale_block * SCALE_BLOCK + thread % 16 * 8;
     const uint16_t *from = (const uint16_t *)g->out + work->first_row * (int64_t)g->width + output;
 #pragma unroll 1
     for (int token0 = thread / 16; token0 - thread / 16 < work->n_rows; token0 += IN_FLIGHT * ROWS) {
@@ -157,61 +155,51 @@ static __device__ __forceinline__ int32_t store_fp8_block_of_pieces(const expert
         }
 #pragma unroll
         for (int i = 0; i < IN_FLIGHT; i++)
-            store_block(g, work->first_row + token0 + i * ROWS, token0 + i * ROWS < work->n_rows, block,
-                        chunks[i]);
+            store_scale_block(g, work->first_row + token0 + i * ROWS, token0 + i * ROWS < work->n_rows,
+                              scale_block, chunks[i]);
     }
-    return n_pieces;
+    return n_column_tiles;
 }
 
-/* Gives the stage of a round back to the producers of all CTAs of the cluster, for all of its consumers. */
-template <int n_groups, int n_ctas, class shared>
-static __device__ __forceinline__ void release_stage(shared *s, int32_t stage) {
-    mb_fence_async_shared(); /* ordinary accesses before what the copy engine writes next */
-    release<n_ctas, n_groups>(&s->empty[stage]);
-}
-
-template <int kind, int weight_rows, int n_groups, int n_ctas, class shared>
+template <int kind, int weight_rows, int n_warpgroups, int n_ctas, class shared>
 static __device__ __forceinline__ void store_tiles(const experts_params *p, shared *s, int rank) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    cursor ring = {0, 0}, staged = {0, 0};
-    uint32_t stage_end = 0; /* behind the item's last stage */
+    ring_cursor ring = {0, 0}, slot = {0, 0};
+    uint32_t stage_end = 0; /* the stage behind the item's last */
     for (;;) {
         const item *work = wait_item(s, &ring);
         if (work->gemm == NO_MORE)
             break;
-        const gemm_params *g = &p->gemm[work->gemm];
+        const experts_gemm *g = &p->gemm[work->gemm];
         const int32_t tile_outputs = g->gated ? weight_rows / 2 : weight_rows;
-        const int32_t first_output = work->piece * tile_outputs;
-        const int in_pieces = weight_rows < 256 && tile_outputs % SCALE_BLOCK != 0;
-        const rounds r = rounds_of<kind, shared>(g, work, tile_outputs);
-        stage_end = (stage_end + r.n_steps) % n_stages;
+        const int32_t first_output = work->column_tile * tile_outputs;
+        const int is_narrow = weight_rows < 256 && tile_outputs % SCALE_BLOCK != 0;
+        const staging_rounds r = rounds_of<kind, shared>(g, work, tile_outputs);
+        stage_end = (stage_end + r.n_k_steps) % n_stages;
 #pragma unroll 1
         for (int i = 0; i < r.n; i++) {
-            const staging_area staging = staging_of(s, &r, i, stage_end, staged.at);
+            const staging_area staging = area_of_round(s, &r, i, stage_end, slot.at);
             const int32_t end = min((i + 1) * r.outputs, g->width - first_output);
-            mb_mbarrier_wait(&s->staged_full[staged.at], staged.parity);
-            if constexpr (kind != KIND_TF32) {
-                if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && in_pieces))
+            wait_staged(s, &slot);
+            if constexpr (shared::staging != STAGING_NONE) {
+                if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && is_narrow))
                     store_16bit<n_ctas>(g, work, staging, first_output, end);
-                else if (g->store == STORE_FP8_BLOCK && work->n_rows > shared::few_tokens &&
-                         shared::by_tokens)
+                else if (shared::staging == STAGING_TURNS && g->store == STORE_FP8_BLOCK &&
+                         work->n_rows > FEW_TOKENS)
                     store_quantised(g, work, staging.base, first_output + i * r.outputs, end - i * r.outputs);
                 else if (g->store == STORE_FP8_BLOCK)
                     store_fp8_block(g, work, staging, first_output, end);
                 else if (kind == KIND_FP8_TENSOR && g->store == STORE_FP8_TENSOR)
                     store_fp8_tensor(g, work, staging, first_output, end);
             }
-            if constexpr (shared::in_stages)
-                if (r.n_held == r.n || i == r.n - 1)
-                    release_stage<n_groups, n_ctas>(s, stage_of_round(&r, i, stage_end, n_stages));
-            mb_mbarrier_arrive(&s->staged_empty[staged.at]);
-            advance<shared::n_rounds>(&staged);
+            say_stored<n_warpgroups, n_ctas>(s, &r, i, stage_end, &slot);
         }
-        if (work->gemm == GEMM_FIRST && p->gemm[GEMM_SECOND].pieces + (g->store == STORE_FP8_BLOCK) > 0) {
+        if (work->gemm == GEMM_FIRST &&
+            p->gemm[GEMM_SECOND].n_column_tiles + (g->store == STORE_FP8_BLOCK) > 0) {
             int32_t n_done = 1;
             if constexpr (kind != KIND_TF32)
-                if (g->store == STORE_FP8_BLOCK && in_pieces)
-                    n_done = store_fp8_block_of_pieces(p, s, g, work, tile_outputs, n_ctas, rank);
+                if (g->store == STORE_FP8_BLOCK && is_narrow)
+                    n_done = quantise_finished_block(p, s, g, work, tile_outputs, n_ctas, rank);
             sync_storers();
             if (threadIdx.x % WARPGROUP == 0 && n_done > 0)
                 mb_add_release(&p->ready[work->token_tile], n_done);

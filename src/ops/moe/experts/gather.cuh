@@ -1,0 +1,102 @@
+/*
+ * gather.cuh - three warps copy the token rows of an item to the stages, by index, swizzled as TMA would;
+ * with block scales the tokens' scales too, and for tokens on M those of the weight rows.
+ */
+#ifndef MB_OPS_MOE_EXPERTS_GATHER_CUH
+#define MB_OPS_MOE_EXPERTS_GATHER_CUH
+
+#include "ops/hopper/cp_async.cuh"
+#include "ops/moe/experts/work.cuh"
+
+/* Where the scales of weight rows 8 i .. 8 i + 7 of a stage begin in b_scale. */
+static __device__ __forceinline__ uint32_t row_scale_at(const experts_gemm *g, const item *work,
+                                                        int32_t weight_rows, int i) {
+    const int32_t n_rows = (g->gated ? 2 : 1) * g->width;
+    const int32_t row = g->gated ? work->column_tile * weight_rows / 2 + i / 2 * 8 + i % 2 * g->width
+                                 : work->column_tile * weight_rows + i * 8;
+    return (uint32_t)((work->expert * g->expert_scale_rows + (min(row, n_rows - 1) >> g->scale_shift)) *
+                      g->k_blocks);
+}
+
+template <int kind, int cta_tokens, int weight_rows, int n_ctas, class shared>
+static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    constexpr int n_copies = (cta_tokens + GATHER_ROWS - 1) / GATHER_ROWS;
+    constexpr int chunk_elements = 16 / traits<kind>::element_bytes;
+    constexpr int n_scale_copies = (cta_tokens + GATHER_THREADS - 1) / GATHER_THREADS;
+    const int thread = threadIdx.x % WARPGROUP - 32;
+    const int chunk = thread % 8, my_row = thread / 8; /* 16 bytes of one row */
+    static_assert(GATHER_ROWS % 8 == 4, "the swizzle of a lane's rows has two values in turns");
+    const uint32_t swizzled = my_row * ROW_BYTES + (chunk ^ (my_row % 8)) * 16;
+    ring_cursor stage = {0, 1}, ring = {0, 0};
+    for (;;) {
+        const item work = copy_item(s, &ring);
+        if (work.gemm == NO_MORE)
+            break;
+        const experts_gemm *g = &p->gemm[work.gemm];
+        const int32_t k_size = g->k_size;
+        if (work.gemm == GEMM_SECOND) {
+            if (threadIdx.x % 32 == 0)
+                while (mb_load_acquire(&p->ready[work.token_tile]) !=
+                       p->gemm[GEMM_FIRST].n_column_tiles * n_ctas)
+                    ;
+            __syncwarp();
+        }
+        /* Offsets of the rows in a, in 32 bits: that is one instruction for each copy. */
+        const uint32_t row_bytes = (uint32_t)k_size * traits<kind>::element_bytes;
+        const char *a = (const char *)g->a;
+        const float *a_scale = g->a_scale;
+        if (!g->row_index) {
+            a += (int64_t)work.first_row * row_bytes;
+            if constexpr (kind == KIND_FP8_BLOCK)
+                a_scale += (int64_t)work.first_row * g->k_blocks;
+        }
+        if constexpr (shared::tokens_are_m) /* (kept in a register, it spills) */
+            if (thread < weight_rows / 8)
+                s->row_scale_at[thread] = row_scale_at(g, &work, weight_rows, thread);
+        uint32_t rows[n_copies], scale_rows[n_scale_copies];
+#pragma unroll
+        for (int i = 0; i < n_copies; i++) {
+            const int32_t r = my_row + i * GATHER_ROWS;
+            rows[i] = (g->row_index && r < work.n_rows ? g->row_index[work.first_row + r] : r) * row_bytes;
+        }
+        if constexpr (kind == KIND_FP8_BLOCK) {
+#pragma unroll
+            for (int i = 0; i < n_scale_copies; i++) {
+                const int32_t r = thread + i * GATHER_THREADS;
+                scale_rows[i] =
+                    (g->row_index && r < work.n_rows ? g->row_index[work.first_row + r] : r) * g->k_blocks;
+            }
+        }
+#pragma unroll 1
+        for (int32_t k = 0; k < k_size; k += traits<kind>::k_step) {
+            mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
+            const uint32_t to = mb_shared_address(s->tokens[stage.at]);
+            const int32_t column = k + chunk * chunk_elements;
+            const uint32_t n_bytes = column < k_size ? 16 : 0; /* past the end of K: zeros */
+            const char *from = a + (n_bytes ? column * traits<kind>::element_bytes : 0);
+#pragma unroll
+            for (int i = 0; i < n_copies; i++)
+                if (my_row + i * GATHER_ROWS < work.n_rows)
+                    mb_cp_async_16(to + i * GATHER_ROWS * ROW_BYTES + (swizzled ^ i % 2 * 64), from + rows[i],
+                                   n_bytes);
+            if constexpr (kind == KIND_FP8_BLOCK) {
+#pragma unroll
+                for (int i = 0; i < n_scale_copies; i++) {
+                    const int32_t r = thread + i * GATHER_THREADS;
+                    if (r < work.n_rows)
+                        mb_cp_async_4(mb_shared_address(&s->token_scale[stage.at][r]),
+                                      a_scale + scale_rows[i] + k / SCALE_BLOCK);
+                }
+            }
+            if constexpr (shared::tokens_are_m)
+                if (thread < weight_rows / 8)
+                    mb_cp_async_4(mb_shared_address(&s->row_scale[stage.at][thread]),
+                                  g->b_scale + s->row_scale_at[thread] + k / SCALE_BLOCK);
+            mb_cp_async_arrive(&s->full[stage.at]);
+            advance<n_stages>(&stage);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,122 @@
+/*
+ * weights.cuh - one thread of a CTA takes work items, writes them to the ring for the other roles, and
+ * streams the weights of each by TMA. In a pair each CTA loads half of the rows and multicasts them to
+ * both.
+ */
+#ifndef MB_OPS_MOE_EXPERTS_WEIGHTS_CUH
+#define MB_OPS_MOE_EXPERTS_WEIGHTS_CUH
+
+#include "ops/hopper/launch.cuh"
+#include "ops/hopper/tma.cuh"
+#include "ops/moe/experts/work.cuh"
+
+/* Item `index` of the queue: all token tiles' column tiles of the first GEMM, then those of the second. */
+static __device__ __forceinline__ item decode(const experts_params *p, uint32_t index,
+                                              int32_t n_token_tiles) {
+    item work = {NO_MORE, 0, 0, 0, 0, 0};
+    int64_t first = 0; /* of this GEMM's items */
+#pragma unroll
+    for (int gemm = GEMM_FIRST; gemm <= GEMM_SECOND; gemm++) {
+        const uint32_t n_column_tiles = (uint32_t)p->gemm[gemm].n_column_tiles;
+        const int64_t end = first + (int64_t)n_token_tiles * n_column_tiles;
+        if (index >= first && index < end) {
+            const uint32_t i = index - (uint32_t)first;
+            work.gemm = gemm;
+            work.token_tile = (int32_t)(i / n_column_tiles);
+            work.column_tile = (int32_t)(i % n_column_tiles);
+        }
+        first = end;
+    }
+    if (work.gemm == NO_MORE)
+        return work;
+    const mb_moe_token_tile tile = p->tiles[work.token_tile];
+    work.expert = tile.expert;
+    work.first_row = tile.first_row;
+    work.n_rows = tile.n_rows;
+    return work;
+}
+
+/* Takes the next item of the queue. Every item is taken this way, a CTA's first one too: so an item that
+ * was taken belongs to a CTA that runs. Of a pair the first CTA takes it, for both. */
+static __device__ __forceinline__ uint32_t take_item(const experts_params *p, int rank) {
+    return rank == 0 ? (uint32_t)atomicAdd(p->next_item, 1) : 0;
+}
+
+/* Hands the index that the first CTA of a pair has taken to the second. Both return it. */
+template <int n_ctas, class shared>
+static __device__ __forceinline__ uint32_t hand_over(shared *s, int rank, uint32_t index,
+                                                     ring_cursor *handed) {
+    if constexpr (n_ctas > 1) {
+        if (rank == 0) {
+            mb_mbarrier_wait(&s->index_empty[handed->at], handed->parity ^ 1);
+            mb_store_async_cluster(&s->index[handed->at], &s->index_full[handed->at], 1, (int32_t)index);
+        } else {
+            mb_mbarrier_arrive_expect(&s->index_full[handed->at], sizeof(int32_t));
+            mb_mbarrier_wait(&s->index_full[handed->at], handed->parity);
+            index = (uint32_t)s->index[handed->at];
+            mb_mbarrier_arrive_cluster(&s->index_empty[handed->at], 0);
+        }
+        advance<2>(handed);
+    }
+    return index;
+}
+
+/* The tokens of an item that are this CTA's of a pair. */
+static __device__ __forceinline__ item half_of_pair(item work, int rank) {
+    const int32_t half =
+        ((work.n_rows + 1) / 2 + TOKEN_STEP_OF_PAIR - 1) / TOKEN_STEP_OF_PAIR * TOKEN_STEP_OF_PAIR;
+    const int32_t begin = min(work.n_rows, rank * half);
+    work.n_rows = min(work.n_rows - begin, half);
+    work.first_row += begin;
+    return work;
+}
+
+template <int kind, int weight_rows, int n_ctas, class shared>
+static __device__ __forceinline__ void stream_weights(const experts_params *p, shared *s, int rank) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    constexpr int k_step = traits<kind>::k_step;
+    constexpr int my_rows = weight_rows / n_ctas; /* the CTAs of a pair load a half each, for both */
+    constexpr int stage_bytes = weight_rows * ROW_BYTES;
+    unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
+    ring_cursor stage = {0, 1}, ring = {0, 1}, handed = {0, 0};
+    const uint32_t first = take_item(p, rank);
+    const int32_t n_token_tiles = *p->n_tiles; /* the load and the atomic are under way side by side */
+    item work = decode(p, hand_over<n_ctas>(s, rank, first, &handed), n_token_tiles);
+    for (;;) {
+        mb_mbarrier_wait(&s->ring_empty[ring.at], ring.parity);
+        s->ring[ring.at] = n_ctas > 1 ? half_of_pair(work, rank) : work;
+        mb_mbarrier_arrive(&s->ring_full[ring.at]);
+        advance<RING>(&ring);
+        if (work.gemm == NO_MORE)
+            break;
+
+        const experts_gemm *g = &p->gemm[work.gemm];
+        const int32_t row_group = (work.column_tile * weight_rows + rank * my_rows) / (g->gated ? 16 : 8);
+        const auto load_steps = [&](int32_t begin, int32_t end) {
+            for (int32_t k = begin; k < end; k += k_step) {
+                mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
+                mb_mbarrier_arrive_expect(&s->full[stage.at], stage_bytes);
+                if constexpr (n_ctas > 1)
+                    mb_tma_load_5d_multicast(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at],
+                                             (1 << n_ctas) - 1, k, 0, 0, row_group, work.expert);
+                else if (p->read_once)
+                    mb_tma_load_5d_evict_first(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at],
+                                               k, 0, 0, row_group, work.expert);
+                else
+                    mb_tma_load_5d(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at], k, 0, 0,
+                                   row_group, work.expert);
+                advance<n_stages>(&stage);
+            }
+        };
+        /* The atomic is slow: issue it now, use its result once this item's first loads are in flight. */
+        const uint32_t taken = take_item(p, rank);
+        const int32_t k_first = min(g->k_size, n_stages * k_step);
+        load_steps(0, k_first);
+        const item next = decode(p, hand_over<n_ctas>(s, rank, taken, &handed), n_token_tiles);
+        load_steps(k_first, g->k_size);
+        work = next;
+    }
+    mb_grid_launch_dependents();
+}
+
+#endif

@@ -115,7 +115,8 @@ static __device__ __forceinline__ void emit(const experts_gemm *g, const item *w
         scale = *g->a_scale * g->b_scale[work->expert];
     /* stmatrix: lanes 0 to 7 name the rows of one 8 x 8 matrix, 8 to 15 of a second one */
     const int32_t chunk_output = rows.output - lane / 4 + (gated ? 0 : lane / 8 % 2 * 8);
-    const uint32_t to = chunk_at(staging, lane % 8, chunk_output);
+    const uint32_t to =
+        chunk_at(region_at(staging, chunk_output), lane % 8, chunk_output % STAGED_OUTPUTS / 8);
 #pragma unroll
     for (int j = 0; j < n / 8; j++) {
         const int token = 8 * j + 2 * (lane % 4);

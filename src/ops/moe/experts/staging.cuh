@@ -125,9 +125,9 @@ static __device__ __forceinline__ uint32_t region_at(staging_area area, int32_t 
     return area.base + (output - area.first) / STAGED_OUTPUTS * area.stride;
 }
 
-/* The 16 bytes of 8 outputs of a token, from `output` of the tile on. */
-static __device__ __forceinline__ uint32_t chunk_at(staging_area area, int token, int32_t output) {
-    return region_at(area, output) + token * ROW_BYTES + ((output % STAGED_OUTPUTS / 8) ^ (token % 8)) * 16;
+/* Chunk number `chunk` of a token in a region: 16 bytes, 8 outputs of 16 bits. */
+static __device__ __forceinline__ uint32_t chunk_at(uint32_t region, int token, int chunk) {
+    return region + token * ROW_BYTES + (chunk ^ (token % 8)) * 16;
 }
 
 /* ---- The consumers' side */

@@ -9,12 +9,9 @@
 #ifndef MB_OPS_MOE_EXPERTS_STORE_CUH
 #define MB_OPS_MOE_EXPERTS_STORE_CUH
 
+#include "ops/hopper/launch.cuh"
 #include "ops/moe/experts/staging.cuh"
 #include "ops/moe/to_fp8.cuh"
-
-static __device__ __forceinline__ uint4 load_chunk(staging_area staging, int token, int output) {
-    return mb_load_shared_16(chunk_at(staging, token, output));
-}
 
 static __device__ __forceinline__ void sync_storers(void) {
     mb_named_barrier_sync(STORE_BARRIER, STORE_THREADS);
@@ -29,21 +26,20 @@ static __device__ __forceinline__ void store_16bit(const experts_gemm *g, const 
     enum { ROWS = STORE_THREADS / 8 };
     const int thread = threadIdx.x % WARPGROUP;
     const int64_t width = g->width;
+    uint32_t region = staging.base;
 #pragma unroll 1
-    for (int32_t region = staging.first; region < end; region += 64) {
-        const int32_t output = region + thread % 8 * 8;
-        if (output >= end)
-            continue;
+    for (int32_t output = staging.first + thread % 8 * 8; output < end; output += STAGED_OUTPUTS) {
         uint16_t *out = (uint16_t *)g->out + work->first_row * width + first_output + output;
 #pragma unroll 2
         for (int token = thread / 8; token < work->n_rows; token += ROWS) {
-            const uint4 row = load_chunk(staging, token, output);
+            const uint4 row = mb_load_shared_16(chunk_at(region, token, thread % 8));
             uint4 *to = (uint4 *)(out + token * width);
             if constexpr (n_ctas > 1)
                 __stcs(to, row);
             else
                 *to = row;
         }
+        region += staging.stride;
     }
 }
 
@@ -53,28 +49,27 @@ static __device__ __forceinline__ void store_fp8_tensor(const experts_gemm *g, c
     const int thread = threadIdx.x % WARPGROUP;
     const int64_t width = g->width;
     const float scale = *g->out_scale;
+    uint32_t region = staging.base;
 #pragma unroll 1
-    for (int32_t region = staging.first; region < end; region += 64) {
-        const int32_t output = region + thread % 8 * 8;
-        if (output >= end)
-            continue;
+    for (int32_t output = staging.first + thread % 8 * 8; output < end; output += STAGED_OUTPUTS) {
         unsigned char *out = (unsigned char *)g->out8 + work->first_row * width + first_output + output;
 #pragma unroll 1
         for (int token = thread / 8; token < work->n_rows; token += STORE_THREADS / 8) {
             float v[8];
-            widen(load_chunk(staging, token, output), g->out_is_f16, v);
+            widen(mb_load_shared_16(chunk_at(region, token, thread % 8)), g->out_is_f16, v);
             float largest = 0;
             for (int i = 0; i < 8; i++)
                 largest = fmaxf(largest, fabsf(v[i]));
             *(uint2 *)(out + token * width) = divide_to_e4m3(v, scale, is_tame(scale, largest));
         }
+        region += staging.stride;
     }
 }
 
 /* Quantises one token's scale block, 8 outputs in each of 16 lanes, and writes it and the scale. */
 static __device__ __forceinline__ void store_scale_block(const experts_gemm *g, int64_t row, int has_row,
                                                          int32_t scale_block, uint4 chunk) {
-    const int lane = threadIdx.x % 32;
+    const int lane = (int)mb_thread_index_again() % 32; /* (kept in registers, it spills) */
     const int32_t output = scale_block * SCALE_BLOCK + lane % 16 * 8;
     float v[8];
     widen(chunk, g->out_is_f16, v);
@@ -94,18 +89,21 @@ static __device__ __forceinline__ void store_fp8_block(const experts_gemm *g, co
                                                        int32_t end) {
     enum { ROWS = STORE_THREADS / 16 };
     const int thread = threadIdx.x % WARPGROUP;
+    uint32_t region = staging.base + thread % 16 / 8 * staging.stride;
 #pragma unroll 1
-    for (int32_t begin = staging.first; begin < end; begin += SCALE_BLOCK)
+    for (int32_t begin = staging.first; begin < end; begin += SCALE_BLOCK) {
 #pragma unroll 1
         for (int token0 = 0; token0 < work->n_rows; token0 += ROWS) {
             const int token = token0 + thread / 16;
             const int32_t output = begin + thread % 16 * 8;
             uint4 chunk = {0, 0, 0, 0};
             if (token < work->n_rows && output < end)
-                chunk = load_chunk(staging, token, output);
+                chunk = mb_load_shared_16(chunk_at(region, token, thread % 8));
             store_scale_block(g, work->first_row + token, token < work->n_rows,
                               (first_output + begin) / SCALE_BLOCK, chunk);
         }
+        region += 2 * staging.stride;
+    }
 }
 
 /* 128 outputs that the consumers have quantised: 8 bytes a lane. */
@@ -119,7 +117,7 @@ static __device__ __forceinline__ void store_quantised(const experts_gemm *g, co
 #pragma unroll 4
     for (int token = thread / 16; token < work->n_rows; token += ROWS)
         *(float2 *)(out + token * (int64_t)g->width) =
-            mb_load_shared_8(staged + token * ROW_BYTES + (byte / 16 ^ (token % 8)) * 16 + byte % 16);
+            mb_load_shared_8(chunk_at(staged, token, byte / 16) + byte % 16);
 }
 
 /* Counts this column tile of its scale block; the last one quantises the block. Returns how many column

@@ -103,7 +103,7 @@ static void check_kind(const kind *k, mb_dtype out_dtype, int n_rows) {
         g.b.cols = K;
         g.b.dtype = g.dtype = k->weights;
         if (is_fp8) {
-            g.b.scale_rows = is_block ? 128 : 0;
+            g.b.scale_rows = g.b.scale_cols = is_block ? SCALE_BLOCK : 0;
             g.a_scale = random_scales(is_block ? n_rows * n_blocks : 1, 1, 1.0f);
             g.b.scale = random_scales(is_block ? (b_rows + 127) / 128 * n_blocks : 1, 2, 1.0f);
         }

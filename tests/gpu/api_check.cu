@@ -17,7 +17,7 @@ static void must(const char *what, int is_so) {
 
 /* One layer's memory, in one place. */
 typedef struct memory {
-    __nv_bfloat16 *x, *router, *w13, *w2, *h, *y, *summed, *out;
+    __nv_bfloat16 *x, *router, *w13, *w2, *h, *y, *experts_y, *summed, *out;
     float *logits, *weights;
     int32_t *ids, *offsets, *row_token, *token_row, *n_tiles;
     mb_moe_token_tile *tiles;
@@ -43,6 +43,7 @@ static memory cut(char *block) {
     CUT(w2, E * H * I);
     CUT(h, R * I);
     CUT(y, R * H);
+    CUT(experts_y, R * H);
     CUT(summed, T * H);
     CUT(out, T * H);
     CUT_VECTOR(logits, T * E);
@@ -138,14 +139,13 @@ static void run(const memory *m, cudaStream_t stream) {
     gemm.activation = MB_ACT_NONE;
     MB(mb_grouped_gemm(&gemm, m->workspace, WORKSPACE_BYTES, stream));
 
-    /* The experts in one call write the same y; they come last, so it is theirs that is summed. */
     mb_moe_experts_args experts = {};
     experts.x = m->x;
     experts.row_index = m->row_token;
     experts.offsets = m->offsets;
     experts.w13 = forward.w13;
     experts.w2 = forward.w2;
-    experts.y = m->y;
+    experts.y = m->experts_y;
     experts.n_tokens = T;
     experts.n_rows = R;
     experts.hidden = H;
@@ -202,8 +202,10 @@ static void compare_with_cpu(const memory *got, const memory *cpu) {
         must("tile", memcmp(&got->tiles[i], &cpu->tiles[i], 3 * sizeof(int32_t)) == 0);
     compare("h", got->h, cpu->h, R * I);
     compare("y", got->y, cpu->y, R * H);
+    must("the experts in one call and in pieces, bit for bit",
+         memcmp(got->experts_y, got->y, R * H * sizeof *got->y) == 0);
     compare("summed", got->summed, cpu->summed, T * H);
-    /* The CPU's forward rounds gate and up, as Hugging Face does; its pieces do not, as the GPU's forward. */
+    /* The CPU's experts and forward round gate and up, as Hugging Face does; its pieces do not, as the GPU's. */
     compare("out", got->out, cpu->summed, T * H);
     must("the layer in one call and in pieces, bit for bit",
          memcmp(got->out, got->summed, T * H * sizeof *got->out) == 0);

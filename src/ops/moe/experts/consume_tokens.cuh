@@ -127,7 +127,7 @@ static __device__ __forceinline__ void emit_tokens(const experts_gemm *g, const 
             for (int e = 0; e < 4; e++) {
                 v[e] = sum[4 * j + e];
                 if (activated)
-                    v[e] = activate(&g->activation, v[e]);
+                    v[e] = activate<gated>(&g->activation, v[e]);
                 if (gated)
                     v[e] *= sum[(4 * (j + 1) + e) % HALF_SUMS];
                 if (any)
@@ -169,7 +169,7 @@ static __device__ __forceinline__ void quantise_tokens(const experts_gemm *g, co
                 const int j = gated ? i % 8 * 2 : i;
                 out[e] = half[4 * j + 2 * t + e];
                 if (activated)
-                    out[e] = activate(&g->activation, out[e]);
+                    out[e] = activate<gated>(&g->activation, out[e]);
                 if (gated)
                     out[e] *= half[(4 * (j + 1) + 2 * t + e) % HALF_SUMS];
                 out[e] *= weight;

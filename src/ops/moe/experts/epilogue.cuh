@@ -19,13 +19,13 @@ static __device__ __forceinline__ float bias_at(const experts_gemm *g, int64_t i
     return ((const float *)g->bias)[i];
 }
 
-/* Infinities and NaN too give what PyTorch gives. slope v is NaN where slope is 0 and v infinite: fmaxf then
- * gives the other one, constant. */
+/* Infinities and NaN too give what PyTorch gives. A gated activation squares nothing. */
+template <int gated>
 static __device__ __forceinline__ float activate(const activation_shape *shape, float any) {
     const float v = mb_max_nan(any, shape->floor);
     const float exponent = v * (shape->linear + shape->cubic * (v * v));
-    const float factor = fmaxf(shape->constant + shape->slope * v, shape->constant);
-    return v * factor * mb_reciprocal(1.0f + mb_exp2(-exponent));
+    const float activated = v * mb_reciprocal(1.0f + mb_exp2(-exponent));
+    return gated ? activated : activated * (shape->squared ? v : 1.0f);
 }
 
 static __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
@@ -123,14 +123,14 @@ static __device__ __forceinline__ void emit(const experts_gemm *g, const item *w
         float v[4] = {sum[4 * j] * scale + bias_low, sum[4 * j + 1] * scale + bias_low,
                       sum[4 * j + 2] * scale + bias_high, sum[4 * j + 3] * scale + bias_high};
         if (activated) {
-            v[0] = activate(&g->activation, v[0]);
-            v[1] = activate(&g->activation, v[1]);
+            v[0] = activate<mode == EMIT_GATED>(&g->activation, v[0]);
+            v[1] = activate<mode == EMIT_GATED>(&g->activation, v[1]);
             if (gated) {
                 v[0] *= v[2];
                 v[1] *= v[3];
             } else {
-                v[2] = activate(&g->activation, v[2]);
-                v[3] = activate(&g->activation, v[3]);
+                v[2] = activate<mode == EMIT_GATED>(&g->activation, v[2]);
+                v[3] = activate<mode == EMIT_GATED>(&g->activation, v[3]);
             }
         }
         if (weighted) {

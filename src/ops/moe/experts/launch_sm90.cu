@@ -22,17 +22,17 @@ static activation_shape shape_of(mb_activation activation) {
     switch (activation) {
     case MB_ACT_SWIGLU:
     case MB_ACT_SILU:
-        return {log2_e, none, 1, 0, no_floor};
+        return {log2_e, none, no_floor, 0};
     case MB_ACT_GEGLU: /* 2 sqrt(2 / pi) (v + 0.044715 v^3) */
     case MB_ACT_GELU:
-        return {1.5957691216057308f * log2_e, 0.07135481282636983f * log2_e, 1, 0, no_floor};
+        return {1.5957691216057308f * log2_e, 0.07135481282636983f * log2_e, no_floor, 0};
     case MB_ACT_REGLU: /* from 0 on, times a sigmoid that is 1 from 1e-37 on */
     case MB_ACT_RELU:
-        return {steepest, none, 1, 0, 0};
+        return {steepest, none, 0, 0};
     case MB_ACT_RELU2:
-        return {steepest, none, 0, 1, 0};
+        return {steepest, none, 0, 1};
     default: /* MB_ACT_NONE: not asked */
-        return {0, none, 0, 0, 0};
+        return {0, none, no_floor, 0};
     }
 }
 

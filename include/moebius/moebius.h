@@ -186,6 +186,9 @@ typedef struct mb_session_options {
     /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what its free memory
      * allows. */
     int64_t kv_tokens;
+    /* A GPU runs steps that only decode as CUDA graphs, one for each range of batch and context, captured when first met.
+     * 1: kernel by kernel, as all other steps. The results have the same bits. */
+    int plain_launches;
 } mb_session_options;
 
 MB_API void mb_session_options_init(mb_session_options *options);

@@ -15,7 +15,7 @@
 typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
-    int json, random_weights;
+    int json, random_weights, plain_launches;
     const char *output;
     cli_model_settings model;
 } settings;
@@ -63,6 +63,10 @@ static const cli_option bench_options[] = {
      .maximum = 9007199254740991,
      .fallback = "1",
      .help = "Seed of the random prompts."},
+    {.name = "plain-launches",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, plain_launches),
+     .help = "On a GPU: launch kernel by kernel in place of a CUDA graph for each decode step."},
     {.name = "random-weights",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, random_weights),
@@ -192,7 +196,8 @@ static int run_all(mb_model *model, const char *directory, const settings *given
                                     .batch = given->batches.items[j],
                                     .n_new = (int32_t)given->n_new.value,
                                     .n_repeat = (int32_t)given->n_repeat.value,
-                                    .seed = (uint64_t)given->seed.value};
+                                    .seed = (uint64_t)given->seed.value,
+                                    .plain_launches = given->plain_launches};
             status = run_case(model, &facts, &bench, rows, &n_run);
             if (cli_output_failed())
                 status = CLI_FAILED;

@@ -9,6 +9,7 @@ typedef struct cli_bench_case {
     int32_t n_new;         /* decode: steps that are timed */
     int32_t n_repeat;
     uint64_t seed;
+    int plain_launches;
 } cli_bench_case;
 
 typedef struct cli_bench_result {

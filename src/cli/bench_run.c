@@ -151,6 +151,7 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     int64_t decode_tokens = bench->n_new + prefill_steps(bench, options.prefill_chunk) + 1;
     options.max_sequences = bench->batch;
     options.max_queued = bench->batch;
+    options.plain_launches = bench->plain_launches;
     options.kv_tokens = (int64_t)bench->batch * ((cli_bench_positions(bench) + 63) / 64 * 64);
     mb_request_init(model, &run.request);
     run.request.n_ids = (size_t)bench->length;

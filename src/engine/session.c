@@ -102,6 +102,7 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
     mb_runner_limits runner_limits = {
         .max_sequences = max_sequences,
         .max_step_tokens = options->max_step_tokens,
+        .plain_launches = options->plain_launches,
         .max_logits = smaller(max_sequences + PROMPT_LOGITS, options->max_step_tokens),
         .max_blocks = (int32_t)mb_kv_blocks_for(model->config.max_positions),
         .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "model/trace.h"
 
 _Static_assert((int)MB_KV_BLOCK_TOKENS == (int)MB_KV_BLOCK, "the policy's block is the operators' block");
 
@@ -180,6 +181,8 @@ static mb_status open_parts(mb_runner *runner) {
                                         .max_sequences = limits->max_sequences,
                                         .max_logits = limits->max_logits,
                                         .max_blocks = limits->max_blocks};
+    /* (A trace waits for the stream after every operator, which a capture cannot.) */
+    runner->uses_graphs = device->n_sms > 0 && !limits->plain_launches && !mb_trace_is_on();
     MB_TRY(device->stream_open(device, &runner->stream));
     MB_TRY(device->stream_open(device, &runner->reports));
     for (int i = 0; i < MB_STEP_SLOTS; i++)
@@ -209,8 +212,10 @@ void mb_runner_close(mb_runner *runner) {
     device->free_pinned(device, runner->pinned_memory);
     device->free(device, runner->kv_memory);
     mb_forward_free(&runner->forward);
-    for (int i = 0; i < MB_STEP_SLOTS; i++)
+    for (int i = 0; i < MB_STEP_SLOTS; i++) {
+        mb_decode_graphs_close(&runner->slots[i].graphs, device);
         device->event_close(device, runner->slots[i].done);
+    }
     device->stream_close(device, runner->reports);
     device->stream_close(device, runner->stream);
     mb_free(runner->host_memory);
@@ -333,8 +338,40 @@ static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, 
     in->q_start[i_planned + 1] = at->token;
 }
 
+/* Every sequence has one token and draws, and nothing is reported. */
+static int is_decode(const mb_step_counts *n) {
+    return n->n_tokens == n->n_sequences && n->n_draws == n->n_sequences && n->n_reported == 0;
+}
+
+static void round_up(const mb_runner_limits *limits, mb_step_counts *n) {
+    n->n_tokens = n->n_sequences = n->n_logits = n->n_draws =
+        mb_decode_bucket_sequences(n->n_sequences, limits->max_sequences);
+    n->max_blocks = mb_decode_bucket_blocks(n->max_blocks, limits->max_blocks);
+    n->max_kv_len = n->max_blocks * MB_KV_BLOCK;
+}
+
+/* Sequences of one token at position 0 that see the first row of the cache, store nothing and draw greedily. They
+ * are all alike, so the experts that they are sent to are few. */
+static void fill_padding(mb_step_slot *slot) {
+    mb_step_inputs *in = &slot->in;
+    size_t max_blocks = (size_t)slot->counts.max_blocks;
+    for (int32_t i = slot->n_planned; i < slot->counts.n_sequences; i++) {
+        in->ids[i] = in->positions[i] = 0;
+        in->slots[i] = -1;
+        in->kv_len[i] = 1;
+        in->q_start[i + 1] = i + 1;
+        in->logit_rows[i] = i;
+        in->rows[i] = (mb_sample_row){.repetition_penalty = 1, .top_p = 1};
+        memset(in->block_table + (size_t)i * max_blocks, 0, max_blocks * sizeof *in->block_table);
+    }
+}
+
 void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     slot->counts = count(slot->plan, slot->n_planned);
+    slot->n_drawn = slot->counts.n_draws;
+    slot->is_graph = runner->uses_graphs && is_decode(&slot->counts);
+    if (slot->is_graph)
+        round_up(&runner->limits, &slot->counts);
     mb_arena_init(&slot->inputs_arena, slot->inputs, runner->inputs_bytes, 1);
     cut_inputs(&slot->inputs_arena, &slot->counts, &slot->in);
     cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
@@ -343,6 +380,8 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
         fill_logit_rows(slot, i, &at);
         fill_tokens(slot, kv, i, &at);
     }
+    if (slot->is_graph)
+        fill_padding(slot);
 }
 
 /* ---- Running --------------------------------------------------------------------------------------- */
@@ -384,14 +423,31 @@ static mb_status draw(mb_runner *runner, const mb_step_slot *slot) {
     return ops->log_softmax(&log_softmax, runner->stream);
 }
 
+/* The work of a step between its inputs and its results. */
+typedef struct step_work {
+    mb_runner *runner;
+    const mb_step_slot *slot;
+} step_work;
+
+static mb_status enqueue_work(const void *context, mb_stream stream) {
+    const step_work *w = context;
+    (void)stream; /* the runner's */
+    MB_TRY(run_forward(w->runner, w->slot));
+    return draw(w->runner, w->slot);
+}
+
 static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
     if (slot->inputs_arena.overflowed || mb_arena_check(&slot->inputs_arena))
         return mb_fail(MB_ERR_INTERNAL, "the step's inputs are larger than their buffer");
     MB_TRY(
         device->upload(device, slot->device_inputs, slot->inputs, slot->inputs_arena.used, runner->stream));
-    MB_TRY(run_forward(runner, slot));
-    MB_TRY(draw(runner, slot));
+    const step_work work = {runner, slot};
+    if (slot->is_graph)
+        MB_TRY(mb_decode_graphs_run(&slot->graphs, device, slot->counts.n_sequences, slot->counts.max_blocks,
+                                    enqueue_work, &work, runner->stream));
+    else
+        MB_TRY(enqueue_work(&work, runner->stream));
     MB_TRY(device->download(device, slot->drawn_ids, slot->device_drawn_ids,
                             2 * (size_t)runner->limits.max_sequences * sizeof *slot->drawn_ids,
                             runner->stream));
@@ -410,7 +466,7 @@ mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot) {
 }
 
 static void read_draws(mb_step_slot *slot) {
-    for (int32_t i = 0; i < slot->counts.n_draws; i++) {
+    for (int32_t i = 0; i < slot->n_drawn; i++) {
         mb_outcome *outcome = &slot->outcomes[slot->draw_planned[i]];
         outcome->id = slot->drawn_ids[i];
         outcome->logprob = slot->drawn_logprobs[i];

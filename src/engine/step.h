@@ -14,6 +14,7 @@
 #ifndef MB_ENGINE_STEP_H
 #define MB_ENGINE_STEP_H
 
+#include "engine/decode_graph.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "model/model.h"
@@ -23,8 +24,9 @@ enum { MB_STEP_SLOTS = 1 }; /* steps that can be in flight at once */
 
 typedef struct mb_runner_limits {
     int32_t max_sequences, max_step_tokens, max_logits;
-    int32_t max_blocks;  /* KV blocks of one sequence */
-    int32_t n_kv_blocks; /* 0: most of what is free on the device when all else is allocated */
+    int32_t max_blocks;     /* KV blocks of one sequence */
+    int32_t plain_launches; /* decode steps are not captured in graphs */
+    int32_t n_kv_blocks;    /* 0: most of what is free on the device when all else is allocated */
 } mb_runner_limits;
 
 /* How many of everything are in a step; with the largest counts the input buffer is measured. */
@@ -62,7 +64,10 @@ typedef struct mb_step_slot {
     mb_planned *plan; /* [max_sequences] jobs of mb_sequence; the session's */
     int32_t n_planned;
 
-    mb_step_counts counts;
+    mb_step_counts counts; /* rounded up when the step runs as a graph */
+    int32_t n_drawn;       /* draws without padding */
+    int32_t is_graph;
+    mb_decode_graphs graphs; /* of this slot's addresses */
     mb_arena inputs_arena;
     mb_step_inputs in;            /* cut from inputs */
     char *inputs, *device_inputs; /* the same places in both */
@@ -90,6 +95,7 @@ typedef struct mb_runner {
     mb_forward forward;
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
+    int32_t uses_graphs;
     size_t inputs_bytes, sample_workspace_bytes;
     void *sample_workspace;
     float *rows; /* pinned [reported rows at a time, vocab] */

@@ -20,6 +20,11 @@ static void read_environment(void) {
     directory = value && value[0] ? value : NULL;
 }
 
+int mb_trace_is_on(void) {
+    pthread_once(&directory_once, read_environment);
+    return directory != NULL;
+}
+
 void mb_trace_step(void) {
     pthread_once(&directory_once, read_environment);
     atomic_fetch_add(&step_number, 1);

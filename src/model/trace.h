@@ -8,6 +8,8 @@
 
 #include "device/device.h"
 
+int mb_trace_is_on(void);
+
 /* Starts the next step: file names carry its number. */
 void mb_trace_step(void);
 

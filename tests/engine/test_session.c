@@ -305,17 +305,17 @@ static void test_bad_session_options_are_named(void **state) {
         mb_session_options options;
         const char *word;
     } cases[] = {
-        {{0, 2048, 512, 1024, 0}, "max_sequences"},
-        {{-1, 2048, 512, 1024, 0}, "max_sequences"},
-        {{INT32_MAX, 2048, 512, 1024, 0}, "max_sequences"},
-        {{64, 0, 512, 1024, 0}, "max_step_tokens"},
-        {{64, INT32_MAX, 512, 1024, 0}, "max_step_tokens"},
-        {{64, 2048, 0, 1024, 0}, "prefill_chunk"},
-        {{64, 2048, 512, 0, 0}, "max_queued"},
-        {{64, 2048, 512, INT32_MAX, 0}, "max_queued"},
-        {{64, 2048, 512, 1024, -1}, "kv_tokens"},
-        {{64, 2048, 512, 1024, INT64_MAX}, "kv_tokens"},
-        {{64, 2048, 512, 1024, INT32_MAX}, "kv_tokens"},
+        {{0, 2048, 512, 1024, 0, 0}, "max_sequences"},
+        {{-1, 2048, 512, 1024, 0, 0}, "max_sequences"},
+        {{INT32_MAX, 2048, 512, 1024, 0, 0}, "max_sequences"},
+        {{64, 0, 512, 1024, 0, 0}, "max_step_tokens"},
+        {{64, INT32_MAX, 512, 1024, 0, 0}, "max_step_tokens"},
+        {{64, 2048, 0, 1024, 0, 0}, "prefill_chunk"},
+        {{64, 2048, 512, 0, 0, 0}, "max_queued"},
+        {{64, 2048, 512, INT32_MAX, 0, 0}, "max_queued"},
+        {{64, 2048, 512, 1024, -1, 0}, "kv_tokens"},
+        {{64, 2048, 512, 1024, INT64_MAX, 0}, "kv_tokens"},
+        {{64, 2048, 512, 1024, INT32_MAX, 0}, "kv_tokens"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mb_session *session = (mb_session *)1;

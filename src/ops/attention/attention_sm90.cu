@@ -22,17 +22,24 @@ enum { N_STAGES = 2, PREFILL_WARPS = 4, PREFILL_ROWS = PREFILL_WARPS * WARP_ROWS
 /* K and V of a block. */
 template <int dim> constexpr int stage_bytes = 2 * BLOCK * 2 * dim;
 
-/* Finished spans of decode rows, [token, query head, span]. */
+/* Finished spans of decode rows, [sequence, its token, query head, span]. */
 typedef struct spans {
-    float *sums;   /* [.., dim] */
-    float2 *scale; /* maximum, total */
-    int32_t most;  /* spans of one row */
+    float *sums;    /* [.., dim] */
+    float2 *scale;  /* maximum, total */
+    int32_t most;   /* spans of one row */
+    int32_t tokens; /* of one sequence */
 } spans;
 
 typedef struct attention_params {
     mb_attention_args args;
     spans spans;
 } attention_params;
+
+/* Where the spans of a sequence's row begin; row: its token times the query heads, plus the head. */
+static __device__ __forceinline__ int64_t kept_row(const spans *kept, int32_t sequence, int64_t row,
+                                                   int32_t n_heads) {
+    return ((int64_t)sequence * kept->tokens * n_heads + row) * kept->most;
+}
 
 /* The rows of a kv head and a sequence that one warp has: `first` and the next 15, token by token. */
 typedef struct warp_rows {
@@ -270,7 +277,8 @@ template <int dtype, int dim> static __global__ void __launch_bounds__(32) decod
         const int64_t head = head_of_row(&args, &w, lane / 4 + r * 8);
         if (head < 0)
             continue;
-        const int64_t at = head * p.spans.most + i_span;
+        const int64_t at =
+            kept_row(&p.spans, w.sequence, head - (int64_t)w.q_base * args.n_heads, args.n_heads) + i_span;
         if (lane % 4 == 0)
             p.spans.scale[at] = make_float2(span.maximum[r], span.total[r]);
         float2 *to = (float2 *)(p.spans.sums + at * dim) + lane % 4;
@@ -292,7 +300,8 @@ template <int dtype, int dim> static __global__ void __launch_bounds__(dim) merg
     if (!is_decode(&w) || (int32_t)blockIdx.y >= w.q_len || n_spans == 1)
         return;
     const int64_t head = (int64_t)(w.q_base + blockIdx.y) * args.n_heads + blockIdx.x;
-    const int64_t first = head * p.spans.most;
+    const int64_t first =
+        kept_row(&p.spans, s, (int64_t)blockIdx.y * args.n_heads + blockIdx.x, args.n_heads);
     const float *sums = p.spans.sums + first * dim + threadIdx.x;
     float2 scale = p.spans.scale[first];
     float sum = sums[0];
@@ -325,11 +334,10 @@ static int32_t most_spans(const mb_attention_args *args) {
     return (args->max_kv_len + SPAN - 1) / SPAN;
 }
 
-/* Spans are kept for every token of the batch, although prefill's tokens leave theirs unused, unless no sequence
- * can have that many decode tokens. */
+/* Spans that are kept at most: of sequences that may decode, where one can have several. */
 static int64_t most_kept(const mb_attention_args *args) {
     return most_spans(args) > 1 && most_decode_tokens(args) > 0
-               ? args->n_tokens * args->n_heads * most_spans(args)
+               ? (int64_t)args->n_sequences * most_decode_tokens(args) * args->n_heads * most_spans(args)
                : 0;
 }
 
@@ -377,8 +385,9 @@ mb_status mb_attention_sm90(const mb_attention_args *args, void *workspace, size
     MB_TRY(mb_workspace_check("attention", workspace, workspace_bytes, needed));
     const size_t n_kept = (size_t)most_kept(args);
     float *sums = (float *)workspace;
-    const attention_params p = {
-        *args, {sums, n_kept ? (float2 *)(sums + n_kept * (size_t)args->head_dim) : NULL, most_spans(args)}};
+    const attention_params p = {*args,
+                                {sums, n_kept ? (float2 *)(sums + n_kept * (size_t)args->head_dim) : NULL,
+                                 most_spans(args), most_decode_tokens(args)}};
     if (args->dtype == MB_BF16)
         return args->head_dim == 64 ? launch<MB_BF16, 64>(&p, stream) : launch<MB_BF16, 128>(&p, stream);
     return args->head_dim == 64 ? launch<MB_F16, 64>(&p, stream) : launch<MB_F16, 128>(&p, stream);

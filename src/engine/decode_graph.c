@@ -1,0 +1,56 @@
+#include "engine/decode_graph.h"
+
+#include "base/status.h"
+
+static int32_t round_up(int32_t n, int32_t step) {
+    return (n + step - 1) / step * step;
+}
+
+int32_t mb_decode_bucket_sequences(int32_t n, int32_t most) {
+    int32_t bucket = 1;
+    if (n > 8)
+        bucket = round_up(n, n <= 64 ? 8 : n <= 256 ? 32 : 128);
+    else
+        while (bucket < n)
+            bucket *= 2;
+    return bucket < most ? bucket : most;
+}
+
+int32_t mb_decode_bucket_blocks(int32_t n, int32_t most) {
+    int32_t bucket = 16;
+    while (bucket < n && bucket < most)
+        bucket *= 2;
+    return bucket < most ? bucket : most;
+}
+
+static mb_status capture(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences, int32_t max_blocks,
+                         mb_device_work work, const void *context, mb_stream stream) {
+    mb_graph *graph = NULL;
+    MB_TRY(device->capture_begin(device, stream));
+    mb_status status = work(context, stream);
+    mb_status ended = device->capture_end(device, stream, &graph);
+    if (status != MB_OK || ended != MB_OK) {
+        device->graph_close(device, graph);
+        return status != MB_OK ? status : ended;
+    }
+    graphs->kept[graphs->n_kept++] = (mb_decode_graph){n_sequences, max_blocks, graph};
+    return MB_OK;
+}
+
+mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences,
+                               int32_t max_blocks, mb_device_work work, const void *context,
+                               mb_stream stream) {
+    for (int32_t i = 0; i < graphs->n_kept; i++)
+        if (graphs->kept[i].n_sequences == n_sequences && graphs->kept[i].max_blocks == max_blocks)
+            return device->replay(device, graphs->kept[i].graph, stream);
+    if (graphs->n_kept == MB_MAX_DECODE_GRAPHS)
+        return work(context, stream);
+    MB_TRY(capture(graphs, device, n_sequences, max_blocks, work, context, stream));
+    return device->replay(device, graphs->kept[graphs->n_kept - 1].graph, stream);
+}
+
+void mb_decode_graphs_close(mb_decode_graphs *graphs, mb_device *device) {
+    for (int32_t i = 0; i < graphs->n_kept; i++)
+        device->graph_close(device, graphs->kept[i].graph);
+    graphs->n_kept = 0;
+}

@@ -4,8 +4,9 @@
 
 #include "model/json.h"
 #include "model/json_values.h"
+#include "moebius/ops.h"
 
-enum { SHOWN = 64, BLOCK = 128 };
+enum { SHOWN = 64 };
 
 #define KEY "quantization_config"
 
@@ -14,8 +15,8 @@ static int is_block(const json_t *value) {
     if (json_is_string(value))
         return strcmp(json_string_value(value), "128x128") == 0;
     return json_is_array(value) && json_array_size(value) == 2 &&
-           json_integer_value(json_array_get(value, 0)) == BLOCK &&
-           json_integer_value(json_array_get(value, 1)) == BLOCK;
+           json_integer_value(json_array_get(value, 0)) == MB_F8_BLOCK &&
+           json_integer_value(json_array_get(value, 1)) == MB_F8_BLOCK;
 }
 
 static mb_status read_fp8(const char *path, const json_t *q) {

@@ -17,7 +17,7 @@ typedef struct types {
 
 typedef enum extras { PLAIN, BIAS_WEIGHT, GATHER, EVERYTHING } extras;
 
-enum { FIRST_ROW = 2, SPARE_ROWS = 3, OUT_BLOCK = 128 }; /* rows of no group, in front and behind */
+enum { FIRST_ROW = 2, SPARE_ROWS = 3 }; /* rows of no group, in front and behind */
 
 static int32_t *make_offsets(mb_check *check, const shape *s) {
     int32_t *offsets = mb_check_alloc(check, ((size_t)s->n_groups + 1) * sizeof *offsets);
@@ -73,7 +73,7 @@ static void check_gemm(mb_check *check, const shape *s, const types *t, mb_activ
     int64_t n_sources = with >= GATHER ? n_all / 2 + 1 : n_all,
             a_blocks = t->per_tensor ? 1 : (s->k + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
     int64_t n_out = mb_case_is_gated(activation) ? s->n / 2 : s->n,
-            out_blocks = (n_out + OUT_BLOCK - 1) / OUT_BLOCK;
+            out_blocks = (n_out + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
     int32_t *row_index = mb_check_alloc(check, (size_t)n_all * sizeof *row_index);
     int32_t *offsets = dense ? NULL : make_offsets(check, s);
     for (int32_t r = 0; r < n_all; r++) /* rows of no group have no source */

@@ -9,7 +9,7 @@
 #include "ops/moe/moe_sm90.h"
 #include "ops/moe/to_fp8.cuh"
 
-enum { UNIT_COLUMNS = 128, UNITS_AT_ONCE = 4 };
+enum { UNIT_COLUMNS = MB_F8_BLOCK, UNITS_AT_ONCE = 4 };
 
 typedef struct quantize_params {
     const void *x;

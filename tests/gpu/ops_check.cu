@@ -43,8 +43,8 @@ static void run_cases(const char *name, void (*cases)(mb_check *), cudaStream_t 
     cases(&check);
     printf("%-12s %d cases, %d skipped, %d failed\n", name, check.n_cases, check.n_skipped, check.n_failed);
     wrong += check.n_failed;
-    if (check.n_skipped > check.n_cases / 4 * 3)
-        complain(name, "most cases are skipped", check.n_skipped);
+    if (check.n_cases - check.n_skipped < check.n_cases / 8)
+        complain(name, "nearly all cases are skipped", check.n_skipped);
 }
 
 /* ---- bits of attention: a prompt at once, in chunks, token by token, and beside other sequences */

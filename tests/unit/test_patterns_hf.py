@@ -88,7 +88,7 @@ def test_names_of_categories(tool, name):
 CHARACTER = ["a", "B", "é", "漢", "1", "_", " ", "#", "!", ",", "-", "&", "~", "=", ":", "'", "\"", "<", ">", "/", "@", "`", "%", ";",
              *("\\" + c for c in "\\^$.[]|()?*+{}-/'\"#&~!%,:;<=>@_` rntf"), r"\x41", r"\x{e9}", r"\x{1F600}", r"\u6f22", r"\x09"]
 SETS = [r"\s", r"\S", r"\d", r"\D", r"\p{L}", r"\P{L}", r"\p{^Lu}", r"\p{M}", r"\p{Punctuation}", r"\p{Nd}", r"\p{Zs}", r"\p{S}"]
-REPEATS = ["", "", "", "", "*", "+", "?", "*?", "+?", "??", "*+", "++", "?+", "{2}", "{1,3}", "{2,}", "{,2}", "{1,2}?", "{0}"]
+REPEATS = ["", "", "", "", "*", "+", "?", "*?", "+?", "??", "*+", "++", "?+", "{2}", "{1,3}", "{2,}", "{,2}", "{1,2}?"]
 
 
 def random_class(rng):
@@ -125,6 +125,15 @@ def random_pattern(rng, depth=0, caseless=False):
     return "|".join(branch() for _ in range(rng.choice([1, 1, 2, 3])))
 
 
+@pytest.mark.parametrize("pattern", [r"\P{Lu}??\P{Nd}+?|\(", r"\P{L}*\P{N}", r"[^\p{L}]?\P{M}+", r"\P{Nd}+\P{L}a", r"[aA]{0,2}(?>[-a ]*(?:&*?))[aA(&]"])
+def test_sets_that_overlap(tool, pattern):
+    """PCRE2 may make the repeat of a negated category possessive as if what follows shared no character with it."""
+    rng = random.Random(4)
+    for _ in range(300):
+        text = "".join(rng.choice("aA1 %\u0301\u2160é漢&(") for _ in range(12))
+        assert tool.pieces(pattern, text) == reference(pattern, text), repr(text)
+
+
 def test_random_patterns(tool):
     rng = random.Random(16)
     letters = "aabBéÉ漢1_ #!,-&~=:'\"<>/@`%;\\^$.[]|()?*+{}\t\n\r\f語xXyZ09\u0301\u2160\U0001F600A\u00a0"
@@ -141,13 +150,18 @@ def test_random_patterns(tool):
             assert got["status"] in ("MB_ERR_UNSUPPORTED", "MB_ERR_FORMAT", "MB_ERR_CAPACITY"), (pattern, got)
             refused += 1
             continue
-        assert got == reference(pattern, text), (pattern, text)
+        try:
+            want = reference(pattern, text)
+        except BaseException as error: # Oniguruma gave up
+            assert type(error).__name__ == "PanicException", error
+            continue
+        assert got == want, (pattern, text)
         compared += 1
     assert compared > 2000 and refused < compared / 10, (compared, refused)
 
 
 @pytest.mark.parametrize("pattern", [r"\w+", r"\bx", r"\h", r"\R", r"\X", r"\v", r"(a)\1", r"\p{Han}", r"\p{Alpha}", r"\p{L&}", r"\pL",
-                                     r"(?<n>a)", r"(?m:.)", r"(?x: a)", r"(?i)a", r"\Ka", r"\x80", r"a{2}?", r"a{2}+",
+                                     r"(?<n>a)", r"(?m:.)", r"(?x: a)", r"(?i)a", r"\Ka", r"\x80", r"a{2}?", r"a{2}+", r"a{0}", r"a{0,00}?", r"a{,0}",
                                      r"[[:alpha:]]", r"[a&&b]", r"[]a]", r"(?i:\p{Lu})", r"\Q.\E", r"\01", r"\cA"])
 def test_refused(tool, pattern):
     answer = tool.pieces(pattern, "text")

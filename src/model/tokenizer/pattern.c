@@ -287,6 +287,10 @@ static mb_status translate_brace(parser *p) {
         return refuse(p, i, "a possessive {n,m}+");
     if (p->pattern[i + 1] == '?' && !has_comma)
         return refuse(p, i, "a lazy {n}?");
+    size_t n_most = has_comma ? n_high : n_low; /* digits of the largest count, which end at i */
+    if (n_most > 0 &&
+        strspn(p->pattern + i - n_most, "0") == n_most) /* PCRE2 10.42 may then miss the match */
+        return refuse(p, i, "a repeat of at most 0");
     if (n_low == 0)
         replace(p, 1, "{0");
     copy(p, i + 1 - p->i);

@@ -226,6 +226,83 @@ static void check_gemm_bits(int64_t n, int64_t k) {
     free(part);
 }
 
+/* ---- the dense layer with fp8 weights: near the exact product, and a row alone as in a batch */
+
+static void check_gemm_fp8(int64_t n, int64_t k) {
+    enum { ROWS = 70 };
+    uint16_t *x = random_bf16(ROWS * k, 7), *out = (uint16_t *)allocate(2 * (size_t)(ROWS * n));
+    const int64_t n_scales = (n + 127) / 128 * ((k + 127) / 128);
+    uint8_t *w_host = (uint8_t *)host_allocate((size_t)(n * k)), *w = (uint8_t *)allocate((size_t)(n * k));
+    float *scale_host = (float *)host_allocate(4 * (size_t)n_scales),
+          *scale = (float *)allocate(4 * (size_t)n_scales);
+    uint16_t *x_host = (uint16_t *)host_allocate(2 * (size_t)(ROWS * k));
+    uint16_t *whole = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n)),
+             *row = (uint16_t *)host_allocate(2 * (size_t)n);
+    uint64_t seed = 11;
+    for (int64_t i = 0; i < n * k; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        w_host[i] = (uint8_t)(seed >> 56);
+        if ((w_host[i] & 0x7f) == 0x7f) /* NaN */
+            w_host[i] ^= 1;
+    }
+    for (int64_t i = 0; i < n_scales; i++)
+        scale_host[i] = 0.001f * (float)(i % 7 + 1);
+    CUDA(cudaMemcpy(w, w_host, (size_t)(n * k), cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(scale, scale_host, 4 * (size_t)n_scales, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(x_host, x, 2 * (size_t)(ROWS * k), cudaMemcpyDeviceToHost));
+    mb_gemm_args args = {};
+    args.x = x;
+    args.weight.data = w;
+    args.weight.scale = scale;
+    args.weight.count = 1;
+    args.weight.rows = n;
+    args.weight.cols = k;
+    args.weight.scale_rows = args.weight.scale_cols = 128;
+    args.weight.dtype = MB_F8_E4M3;
+    args.dtype = args.out_dtype = MB_BF16;
+    args.out = out;
+    args.n_tokens = ROWS;
+    const size_t bytes = bytes_of(mb_gemm_sm90_workspace, &args);
+    void *workspace = allocate(bytes);
+    CUDA(cudaMemset(out, 0xff, 2 * (size_t)(ROWS * n)));
+    MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaMemcpy(whole, out, 2 * (size_t)(ROWS * n), cudaMemcpyDeviceToHost));
+    mb_weight on_host = args.weight;
+    on_host.data = w_host;
+    on_host.scale = scale_host;
+    double error = 0, norm = 0;
+    for (int64_t t = 0; t < ROWS; t += 23)
+        for (int64_t j = 0; j < n; j++) {
+            double sum = 0;
+            for (int64_t i = 0; i < k; i++)
+                sum += mb_check_value(MB_BF16, x_host, t * k + i) * mb_check_weight_value(&on_host, 0, j, i);
+            const double got = mb_check_value(MB_BF16, whole, t * n + j);
+            error += (got - sum) * (got - sum);
+            norm += sum * sum;
+        }
+    if (!(error < 0.04 * 0.04 * norm)) /* x in e4m3 has four significant bits: some 2.5 % */
+        complain("gemm fp8", "far from the exact product", sqrt(error / norm));
+    args.n_tokens = 1;
+    args.x = x + 41 * k;
+    CUDA(cudaMemset(out, 0xff, 2 * (size_t)n));
+    MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaMemcpy(row, out, 2 * (size_t)n, cudaMemcpyDeviceToHost));
+    if (memcmp(row, whole + 41 * n, 2 * (size_t)n) != 0)
+        complain("gemm fp8", "a row has other bits alone", (double)n);
+    CUDA(cudaFree(x));
+    CUDA(cudaFree(w));
+    CUDA(cudaFree(scale));
+    CUDA(cudaFree(out));
+    CUDA(cudaFree(workspace));
+    free(w_host);
+    free(scale_host);
+    free(x_host);
+    free(whole);
+    free(row);
+}
+
 int main(void) {
     MB(mb_device_open_cuda(0, &gpu));
     cudaStream_t stream;
@@ -246,6 +323,8 @@ int main(void) {
     check_gemm_bits(2048, 4096);
     check_gemm_bits(5120, 2048);
     check_gemm_bits(136, 72);
+    check_gemm_fp8(512, 2048);
+    check_gemm_fp8(264, 400);
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
     return wrong ? 1 : 0;
 }

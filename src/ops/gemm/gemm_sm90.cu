@@ -8,6 +8,7 @@
  * A residual is added to the fp32 sums of the grouped GEMM by a launch of its own, then rounded once.
  */
 #include "ops/common/element.cuh"
+#include "ops/common/workspace.h"
 #include "ops/gemm/gemm.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
@@ -81,23 +82,60 @@ static __global__ void __launch_bounds__(N_THREADS) add_residual(add_args args) 
 
 /* ---- host */
 
-/* Columns must be whole pieces of 16 bytes, rows whole groups of eight. fp8 weights would quantise x, which
- * the operator's contract does not say. */
+/* The tensor cores multiply fp8 by fp8: x is quantised, as gemm.h says. */
+static int is_quantized(const mb_gemm_args *args) {
+    const mb_weight *weight = &args->weight;
+    return weight->dtype == MB_F8_E4M3 && weight->scale && weight->scale_rows > 0 &&
+           weight->scale_rows % 8 == 0 && (args->dtype == MB_BF16 || args->dtype == MB_F16) &&
+           weight->rows % 8 == 0 && weight->cols % 16 == 0;
+}
+
+/* Columns must be whole pieces of 16 bytes, rows whole groups of eight. */
 static int is_grouped(const mb_gemm_args *args) {
     const mb_weight *weight = &args->weight;
+    if (is_quantized(args))
+        return 1;
     return weight->dtype == args->dtype && (args->out_dtype == args->dtype || args->out_dtype == MB_F32) &&
            !(args->dtype == MB_F32 && args->bias && args->bias_dtype != MB_F32) && weight->rows % 8 == 0 &&
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-static mb_grouped_gemm_args grouped(const mb_gemm_args *args, float *sums) {
+/* The workspace: sums for the residual, x in fp8 and its scales, then the grouped GEMM's own. It must do with and
+ * without a residual. */
+typedef struct layout {
+    float *sums;
+    void *x8;
+    float *x_scale; /* [T, ceil(K / 128)] */
+    size_t bytes;   /* of these */
+} layout;
+
+static layout cut(const mb_gemm_args *args, void *workspace) {
+    const size_t n_tokens = (size_t)args->n_tokens, k_size = (size_t)args->weight.cols;
+    const size_t n_blocks = (k_size + MB_F8_BLOCK - 1) / MB_F8_BLOCK, is_fp8 = (size_t)is_quantized(args);
+    const size_t sizes[3] = {n_tokens * (size_t)args->weight.rows * sizeof(float), is_fp8 * n_tokens * k_size,
+                             is_fp8 * n_tokens * n_blocks * sizeof(float)};
+    layout l = {};
+    void *parts[3];
+    for (int i = 0; i < 3; i++) {
+        parts[i] = workspace ? (char *)workspace + l.bytes : NULL;
+        l.bytes += (sizes[i] + 255) / 256 * 256;
+    }
+    l.sums = (float *)parts[0];
+    l.x8 = parts[1];
+    l.x_scale = (float *)parts[2];
+    return l;
+}
+
+static mb_grouped_gemm_args grouped(const mb_gemm_args *args, const layout *l) {
     mb_grouped_gemm_args g = {};
-    g.a = args->x;
+    const int is_fp8 = is_quantized(args);
+    g.a = is_fp8 ? l->x8 : args->x;
+    g.a_scale = is_fp8 ? l->x_scale : NULL;
     g.b = args->weight;
     g.bias = args->bias;
-    g.out = args->residual ? sums : args->out;
+    g.out = args->residual ? l->sums : args->out;
     g.n_rows = args->n_tokens;
-    g.dtype = args->dtype;
+    g.dtype = is_fp8 ? MB_F8_E4M3 : args->dtype;
     g.out_dtype = args->residual ? MB_F32 : args->out_dtype;
     g.bias_dtype = args->bias_dtype;
     g.activation = MB_ACT_NONE;
@@ -105,10 +143,15 @@ static mb_grouped_gemm_args grouped(const mb_gemm_args *args, float *sums) {
     return g;
 }
 
-/* Bytes of the sums, in front of the grouped GEMM's own workspace, which must do with and without a residual. */
-static size_t sums_bytes(const mb_gemm_args *args) {
-    const size_t n = (size_t)args->n_tokens * (size_t)args->weight.rows;
-    return (n * sizeof(float) + 255) / 256 * 256;
+static mb_status quantize(const mb_gemm_args *args, const layout *l, mb_stream stream) {
+    mb_moe_quantize_args q = {};
+    q.x = args->x;
+    q.out = l->x8;
+    q.scale = l->x_scale;
+    q.n_tokens = args->n_tokens;
+    q.hidden = (int32_t)args->weight.cols;
+    q.dtype = args->dtype;
+    return mb_moe_quantize_sm90(&q, stream);
 }
 
 mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes) {
@@ -116,9 +159,10 @@ mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes) {
     MB_TRY(mb_gemm_check_sizes(most));
     if (!is_grouped(most) || most->n_tokens == 0)
         return MB_OK;
-    const mb_grouped_gemm_args g = grouped(most, NULL);
+    const layout l = cut(most, NULL);
+    const mb_grouped_gemm_args g = grouped(most, &l);
     MB_TRY(mb_grouped_gemm_sm90_workspace(&g, bytes));
-    *bytes += sums_bytes(most);
+    *bytes += l.bytes;
     return MB_OK;
 }
 
@@ -131,16 +175,17 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
         const dim3 grid((unsigned)((n_cols + TILE - 1) / TILE), (unsigned)((n_rows + TILE - 1) / TILE));
         return mb_launch("gemm", gemm_any, grid, N_THREADS, 0, stream, args);
     }
-    const size_t front = sums_bytes(args);
-    if (workspace_bytes < front)
-        return mb_fail(MB_ERR_CAPACITY, "gemm: workspace of %zu bytes, %zu are needed for the sums alone",
-                       workspace_bytes, front);
-    const mb_grouped_gemm_args g = grouped(args, (float *)workspace);
-    MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + front, workspace_bytes - front, stream));
+    size_t needed;
+    MB_TRY(mb_gemm_sm90_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
+    const layout l = cut(args, workspace);
+    const mb_grouped_gemm_args g = grouped(args, &l);
+    if (is_quantized(args))
+        MB_TRY(quantize(args, &l, stream));
+    MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + l.bytes, workspace_bytes - l.bytes, stream));
     if (!args->residual)
         return MB_OK;
-    const add_args add = {(const float *)workspace, args->residual, args->out, n_rows * n_cols,
-                          args->out_dtype};
+    const add_args add = {l.sums, args->residual, args->out, n_rows * n_cols, args->out_dtype};
     return mb_launch("gemm", add_residual, dim3((unsigned)((add.n + N_THREADS - 1) / N_THREADS)), N_THREADS,
                      0, stream, &add);
 }

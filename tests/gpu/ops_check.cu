@@ -39,7 +39,7 @@ static void run_cases(const char *name, void (*cases)(mb_check *), cudaStream_t 
     check.allocate = allocate_pinned;
     check.release = release_pinned;
     check.finish = finish;
-    check.may_refuse = 1;
+    check.on_gpu = 1;
     cases(&check);
     printf("%-12s %d cases, %d skipped, %d failed\n", name, check.n_cases, check.n_skipped, check.n_failed);
     wrong += check.n_failed;

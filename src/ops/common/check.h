@@ -29,7 +29,9 @@ typedef struct mb_check {
     void *(*allocate)(size_t n_bytes);
     void (*release)(void *memory);
     mb_status (*finish)(mb_stream stream);
-    int may_refuse;     /* a case is skipped, not failed, when the operator refuses its shape or types */
+    /* The operators run on a GPU: a case whose shape or types they refuse is skipped, not failed, and what the
+     * contract rounds on the CPU alone is expected unrounded. */
+    int on_gpu;
     double min_seconds; /* each call is repeated for this long and timed; 0: called once */
     FILE *report;       /* one line per case; NULL: failures only, on stderr */
     int32_t n_cases, n_skipped, n_failed;
@@ -54,7 +56,7 @@ void mb_check_end(mb_check *check, double flops, double bytes);
 /* Counts the present case as skipped, and reports why. Failures after that are ignored. */
 void mb_check_skip(mb_check *check, const char *why);
 __attribute__((format(printf, 2, 3))) void mb_check_fail(mb_check *check, const char *format, ...);
-/* Fails the case with mb_last_error() unless the status is MB_OK. With may_refuse, MB_ERR_ARGUMENT and
+/* Fails the case with mb_last_error() unless the status is MB_OK. With on_gpu, MB_ERR_ARGUMENT and
  * MB_ERR_UNSUPPORTED skip it. */
 void mb_check_ok(mb_check *check, mb_status status);
 

@@ -8,6 +8,7 @@
  * A residual is added to the fp32 sums of the grouped GEMM by a launch of its own, then rounded once.
  */
 #include "ops/common/element.cuh"
+#include "ops/common/workspace.h"
 #include "ops/gemm/gemm.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
@@ -132,9 +133,7 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
         return mb_launch("gemm", gemm_any, grid, N_THREADS, 0, stream, args);
     }
     const size_t front = sums_bytes(args);
-    if (workspace_bytes < front)
-        return mb_fail(MB_ERR_CAPACITY, "gemm: workspace of %zu bytes, %zu are needed for the sums alone",
-                       workspace_bytes, front);
+    MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, front));
     const mb_grouped_gemm_args g = grouped(args, (float *)workspace);
     MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + front, workspace_bytes - front, stream));
     if (!args->residual)

@@ -99,9 +99,10 @@ typedef struct mb_model_info {
     int32_t n_experts, top_k, moe_intermediate, intermediate, vocab;
     int32_t max_positions;
     uint64_t n_parameters;
-    uint64_t
-        n_active_parameters; /* those that one token uses: one row of the embeddings, top_k experts a layer */
-    uint64_t weight_bytes; /* as held in memory, or as they would be; 0 with MB_LOAD_TEXT, like the counts */
+    /* Those that one token uses: one row of the embeddings, top_k experts a layer. */
+    uint64_t n_active_parameters;
+    /* As held in memory, or as they would be; 0 with MB_LOAD_TEXT, like the counts. */
+    uint64_t weight_bytes;
     uint64_t kv_bytes_per_token;
     uint64_t device_memory_bytes, device_free_bytes; /* total and free memory where the model lives, now */
     const int32_t *eos_ids;                          /* [n_eos_ids] generation stops at these */
@@ -186,14 +187,15 @@ typedef struct mb_session_options {
     /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what its free memory
      * allows. */
     int64_t kv_tokens;
-    /* A GPU runs steps that only decode as CUDA graphs, one for each range of batch and context, captured when first met.
-     * 1: kernel by kernel, as all other steps. The results have the same bits. */
+    /* A GPU runs steps that only decode as CUDA graphs. There is one for each range of batch and context, captured
+     * when a step first needs it. 1: kernel by kernel, as all other steps. The results have the same bits. */
     int plain_launches;
 } mb_session_options;
 
 MB_API void mb_session_options_init(mb_session_options *options);
 
-/* Allocates everything that stepping needs; nothing is allocated on the device afterwards. */
+/* Allocates everything that stepping needs. Afterwards only the driver takes memory of a GPU, for the graphs of
+ * decode steps; on a GPU a tenth of the memory that is free before the KV cache is left for such use (kv_tokens 0). */
 MB_API mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session);
 MB_API void mb_session_close(mb_session *session); /* drops what is queued or running; NULL allowed */
 
@@ -244,8 +246,8 @@ typedef enum mb_state {
 
 typedef struct mb_token {
     int32_t id;
-    float
-        logprob; /* natural log of the token's probability at temperature 1, before penalties and truncation */
+    /* Natural log of the token's probability at temperature 1, before penalties and truncation. */
+    float logprob;
 } mb_token;
 
 /* Moves up to `capacity` tokens not yet read into `tokens`; never blocks. Thread-safe. MB_ERR_NOT_FOUND: no

@@ -51,6 +51,15 @@ mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t 
     return status;
 }
 
+mb_status mb_file_read_optional(const char *directory, const char *name, size_t max_bytes,
+                                mb_small_file *file) {
+    file->bytes = NULL;
+    file->n_bytes = 0;
+    MB_TRY(mb_path_join(file->path, sizeof file->path, directory, name));
+    mb_status status = mb_file_read(file->path, max_bytes, &file->bytes, &file->n_bytes);
+    return status == MB_ERR_NOT_FOUND ? MB_OK : status;
+}
+
 mb_status mb_lfs_pointer_check(const char *path, const char *bytes, size_t n_bytes) {
     static const char first_line[] = "version https://git-lfs.github.com/spec/";
     if (n_bytes < sizeof first_line - 1 || memcmp(bytes, first_line, sizeof first_line - 1) != 0)

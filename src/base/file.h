@@ -2,6 +2,7 @@
 #ifndef MB_BASE_FILE_H
 #define MB_BASE_FILE_H
 
+#include <limits.h>
 #include <stddef.h>
 
 #include "base/status.h"
@@ -9,6 +10,16 @@
 /* Reads a regular file of at most max_bytes. *bytes is zero-terminated (not counted), freed with mb_free.
  * MB_ERR_NOT_FOUND: there is none. MB_ERR_FORMAT: larger than max_bytes, or not a regular file. */
 mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t *n_bytes);
+
+typedef struct mb_small_file {
+    char path[PATH_MAX];
+    char *bytes; /* NULL: there is no such file */
+    size_t n_bytes;
+} mb_small_file;
+
+/* The same of "directory/name". A missing file is not a failure. file->bytes is freed with mb_free. */
+mb_status mb_file_read_optional(const char *directory, const char *name, size_t max_bytes,
+                                mb_small_file *file);
 
 /* MB_ERR_FORMAT with a sentence when the bytes are not a file but Git LFS's note of one: the repository was
  * cloned without its large files. */

@@ -1,9 +1,10 @@
-/* device.c - which device a name means, and which one is the best. */
+/* device.c - which device a name means, which one is the best, and captures that end in any case. */
 #include "device/device.h"
 
 #include "base/log.h"
 #include "base/status.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,4 +69,19 @@ mb_status mb_device_open(const char *name, int n_threads, mb_device_check check,
 void mb_device_close(mb_device *device) {
     if (device)
         device->close(device);
+}
+
+mb_status mb_device_capture(mb_device *device, mb_device_work work, const void *context, mb_stream stream,
+                            mb_graph **graph) {
+    *graph = NULL;
+    MB_TRY(device->capture_begin(device, stream));
+    mb_status status = work(context, stream);
+    if (status == MB_OK)
+        return device->capture_end(device, stream, graph);
+    char sentence[1024];
+    snprintf(sentence, sizeof sentence, "%s", mb_last_error());
+    device->capture_end(device, stream, graph);
+    device->graph_close(device, *graph);
+    *graph = NULL;
+    return mb_fail(status, "%s", sentence);
 }

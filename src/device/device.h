@@ -90,6 +90,11 @@ void mb_device_close(mb_device *device); /* NULL allowed; its streams, events, g
 /* Enqueues the work to be timed. */
 typedef mb_status (*mb_device_work)(const void *context, mb_stream stream);
 
+/* Captures the work, which does not run. The capture is ended even when the work fails; the work's failure is the one
+ * that is told. *graph is NULL on failure. */
+mb_status mb_device_capture(mb_device *device, mb_device_work work, const void *context, mb_stream stream,
+                            mb_graph **graph);
+
 /* Runs the work a few times, then n_repeats times, and tells the microseconds of each: on a GPU replays of
  * its graph, with all of L2 written over before each; on the CPU calls by the wall clock. */
 mb_status mb_device_time(mb_device *device, mb_device_work work, const void *context, int n_repeats,

@@ -28,21 +28,21 @@ typedef struct cgroup_files {
     const char *mount, *limit, *used, *active, *inactive; /* the last two: keys of memory.stat */
 } cgroup_files;
 
-/* One group: lowers the figures when it has a limit. */
+/* One group: lowers the figures when it has a limit and less memory, or less left. */
 static void apply_group(const char *root, const cgroup_files *files, const char *group, uint64_t *total_bytes,
                         uint64_t *free_bytes) {
     char path[PATH_MAX];
     if (snprintf(path, sizeof path, "%s%s/", files->mount, group) >= (int)sizeof path)
         return;
     uint64_t limit = read_number(root, path, files->limit, "");
-    if (limit == 0 || limit >= *total_bytes)
+    if (limit == 0)
         return;
     uint64_t used = read_number(root, path, files->used, "");
     uint64_t cached = read_number(root, path, "memory.stat", files->active) +
                       read_number(root, path, "memory.stat", files->inactive);
     used = used > cached ? used - cached : 0;
     uint64_t left = used < limit ? limit - used : 0;
-    *total_bytes = limit;
+    *total_bytes = limit < *total_bytes ? limit : *total_bytes;
     *free_bytes = left < *free_bytes ? left : *free_bytes;
 }
 

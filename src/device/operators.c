@@ -56,8 +56,7 @@ static mb_status check_workspace(const char *op, const void *workspace) {
     return MB_OK;
 }
 
-/* ---- Router ---------------------------------------------------------------------------------------------
- */
+/* ---- Router -------------------------------------------------------------------------------------------- */
 
 static mb_status enter_router_gemm(const mb_moe_router_gemm_args *args, place *where) {
     MB_TRY(mb_need(args, "moe_router_gemm: args"));
@@ -86,8 +85,7 @@ mb_status mb_moe_route(const mb_moe_route_args *args, mb_stream stream) {
     return finish(&where, where.ops->moe_route(args, stream));
 }
 
-/* ---- Plan -----------------------------------------------------------------------------------------------
- */
+/* ---- Plan ---------------------------------------------------------------------------------------------- */
 
 static mb_status enter_plan(const mb_moe_plan_args *args, place *where) {
     MB_TRY(mb_need(args, "moe_plan: args"));
@@ -109,8 +107,7 @@ mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size_t work
     return finish(&where, where.ops->moe_plan(args, workspace, workspace_bytes, stream));
 }
 
-/* ---- Grouped GEMM, experts and sum
- * ------------------------------------------------------------------------------- */
+/* ---- Grouped GEMM, experts and sum --------------------------------------------------------------------- */
 
 static mb_status enter_grouped_gemm(const mb_grouped_gemm_args *args, place *where) {
     MB_TRY(mb_need(args, "grouped_gemm: args"));
@@ -159,8 +156,7 @@ mb_status mb_moe_reduce(const mb_moe_reduce_args *args, mb_stream stream) {
     return finish(&where, where.ops->moe_reduce(args, stream));
 }
 
-/* ---- The whole layer ------------------------------------------------------------------------------------
- */
+/* ---- The whole layer ----------------------------------------------------------------------------------- */
 
 static mb_status enter_forward(const mb_moe_forward_args *args, place *where) {
     MB_TRY(mb_need(args, "moe_forward: args"));

@@ -2,8 +2,6 @@
 #include "base/status.h"
 #include "device/device.h"
 
-#include <stdio.h>
-
 enum { WARM_UPS = 3, FLUSH_BYTES = 256 << 20 /* several times the L2 cache */ };
 
 /* All that timing holds; zeroed, every part may be closed. */
@@ -17,22 +15,6 @@ typedef struct stopwatch {
     void *flush;     /* NULL: not a GPU */
 } stopwatch;
 
-/* The capture is ended even when the work fails; the work's failure is the one that is told. */
-static mb_status capture(stopwatch *s) {
-    mb_device *device = s->device;
-    mb_status status = device->capture_begin(device, s->stream);
-    if (status == MB_ERR_UNSUPPORTED)
-        return MB_OK;
-    MB_TRY(status);
-    status = s->work(s->context, s->stream);
-    if (status == MB_OK)
-        return device->capture_end(device, s->stream, &s->graph);
-    char sentence[1024];
-    snprintf(sentence, sizeof sentence, "%s", mb_last_error());
-    device->capture_end(device, s->stream, &s->graph);
-    return mb_fail(status, "%s", sentence);
-}
-
 static mb_status set_up(stopwatch *s) {
     mb_device *device = s->device;
     MB_TRY(device->stream_open(device, &s->stream));
@@ -43,7 +25,9 @@ static mb_status set_up(stopwatch *s) {
     /* Once plainly: kernels that are loaded on first use cannot be captured before. */
     MB_TRY(s->work(s->context, s->stream));
     MB_TRY(device->synchronize(device, s->stream));
-    return capture(s);
+    /* Without graphs run_once enqueues the work itself. */
+    mb_status status = mb_device_capture(device, s->work, s->context, s->stream, &s->graph);
+    return status == MB_ERR_UNSUPPORTED ? MB_OK : status;
 }
 
 static mb_status run_once(const stopwatch *s, double *us) {

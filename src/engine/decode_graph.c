@@ -23,20 +23,6 @@ int32_t mb_decode_bucket_blocks(int32_t n, int32_t most) {
     return bucket < most ? bucket : most;
 }
 
-static mb_status capture(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences, int32_t max_blocks,
-                         mb_device_work work, const void *context, mb_stream stream) {
-    mb_graph *graph = NULL;
-    MB_TRY(device->capture_begin(device, stream));
-    mb_status status = work(context, stream);
-    mb_status ended = device->capture_end(device, stream, &graph);
-    if (status != MB_OK || ended != MB_OK) {
-        device->graph_close(device, graph);
-        return status != MB_OK ? status : ended;
-    }
-    graphs->kept[graphs->n_kept++] = (mb_decode_graph){n_sequences, max_blocks, graph};
-    return MB_OK;
-}
-
 mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences,
                                int32_t max_blocks, mb_device_work work, const void *context,
                                mb_stream stream) {
@@ -45,8 +31,10 @@ mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int3
             return device->replay(device, graphs->kept[i].graph, stream);
     if (graphs->n_kept == MB_MAX_DECODE_GRAPHS)
         return work(context, stream);
-    MB_TRY(capture(graphs, device, n_sequences, max_blocks, work, context, stream));
-    return device->replay(device, graphs->kept[graphs->n_kept - 1].graph, stream);
+    mb_graph *graph;
+    MB_TRY(mb_device_capture(device, work, context, stream, &graph));
+    graphs->kept[graphs->n_kept++] = (mb_decode_graph){n_sequences, max_blocks, graph};
+    return device->replay(device, graph, stream);
 }
 
 void mb_decode_graphs_close(mb_decode_graphs *graphs, mb_device *device) {

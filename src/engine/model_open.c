@@ -1,6 +1,5 @@
 /* model_open.c - mb_model_open, close and info: a checkpoint directory becomes an mb_model. */
 #include <errno.h>
-#include <limits.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -35,24 +34,9 @@ static mb_status check_directory(const char *directory) {
     return MB_OK;
 }
 
-typedef struct small_file {
-    char path[PATH_MAX];
-    char *bytes; /* NULL: there is no such file */
-    size_t n_bytes;
-} small_file;
-
-/* A missing file is not a failure. */
-static mb_status read_optional(const char *directory, const char *name, size_t max_bytes, small_file *file) {
-    file->bytes = NULL;
-    file->n_bytes = 0;
-    MB_TRY(mb_path_join(file->path, sizeof file->path, directory, name));
-    mb_status status = mb_file_read(file->path, max_bytes, &file->bytes, &file->n_bytes);
-    return status == MB_ERR_NOT_FOUND ? MB_OK : status;
-}
-
 static mb_status read_configs(const char *directory, mb_model *model) {
-    small_file file;
-    MB_TRY(read_optional(directory, "config.json", MAX_CONFIG_BYTES, &file));
+    mb_small_file file;
+    MB_TRY(mb_file_read_optional(directory, "config.json", MAX_CONFIG_BYTES, &file));
     if (!file.bytes)
         return mb_fail(MB_ERR_IO, "%s: no such file; %s is not a Hugging Face checkpoint", file.path,
                        directory);
@@ -60,7 +44,7 @@ static mb_status read_configs(const char *directory, mb_model *model) {
     mb_free(file.bytes);
     MB_TRY(status);
 
-    MB_TRY(read_optional(directory, "generation_config.json", MAX_CONFIG_BYTES, &file));
+    MB_TRY(mb_file_read_optional(directory, "generation_config.json", MAX_CONFIG_BYTES, &file));
     status = mb_generation_parse(file.path, file.bytes, file.n_bytes, &model->config, &model->generation);
     mb_free(file.bytes);
     return status;

@@ -110,6 +110,11 @@ void mb_runner_close(mb_runner *runner); /* a zeroed runner is allowed; no step 
 /* Writes the batch of slot->plan into the slot's input buffer. */
 void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv);
 
+/* The parts of the input buffer for these counts; with a measuring arena their size. */
+void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs *in);
+/* Where a place of slot->inputs is on the device. */
+void *mb_step_on_device(const mb_step_slot *slot, const void *input);
+
 /* Enqueues the step that was filled. On failure the device is idle again, and there is nothing to collect. */
 mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot);
 

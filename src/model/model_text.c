@@ -4,7 +4,6 @@
  * A model can be used by token ids alone. So a tokenizer or a template that cannot be used does not stop
  * the model from opening: the failure is kept, and the functions that need the part return it.
  */
-#include <limits.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -13,21 +12,6 @@
 
 /* More than any real file of its kind by far; a larger one is refused before it is read. */
 enum { MAX_CONFIG_BYTES = 16 << 20, MAX_TOKENIZER_BYTES = 256 << 20 };
-
-typedef struct text_file {
-    char path[PATH_MAX];
-    char *bytes; /* NULL: there is no such file */
-    size_t n_bytes;
-} text_file;
-
-/* A missing file is not a failure. */
-static mb_status read_file(const char *directory, const char *name, size_t max_bytes, text_file *file) {
-    file->bytes = NULL;
-    file->n_bytes = 0;
-    MB_TRY(mb_path_join(file->path, sizeof file->path, directory, name));
-    mb_status status = mb_file_read(file->path, max_bytes, &file->bytes, &file->n_bytes);
-    return status == MB_ERR_NOT_FOUND ? MB_OK : status;
-}
 
 /* Keeps the failure just recorded. Running out of memory is no property of the checkpoint and is handed on. */
 static mb_status keep(mb_status status, mb_kept_failure *kept) {
@@ -42,18 +26,18 @@ mb_status mb_kept_failure_report(const mb_kept_failure *kept) {
     return kept->sentence ? mb_fail(kept->status, "%s", kept->sentence) : MB_OK;
 }
 
-static mb_tokenizer_file as_source(const text_file *file) {
+static mb_tokenizer_file as_source(const mb_small_file *file) {
     return (mb_tokenizer_file){file->path, file->bytes, file->n_bytes};
 }
 
 static mb_status read_tokenizer(const char *directory, int32_t vocab, mb_tokenizer **tokenizer) {
-    text_file files[3] = {0};
-    mb_status status = read_file(directory, "tokenizer.json", MAX_TOKENIZER_BYTES, &files[0]);
+    mb_small_file files[3] = {0};
+    mb_status status = mb_file_read_optional(directory, "tokenizer.json", MAX_TOKENIZER_BYTES, &files[0]);
     if (status != MB_OK || !files[0].bytes)
         return status;
-    status = read_file(directory, "tokenizer_config.json", MAX_CONFIG_BYTES, &files[1]);
+    status = mb_file_read_optional(directory, "tokenizer_config.json", MAX_CONFIG_BYTES, &files[1]);
     if (status == MB_OK)
-        status = read_file(directory, "added_tokens.json", MAX_CONFIG_BYTES, &files[2]);
+        status = mb_file_read_optional(directory, "added_tokens.json", MAX_CONFIG_BYTES, &files[2]);
     mb_tokenizer_files sources = {as_source(&files[0]), as_source(&files[1]), as_source(&files[2])};
     if (status == MB_OK)
         status = mb_tokenizer_open(&sources, vocab, tokenizer);
@@ -69,8 +53,8 @@ static mb_status read_chat_template(const char *directory, mb_chat_template *whi
         int is_jinja;
     } sources[] = {{"chat_template.jinja", 1}, {"tokenizer_config.json", 0}};
     for (size_t i = 0; i < 2 && *which == MB_CHAT_NONE; i++) {
-        text_file file;
-        MB_TRY(read_file(directory, sources[i].name, MAX_CONFIG_BYTES, &file));
+        mb_small_file file;
+        MB_TRY(mb_file_read_optional(directory, sources[i].name, MAX_CONFIG_BYTES, &file));
         if (!file.bytes)
             continue;
         mb_status status =

@@ -128,8 +128,11 @@ static void test_failures_end_the_capture(void **state) {
     mb_decode_graphs graphs = {0};
     assert_int_equal(mb_decode_graphs_run(&graphs, &d.base, 1, 16, enqueue, &work, NULL), MB_ERR_ARGUMENT);
     assert_int_equal(d.n_ended, 1);
+    assert_int_equal(d.n_open, 0);
+    d.fail_end = 1; /* as a capture ends on a GPU whose launch failed */
+    assert_int_equal(mb_decode_graphs_run(&graphs, &d.base, 1, 16, enqueue, &work, NULL), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "the work fails");
     work.status = MB_OK;
-    d.fail_end = 1;
     assert_int_equal(mb_decode_graphs_run(&graphs, &d.base, 1, 16, enqueue, &work, NULL), MB_ERR_DEVICE);
     d.fail_end = 0;
     assert_int_equal(mb_decode_graphs_run(&graphs, &d.base, 1, 16, enqueue, &work, NULL), MB_OK);

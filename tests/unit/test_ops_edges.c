@@ -240,6 +240,8 @@ static void test_refused_others(void **state) {
                                    .n_tokens = 2,
                                    .n_sequences = 2,
                                    .max_blocks = 1,
+                                   .max_q_len = 1,
+                                   .max_kv_len = 64,
                                    .n_heads = 3,
                                    .n_kv_heads = 2,
                                    .head_dim = 8};
@@ -248,7 +250,11 @@ static void test_refused_others(void **state) {
     ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "kv_len[1] is 65");
     kv_len[1] = 0;
     ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "kv_len[1] is 0");
-    kv_len[1] = 1, q_start[2] = 3;
+    kv_len[1] = 2, attention.max_kv_len = 1;
+    ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "max_kv_len 1");
+    attention.max_kv_len = 64, attention.max_q_len = 0;
+    ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "max_q_len is 0");
+    kv_len[1] = 1, attention.max_q_len = 1, q_start[2] = 3;
     ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "q_start");
 
     mb_log_softmax_args log_softmax = {.logits = x, .out = out, .n_rows = 1};

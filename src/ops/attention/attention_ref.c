@@ -174,6 +174,11 @@ static mb_status check_arrays(const mb_attention_args *args) {
         MB_REQUIRE(args->kv_len[s] <= (int64_t)args->max_blocks * BLOCK,
                    "attention: kv_len[%d] is %d, more than max_blocks, %d, can hold", s, args->kv_len[s],
                    args->max_blocks);
+        /* A GPU cannot look: it leaves out what is beyond them. */
+        MB_REQUIRE(q_len <= args->max_q_len, "attention: sequence %d has %d queries, max_q_len is %d", s,
+                   q_len, args->max_q_len);
+        MB_REQUIRE(args->kv_len[s] <= args->max_kv_len, "attention: kv_len[%d] is %d, max_kv_len %d", s,
+                   args->kv_len[s], args->max_kv_len);
     }
     return MB_OK;
 }

@@ -41,8 +41,7 @@ static mb_status check_activation_dtype(const char *op, const char *name, mb_dty
     return MB_OK;
 }
 
-/* ---- Router ---------------------------------------------------------------------------------------------
- */
+/* ---- Router -------------------------------------------------------------------------------------------- */
 
 mb_status mb_moe_router_gemm_check_sizes(const mb_moe_router_gemm_args *args) {
     MB_TRY(check_rows("moe_router_gemm", args->n_tokens, 1));
@@ -93,8 +92,7 @@ mb_status mb_moe_route_check(const mb_moe_route_args *args) {
     return MB_OK;
 }
 
-/* ---- Plan and sum ---------------------------------------------------------------------------------------
- */
+/* ---- Plan and sum -------------------------------------------------------------------------------------- */
 
 mb_status mb_moe_plan_check_sizes(const mb_moe_plan_args *args) {
     MB_TRY(check_rows("moe_plan", args->n_tokens, args->top_k));
@@ -139,8 +137,7 @@ mb_status mb_moe_reduce_check(const mb_moe_reduce_args *args) {
     return MB_OK;
 }
 
-/* ---- Grouped GEMM ---------------------------------------------------------------------------------------
- */
+/* ---- Grouped GEMM -------------------------------------------------------------------------------------- */
 
 static mb_status check_gemm_dtypes(const mb_grouped_gemm_args *args) {
     int is_f8 = args->dtype == MB_F8_E4M3, out_is_f8 = args->out_dtype == MB_F8_E4M3;
@@ -201,7 +198,7 @@ mb_status mb_grouped_gemm_check(const mb_grouped_gemm_args *args) {
     return MB_OK;
 }
 
-/* ---- Experts and the whole layer ---- */
+/* ---- Experts and the whole layer ----------------------------------------------------------------------- */
 
 /* What holds of the experts alone and in a layer, which `op` names. */
 static mb_status check_experts_of(const char *op, const mb_moe_experts_args *args) {

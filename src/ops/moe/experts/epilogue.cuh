@@ -67,17 +67,18 @@ static __device__ __forceinline__ void store_f32(const experts_gemm *g, const it
         out[g->width] = b;
 }
 
-/* A thread's rows of a block: lane / 4 and + 8 of its warp's 16 weight rows. Gated, the first is the gate
+/* A thread's rows of a row block: lane / 4 and + 8 of its warp's 16 weight rows. Gated, the first is the gate
  * and the second the up of one output. */
-typedef struct block_rows {
+typedef struct thread_rows {
     int32_t output;            /* of the tile: the first row's */
     int32_t low, high, n_rows; /* rows of the matrix; it may end at any multiple of 8 */
-} block_rows;
+} thread_rows;
 
-static __device__ __forceinline__ block_rows rows_of(const experts_gemm *g, int32_t first_output, int block) {
+static __device__ __forceinline__ thread_rows rows_of(const experts_gemm *g, int32_t first_output,
+                                                      int row_block) {
     const int warp = threadIdx.x % WARPGROUP / 32, lane = threadIdx.x % 32;
-    block_rows rows;
-    rows.output = g->gated ? block * 32 + warp * 8 + lane / 4 : block * 64 + warp * 16 + lane / 4;
+    thread_rows rows;
+    rows.output = g->gated ? row_block * 32 + warp * 8 + lane / 4 : row_block * 64 + warp * 16 + lane / 4;
     rows.low = first_output + rows.output;
     rows.high = g->gated ? rows.low + g->width : rows.low + 8;
     rows.n_rows = g->gated ? 2 * g->width : g->width;
@@ -93,18 +94,18 @@ enum epilogue_mode {
     EMIT_ANY,       /* everything else: weighted, or fp32 results of other kinds */
 };
 
-/* Bias, activation and routing weight of a block of 64 weight rows, then into staging (or, fp32, to
+/* Bias, activation and routing weight of a row block, then into staging (or, fp32, to
  * memory). A thread's accumulators are of one output and many tokens, while stores want many outputs of one
  * token: stmatrix transposes. */
 template <int kind, int n, int mode>
 static __device__ __forceinline__ void emit(const experts_gemm *g, const item *work, staging_area staging,
-                                            int32_t first_output, int block, float (&sum)[n / 2]) {
+                                            int32_t first_output, int row_block, float (&sum)[n / 2]) {
     const int lane = threadIdx.x % 32;
     const int any = mode == EMIT_ANY;
     const int gated = any ? g->gated : mode == EMIT_GATED,
               activated = any ? g->activated : mode != EMIT_PLAIN;
     const int to_f32 = kind == KIND_TF32 || (any && g->store == STORE_F32), weighted = any && g->row_weight;
-    const block_rows rows = rows_of(g, first_output, block);
+    const thread_rows rows = rows_of(g, first_output, row_block);
     float bias_low = 0, bias_high = 0, scale = 1;
     if (g->bias) {
         const int64_t expert_row = (int64_t)work->expert * rows.n_rows;

@@ -71,7 +71,7 @@ template <int kind, int weight_rows, int cta_tokens, int n_stages> struct shared
 /* ---- The kernel */
 
 /* The consumers' role. */
-template <int kind, int n_warpgroups, int n_blocks, int cta_tokens, int n_ctas, class shared>
+template <int kind, int n_warpgroups, int n_row_blocks, int cta_tokens, int n_ctas, class shared>
 static __device__ __forceinline__ void consume_tiles(const experts_params *p, shared *s, int warpgroup) {
     constexpr int least_tokens = n_ctas == 1 ? 8 : 32;
     ring_cursor stage = {0, 0}, ring = {0, 0}, slot = {0, 0};
@@ -81,7 +81,7 @@ static __device__ __forceinline__ void consume_tiles(const experts_params *p, sh
             if (work->gemm == NO_MORE)
                 break;
             if (work->n_rows <= FEW_TOKENS)
-                consume_padded<kind, FEW_TOKENS / 2, FEW_TOKENS, n_warpgroups, n_blocks, n_ctas>(
+                consume_padded<kind, FEW_TOKENS / 2, FEW_TOKENS, n_warpgroups, n_row_blocks, n_ctas>(
                     p, s, warpgroup, work, &stage, &slot);
             else
                 consume_tokens<n_ctas>(p, s, warpgroup, work, &stage, &slot);
@@ -90,7 +90,7 @@ static __device__ __forceinline__ void consume_tiles(const experts_params *p, sh
             const item work = copy_item(s, &ring);
             if (work.gemm == NO_MORE)
                 break;
-            consume_padded<kind, least_tokens, cta_tokens, n_warpgroups, n_blocks, n_ctas>(
+            consume_padded<kind, least_tokens, cta_tokens, n_warpgroups, n_row_blocks, n_ctas>(
                 p, s, warpgroup, &work, &stage, &slot);
         }
     }
@@ -122,11 +122,11 @@ template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_sta
 static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
     typedef shared_map<kind, weight_rows, cta_tokens, n_stages> shared;
-    constexpr int n_blocks = weight_rows / n_warpgroups / 64;
+    constexpr int n_row_blocks = weight_rows / n_warpgroups / 64;
     /* Accumulators of a consumer thread. More than 64 need more registers than an even share, which the
      * other roles give up. */
     constexpr int n_sums =
-        shared::tokens_are_m ? 3 * HALF_SUMS : (n_blocks + (kind == KIND_FP8_BLOCK)) * cta_tokens / 2;
+        shared::tokens_are_m ? 3 * HALF_SUMS : (n_row_blocks + (kind == KIND_FP8_BLOCK)) * cta_tokens / 2;
     constexpr int is_uneven = n_sums > 64, is_crowded = n_sums > 160;
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     shared *s = (shared *)shared_bytes;
@@ -159,7 +159,7 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
     } else {
         if constexpr (is_uneven)
             mb_setmaxnreg_increase<is_crowded ? 208 : 184>();
-        consume_tiles<kind, n_warpgroups, n_blocks, cta_tokens, n_ctas>(&p, s, warpgroup);
+        consume_tiles<kind, n_warpgroups, n_row_blocks, cta_tokens, n_ctas>(&p, s, warpgroup);
     }
     if constexpr (n_ctas > 1)
         mb_cluster_sync(); /* neither ends while the other may still write to it */

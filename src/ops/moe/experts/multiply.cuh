@@ -2,9 +2,9 @@
  * multiply.cuh - a consumer warpgroup's product over all of K, weight rows on wgmma's M and tokens on its
  * N: plain, and with block scales. (Tokens on M: consume_tokens.cuh.)
  *
- * A warpgroup has n_blocks blocks of 64 weight rows. Gated, a block is 32 outputs, whose gate and up rows
- * come in turns of eight: then one thread's accumulators sum[4 j], [4 j + 1] are the gate of an output for
- * two tokens, and [4 j + 2], [4 j + 3] the up of the same.
+ * A warpgroup has n_row_blocks row blocks of 64 weight rows. Gated, a row block is 32 outputs, whose gate
+ * and up rows come in turns of eight: then one thread's accumulators sum[4 j], [4 j + 1] are the gate of an
+ * output for two tokens, and [4 j + 2], [4 j + 3] the up of the same.
  */
 #ifndef MB_OPS_MOE_EXPERTS_MULTIPLY_CUH
 #define MB_OPS_MOE_EXPERTS_MULTIPLY_CUH
@@ -21,17 +21,17 @@ static __device__ __forceinline__ void wgmma_step(float (&sum)[n / 2], uint64_t 
     mb_wgmma<type, n, accumulate>(sum, a, b);
 }
 
-/* Where a warpgroup's block m begins in a stage's weights: the warpgroups have blocks in turns. */
-template <int n_warpgroups> static __device__ __forceinline__ int block_bytes(int warpgroup, int m) {
+/* Where a warpgroup's row block m begins in a stage's weights: the warpgroups have row blocks in turns. */
+template <int n_warpgroups> static __device__ __forceinline__ int row_block_bytes(int warpgroup, int m) {
     return (m * n_warpgroups + warpgroup) * 64 * ROW_BYTES;
 }
 
-/* sum[m] += block m of this warpgroup's weight rows, times n tokens, over all of K. A stage is given back
+/* sum[m] += row block m of this warpgroup's weight rows, times n tokens, over all of K. A stage is given back
  * only when the next one's wgmma are under way, so that the tensor cores never run dry. The last n_held
  * stages are kept (staging.cuh, STAGING_STAGES). */
-template <int kind, int n, int n_warpgroups, int n_blocks, int n_ctas, class shared>
+template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_t k_size, int32_t n_held,
-                                                ring_cursor *stage, float (&sum)[n_blocks][n / 2]) {
+                                                ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const int32_t k_released = k_size - n_held * traits<kind>::k_step; /* steps that begin before this */
     uint32_t previous = 0;
@@ -40,20 +40,21 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
         mb_mbarrier_wait(&s->full[stage->at], stage->parity);
         mb_fence_async_shared(); /* cp.async wrote the tokens by ordinary stores */
         const uint64_t a = mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]) +
-                                               block_bytes<n_warpgroups>(warpgroup, 0));
+                                               row_block_bytes<n_warpgroups>(warpgroup, 0));
         const uint64_t b = mb_wgmma_descriptor(mb_shared_address(s->tokens[stage->at]));
 #pragma unroll
-        for (int m = 0; m < n_blocks; m++)
+        for (int m = 0; m < n_row_blocks; m++)
             mb_wgmma_pin(sum[m]);
         mb_wgmma_fence();
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
-            for (int m = 0; m < n_blocks; m++)
-                wgmma_step<kind, n, 1>(sum[m], a + block_bytes<n_warpgroups>(0, m) / 16 + 2 * i, b + 2 * i);
+            for (int m = 0; m < n_row_blocks; m++)
+                wgmma_step<kind, n, 1>(sum[m], a + row_block_bytes<n_warpgroups>(0, m) / 16 + 2 * i,
+                                       b + 2 * i);
         mb_wgmma_commit();
 #pragma unroll
-        for (int m = 0; m < n_blocks; m++)
+        for (int m = 0; m < n_row_blocks; m++)
             mb_wgmma_pin(sum[m]);
         if (k > 0) {
             mb_wgmma_wait<1>();
@@ -65,7 +66,7 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
     }
     mb_wgmma_wait<0>();
 #pragma unroll
-    for (int m = 0; m < n_blocks; m++)
+    for (int m = 0; m < n_row_blocks; m++)
         mb_wgmma_pin(sum[m]);
     if (n_held == 0)
         release_stage<n_ctas, 1>(&s->empty[previous]);
@@ -86,12 +87,12 @@ static __device__ __forceinline__ void load_scales(float2 (&scales)[SCALES_AT_ON
 /* The same with block scales, in two levels: the tensor cores sum 128 of K, which is a stage, with the few
  * bits that they keep for fp8; that sum times both scales is added in fp32 (promotion). While one warpgroup
  * promotes the other one multiplies. scale_low, scale_high: where the scales of this thread's rows (lane /
- * 4 and + 8, of each block) begin. */
-template <int n, int n_warpgroups, int n_blocks, int n_ctas, class shared>
+ * 4 and + 8, of each row block) begin. */
+template <int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void
 multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks, int32_t n_held,
-                const int32_t (&scale_low)[n_blocks], const int32_t (&scale_high)[n_blocks],
-                ring_cursor *stage, float (&sum)[n_blocks][n / 2]) {
+                const int32_t (&scale_low)[n_row_blocks], const int32_t (&scale_high)[n_row_blocks],
+                ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const int pair = threadIdx.x % 4;
     float partial[n / 2];
@@ -100,27 +101,27 @@ multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks,
         partial[i] = 0;
 #pragma unroll 1
     for (int32_t k = 0; k < k_blocks; k++) {
-        float low[n_blocks], high[n_blocks];
+        float low[n_row_blocks], high[n_row_blocks];
 #pragma unroll
-        for (int m = 0; m < n_blocks; m++) { /* they arrive while the wgmma run */
+        for (int m = 0; m < n_row_blocks; m++) { /* they arrive while the wgmma run */
             low[m] = __ldg(scales + scale_low[m] + k);
             high[m] = __ldg(scales + scale_high[m] + k);
         }
         mb_mbarrier_wait(&s->full[stage->at], stage->parity);
         mb_fence_async_shared();
         const uint64_t a = mb_wgmma_descriptor(mb_shared_address(s->weights[stage->at]) +
-                                               block_bytes<n_warpgroups>(warpgroup, 0));
+                                               row_block_bytes<n_warpgroups>(warpgroup, 0));
         const uint64_t b = mb_wgmma_descriptor(mb_shared_address(s->tokens[stage->at]));
         const uint32_t token_scale = mb_shared_address(&s->token_scale[stage->at][2 * pair]);
 #pragma unroll
-        for (int m = 0; m < n_blocks; m++) {
+        for (int m = 0; m < n_row_blocks; m++) {
             mb_wgmma_pin(partial);
             mb_wgmma_fence();
-            wgmma_step<KIND_FP8_BLOCK, n, 0>(partial, a + block_bytes<n_warpgroups>(0, m) / 16, b);
+            wgmma_step<KIND_FP8_BLOCK, n, 0>(partial, a + row_block_bytes<n_warpgroups>(0, m) / 16, b);
 #pragma unroll
             for (int i = 1; i < 4; i++)
-                wgmma_step<KIND_FP8_BLOCK, n, 1>(partial, a + block_bytes<n_warpgroups>(0, m) / 16 + 2 * i,
-                                                 b + 2 * i);
+                wgmma_step<KIND_FP8_BLOCK, n, 1>(
+                    partial, a + row_block_bytes<n_warpgroups>(0, m) / 16 + 2 * i, b + 2 * i);
             mb_wgmma_commit();
             /* Token scales come four by four, each while the four before are used; the first while the wgmma
              * run. */

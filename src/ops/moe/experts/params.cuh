@@ -21,9 +21,9 @@ enum experts_store {
     STORE_F32, /* it was written from registers already */
 };
 
-/* Every activation is v / (1 + 2^-(v (linear + cubic v^2))), v being floor at least, relu2 times v once more: one
- * sequence of instructions, no branches. (With a switch in this place the epilogue took 17 us a tile, all of
- * it fetching instructions.) */
+/* Every activation is v / (1 + 2^-(v (linear + cubic v^2))), v being floor at least, relu2 times v once
+ * more: one sequence of instructions, no branches. (With a switch in this place the epilogue took 17 us a
+ * tile, all of it fetching instructions.) */
 typedef struct activation_shape {
     float linear, cubic; /* cubic is never 0: 0 times the square of a large value could be NaN */
     float floor;

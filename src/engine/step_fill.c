@@ -1,0 +1,180 @@
+/* step_fill.c - a planned batch becomes the arrays of a step's input buffer. */
+#include <string.h>
+
+#include "engine/step.h"
+
+void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs *in) {
+    size_t n_tokens = (size_t)n->n_tokens, n_sequences = (size_t)n->n_sequences;
+    in->ids = mb_arena_push(arena, n_tokens, sizeof *in->ids);
+    in->positions = mb_arena_push(arena, n_tokens, sizeof *in->positions);
+    in->slots = mb_arena_push(arena, n_tokens, sizeof *in->slots);
+    in->q_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->q_start);
+    in->kv_len = mb_arena_push(arena, n_sequences, sizeof *in->kv_len);
+    in->block_table = mb_arena_push(arena, n_sequences * (size_t)n->max_blocks, sizeof *in->block_table);
+    in->logit_rows = mb_arena_push(arena, (size_t)n->n_logits, sizeof *in->logit_rows);
+    in->rows = mb_arena_push(arena, (size_t)n->n_draws, sizeof *in->rows);
+    in->bias_ids = mb_arena_push(arena, n->n_bias, sizeof *in->bias_ids);
+    in->biases = mb_arena_push(arena, n->n_bias, sizeof *in->biases);
+    in->seen_ids = mb_arena_push(arena, n->n_seen, sizeof *in->seen_ids);
+    in->seen_counts = mb_arena_push(arena, n->n_seen, sizeof *in->seen_counts);
+}
+
+void *mb_step_on_device(const mb_step_slot *slot, const void *input) {
+    return slot->device_inputs + ((const char *)input - slot->inputs);
+}
+
+static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
+    mb_step_counts n = {.n_sequences = n_planned};
+    for (int32_t i = 0; i < n_planned; i++) {
+        const mb_planned *item = &plan[i];
+        const mb_sequence *sequence = mb_sequence_of(item->job);
+        int64_t kv_len = item->first + item->n_tokens;
+        n.n_tokens += item->n_tokens;
+        n.n_logits += item->n_logits;
+        n.n_draws += item->draws;
+        n.n_prompt_rows += item->n_logits - item->draws;
+        n.n_reported += sequence->on_logprobs ? item->n_logits : 0;
+        if (item->draws) {
+            n.n_bias += (size_t)sequence->sampling.n_logit_bias;
+            n.n_seen += (size_t)sequence->seen.n;
+        }
+        int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len);
+        if (n.max_blocks < n_blocks)
+            n.max_blocks = n_blocks;
+        if (n.max_q_len < item->n_tokens)
+            n.max_q_len = item->n_tokens;
+        if (n.max_kv_len < kv_len)
+            n.max_kv_len = (int32_t)kv_len;
+    }
+    return n;
+}
+
+/* Where the next of each kind goes. Rows of logits lie in three groups: prompt rows that are only reported,
+ * then draws that are reported, then the other draws; so that sampling and log-softmax each get one
+ * contiguous range. */
+typedef struct cursor {
+    int32_t token, prompt_row, reported_draw, silent_draw;
+    size_t bias, seen;
+} cursor;
+
+static mb_sample_row sample_row(mb_step_slot *slot, const mb_planned *item, cursor *at) {
+    const mb_sequence *sequence = mb_sequence_of(item->job);
+    const mb_sampling *s = &sequence->sampling;
+    const mb_seen_tokens *seen = &sequence->seen;
+    mb_step_inputs *in = &slot->in;
+    for (int32_t i = 0; i < s->n_logit_bias; i++) {
+        in->bias_ids[at->bias + (size_t)i] = s->logit_bias[i].id;
+        in->biases[at->bias + (size_t)i] = s->logit_bias[i].bias;
+    }
+    if (seen->n > 0) {
+        memcpy(in->seen_ids + at->seen, seen->ids, (size_t)seen->n * sizeof *seen->ids);
+        memcpy(in->seen_counts + at->seen, seen->counts, (size_t)seen->n * sizeof *seen->counts);
+    }
+    mb_sample_row row = {.temperature = s->temperature,
+                         .top_p = s->top_p,
+                         .min_p = s->min_p,
+                         .repetition_penalty = s->repetition_penalty,
+                         .presence_penalty = s->presence_penalty,
+                         .frequency_penalty = s->frequency_penalty,
+                         .top_k = s->top_k,
+                         .n_bias = s->n_logit_bias,
+                         .seed = s->seed,
+                         .position = (uint64_t)(item->first + item->n_tokens),
+                         .bias_ids = mb_step_on_device(slot, in->bias_ids + at->bias),
+                         .biases = mb_step_on_device(slot, in->biases + at->bias),
+                         .seen_ids = mb_step_on_device(slot, in->seen_ids + at->seen),
+                         .seen_counts = mb_step_on_device(slot, in->seen_counts + at->seen),
+                         .n_seen = seen->n};
+    at->bias += (size_t)s->n_logit_bias;
+    at->seen += (size_t)seen->n;
+    return row;
+}
+
+static void fill_logit_rows(mb_step_slot *slot, int32_t i_planned, cursor *at) {
+    const mb_planned *item = &slot->plan[i_planned];
+    const mb_sequence *sequence = mb_sequence_of(item->job);
+    mb_step_inputs *in = &slot->in;
+    for (int32_t i = item->n_tokens - item->n_logits; i < item->n_tokens; i++) {
+        int draws = item->draws && i == item->n_tokens - 1;
+        int32_t row = at->prompt_row;
+        if (draws) {
+            row = sequence->on_logprobs ? at->reported_draw++ : at->silent_draw++;
+            int32_t draw = row - slot->counts.n_prompt_rows;
+            in->rows[draw] = sample_row(slot, item, at);
+            slot->draw_planned[draw] = i_planned;
+        } else {
+            at->prompt_row++;
+        }
+        in->logit_rows[row] = at->token + i;
+        if (row < slot->counts.n_reported)
+            slot->reports[row] = (mb_report){.i_planned = i_planned, .position = item->first + i};
+    }
+}
+
+static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, cursor *at) {
+    const mb_planned *item = &slot->plan[i_planned];
+    const mb_sequence *sequence = mb_sequence_of(item->job);
+    int32_t kv_table = item->job->table;
+    mb_step_inputs *in = &slot->in;
+    for (int32_t i = 0; i < item->n_tokens; i++) {
+        int64_t position = item->first + i;
+        in->ids[at->token + i] = sequence->ids[position];
+        in->positions[at->token + i] = (int32_t)position;
+        in->slots[at->token + i] = mb_kv_slot(kv, kv_table, position);
+    }
+    int64_t kv_len = item->first + item->n_tokens;
+    int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len), max_blocks = slot->counts.max_blocks;
+    int32_t *table = in->block_table + (size_t)i_planned * (size_t)max_blocks;
+    memcpy(table, mb_kv_blocks(kv, kv_table), (size_t)n_blocks * sizeof *table);
+    memset(table + n_blocks, 0, (size_t)(max_blocks - n_blocks) * sizeof *table);
+    in->kv_len[i_planned] = (int32_t)kv_len;
+    in->q_start[i_planned] = at->token;
+    at->token += item->n_tokens;
+    in->q_start[i_planned + 1] = at->token;
+}
+
+/* Every sequence has one token and draws, and nothing is reported. */
+static int is_decode(const mb_step_counts *n) {
+    return n->n_tokens == n->n_sequences && n->n_draws == n->n_sequences && n->n_reported == 0;
+}
+
+static void round_up(const mb_runner_limits *limits, mb_step_counts *n) {
+    n->n_tokens = n->n_sequences = n->n_logits = n->n_draws =
+        mb_decode_bucket_sequences(n->n_sequences, limits->max_sequences);
+    n->max_blocks = mb_decode_bucket_blocks(n->max_blocks, limits->max_blocks);
+    n->max_kv_len = n->max_blocks * MB_KV_BLOCK;
+}
+
+/* Sequences of one token at position 0 that see the first row of the cache, store nothing and draw greedily. They
+ * are all alike, so the experts that they are sent to are few. */
+static void fill_padding(mb_step_slot *slot) {
+    mb_step_inputs *in = &slot->in;
+    size_t max_blocks = (size_t)slot->counts.max_blocks;
+    for (int32_t i = slot->n_planned; i < slot->counts.n_sequences; i++) {
+        in->ids[i] = in->positions[i] = 0;
+        in->slots[i] = -1;
+        in->kv_len[i] = 1;
+        in->q_start[i + 1] = i + 1;
+        in->logit_rows[i] = i;
+        in->rows[i] = (mb_sample_row){.repetition_penalty = 1, .top_p = 1};
+        memset(in->block_table + (size_t)i * max_blocks, 0, max_blocks * sizeof *in->block_table);
+    }
+}
+
+void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
+    slot->counts = count(slot->plan, slot->n_planned);
+    slot->n_drawn = slot->counts.n_draws;
+    slot->is_graph = runner->uses_graphs && is_decode(&slot->counts);
+    if (slot->is_graph)
+        round_up(&runner->limits, &slot->counts);
+    mb_arena_init(&slot->inputs_arena, slot->inputs, runner->inputs_bytes, 1);
+    mb_step_cut_inputs(&slot->inputs_arena, &slot->counts, &slot->in);
+    cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
+    for (int32_t i = 0; i < slot->n_planned; i++) {
+        slot->outcomes[i] = (mb_outcome){.id = -1};
+        fill_logit_rows(slot, i, &at);
+        fill_tokens(slot, kv, i, &at);
+    }
+    if (slot->is_graph)
+        fill_padding(slot);
+}

@@ -64,7 +64,7 @@ typedef enum mb_load {
     MB_LOAD_ALL,   /* everything */
     MB_LOAD_SIZES, /* headers alone: the info's figures are known */
     MB_LOAD_TEXT,  /* nothing, and no device is opened: configuration, tokenizer and chat template */
-    MB_LOAD_RANDOM, /* nothing: weights of config.json's shape and types are made up, always the same, to measure speed */
+    MB_LOAD_RANDOM, /* nothing: weights of config.json's shape are made up, always the same, to measure speed */
 } mb_load;
 
 typedef struct mb_model_options {

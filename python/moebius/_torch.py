@@ -227,14 +227,16 @@ def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> 
         if torch.is_grad_enabled() and _has_gradient(arguments):
             return _ForwardOnly.apply(op, operator, *arguments)
         return operator(*arguments)
-    except NotImplementedError:  # from PyTorch, for kinds of tensors that the operator is not defined for
-        _refuse_kinds_of_memory(op, arguments)
+    except RuntimeError:  # from PyTorch, for what it cannot hand to the operator
+        _refuse_what_pytorch_refuses(op, arguments)
         raise
 
 
-def _refuse_kinds_of_memory(op: str, arguments: tuple[Any, ...]) -> None:
-    """ValueError for a tensor that is not dense, or on a device that the library does not know."""
+def _refuse_what_pytorch_refuses(op: str, arguments: tuple[Any, ...]) -> None:
+    """ValueError for an integer beyond 64 bits, and a tensor not dense or on a device unknown to the library."""
     for name, argument in zip(_SIGNATURES[op].names, arguments, strict=False):
+        if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
+            raise ValueError(f"{op}: {name} is {argument}; it must be an int of 64 bits")
         if not isinstance(argument, torch.Tensor):
             continue
         if argument.layout is not torch.strided:

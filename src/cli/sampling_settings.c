@@ -156,10 +156,10 @@ static int need_option(const char *option) {
 }
 
 /* mb_request_init leaves NaN for what the checkpoint has wrong. */
-static int apply_number(const char *option, const cli_number *number, float *target) {
+static int apply_number(const char *option, const cli_number *number, int is_used, float *target) {
     if (number->given)
         *target = (float)number->value;
-    return isnan(*target) ? need_option(option) : CLI_OK;
+    return is_used && isnan(*target) ? need_option(option) : CLI_OK;
 }
 
 int cli_apply_sampling(const cli_sampling_settings *settings, mb_request *request) {
@@ -168,22 +168,24 @@ int cli_apply_sampling(const cli_sampling_settings *settings, mb_request *reques
         const char *option;
         const cli_number *number;
         float *target;
+        int cuts_draw; /* a greedy answer does not use it; the temperature comes first and says which it is */
     } numbers[] = {
-        {"--temperature", &settings->temperature, &sampling->temperature},
-        {"--top-p", &settings->top_p, &sampling->top_p},
-        {"--min-p", &settings->min_p, &sampling->min_p},
-        {"--repetition-penalty", &settings->repetition_penalty, &sampling->repetition_penalty},
-        {"--presence-penalty", &settings->presence_penalty, &sampling->presence_penalty},
-        {"--frequency-penalty", &settings->frequency_penalty, &sampling->frequency_penalty},
+        {"--temperature", &settings->temperature, &sampling->temperature, 0},
+        {"--top-p", &settings->top_p, &sampling->top_p, 1},
+        {"--min-p", &settings->min_p, &sampling->min_p, 1},
+        {"--repetition-penalty", &settings->repetition_penalty, &sampling->repetition_penalty, 0},
+        {"--presence-penalty", &settings->presence_penalty, &sampling->presence_penalty, 0},
+        {"--frequency-penalty", &settings->frequency_penalty, &sampling->frequency_penalty, 0},
     };
     if (settings->greedy)
         sampling->temperature = 0;
     for (size_t i = 0; i < CLI_COUNT(numbers); i++)
-        if (apply_number(numbers[i].option, numbers[i].number, numbers[i].target) != CLI_OK)
+        if (apply_number(numbers[i].option, numbers[i].number,
+                         !numbers[i].cuts_draw || sampling->temperature > 0, numbers[i].target) != CLI_OK)
             return CLI_FAILED;
     if (settings->top_k.given)
         sampling->top_k = (int32_t)settings->top_k.value;
-    if (sampling->top_k < 0)
+    if (sampling->top_k < 0 && sampling->temperature > 0)
         return need_option("--top-k");
     sampling->seed = settings->seed.given ? (uint64_t)settings->seed.value : fresh_seed();
     sampling->logit_bias = settings->logit_bias.items;

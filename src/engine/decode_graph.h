@@ -31,7 +31,7 @@ int32_t mb_decode_bucket_sequences(int32_t n, int32_t most);
 /* KV blocks of the longest sequence rounded up: 16 (1024 positions), then powers of two; at most `most`. */
 int32_t mb_decode_bucket_blocks(int32_t n, int32_t most);
 
-/* Enqueues the work of a bucket: what `work` enqueues the first time, its graph from then on. */
+/* Enqueues the work of a bucket: the first time by `work`, which is then captured too; from then on as its graph. */
 mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences,
                                int32_t max_blocks, mb_device_work work, const void *context,
                                mb_stream stream);

@@ -72,10 +72,10 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
         return choose_dtype(options->dtype, 1, &model->dtype);
     MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
     MB_TRY(choose_dtype(options->dtype, model->device->host_memory, &model->dtype));
-    if (options->load == MB_LOAD_RANDOM)
-        return mb_weights_random(&model->config, model->device, &model->weights);
     /* The CPU's operators take weights of any type; kernels take those of the type that is computed with. */
     const mb_dtype *matrix_dtype = model->device->host_memory ? NULL : &model->dtype;
+    if (options->load == MB_LOAD_RANDOM)
+        return mb_weights_random(&model->config, model->device, matrix_dtype, &model->weights);
     if (options->load == MB_LOAD_SIZES)
         return mb_weights_measure(directory, &model->config, matrix_dtype, &model->weights);
     return mb_weights_load(directory, &model->config, model->device, matrix_dtype, options->n_threads,

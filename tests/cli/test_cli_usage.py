@@ -210,6 +210,16 @@ def test_wrong_defaults_of_the_checkpoint(moebius, tmp_path, setting, option):
         assert moebius(*command, option, 1, input=input).returncode == 0
 
 
+@pytest.mark.parametrize("setting", ['"temperature": -1', '"top_k": -5', '"top_p": 3', '"min_p": "x"', '"do_sample": 1'])
+def test_a_greedy_answer_needs_no_settings_of_the_draw(moebius, tmp_path, setting):
+    model = shutil.copytree(ROOT / "models/demo", tmp_path / "model")
+    (model / "generation_config.json").write_text('{"do_sample": true, %s}' % setting)
+    for greedy in (["--greedy"], ["--temperature", 0]):
+        result = moebius("run", model, "-p", "Hi", "-n", 1, *greedy)
+        assert result.returncode == 0, result.stderr
+    assert moebius("chat", model, "-n", 1, "--greedy", input="Hi\n").returncode == 0
+
+
 def test_range_ends_are_allowed(moebius):
     ends = ["-n", "0", "--top-p", "0", "--min-p", "1", "--presence-penalty", "-2", "--frequency-penalty=2"]
     ends += ["--top-k", "1000000", "--temperature", "100", "--logit-bias", "5:-100,6:1e2", "--device", "cpu"]

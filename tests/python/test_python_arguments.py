@@ -179,7 +179,7 @@ def wrong_values(library, value, is_first):
         yield from {**anything, "None": None, "an int": 1, "a str": "yes", "an array": array}.items()
     elif isinstance(value, int):
         yield from {**anything, "a bool": True, "a str": "3", "an array": array, "negative": -1}.items()
-        yield from {"huge": 2**31, "a whole float": 3.0, "an array of one": library.ones((), "int32")}.items()
+        yield from {"huge": 2**31, "beyond 64 bits": 10**30, "a whole float": 3.0, "an array of one": library.ones((), "int32")}.items()
     elif hasattr(value, "dtype"):
         yield from {**anything, "a bool": True, "a str": "x", "an int": 1}.items()
         yield "float64", library.ones(value.shape, "float64")

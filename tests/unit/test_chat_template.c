@@ -199,6 +199,11 @@ static void test_find(void **state) {
         else
             assert_true(strstr(mb_last_error(), cases[i].sentence) && strstr(mb_last_error(), "dir/"));
     }
+    static const char pointer[] = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4116\n";
+    mb_chat_template which;
+    assert_int_equal(mb_chat_template_find("dir/chat_template.jinja", pointer, sizeof pointer - 1, 1, &which),
+                     MB_ERR_FORMAT);
+    assert_non_null(strstr(mb_last_error(), "dir/chat_template.jinja: this is a Git LFS pointer"));
 }
 
 int main(void) {

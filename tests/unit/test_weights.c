@@ -126,8 +126,8 @@ static void test_random_weights(void **state) {
         mb_weights a, b;
         tiny_config_parse(&options, &config);
         assert_int_equal(mb_device_open_cpu(1, &device), MB_OK);
-        assert_int_equal(mb_weights_random(&config, device, &a), MB_OK);
-        assert_int_equal(mb_weights_random(&config, device, &b), MB_OK);
+        assert_int_equal(mb_weights_random(&config, device, NULL, &a), MB_OK);
+        assert_int_equal(mb_weights_random(&config, device, NULL, &b), MB_OK);
         const mb_weight *w13 = &a.layers[1].w13;
         size_t n = (size_t)(w13->count * w13->rows * w13->cols);
         assert_int_equal(w13->dtype, i == 0 ? config.dtype : MB_F8_E4M3);
@@ -146,6 +146,14 @@ static void test_random_weights(void **state) {
         assert_int_equal(a.n_parameters, b.n_parameters);
         mb_weights_free(&a);
         mb_weights_free(&b);
+        /* Kernels get them in the type that they compute with, as the weights of a checkpoint. */
+        const mb_dtype wanted[] = {MB_F16, MB_F32};
+        for (int j = 0; j < 2; j++) {
+            assert_int_equal(mb_weights_random(&config, device, &wanted[j], &a), MB_OK);
+            assert_int_equal(a.lm_head.dtype, wanted[j]);
+            assert_int_equal(a.layers[1].w13.dtype, i == 1 && wanted[j] == MB_F16 ? MB_F8_E4M3 : wanted[j]);
+            mb_weights_free(&a);
+        }
         mb_device_close(device);
     }
 }

@@ -6,6 +6,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "base/file.h"
 #include "model/chat/chatml.h"
 #include "model/json.h"
 
@@ -119,6 +120,7 @@ mb_status mb_chat_template_find(const char *path, const char *bytes, size_t n_by
                                 mb_chat_template *which) {
     *which = MB_CHAT_NONE;
     if (is_jinja) {
+        MB_TRY(mb_lfs_pointer_check(path, bytes, n_bytes));
         *which = mb_chat_template_recognise(bytes, n_bytes);
         return MB_OK;
     }

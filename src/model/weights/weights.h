@@ -52,8 +52,10 @@ mb_status mb_weights_load(const char *directory, const mb_config *config, mb_dev
                           const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
                           void *progress_user, mb_weights *weights);
 
-/* Weights that no file has, for measuring speed: random, of the config's shape and types (weights_random.c). */
-mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weights *weights);
+/* Weights that no file has, for measuring speed: random, of the config's shape, in the types that a checkpoint of the
+ * config would be held in (weights_random.c). matrix_dtype: as above. */
+mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
+                            mb_weights *weights);
 
 /* The same checks, on the files' headers alone: sizes, dtypes and counts are known, every pointer is NULL. */
 mb_status mb_weights_measure(const char *directory, const mb_config *config, const mb_dtype *matrix_dtype,

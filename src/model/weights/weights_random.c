@@ -142,10 +142,12 @@ static mb_status allocate(const mb_config *config, mb_device *device, regions *r
     return MB_OK;
 }
 
-mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weights *weights) {
+mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
+                            mb_weights *weights) {
     *weights = (mb_weights){.device = device, .n_layers = config->n_layers};
-    regions r = {.plain_dtype = config->dtype,
-                 .quantized_dtype = config->fp8_blocks ? MB_F8_E4M3 : config->dtype};
+    int keeps_fp8 = config->fp8_blocks && !(matrix_dtype && *matrix_dtype == MB_F32);
+    mb_dtype plain_dtype = matrix_dtype ? *matrix_dtype : config->dtype;
+    regions r = {.plain_dtype = plain_dtype, .quantized_dtype = keeps_fp8 ? MB_F8_E4M3 : plain_dtype};
     weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
     void *block = mb_malloc(BLOCK_ELEMENTS * sizeof(float));
     mb_status status =

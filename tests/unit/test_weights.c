@@ -327,6 +327,45 @@ static void test_merged_of_different_dtypes(void **state) {
     }
 }
 
+/* The router's kernel takes no fp8, so a router in fp8 becomes fp32. */
+static void test_fp8_router(void **state) {
+    (void)state;
+    static const mb_dtype wanted[] = {MB_F32, MB_BF16};
+    for (int i = 0; i < 3; i++) {
+        tiny_checkpoint options;
+        tiny_checkpoint_init(&options);
+        options.dtype = "F8_E4M3";
+        options.hidden = 144;
+        tiny_tensors tensors;
+        tiny_checkpoint_tensors(&options, &tensors);
+        for (int layer = 0; layer < options.n_layers; layer++) {
+            char name[TINY_NAME];
+            snprintf(name, sizeof name, "model.layers.%d.mlp.gate.weight", layer);
+            tiny_tensor_retype(&tensors, name, "F8_E4M3");
+            snprintf(name, sizeof name, "model.layers.%d.mlp.gate.weight_scale_inv", layer);
+            float *scales = tiny_tensors_add(&tensors, name, "F32", 2, (int64_t[]){1, 2})->data;
+            scales[0] = 0.75f;
+            scales[1] = 0.015625f;
+        }
+        char directory[TINY_PATH];
+        tiny_directory_make(directory);
+        tiny_checkpoint_write_tensors(&options, &tensors, directory);
+        fake_device fake = fake_device_make(0);
+        mb_config config;
+        mb_weights w;
+        tiny_config_parse(&options, &config);
+        assert_int_equal(
+            mb_weights_load(directory, &config, &fake.device, i < 2 ? &wanted[i] : NULL, 1, NULL, NULL, &w),
+            MB_OK);
+        assert_int_equal(w.layers[0].router.dtype, MB_F32);
+        for (int layer = 0; layer < options.n_layers; layer++)
+            check_layer(&options, &tensors, layer, config.is_moe[layer], &w.layers[layer]);
+        mb_weights_free(&w);
+        tiny_tensors_free(&tensors);
+        tiny_directory_remove(directory);
+    }
+}
+
 static void test_scale_types(void **state) {
     (void)state;
     static const char *const dtypes[] = {"F32", "BF16", "F16", "F8_E8M0"};
@@ -385,12 +424,19 @@ static void test_tied_heads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layouts),          cmocka_unit_test(test_fp8_scales),
-        cmocka_unit_test(test_large_tensor),     cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_mixed_dtypes),     cmocka_unit_test(test_accepted_extras),
-        cmocka_unit_test(test_nan_weights_load), cmocka_unit_test(test_merged_of_different_dtypes),
-        cmocka_unit_test(test_scale_types),      cmocka_unit_test(test_matrix_dtype),
-        cmocka_unit_test(test_random_weights),   cmocka_unit_test(test_tied_heads),
+        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_fp8_scales),
+        cmocka_unit_test(test_fp8_router),
+        cmocka_unit_test(test_large_tensor),
+        cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_mixed_dtypes),
+        cmocka_unit_test(test_accepted_extras),
+        cmocka_unit_test(test_nan_weights_load),
+        cmocka_unit_test(test_merged_of_different_dtypes),
+        cmocka_unit_test(test_scale_types),
+        cmocka_unit_test(test_matrix_dtype),
+        cmocka_unit_test(test_random_weights),
+        cmocka_unit_test(test_tied_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

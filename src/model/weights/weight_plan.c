@@ -27,9 +27,9 @@ typedef struct piece {
 /* A weight to be assembled: a matrix for each expert (or one), from the rows of n_pieces tensors. */
 typedef struct recipe {
     mb_weight *weight;
-    int32_t layer;   /* -1: the names are whole; else they follow "model.layers.<layer>." */
-    int is_vector;   /* tensors of rank 1 */
-    int keeps_dtype; /* whatever the kernels want of other matrices */
+    int32_t layer; /* -1: the names are whole; else they follow "model.layers.<layer>." */
+    int is_vector; /* tensors of rank 1 */
+    int is_router; /* keeps its type, whatever the kernels want of other matrices; fp8 becomes fp32 */
     int may_be_fp8;
     mb_range experts; /* count 0: one matrix; else one for each, and names follow "mlp.experts.<e>." */
     int64_t width;    /* columns of the tensors; 1 for vectors */
@@ -225,7 +225,9 @@ static mb_status add_weight(planner *p, const recipe *r) {
         w->rows += r->pieces[i].rows.count;
     MB_TRY(find_tensors(p, r, w->count, &w->dtype));
     mb_dtype stored = w->dtype;
-    if (!r->is_vector && !r->keeps_dtype)
+    if (r->is_router)
+        w->dtype = stored == MB_F8_E4M3 ? MB_F32 : stored;
+    else if (!r->is_vector)
         w->dtype = held_dtype(p, stored);
     mb_weight_place place = {.weight = w};
     char name[NAME_BYTES];
@@ -373,7 +375,7 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
     int64_t n_inner = c->moe_intermediate, hidden = c->hidden;
     const recipe router = {.weight = &w->router,
                            .layer = layer,
-                           .keeps_dtype = 1,
+                           .is_router = 1,
                            .may_be_fp8 = 1,
                            .width = hidden,
                            .cols = all(hidden),

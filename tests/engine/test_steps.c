@@ -30,6 +30,7 @@ static int open_model(void **state) {
     tiny_checkpoint_init(&options);
     options.vocab = VOCAB;
     options.n_layers = 3;
+    options.max_positions = 1536;
     options.decoder_sparse_step = 2; /* dense layers too */
     options.seed = 11;
     model = tiny_model_open(&options, NULL);
@@ -104,6 +105,60 @@ static void test_late_work_changes_no_result(void **state) {
         generation_free(&now[i]);
     }
     mb_session_close(session);
+}
+
+/* Sequences that end one after another, so that batches of every size are padded to buckets; with and without
+ * penalties, biases and draws; one with a prompt of a single token, whose first step decodes. The longest crosses from
+ * one bucket of context into the next. */
+static void test_decode_graphs_change_no_result(void **state) {
+    (void)state;
+    enum { N = 7, LONG = 16 * 64 };
+    static const mb_logit_bias bias[] = {{3, 2.5f}, {5, -1.0f}, {3, 0.25f}};
+    generation by_graph[N], plainly[N], alone[N];
+    uint64_t n_replays = 0;
+    for (int run = 0; run < 3; run++) {
+        generation *all = run == 0 ? by_graph : run == 1 ? plainly : alone;
+        mb_session_options options;
+        mb_session *session;
+        mb_session_options_init(&options);
+        options.max_sequences = 6;
+        options.kv_tokens = 40 * 64;
+        options.plain_launches = run == 1;
+        model->device = run < 2 ? slow_device_of(slow) : cpu;
+        assert_int_equal(mb_session_open(model, &options, &session), MB_OK);
+        for (int i = 0; i < N; i++) {
+            all[i] = random_generation((uint64_t)i,
+                                       i == 0   ? LONG - 5
+                                       : i == 1 ? 1
+                                                : 5 + (size_t)i * 20,
+                                       3 + 4 * i + (i == 0) * 9);
+            mb_sampling *sampling = &all[i].request.sampling;
+            sampling->temperature = i % 2 ? 0.9f : 0;
+            sampling->top_k = i % 4 == 3 ? 7 : 0;
+            sampling->seed = (uint64_t)i;
+            sampling->frequency_penalty = i % 3 ? 0 : 0.5f;
+            sampling->logit_bias = bias;
+            sampling->n_logit_bias = i == 4 ? 3 : 0;
+            if (run < 2)
+                generation_submit(&all[i], session);
+            else
+                generation_run_alone(&all[i], session);
+        }
+        if (run < 2)
+            generations_run(all, N, session);
+        assert_session_idle(session);
+        mb_session_close(session);
+        assert_true(run == 0 ? slow_device_n_replays(slow) > 5 : slow_device_n_replays(slow) == n_replays);
+        n_replays = slow_device_n_replays(slow);
+    }
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(by_graph[i].state, MB_FINISHED_LENGTH);
+        assert_true(generation_same_tokens(&by_graph[i], &alone[i]));
+        assert_true(generation_same_tokens(&plainly[i], &alone[i]));
+        generation_free(&by_graph[i]);
+        generation_free(&plainly[i]);
+        generation_free(&alone[i]);
+    }
 }
 
 /* ---- Launch and collect ---------------------------------------------------------------------------- */
@@ -448,10 +503,15 @@ static void test_missing_operators_are_named(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        ON_SLOW(test_late_work_changes_no_result),    ON_SLOW(test_launch_does_not_wait),
-        ON_SLOW(test_failing_work_fails_the_collect), ON_SLOW(test_leaving_in_flight),
-        ON_SLOW(test_leaving_waits_for_the_callback), ON_SLOW(test_leaving_within_the_callback),
-        ON_SLOW(test_the_cache_takes_what_is_left),   ON_SLOW(test_no_room_for_a_block_is_said),
+        ON_SLOW(test_late_work_changes_no_result),
+        ON_SLOW(test_launch_does_not_wait),
+        ON_SLOW(test_decode_graphs_change_no_result),
+        ON_SLOW(test_failing_work_fails_the_collect),
+        ON_SLOW(test_leaving_in_flight),
+        ON_SLOW(test_leaving_waits_for_the_callback),
+        ON_SLOW(test_leaving_within_the_callback),
+        ON_SLOW(test_the_cache_takes_what_is_left),
+        ON_SLOW(test_no_room_for_a_block_is_said),
         ON_SLOW(test_missing_operators_are_named),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

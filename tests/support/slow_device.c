@@ -48,6 +48,10 @@ struct mb_event {
     uint64_t number; /* of the last piece of work before it */
 };
 
+struct mb_graph {
+    work *first, *last;
+};
+
 struct slow_device {
     mb_device base;
     mb_device *cpu;
@@ -55,7 +59,10 @@ struct slow_device {
     pthread_mutex_t lock; /* guards all below, and the streams */
     pthread_cond_t changed;
     int is_held, fails_next;
-    int n_streams, n_events;
+    int n_streams, n_events, n_graphs;
+    const stream *capturing; /* its work goes to captured */
+    mb_graph *captured;
+    uint64_t n_replays;
     uint64_t n_waiting; /* pieces of work that have not run, on all streams */
     uint64_t total_bytes, used_bytes;
 };
@@ -161,23 +168,32 @@ static void *stream_body(void *user) {
     return NULL;
 }
 
+static void append(work **first, work **last, work *w) {
+    if (*last)
+        (*last)->next = w;
+    else
+        *first = w;
+    *last = w;
+}
+
 static mb_status enqueue(mb_stream to, const work *what) {
     stream *s = to;
+    slow_device *slow = s->slow;
     work *w = malloc(sizeof *w);
     if (!w)
         return mb_fail(MB_ERR_MEMORY, "slow device: no memory for work");
     *w = *what;
     w->next = NULL;
-    pthread_mutex_lock(&s->slow->lock);
-    if (s->last)
-        s->last->next = w;
-    else
-        s->first = w;
-    s->last = w;
-    s->n_enqueued++;
-    s->slow->n_waiting++;
-    pthread_cond_broadcast(&s->slow->changed);
-    pthread_mutex_unlock(&s->slow->lock);
+    pthread_mutex_lock(&slow->lock);
+    if (s == slow->capturing) {
+        append(&slow->captured->first, &slow->captured->last, w);
+    } else {
+        append(&s->first, &s->last, w);
+        s->n_enqueued++;
+        slow->n_waiting++;
+        pthread_cond_broadcast(&slow->changed);
+    }
+    pthread_mutex_unlock(&slow->lock);
     return MB_OK;
 }
 
@@ -309,6 +325,56 @@ static mb_status slow_event_query(mb_device *device, mb_event *event, int *was_r
     return MB_OK;
 }
 
+/* ---- Graphs: lists of work ------------------------------------------------------------------------- */
+
+static mb_status slow_capture_begin(mb_device *device, mb_stream s) {
+    slow_device *slow = self(device);
+    mb_graph *graph = calloc(1, sizeof *graph);
+    if (!graph)
+        return mb_fail(MB_ERR_MEMORY, "slow device: no memory for a graph");
+    pthread_mutex_lock(&slow->lock);
+    slow->capturing = s;
+    slow->captured = graph;
+    slow->n_graphs++;
+    pthread_mutex_unlock(&slow->lock);
+    return MB_OK;
+}
+
+static mb_status slow_capture_end(mb_device *device, mb_stream s, mb_graph **graph) {
+    slow_device *slow = self(device);
+    (void)s;
+    pthread_mutex_lock(&slow->lock);
+    *graph = slow->captured;
+    slow->captured = NULL;
+    slow->capturing = NULL;
+    pthread_mutex_unlock(&slow->lock);
+    return MB_OK;
+}
+
+static mb_status slow_replay(mb_device *device, mb_graph *graph, mb_stream s) {
+    slow_device *slow = self(device);
+    for (const work *w = graph->first; w; w = w->next)
+        MB_TRY(enqueue(s, w));
+    pthread_mutex_lock(&slow->lock);
+    slow->n_replays++;
+    pthread_mutex_unlock(&slow->lock);
+    return MB_OK;
+}
+
+static void slow_graph_close(mb_device *device, mb_graph *graph) {
+    slow_device *slow = self(device);
+    if (!graph)
+        return;
+    for (work *w = graph->first, *next; w; w = next) {
+        next = w->next;
+        free(w);
+    }
+    free(graph);
+    pthread_mutex_lock(&slow->lock);
+    slow->n_graphs--;
+    pthread_mutex_unlock(&slow->lock);
+}
+
 /* ---- Operators: the CPU's, later ------------------------------------------------------------------- */
 
 #define RUN(op, ...)                                                        \
@@ -379,10 +445,11 @@ slow_device *slow_device_open(uint64_t total_bytes) {
     assert_int_equal(pthread_cond_init(&slow->changed, NULL), 0);
     slow->total_bytes = total_bytes;
     slow->ops = slow_ops();
-    slow->base = *slow->cpu; /* has no graphs, as the CPU */
+    slow->base = *slow->cpu;
     slow->base.name = "slow";
     slow->base.ops = &slow->ops;
     slow->base.host_memory = 0;
+    slow->base.n_sms = 1;
     slow->base.allocate = slow_allocate;
     slow->base.free = slow_free;
     slow->base.allocate_pinned = slow_allocate_pinned;
@@ -401,6 +468,10 @@ slow_device *slow_device_open(uint64_t total_bytes) {
     slow->base.event_synchronize = slow_event_synchronize;
     slow->base.event_query = slow_event_query;
     slow->base.event_elapsed = NULL;
+    slow->base.capture_begin = slow_capture_begin;
+    slow->base.capture_end = slow_capture_end;
+    slow->base.replay = slow_replay;
+    slow->base.graph_close = slow_graph_close;
     slow->base.close = NULL;
     return slow;
 }
@@ -408,6 +479,7 @@ slow_device *slow_device_open(uint64_t total_bytes) {
 void slow_device_close(slow_device *slow) {
     assert_int_equal(slow->n_streams, 0);
     assert_int_equal(slow->n_events, 0);
+    assert_int_equal(slow->n_graphs, 0);
     assert_int_equal(slow->used_bytes, 0);
     mb_device_close(slow->cpu);
     pthread_cond_destroy(&slow->changed);
@@ -445,4 +517,11 @@ void slow_device_fail_next(slow_device *slow) {
     pthread_mutex_lock(&slow->lock);
     slow->fails_next = 1;
     pthread_mutex_unlock(&slow->lock);
+}
+
+uint64_t slow_device_n_replays(slow_device *slow) {
+    pthread_mutex_lock(&slow->lock);
+    uint64_t n = slow->n_replays;
+    pthread_mutex_unlock(&slow->lock);
+    return n;
 }

@@ -1,6 +1,7 @@
 /*
  * slow_device.h - a device that behaves like a GPU on a machine without one: what is enqueued runs later,
- * on a thread of its stream, with the CPU's operators. Work can be held back, and memory is limited.
+ * on a thread of its stream, with the CPU's operators. Work can be captured as a graph, and held back. Memory is
+ * limited.
  *
  * So an engine that reads results too early, changes inputs too early or frees memory too early shows.
  */
@@ -13,7 +14,7 @@ typedef struct slow_device slow_device;
 
 /* total_bytes: of its memory. */
 slow_device *slow_device_open(uint64_t total_bytes);
-void slow_device_close(slow_device *slow); /* fails the test when a stream, an event or memory is left */
+void slow_device_close(slow_device *slow); /* fails the test when a stream, event, graph or memory is left */
 
 mb_device *slow_device_of(slow_device *slow);
 
@@ -25,5 +26,7 @@ void slow_device_wait_for_work(slow_device *slow);
 
 /* The next operator that runs fails: enqueueing it succeeds, waiting for it does not. */
 void slow_device_fail_next(slow_device *slow);
+
+uint64_t slow_device_n_replays(slow_device *slow); /* of graphs */
 
 #endif

@@ -1,9 +1,9 @@
 /*
  * moebius.h - the engine: open a model, open a session, submit token sequences, step, read tokens.
  *
- * A model is read-only after opening. Any number of sessions and threads may share a model. A session owns a paged KV
- * cache and a queue of sequences. Any thread may submit, read and cancel at any time; one thread at a time drives the
- * session with mb_step(). The shortest program:
+ * A model is read-only after opening. Any number of sessions and threads may share a model. A session owns
+ * a paged KV cache and a queue of sequences. Any thread may submit, read and cancel at any time; one thread
+ * at a time drives the session with mb_step(). The shortest program:
  *
  *     mb_model *model;  mb_session *session;  mb_request request;  uint64_t id;  int active = 1;
  *     mb_model_open("models/demo", NULL, &model);
@@ -17,9 +17,10 @@
  *     }
  *     mb_release(session, id);  mb_session_close(session);  mb_model_close(model);
  *
- * examples/generate.c is a complete program. Every function that can fail returns mb_status; mb_last_error() tells
- * more. NULL is allowed where a comment says so; elsewhere it gives MB_ERR_ARGUMENT, if the function returns a status.
- * What a pointer argument points at is copied before the call returns, unless a comment says otherwise.
+ * examples/generate.c is a complete program. Every function that can fail returns mb_status;
+ * mb_last_error() tells more. NULL is allowed where a comment says so; elsewhere it gives MB_ERR_ARGUMENT,
+ * if the function returns a status. What a pointer argument points at is copied before the call returns,
+ * unless a comment says otherwise.
  */
 #ifndef MOEBIUS_MOEBIUS_H
 #define MOEBIUS_MOEBIUS_H
@@ -38,14 +39,15 @@ MB_API const char *mb_version(void);
 
 /* ---- Memory ------------------------------------------------------------------------------------------- */
 
-/* Like realloc: pointer NULL allocates; n_bytes 0 frees and returns NULL. Any other NULL means out of memory, and the
- * old block stays valid. The function must be thread-safe and give malloc's alignment. */
+/* Like realloc: pointer NULL allocates; n_bytes 0 frees and returns NULL. Any other NULL means out of
+ * memory, and the old block stays valid. The function must be thread-safe and give malloc's alignment. */
 typedef void *(*mb_allocate_fn)(void *user, void *pointer, size_t n_bytes);
 
-/* Replaces the allocator of all host memory of the library; allocate = NULL restores the system's. Call it
- * before any other function and never while objects made with the former allocator live. jansson, which this
- * library reads JSON with, uses it inside of our calls only: a program with a jansson of its own keeps the
- * functions that it set with json_set_alloc_funcs, but must not set them while another thread is in a call. */
+/* Replaces the allocator of all host memory of the library; allocate = NULL restores the system's. Call
+ * it before any other function and never while objects made with the former allocator live. jansson,
+ * which this library reads JSON with, uses it inside of our calls only: a program with a jansson of its
+ * own keeps the functions that it set with json_set_alloc_funcs, but must not set them while another
+ * thread is in a call. */
 MB_API void mb_set_allocator(mb_allocate_fn allocate, void *user);
 
 /* Frees a string or array that the library returned as "free with mb_free_text". NULL is allowed. */
@@ -58,13 +60,13 @@ typedef struct mb_model mb_model;
 /* Called while weights load, from one thread at a time; 0 <= done_bytes <= total_bytes. */
 typedef void (*mb_progress_fn)(void *user, uint64_t done_bytes, uint64_t total_bytes);
 
-/* How much of the weights mb_model_open reads. Only a model with all of them opens sessions; the others tokenize,
- * render chats and tell their info. */
+/* How much of the weights mb_model_open reads. Only a model with all of them opens sessions; the others
+ * tokenize, render chats and tell their info. */
 typedef enum mb_load {
-    MB_LOAD_ALL,   /* everything */
-    MB_LOAD_SIZES, /* headers alone: the info's figures are known */
-    MB_LOAD_TEXT,  /* nothing, and no device is opened: configuration, tokenizer and chat template */
-    MB_LOAD_RANDOM, /* nothing: weights of config.json's shape are made up, always the same, to measure speed */
+    MB_LOAD_ALL,    /* everything */
+    MB_LOAD_SIZES,  /* headers alone: the info's figures are known */
+    MB_LOAD_TEXT,   /* nothing, and no device is opened: configuration, tokenizer and chat template */
+    MB_LOAD_RANDOM, /* nothing: weights of config.json's shape, made up, always the same, to measure speed */
 } mb_load;
 
 typedef struct mb_model_options {
@@ -79,14 +81,15 @@ typedef struct mb_model_options {
 
 MB_API void mb_model_options_init(mb_model_options *options);
 
-/* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with index
- * when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options NULL: defaults.
- * The weights must fit into the free memory of the device. On the CPU, weights that need no change of layout are
- * mapped from their files: replace a checkpoint that is in use by new files, because the system ends a program
- * (SIGBUS) that reads a mapped file which was cut short.
- * Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range, tensors missing
- * or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on error. A tokenizer or
- * a chat template that cannot be used is no error here: the functions of text return it. */
+/* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with
+ * index when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options
+ * NULL: defaults. The weights must fit into the free memory of the device. On the CPU, weights that need
+ * no change of layout are mapped from their files: replace a checkpoint that is in use by new files,
+ * because the system ends a program (SIGBUS) that reads a mapped file which was cut short.
+ * Errors: MB_ERR_IO, MB_ERR_FORMAT (a file breaks its format), MB_ERR_CONFIG (values out of range, tensors
+ * missing or of the wrong shape), MB_ERR_UNSUPPORTED, MB_ERR_MEMORY, MB_ERR_DEVICE. *model is NULL on
+ * error. A tokenizer or a chat template that cannot be used is no error here: the functions of text return
+ * it. */
 MB_API mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model);
 MB_API void mb_model_close(mb_model *model); /* after all of its sessions are closed; NULL allowed */
 
@@ -124,9 +127,9 @@ MB_API void mb_model_get_info(const mb_model *model, mb_model_info *info);
 MB_API mb_status mb_tokenize(const mb_model *model, const char *text, size_t n_bytes, int parse_special,
                              int32_t *ids, size_t capacity, size_t *n_ids);
 
-/* The text of one token, raw bytes (may be part of a character), not zero-terminated; lives as long as the
- * model. An id that no token has is no bytes: vocab is often more than there are tokens. MB_ERR_ARGUMENT: an id
- * outside of [0, vocab). is_special may be NULL. */
+/* The text of one token, raw bytes (may be part of a character), not zero-terminated; lives as long as
+ * the model. An id that no token has is no bytes: vocab is often more than there are tokens.
+ * MB_ERR_ARGUMENT: an id outside of [0, vocab). is_special may be NULL. */
 MB_API mb_status mb_token_bytes(const mb_model *model, int32_t id, const char **bytes, size_t *n_bytes,
                                 int *is_special);
 
@@ -184,29 +187,32 @@ typedef struct mb_session_options {
     int32_t max_step_tokens; /* token budget of one step; default 2048 */
     int32_t prefill_chunk;   /* most tokens of one prompt in a step; default 512 */
     int32_t max_queued;      /* waiting sequences before mb_submit says MB_ERR_CAPACITY; default 1024 */
-    /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what its free memory
-     * allows. */
+    /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what its
+     * free memory allows. */
     int64_t kv_tokens;
-    /* A GPU runs steps that only decode as CUDA graphs. There is one for each range of batch and context, captured
-     * when a step first needs it. 1: kernel by kernel, as all other steps. The results have the same bits. */
+    /* A GPU runs steps that only decode as CUDA graphs. There is one for each range of batch and
+     * context, captured when a step first needs it. 1: kernel by kernel, as all other steps. The results
+     * have the same bits. */
     int plain_launches;
 } mb_session_options;
 
 MB_API void mb_session_options_init(mb_session_options *options);
 
-/* Allocates everything that stepping needs. Afterwards only the driver takes memory of a GPU, for the graphs of
- * decode steps; on a GPU a tenth of the memory that is free before the KV cache is left for such use (kv_tokens 0). */
+/* Allocates everything that stepping needs. Afterwards only the driver takes memory of a GPU, for the
+ * graphs of decode steps; on a GPU a tenth of the memory that is free before the KV cache is left for
+ * such use (kv_tokens 0). */
 MB_API mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session);
 MB_API void mb_session_close(mb_session *session); /* drops what is queued or running; NULL allowed */
 
-/* Called during mb_step, by its thread, for each position whose log-probabilities the request asked for: position
- * p's row is the distribution of token p+1. `logprobs` [vocab] is valid during the call only. It may call anything
- * but mb_step.
+/* Called during mb_step, by its thread, for each position whose log-probabilities the request asked for:
+ * position p's row is the distribution of token p+1. `logprobs` [vocab] is valid during the call only.
+ * It may call anything but mb_step.
  *
- * What `user` points at may be freed as soon as mb_read reports an end that was not asked for (MB_FINISHED_STOP,
- * MB_FINISHED_LENGTH, MB_FAILED), or mb_cancel or mb_release of the sequence has returned: they wait for a call in
- * progress, and none comes after them. So the caller of these two must hold no lock that the callback takes. Within
- * the callback they do not wait for the callback itself; then its present call is the last. */
+ * What `user` points at may be freed as soon as mb_read reports an end that was not asked for
+ * (MB_FINISHED_STOP, MB_FINISHED_LENGTH, MB_FAILED), or mb_cancel or mb_release of the sequence has
+ * returned: they wait for a call in progress, and none comes after them. So the caller of these two must
+ * hold no lock that the callback takes. Within the callback they do not wait for the callback itself;
+ * then its present call is the last. */
 typedef void (*mb_logprobs_fn)(void *user, int64_t position, const float *logprobs, int32_t vocab);
 
 typedef struct mb_request {
@@ -222,8 +228,8 @@ typedef struct mb_request {
     int prompt_logprobs; /* also call on_logprobs for the prompt's positions */
 } mb_request;
 
-/* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. A setting that
- * the file has wrong becomes NaN (top_k: -1), which mb_submit refuses: set your own. */
+/* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. A
+ * setting that the file has wrong becomes NaN (top_k: -1), which mb_submit refuses: set your own. */
 MB_API void mb_request_init(const mb_model *model, mb_request *request);
 
 /* Queues a sequence; *id names it until mb_release. MB_ERR_ARGUMENT: bad request (the sentence names the

@@ -182,15 +182,15 @@ MB_API mb_status mb_moe_plan(const mb_moe_plan_args *args, void *workspace, size
  *     v      = a[row_index[r]] b[e]^T + bias[e]         (summed in fp32)
  *     out[r] = row_weight[r] * act(v), gated: act(v[0 .. N/2)) * v[N/2 .. N)
  * An fp8 out is quantised with one scale per row and 128 columns (amax / 448; 1 when all are 0); on the GPU
- * it is first rounded to a's 16-bit type, or to bf16 when a is fp8. One group and offsets NULL: a dense linear
- * layer.
+ * it is first rounded to a's 16-bit type, or to bf16 when a is fp8. One group and offsets NULL: a dense
+ * linear layer.
  *
- * offsets[0] may be above 0. Rows of out before offsets[0] and from offsets[E] on are not written. On the GPU
- * b's rows are a multiple of 8 (gated: 16). The rows that row_index names must lie in the first 4 GiB of a,
- * unless f32_math is MB_F32_EXACT.
+ * offsets[0] may be above 0. Rows of out before offsets[0] and from offsets[E] on are not written. On the
+ * GPU b's rows are a multiple of 8 (gated: 16). The rows that row_index names must lie in the first 4 GiB
+ * of a, unless f32_math is MB_F32_EXACT.
  *
- * b's dtype is a's. With MB_F8_E4M3 either b has one scale a matrix and a_scale is [1], or b has block scales
- * and a_scale is [rows of a, ceil(K / 128)]; sums of 128 products are then added up in fp32.
+ * b's dtype is a's. With MB_F8_E4M3 either b has one scale a matrix and a_scale is [1], or b has block
+ * scales and a_scale is [rows of a, ceil(K / 128)]; sums of 128 products are then added up in fp32.
  */
 typedef struct mb_grouped_gemm_args {
     const void *a;            /* [any, K] dtype; with row_index NULL: [R, K] */

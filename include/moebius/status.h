@@ -43,8 +43,8 @@ typedef enum mb_status {
 MB_API const char *mb_status_name(mb_status status);
 MB_API const char *mb_status_text(mb_status status);
 
-/* The sentence of this thread's last failed call; "" when none failed yet. It is valid until this thread's next call
- * that fails. A call that succeeds leaves the sentence as it is. */
+/* The sentence of this thread's last failed call; "" when none failed yet. It is valid until this
+ * thread's next call that fails. A call that succeeds leaves the sentence as it is. */
 MB_API const char *mb_last_error(void);
 
 #ifdef __cplusplus

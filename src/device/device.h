@@ -90,8 +90,8 @@ void mb_device_close(mb_device *device); /* NULL allowed; its streams, events, g
 /* Enqueues the work to be timed. */
 typedef mb_status (*mb_device_work)(const void *context, mb_stream stream);
 
-/* Captures the work, which does not run. The capture is ended even when the work fails; the work's failure is the one
- * that is told. *graph is NULL on failure. */
+/* Captures the work, which does not run. The capture is ended even when the work fails; the work's
+ * failure is the one that is told. *graph is NULL on failure. */
 mb_status mb_device_capture(mb_device *device, mb_device_work work, const void *context, mb_stream stream,
                             mb_graph **graph);
 

@@ -1,4 +1,4 @@
-/* seen_tokens.h - the distinct tokens of a prompt and its answer with their counts, for sampling penalties. */
+/* seen_tokens.h - the distinct tokens of a prompt and its answer, counted for sampling penalties. */
 #ifndef MB_ENGINE_SEEN_TOKENS_H
 #define MB_ENGINE_SEEN_TOKENS_H
 

@@ -1,14 +1,17 @@
 /*
  * weights.h - the tensors of a model on its device, in the layout that the operators want: q, k, v merged
- * into one matrix, gate and up of all experts merged into w13 [E, 2I, H], down projections into w2 [E, H, I].
+ * into one matrix, gate and up of all experts merged into w13 [E, 2I, H], down projections into
+ * w2 [E, H, I].
  *
- * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales) unless the kernels want another.
- * Matrices that are merged and have different dtypes get the widest one. No second copy is made: each tensor is read
- * from the file straight to its final place (CPU) or through a small pinned buffer (GPU).
+ * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales) unless the kernels want
+ * another. Matrices that are merged and have different dtypes get the widest one. No second copy is made:
+ * each tensor is read from the file straight to its final place (CPU) or through a small pinned buffer
+ * (GPU).
  *
- * On the CPU, a tensor whose layout needs no change is not read: its file is mapped, read-only and shared with other
- * programs. The operating system ends a program (SIGBUS) that reads a mapped file behind an end that was moved
- * forward. So a checkpoint that is in use must be replaced by new files that are renamed, never written into.
+ * On the CPU, a tensor whose layout needs no change is not read: its file is mapped, read-only and shared
+ * with other programs. The operating system ends a program (SIGBUS) that reads a mapped file behind an end
+ * that was moved forward. So a checkpoint that is in use must be replaced by new files that are renamed,
+ * never written into.
  */
 #ifndef MB_MODEL_WEIGHTS_H
 #define MB_MODEL_WEIGHTS_H
@@ -44,16 +47,16 @@ typedef struct mb_weights {
     size_t n_maps;
 } mb_weights;
 
-/* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be present
- * exactly once with the right shape and a supported dtype; a warning lists those that are not needed. matrix_dtype:
- * as in mb_weight_share, or NULL. MB_ERR_MEMORY before anything is read when the device has not enough free memory.
- * progress may be NULL. On failure everything is released. */
+/* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be
+ * present exactly once with the right shape and a supported dtype; a warning lists those that are not
+ * needed. matrix_dtype: as in mb_weight_share, or NULL. MB_ERR_MEMORY before anything is read when the
+ * device has not enough free memory. progress may be NULL. On failure everything is released. */
 mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device,
                           const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
                           void *progress_user, mb_weights *weights);
 
-/* Weights that no file has, for measuring speed: random, of the config's shape, in the types that a checkpoint of the
- * config would be held in (weights_random.c). matrix_dtype: as above. */
+/* Weights that no file has, for measuring speed: random, of the config's shape, in the types that a
+ * checkpoint of the config would be held in (weights_random.c). matrix_dtype: as above. */
 mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
                             mb_weights *weights);
 

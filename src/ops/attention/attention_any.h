@@ -1,4 +1,5 @@
-/* attention_any.h - attention of any types on the GPU, for attention_sm90.cu, which has checked the arguments. */
+/* attention_any.h - attention of any types on the GPU, for attention_sm90.cu, which has checked the
+ * arguments. */
 #ifndef MB_OPS_ATTENTION_ANY_H
 #define MB_OPS_ATTENTION_ANY_H
 

@@ -1,14 +1,14 @@
 /*
- * attention_sm90.cu - causal attention over the paged cache with the tensor cores, for 16-bit types. (What they
- * cannot take: attention_any_sm90.cu.)
+ * attention_sm90.cu - causal attention over the paged cache with the tensor cores, for 16-bit types. (What
+ * they cannot take: attention_any_sm90.cu.)
  *
- *   prefill   four warps take 64 rows of one kv head (a row: a query head of a token) and walk all spans of the
- *             longest row. K and V of a block are loaded once for all four.
- *   decode    a sequence with up to 16 rows a kv head has one warp a span, so that few sequences fill the GPU.
+ *   prefill   four warps take 64 rows of one kv head (a row: a query head of a token) and walk all spans of
+ *             the longest row. K and V of a block are loaded once for all four.
+ *   decode    a sequence with up to 16 rows a kv head has one warp a span: few sequences fill the GPU.
  *   merge     adds up the spans of decode rows that have several.
  *
- * One launch for each, skipped by the host when the batch cannot have such rows. tile.cuh says why the three
- * give a row the same bits.
+ * One launch for each, skipped by the host when the batch cannot have such rows. tile.cuh says why the
+ * three give a row the same bits.
  */
 #include "base/status.h"
 #include "ops/attention/attention_any.h"
@@ -99,8 +99,8 @@ static __device__ __forceinline__ void store_rows(const mb_attention_args *args,
     }
 }
 
-/* The blocks [begin, end) of the warp's sequence go through the stages, loaded by n_warps warps together; each
- * block is handed to `use`, which all warps of the CTA call. */
+/* The blocks [begin, end) of the warp's sequence go through the stages, loaded by n_warps warps
+ * together; each block is handed to `use`, which all warps of the CTA call. */
 template <int dim, int n_warps, class function>
 static __device__ __forceinline__ void walk_blocks(const mb_attention_args *args, const warp_rows *w,
                                                    uint32_t shared, int begin, int end, function use) {
@@ -129,8 +129,8 @@ static __device__ __forceinline__ void walk_blocks(const mb_attention_args *args
 
 /* ---- prefill */
 
-/* Sequence s has the places from floor(q_start[s] group / PREFILL_ROWS) + s on, one a tile: always enough, and
- * found without a list. */
+/* Sequence s has the places from floor(q_start[s] group / PREFILL_ROWS) + s on, one a tile: always
+ * enough, and found without a list. */
 static __device__ __forceinline__ int32_t place_of(const mb_attention_args *args, int32_t s, int32_t group) {
     return (int32_t)((int64_t)args->q_start[s] * group / PREFILL_ROWS) + s;
 }

@@ -1,15 +1,15 @@
 /*
- * tile.cuh - attention of 16 rows by one warp, with the tensor cores: what prefill and decode share, so that a
- * row has the same bits in both.
+ * tile.cuh - attention of 16 rows by one warp, with the tensor cores: what prefill and decode share, so
+ * that a row has the same bits in both.
  *
  * A row is one query head of one token; the rows of a warp belong to one kv head. The cached positions are
- * cut into spans of SPAN tokens. Within a span the warp walks blocks of 64 positions with an online softmax that
- * starts from nothing; spans are then merged in their order. So a row's order of operations follows from its own
- * position alone, whoever computes a span and whatever the other rows of the warp are.
+ * cut into spans of SPAN tokens. Within a span the warp walks blocks of 64 positions with an online softmax
+ * that starts from nothing; spans are then merged in their order. So a row's order of operations follows
+ * from its own position alone, whoever computes a span and whatever the other rows of the warp are.
  *
- * Shared memory: a warp's queries [16, dim], and K and V of a block, [64, dim] each, of 16 bits. 16-byte pieces of a
- * row are exchanged so that eight rows of one column of pieces lie in different banks: piece p of row r is at place
- * p ^ r % 8.
+ * Shared memory: a warp's queries [16, dim], and K and V of a block, [64, dim] each, of 16 bits. 16-byte
+ * pieces of a row are exchanged so that eight rows of one column of pieces lie in different banks: piece p
+ * of row r is at place p ^ r % 8.
  */
 #ifndef MB_OPS_ATTENTION_TILE_CUH
 #define MB_OPS_ATTENTION_TILE_CUH
@@ -26,8 +26,9 @@
 
 enum { BLOCK = 64, SPAN = 256, SPAN_BLOCKS = SPAN / BLOCK, WARP_ROWS = 16 };
 
-/* The state of a span, or of all spans so far. A lane has two rows: g = lane / 4 and g + 8. Sums of dimension 8 n +
- * lane % 4 * 2 and the next are in sums[n]; the totals are of this lane's columns until finish_span. */
+/* The state of a span, or of all spans so far. A lane has two rows: g = lane / 4 and g + 8. Sums of
+ * dimension 8 n + lane % 4 * 2 and the next are in sums[n]; the totals are of this lane's columns until
+ * finish_span. */
 template <int dim> struct row_state {
     float sums[dim / 8][4];
     float maximum[2], total[2]; /* maximum: of scores times scale_log2 */
@@ -76,7 +77,8 @@ static __device__ __forceinline__ void load_block(uint32_t to_shared, const void
     }
 }
 
-/* One block: scores, mask, softmax, values. n_visible: how many of its positions each row sees, may be negative. */
+/* One block: scores, mask, softmax, values. n_visible: how many of its positions each row sees, may be
+ * negative. */
 template <int dtype, int dim>
 static __device__ __forceinline__ void attend_block(uint32_t q_shared, uint32_t k_shared, uint32_t v_shared,
                                                     const int (&n_visible)[2], float scale_log2,

@@ -29,8 +29,8 @@ typedef struct mb_check {
     void *(*allocate)(size_t n_bytes);
     void (*release)(void *memory);
     mb_status (*finish)(mb_stream stream);
-    /* The operators run on a GPU: a case whose shape or types they refuse is skipped, not failed, and what the
-     * contract rounds on the CPU alone is expected unrounded. */
+    /* The operators run on a GPU: a case whose shape or types they refuse is skipped, not failed, and
+     * what the contract rounds on the CPU alone is expected unrounded. */
     int on_gpu;
     double min_seconds; /* each call is repeated for this long and timed; 0: called once */
     FILE *report;       /* one line per case; NULL: failures only, on stderr */

@@ -1,9 +1,9 @@
 /*
  * gemm.h - dense linear layer: out = x W^T [+ bias] [+ residual].
  *
- * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to fp8 too, per row and 128 columns (amax / 448; 1
- * when all are 0), where the weight has block scales of 8 rows or more, its rows are a multiple of 8 and its columns
- * one of 16. The CPU leaves x as it is.
+ * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to fp8 too, per row and 128 columns (amax
+ * / 448; 1 when all are 0), where the weight has block scales of 8 rows or more, its rows are a multiple of
+ * 8 and its columns one of 16. The CPU leaves x as it is.
  *
  * A row of out depends on the same row of x alone, bit for bit: batches and chunks do not change results.
  */

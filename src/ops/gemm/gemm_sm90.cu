@@ -1,6 +1,6 @@
 /*
- * gemm_sm90.cu - dense linear layer: the grouped GEMM of one group where its kernels take the types, else fp32
- * multiply-adds for any types.
+ * gemm_sm90.cu - dense linear layer: the grouped GEMM of one group where its kernels take the types, else
+ * fp32 multiply-adds for any types.
  *
  * Which of the two runs follows from the types and the weight's shape, never from the number of tokens; and
  * each output is one sum along K in one order in both. So a row's bits do not depend on the batch.
@@ -100,8 +100,8 @@ static int is_grouped(const mb_gemm_args *args) {
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-/* The workspace: sums for the residual, x in fp8 and its scales, then the grouped GEMM's own. It must do with and
- * without a residual. */
+/* The workspace: sums for the residual, x in fp8 and its scales, then the grouped GEMM's own. It must do
+ * with and without a residual. */
 typedef struct layout {
     float *sums;
     void *x8;

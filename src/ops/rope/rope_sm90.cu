@@ -1,6 +1,6 @@
 /*
- * rope_sm90.cu - head norms, rotary embedding, and the store into the paged cache: one CTA a token, one warp a
- * head at a time. The token's cosines and sines are computed once, in shared memory.
+ * rope_sm90.cu - head norms, rotary embedding, and the store into the paged cache: one CTA a token, one warp
+ * a head at a time. The token's cosines and sines are computed once, in shared memory.
  *
  * A lane has the pairs (i, i + D/2) with i = lane, lane + 32, ...: both halves of a rotation are in one lane.
  */

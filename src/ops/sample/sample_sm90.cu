@@ -3,10 +3,10 @@
  *
  *   adjust    penalties and bias, into the workspace (rows without either are read where they are)
  *   best      largest logit, lowest id first; greedy rows end here
- *   cutoff    top_k and top_p are a place in the order of candidates (larger z, then lower id). A radix search
- *             finds the place in four passes over z, eight bits of the key each, by counts (top_k) and by sums
- *             of weights (top_p). Sums are integers, 2^-40 of the best token's weight a unit, so that the order
- *             in which threads add does not matter.
+ *   cutoff    top_k and top_p are a place in the order of candidates (larger z, then lower id). A radix
+ *             search finds the place in four passes over z, eight bits of the key each, by counts (top_k) and
+ *             by sums of weights (top_p). Sums are integers, 2^-40 of the best token's weight a unit, so that
+ *             the order in which threads add does not matter.
  *   draw      warp w has the w-th share of the ids. The shares' weights say which warp the draw falls to, and
  *             that warp walks its ids 32 at a time.
  *
@@ -87,7 +87,8 @@ static __device__ void adjust_logits(const mb_sample_row *row, const float *logi
 
 /* ---- best */
 
-/* The largest logit, the first of equal ones; -1 when a NaN or +infinity is there or nothing but -infinity. */
+/* The largest logit, the first of equal ones; -1 when a NaN or +infinity is there or nothing but
+ * -infinity. */
 static __device__ int32_t find_best(const float *z, int32_t vocab, sample_shared *s) {
     unsigned long long best = 0;
     int is_usable = 1;
@@ -123,8 +124,8 @@ typedef struct cut {
     unsigned long long sum; /* weights of all candidates up to the cut */
 } cut;
 
-/* Bins are taken from the top until they hold the target, which all of them together do: the bin in which that
- * happens, and what the bins above it hold. */
+/* Bins are taken from the top until they hold the target, which all of them together do: the bin in
+ * which that happens, and what the bins above it hold. */
 static __device__ void choose_bin(sample_shared *s, int by_count, unsigned long long target) {
     if (threadIdx.x < 32) {
         const int lane = threadIdx.x, top = N_BINS - 1 - 8 * lane; /* a lane has bins top .. top - 7 */

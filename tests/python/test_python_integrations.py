@@ -290,6 +290,22 @@ def test_fused_experts_names_what_is_wrong(layer, name):
         fused_experts(*layer, **{name.split(",")[0]: value})
 
 
+FUSED_TENSORS = ["hidden_states", "w1", "w2", "topk_weights", "topk_ids"]
+FUSED_OPTIONAL = ["expert_map", "w1_scale", "w2_scale", "w1_bias", "w2_bias", "a1_scale", "a2_scale"]
+
+
+@pytest.mark.parametrize("name", FUSED_TENSORS + FUSED_OPTIONAL)
+def test_fused_experts_wants_tensors(layer, name):
+    from moebius.integrations.fused_moe import fused_experts
+
+    arguments = dict(zip(FUSED_TENSORS, layer, strict=True))
+    with pytest.raises(TypeError, match=f"fused_experts: {name} is a list; it must be a torch.Tensor"):
+        fused_experts(**{**arguments, name: [1.0]})
+    if name in FUSED_TENSORS:
+        with pytest.raises(TypeError, match=f"fused_experts: {name} is None; it must be a torch.Tensor"):
+            fused_experts(**{**arguments, name: None})
+
+
 def test_fused_experts_wants_integers(layer):
     from moebius.integrations.fused_moe import fused_experts
 

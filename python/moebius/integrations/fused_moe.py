@@ -8,6 +8,7 @@ import torch
 
 from .. import moe
 from .._functions import Activation
+from .._signatures import with_article
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "swiglu",
@@ -15,6 +16,14 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_tanh": "geglu",
     "relu2_no_mul": "relu2",
 }
+
+
+def _check_tensors(**values: object) -> None:
+    """TypeError for a value that is no tensor."""
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            found = "None" if value is None else with_article(type(value).__name__)
+            raise TypeError(f"fused_experts: {name} is {found}; it must be a torch.Tensor")
 
 
 def _indices(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -75,6 +84,17 @@ def fused_experts(
 
     Raises ValueError or TypeError with the names that moebius.moe gives the arguments.
     """
+    _check_tensors(hidden_states=hidden_states, w1=w1, w2=w2, topk_weights=topk_weights, topk_ids=topk_ids)
+    optional = {
+        "expert_map": expert_map,
+        "w1_scale": w1_scale,
+        "w2_scale": w2_scale,
+        "w1_bias": w1_bias,
+        "w2_bias": w2_bias,
+        "a1_scale": a1_scale,
+        "a2_scale": a2_scale,
+    }
+    _check_tensors(**{name: value for name, value in optional.items() if value is not None})
     if activation not in _ACTIVATIONS:
         raise ValueError(
             f"fused_experts: activation is {activation!r}; it must be one of {', '.join(map(repr, _ACTIVATIONS))}"

@@ -121,6 +121,9 @@ class NumpyArrays(Arrays):
     def empty_like(self, array: numpy.ndarray) -> numpy.ndarray:
         return numpy.empty(array.shape, array.dtype)
 
+    def is_on_host(self, array: numpy.ndarray) -> bool:
+        return True
+
     def workspace(self, n_bytes: int, like: Any) -> tuple[Any, int]:
         """Memory of at least n_bytes, and the first aligned address in it."""
         memory = numpy.empty(n_bytes + WORKSPACE_ALIGNMENT, numpy.uint8)

@@ -233,6 +233,8 @@ def grouped_gemm(
     out_scale = arrays.empty(scale_shape, FLOAT32, a) if out_code == FLOAT8 else None
     if arrays.fake or n_rows == 0:
         return out, out_scale
+    if row_index is not None and arrays.is_on_host(row_index):
+        _check_row_index(arrays, row_index, offsets, a_rows)
     args = GroupedGemmArgs(
         a_pointer,
         a_scale_pointer,
@@ -252,6 +254,14 @@ def grouped_gemm(
     )
     call(arrays, LIBRARY.mb_grouped_gemm, LIBRARY.mb_grouped_gemm_workspace, args, a)
     return out, out_scale
+
+
+def _check_row_index(arrays: Any, row_index: Any, offsets: Any, a_rows: int) -> None:
+    """ValueError for a row that a does not have: the C library is not told how many rows there are."""
+    used = row_index if offsets is None else row_index[max(int(offsets[0]), 0) : max(int(offsets[-1]), 0)]
+    last = int(used.max()) if len(used) else -1
+    if last >= a_rows:
+        raise arrays.value_error(f"row_index has {last}; it must be below {a_rows}, the rows of a")
 
 
 def _gemm_out_code(arrays: Any, code: int, out_dtype: Any) -> int:

@@ -78,6 +78,9 @@ class TorchTensors(Arrays):
     def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty_like(tensor)
 
+    def is_on_host(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_cpu
+
     def workspace(self, n_bytes: int, like: torch.Tensor) -> tuple[Any, int]:
         """Memory of at least n_bytes, and an aligned address in it."""
         if like.is_cuda:  # the caching allocator aligns to 512 bytes

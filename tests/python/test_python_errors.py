@@ -258,6 +258,19 @@ def test_grouped_gemm(arrays):
     check(TypeError, "out_dtype has dtype", out_dtype=half)
 
 
+def test_grouped_gemm_of_rows_that_a_does_not_have(arrays):
+    a, b, rows = arrays.zeros(6, 8), arrays.zeros(2, 5, 8), arrays.zeros(3, dtype="int32")
+    offsets = arrays.zeros(3, dtype="int32")
+    offsets[2] = 2
+    rows[2] = 2**31 - 1  # beyond the last group: not read
+    assert moebius.grouped_gemm(a, b, offsets, row_index=rows).shape == (3, 5)
+    rows[1] = 10**9
+    one = {"b": b[:1], "offsets": None, "row_index": rows[:2]}
+    for arguments in ({"b": b, "offsets": offsets, "row_index": rows}, one):
+        text = "row_index has 1000000000; it must be below 6, the rows of a"
+        fails(ValueError, text, moebius.grouped_gemm, a=a, **arguments)
+
+
 def test_reduce(arrays):
     y, weights, token_row = arrays.zeros(6, 8), arrays.zeros(3, 2), arrays.zeros(3, 2, dtype="int32")
 

@@ -78,7 +78,7 @@ int mb_grow(void **items, size_t *capacity, size_t count, size_t item_bytes) {
     return 0;
 }
 
-/* The hook knows only malloc's alignment, so the block's true start is kept just below the aligned address. */
+/* The hook knows only malloc's alignment. So the block's true start is kept below the aligned address. */
 enum { ALIGNMENT = 64 };
 
 void *mb_malloc_aligned(size_t n_bytes) {

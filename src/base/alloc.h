@@ -18,8 +18,8 @@ char *mb_strdup(const char *text);
 /* count * n_bytes bytes, uninitialised; NULL when the product overflows. */
 void *mb_malloc_array(size_t count, size_t n_bytes);
 
-/* Makes room for `count` items of `item_bytes` in *items, doubling *capacity. Returns 0, or -1 when memory ran out;
- * then *items is unchanged. */
+/* Makes room for `count` items of `item_bytes` in *items, doubling *capacity. Returns 0, or -1 when
+ * memory ran out; then *items is unchanged. */
 int mb_grow(void **items, size_t *capacity, size_t count, size_t item_bytes);
 
 /* 64-byte aligned, for tensors that vector code and direct reads touch; free with mb_free_aligned. */

@@ -1,9 +1,9 @@
 /*
- * arena.h - one block of memory per lifetime (model, session, step), handed out piece by piece from its start.
+ * arena.h - one block of memory per lifetime (model, session, step), handed out piece by piece.
  *
- * The size is computed first. A measuring arena has no memory: make all mb_arena_push calls on it, read .used,
- * allocate that many bytes, and make the same calls on an arena that has them. Debug builds put a red zone after every
- * piece; mb_arena_check() says whether one was overwritten.
+ * The size is computed first. A measuring arena has no memory: make all mb_arena_push calls on it, read
+ * .used, allocate that many bytes, and make the same calls on an arena that has them. Debug builds put a
+ * red zone after every piece; mb_arena_check() says whether one was overwritten.
  */
 #ifndef MB_BASE_ARENA_H
 #define MB_BASE_ARENA_H
@@ -31,8 +31,8 @@ void *mb_arena_push(mb_arena *arena, size_t count, size_t item_bytes);
 /* Takes back all that was pushed since .used had this value. */
 void mb_arena_pop_to(mb_arena *arena, size_t used);
 
-/* 0 when every red zone is whole; else the offset where the first piece that was overrun ends. Release builds have no
- * red zones and return 0. */
+/* 0 when every red zone is whole; else the offset where the first piece that was overrun ends. Release
+ * builds have no red zones and return 0. */
 size_t mb_arena_check(const mb_arena *arena);
 
 #endif

@@ -35,8 +35,9 @@ void cli_answer_begin(cli_answer *answer, const char *prompt) {
     set_thinking(answer, length >= tail && strcmp(prompt + length - tail, opening) == 0);
 }
 
-/* Prints text, but holds back what may become a tag. Both tags begin with the only '<' that they have. So when the
- * held part turns out not to be a tag, the part is printed as it is, and the search starts anew. */
+/* Prints text, but holds back what may become a tag. Both tags begin with the only '<' that they have.
+ * So when the held part turns out not to be a tag, the part is printed as it is, and the search starts
+ * anew. */
 static void show(cli_answer *answer, const char *text, size_t n_bytes) {
     size_t start = 0; /* of what is neither printed nor held */
     for (size_t i = 0; i < n_bytes; i++) {

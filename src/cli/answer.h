@@ -18,7 +18,8 @@ typedef struct cli_answer {
 int cli_answer_open(cli_answer *answer, const mb_model *model, int keep);
 void cli_answer_close(cli_answer *answer);
 
-/* Starts an answer to `prompt`. When the prompt ends with <think>, the answer starts inside of the thought. */
+/* Starts an answer to `prompt`. When the prompt ends with <think>, the answer starts inside of the
+ * thought. */
 void cli_answer_begin(cli_answer *answer, const char *prompt);
 int cli_answer_push(void *answer, int32_t id); /* a cli_token_fn */
 int cli_answer_finish(cli_answer *answer);     /* prints what is held back and ends the line */

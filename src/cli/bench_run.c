@@ -46,7 +46,8 @@ static void release_all(bench_run *run) {
         mb_release(run->session, run->sequences[i]);
 }
 
-/* Runs one step. *n_new: tokens that the step made. *n_started grows by the sequences that got their first token. */
+/* Runs one step. *n_new: tokens that the step made. *n_started grows by the sequences that got their
+ * first token. */
 static int step(bench_run *run, uint8_t *started, int32_t *n_started, int64_t *n_new) {
     int n_unfinished;
     *n_new = 0;
@@ -99,8 +100,8 @@ static int measure(bench_run *run, int32_t n_steps, double *prefill_s, double *d
     return status;
 }
 
-/* The first repeat of each kind is the warm-up. Prefill and decode are timed in runs of their own: in a shared run,
- * early sequences would decode while late ones are still in prefill. */
+/* The first repeat of each kind is the warm-up. Prefill and decode are timed in runs of their own: in a
+ * shared run, early sequences would decode while late ones are still in prefill. */
 static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill, double *decode) {
     const cli_bench_case *bench = run->bench;
     double prefill_s, decode_s;
@@ -122,7 +123,8 @@ static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill, do
     return status;
 }
 
-/* Sequences whose prefill ends first decode during the prefill of the others: they need room for those tokens too. */
+/* Sequences whose prefill ends first decode during the prefill of the others: they need room for those
+ * tokens too. */
 static int64_t prefill_steps(const cli_bench_case *bench, int32_t prefill_chunk) {
     return bench->batch * ((int64_t)bench->length / prefill_chunk + 1);
 }

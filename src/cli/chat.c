@@ -295,8 +295,8 @@ static int read_and_answer(chat_state *chat) {
     return got == CLI_LINE_FAILED || (chat->failed && !isatty(STDIN_FILENO)) ? CLI_FAILED : CLI_OK;
 }
 
-/* The KV cache holds the whole context that the model allows, as far as that is small; else 16384 tokens and what -n
- * asks for. On a GPU the library's own default takes what memory is free. */
+/* The KV cache holds the whole context that the model allows, as far as that is small; else 16384 tokens
+ * and what -n asks for. On a GPU the library's own default takes what memory is free. */
 static int64_t choose_kv_tokens(const settings *given, const mb_model_info *info) {
     enum { USUAL = 16384 };
     if (given->sampling.kv_tokens.given)

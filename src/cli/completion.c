@@ -1,6 +1,6 @@
 /*
- * Completion of the command line in bash, zsh and fish, from the commands' tables: commands, options, the values of
- * options that have a few, folders for DIR, and files.
+ * Completion of the command line in bash, zsh and fish, from the commands' tables: commands, options, the
+ * values of options that have a few, folders for DIR, and files.
  */
 #include <string.h>
 

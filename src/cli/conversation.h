@@ -14,7 +14,8 @@ typedef struct cli_conversation {
 int cli_conversation_open(cli_conversation *conversation);
 void cli_conversation_close(cli_conversation *conversation);
 
-/* `what` names the text in the sentence about text that is not UTF-8. The text may be empty, and then NULL. */
+/* `what` names the text in the sentence about text that is not UTF-8. The text may be empty, and then
+ * NULL. */
 int cli_conversation_add(cli_conversation *conversation, const char *what, const char *role, const char *text,
                          size_t n_bytes);
 void cli_conversation_drop_last(cli_conversation *conversation);

@@ -34,8 +34,8 @@ void cli_interrupt_clear(void) {
     interrupted = 0;
 }
 
-/* The signal is blocked but for the wait itself: between the look at the mark and a plain read() it would set the
- * mark, and the read would go on waiting. */
+/* The signal is blocked but for the wait itself: between the look at the mark and a plain read() it
+ * would set the mark, and the read would go on waiting. */
 int cli_interrupt_wait(int file) {
     struct pollfd poll_file = {.fd = file, .events = POLLIN};
     sigset_t interrupt, before;

@@ -1,7 +1,7 @@
 /*
- * A person at a terminal gets libedit's editing. Its characters are read by a function of ours, which notices Ctrl-C:
- * libedit's own would go on reading. Files, pipes and terminals that cannot move the cursor (TERM=dumb) give plain
- * lines.
+ * A person at a terminal gets libedit's editing. Its characters are read by a function of ours, which
+ * notices Ctrl-C: libedit's own would go on reading. Files, pipes and terminals that cannot move the cursor
+ * (TERM=dumb) give plain lines.
  */
 #include "cli/line_editor.h"
 

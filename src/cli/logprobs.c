@@ -67,8 +67,8 @@ static void print_json_row(void *user, int64_t position, const float *logprobs, 
     cli_print("]");
 }
 
-/* A token as a person reads it: its text between quotes, with \xNN for every byte that is not printable ASCII. Without
- * a tokenizer, nothing. */
+/* A token as a person reads it: its text between quotes, with \xNN for every byte that is not printable
+ * ASCII. Without a tokenizer, nothing. */
 static void print_token(const printer *out, int32_t id) {
     const char *bytes;
     size_t n_bytes;

@@ -1,10 +1,10 @@
 /*
- * options.h - command lines: one table per command. The parser, the manual pages and the shells' completions are all
- * made from the table.
+ * options.h - command lines: one table per command. The parser, the manual pages and the shells'
+ * completions are all made from the table.
  *
- * A command keeps its settings in one struct. Each option of its table says where in that struct the value goes, which
- * values are allowed, and what a person reads about it in --help, so that the three cannot drift. Options that several
- * commands share are groups with a struct of their own inside of the command's.
+ * A command keeps its settings in one struct. Each option of its table says where in that struct the value
+ * goes, which values are allowed, and what a person reads about it in --help, so that the three cannot
+ * drift. Options that several commands share are groups with a struct of their own inside of the command's.
  */
 #ifndef MB_CLI_OPTIONS_H
 #define MB_CLI_OPTIONS_H
@@ -18,8 +18,8 @@
 /* Exit statuses of the program. */
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 
-/* What a settings struct holds for an option of each kind. `given` tells a value that the user typed from the table's
- * default. */
+/* What a settings struct holds for an option of each kind. `given` tells a value that the user typed
+ * from the table's default. */
 typedef struct cli_integer {
     int64_t value;
     int given;
@@ -86,9 +86,9 @@ typedef struct cli_command {
 
 #define CLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-/* Fills *settings (zeroed by the caller) with the defaults and then from argv, and *directory with the one operand
- * DIR (directory NULL: the command takes none). Returns -1 when the command should go on, else the exit status:
- * --help was printed, or a usage error reported. */
+/* Fills *settings (zeroed by the caller) with the defaults and then from argv, and *directory with the
+ * one operand DIR (directory NULL: the command takes none). Returns -1 when the command should go on,
+ * else the exit status: --help was printed, or a usage error reported. */
 int cli_parse(const cli_command *command, int argc, char **argv, void *settings, const char **directory);
 
 /* Frees the lists in *settings. */
@@ -104,7 +104,8 @@ void cli_print_manual(FILE *file, const cli_command *command);
 /* The manual page of the program, for man: moebius.1. */
 void cli_print_man_page(FILE *file, const cli_command *const *commands, size_t n_commands);
 
-/* A script that completes the program's command line in `shell`: "bash", "zsh" or "fish". -1: another shell. */
+/* A script that completes the program's command line in `shell`: "bash", "zsh" or "fish". -1: another
+ * shell. */
 int cli_print_completion(FILE *file, const char *shell, const cli_command *const *commands,
                          size_t n_commands);
 

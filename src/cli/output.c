@@ -33,8 +33,8 @@ static void write_all(const char *bytes, size_t n_bytes) {
         note_output(fwrite(bytes, 1, n_bytes, stdout) == n_bytes);
 }
 
-/* The length of the control character at the start of text[0, n_bytes), or 0 when there is none. Control characters
- * are C0 (without newline and tab), DEL, and C1, which UTF-8 spells C2 80 to C2 9F. */
+/* The length of the control character at the start of text[0, n_bytes), or 0 when there is none. Control
+ * characters are C0 (without newline and tab), DEL, and C1, which UTF-8 spells C2 80 to C2 9F. */
 static size_t control_length(const unsigned char *text, size_t n_bytes) {
     if ((text[0] < 0x20 && text[0] != '\n' && text[0] != '\t') || text[0] == 0x7f)
         return 1;

@@ -7,8 +7,8 @@
 /* printf to stdout. After the first failed write the following ones do nothing. */
 __attribute__((format(printf, 1, 2))) void cli_print(const char *format, ...);
 
-/* Prints text that a model wrote. On a terminal, control characters other than newline and tab are left out: an escape
- * sequence could rename the window or worse. */
+/* Prints text that a model wrote. On a terminal, control characters other than newline and tab are left
+ * out: an escape sequence could rename the window or worse. */
 void cli_print_text(const char *text, size_t n_bytes);
 
 /* Sends what is buffered; streaming commands call it for every token. */
@@ -21,15 +21,15 @@ int cli_messages_are_terminal(void); /* stderr */
 /* The terminal moves its cursor and has styles: TERM says so, being neither empty nor "dumb". */
 int cli_terminal_is_smart(void);
 
-/* Escape sequences that begin and end faint letters on stdout and on stderr; both are "" where there is no terminal
- * that has them, or NO_COLOR asks for none. */
+/* Escape sequences that begin and end faint letters on stdout and on stderr; both are "" where there is
+ * no terminal that has them, or NO_COLOR asks for none. */
 const char *cli_output_faint(void);
 const char *cli_output_normal(void);
 const char *cli_messages_faint(void);
 const char *cli_messages_normal(void);
 
-/* At the end of a command: flushes and returns `status`, or CLI_FAILED when output was lost. A reader that has left
- * (a closed pipe) is not worth a message; other losses are. */
+/* At the end of a command: flushes and returns `status`, or CLI_FAILED when output was lost. A reader
+ * that has left (a closed pipe) is not worth a message; other losses are. */
 int cli_finish_output(int status);
 
 /* Prints mb_last_error() and returns CLI_FAILED. */
@@ -38,8 +38,8 @@ int cli_report_failure(void);
 /* Prints a sentence in the same form and returns CLI_FAILED. */
 __attribute__((format(printf, 1, 2))) int cli_failure(const char *format, ...);
 
-/* Reads all of stdin. The text ends with a zero that *n_bytes does not count, and is freed with mb_free. A failure is
- * reported, and NULL returned. */
+/* Reads all of stdin. The text ends with a zero that *n_bytes does not count, and is freed with mb_free.
+ * A failure is reported, and NULL returned. */
 char *cli_read_input(size_t *n_bytes);
 
 /* Seconds of a clock that only goes forward. */

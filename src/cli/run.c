@@ -78,7 +78,8 @@ static int check(const settings *given) {
     return cli_check_sampling(command, &given->sampling);
 }
 
-/* The prompt as the model is to see it: *rendered, freed with mb_free_text, or `text` itself when *rendered is NULL. */
+/* The prompt as the model is to see it: *rendered, freed with mb_free_text, or `text` itself when
+ * *rendered is NULL. */
 static int render_prompt(const settings *given, const mb_model *model, const char *text, size_t n_bytes,
                          char **rendered) {
     mb_model_info info;

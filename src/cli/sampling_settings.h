@@ -24,9 +24,9 @@ int cli_check_sampling(const cli_command *command, const cli_sampling_settings *
 int cli_check_ids(const char *option, const cli_ids *ids, int32_t vocab);
 int cli_check_ids_of_sampling(const cli_sampling_settings *settings, int32_t vocab);
 
-/* Puts what the user gave over the model's defaults in a request made by mb_request_init. Without --seed a fresh one
- * is drawn. The request points into *settings. max_new_tokens is left to the caller. A default that the checkpoint has
- * wrong and no option replaces is a reported failure. */
+/* Puts what the user gave over the model's defaults in a request made by mb_request_init. Without --seed
+ * a fresh one is drawn. The request points into *settings. max_new_tokens is left to the caller. A
+ * default that the checkpoint has wrong and no option replaces is a reported failure. */
 int cli_apply_sampling(const cli_sampling_settings *settings, mb_request *request);
 
 #endif

@@ -6,7 +6,8 @@
 
 #include "base/status.h"
 
-/* The number behind `key` on a line of its own, or the first number when key is "". 0: none ("max": no limit). */
+/* The number behind `key` on a line of its own, or the first number when key is "". 0: none ("max": no
+ * limit). */
 static uint64_t read_number(const char *root, const char *path, const char *name, const char *key) {
     char full[PATH_MAX], line[512];
     unsigned long long number = 0;
@@ -46,7 +47,8 @@ static void apply_group(const char *root, const cgroup_files *files, const char 
     *free_bytes = left < *free_bytes ? left : *free_bytes;
 }
 
-/* This process's group in a hierarchy, as /proc/self/cgroup names it: "0::/a/b" or "4:memory:/a/b". "" if none. */
+/* This process's group in a hierarchy, as /proc/self/cgroup names it: "0::/a/b" or "4:memory:/a/b". ""
+ * if none. */
 static void find_group(const char *root, const char *controller, char group[PATH_MAX]) {
     char path[PATH_MAX], line[PATH_MAX];
     group[0] = '\0';

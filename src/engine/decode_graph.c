@@ -31,7 +31,8 @@ mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int3
             return device->replay(device, graphs->kept[i].graph, stream);
     if (graphs->n_kept == MB_MAX_DECODE_GRAPHS)
         return work(context, stream);
-    /* Once plainly: kernels that are loaded on first use cannot be captured before. The device works meanwhile. */
+    /* Once plainly: kernels that are loaded on first use cannot be captured before. The device works
+     * meanwhile. */
     MB_TRY(work(context, stream));
     mb_graph *graph;
     MB_TRY(mb_device_capture(device, work, context, stream, &graph));

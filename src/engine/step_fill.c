@@ -145,8 +145,8 @@ static void round_up(const mb_runner_limits *limits, mb_step_counts *n) {
     n->max_kv_len = n->max_blocks * MB_KV_BLOCK;
 }
 
-/* Sequences of one token at position 0 that see the first row of the cache, store nothing and draw greedily. They
- * are all alike, so the experts that they are sent to are few. */
+/* Sequences of one token at position 0 that see the first row of the cache, store nothing and draw
+ * greedily. They are all alike, so the experts that they are sent to are few. */
 static void fill_padding(mb_step_slot *slot) {
     mb_step_inputs *in = &slot->in;
     size_t max_blocks = (size_t)slot->counts.max_blocks;

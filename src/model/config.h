@@ -35,8 +35,8 @@ typedef struct mb_config {
  * there twice: the last one counts, with a warning. */
 mb_status mb_config_parse(const char *path, const char *json, size_t n_bytes, mb_config *config);
 
-/* A setting that the file has wrong is NaN here (top_k: -1). mb_submit refuses these values, so the request must set
- * its own. */
+/* A setting that the file has wrong is NaN here (top_k: -1). mb_submit refuses these values, so the
+ * request must set its own. */
 typedef struct mb_generation {
     float temperature, top_p, min_p, repetition_penalty;
     int32_t top_k;     /* 0: off */
@@ -44,8 +44,8 @@ typedef struct mb_generation {
     int32_t eos_ids[MB_MAX_EOS], n_eos_ids;
 } mb_generation;
 
-/* Defaults (greedy; eos of `config`) where the file has no value. json NULL: no file. Fails only when the file
- * is no JSON object; single settings that are wrong give a warning. */
+/* Defaults (greedy; eos of `config`) where the file has no value. json NULL: no file. Fails only when
+ * the file is no JSON object; single settings that are wrong give a warning. */
 mb_status mb_generation_parse(const char *path, const char *json, size_t n_bytes, const mb_config *config,
                               mb_generation *generation);
 

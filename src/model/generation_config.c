@@ -1,8 +1,8 @@
 /*
  * generation_config.c - generation_config.json: how answers are drawn unless a request says otherwise.
  *
- * A request may override each setting, so a wrong one does not stop the model from opening: a warning tells of
- * it, and its value becomes one that mb_submit refuses (NaN, or -1 for top_k).
+ * A request may override each setting, so a wrong one does not stop the model from opening: a warning tells
+ * of it, and its value becomes one that mb_submit refuses (NaN, or -1 for top_k).
  */
 #include <float.h>
 #include <math.h>

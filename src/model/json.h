@@ -7,13 +7,13 @@
 
 #include "base/status.h"
 
-/* Parses a whole document (any value at the top). Refused with MB_ERR_FORMAT and line and column: ill-formed
- * JSON or UTF-8, a key twice in one object, NUL in strings, nesting deeper than 100. Accepted as Python's json
- * does: integers of any size, NaN, Infinity and -Infinity (see mb_json_number). */
+/* Parses a whole document (any value at the top). Refused with MB_ERR_FORMAT and line and column:
+ * ill-formed JSON or UTF-8, a key twice in one object, NUL in strings, nesting deeper than 100. Accepted
+ * as Python's json does: integers of any size, NaN, Infinity and -Infinity (see mb_json_number). */
 mb_status mb_json_parse(const char *path, const char *bytes, size_t n_bytes, json_t **root);
 
-/* The same for configuration files. Other programs read these with Python, where a key may be there twice: the last
- * value counts. Here too, and a warning names the key. */
+/* The same for configuration files. Other programs read these with Python, where a key may be there
+ * twice: the last value counts. Here too, and a warning names the key. */
 mb_status mb_json_parse_config(const char *path, const char *bytes, size_t n_bytes, json_t **root);
 
 /* Instead of json_decref: the tree lies in memory of our allocator. NULL allowed. */

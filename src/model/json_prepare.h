@@ -1,9 +1,9 @@
 /*
  * json_prepare.h - rewrites a JSON text so that jansson accepts what Python writes.
  *
- * Python writes numbers that jansson refuses: integers of any size, NaN, Infinity and -Infinity. Each such number
- * is replaced by the object {"": "\u0000<the number's text>"}, which mb_json_number recognises. No document can
- * contain that object itself, because a document with \u0000 in it is refused.
+ * Python writes numbers that jansson refuses: integers of any size, NaN, Infinity and -Infinity. Each such
+ * number is replaced by the object {"": "\u0000<the number's text>"}, which mb_json_number recognises. No
+ * document can contain that object itself, because a document with \u0000 in it is refused.
  */
 #ifndef MB_MODEL_JSON_PREPARE_H
 #define MB_MODEL_JSON_PREPARE_H

@@ -13,7 +13,8 @@
 /* More than any real file of its kind by far; a larger one is refused before it is read. */
 enum { MAX_CONFIG_BYTES = 16 << 20, MAX_TOKENIZER_BYTES = 256 << 20 };
 
-/* Keeps the failure just recorded. Running out of memory is no property of the checkpoint and is handed on. */
+/* Keeps the failure just recorded. Running out of memory is no property of the checkpoint and is handed
+ * on. */
 static mb_status keep(mb_status status, mb_kept_failure *kept) {
     if (status == MB_OK || status == MB_ERR_MEMORY)
         return status;

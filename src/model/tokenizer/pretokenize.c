@@ -57,8 +57,8 @@ static mb_status compile(const char *path, const char *pattern, mb_pretokenizer 
         pcre2_get_error_message(error, (PCRE2_UCHAR *)reason, sizeof reason);
         return mb_fail(MB_ERR_FORMAT, "%s: the pre-tokenizer's pattern is not valid: %s", path, reason);
     }
-    /* Machine code where the system allows it; without, the interpreter does the same more slowly. The machine code
-     * of PCRE2 10.42 may go back into an atomic group, which the interpreter never does. */
+    /* Machine code where the system allows it; without, the interpreter does the same more slowly. The
+     * machine code of PCRE2 10.42 may go back into an atomic group, which the interpreter never does. */
     if (!strstr(pattern, "(?>"))
         (void)pcre2_jit_compile(opened->code, PCRE2_JIT_COMPLETE);
     return MB_OK;

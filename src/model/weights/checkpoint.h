@@ -2,9 +2,10 @@
  * checkpoint.h - all tensors of a checkpoint directory, found by name.
  *
  * The directory holds model.safetensors.index.json and the shards it names, or model.safetensors, or any
- * *.safetensors files. Each tensor must be in exactly one file. Where index and shards disagree, the shards count,
- * and a warning lists the names. Files stay open until the checkpoint is closed. Reads go through pread: if another
- * program changes a file meanwhile, the read fails or gives other bytes, but does no harm.
+ * *.safetensors files. Each tensor must be in exactly one file. Where index and shards disagree, the shards
+ * count, and a warning lists the names. Files stay open until the checkpoint is closed. Reads go through
+ * pread: if another program changes a file meanwhile, the read fails or gives other bytes, but does no
+ * harm.
  */
 #ifndef MB_MODEL_CHECKPOINT_H
 #define MB_MODEL_CHECKPOINT_H
@@ -39,11 +40,12 @@ typedef struct mb_file_map {
     uint64_t n_bytes;
 } mb_file_map;
 
-/* Maps the shards. A shard that the system does not map is read with pread like before. MB_ERR_IO: a shard's size
- * has changed since its header was read. Once a file is mapped, reading behind a new, lower end of it ends the
- * program (SIGBUS). */
+/* Maps the shards. A shard that the system does not map is read with pread like before. MB_ERR_IO: a
+ * shard's size has changed since its header was read. Once a file is mapped, reading behind a new, lower
+ * end of it ends the program (SIGBUS). */
 mb_status mb_checkpoint_map(mb_checkpoint *checkpoint);
-/* The caller gets the maps and closes them with mb_file_maps_close. On MB_ERR_MEMORY they stay with the checkpoint. */
+/* The caller gets the maps and closes them with mb_file_maps_close. On MB_ERR_MEMORY they stay with the
+ * checkpoint. */
 mb_status mb_checkpoint_give_maps(mb_checkpoint *checkpoint, mb_file_map **maps, size_t *n_maps);
 void mb_file_maps_close(mb_file_map *maps, size_t n_maps);
 

@@ -130,8 +130,8 @@ static void format_name(char *name, const recipe *r, int64_t matrix, int i_piece
                  (long long)(r->experts.first + matrix), own);
 }
 
-/* The type that holds both without loss. fp8 with scales gives way to any other; bf16 has the larger range and
- * fp16 the finer steps, so both together need fp32. */
+/* The type that holds both without loss. fp8 with scales gives way to any other; bf16 has the larger
+ * range and fp16 the finer steps, so both together need fp32. */
 static mb_dtype wider(mb_dtype a, mb_dtype b) {
     if (a == b || b == MB_F8_E4M3)
         return a;
@@ -430,8 +430,8 @@ static mb_status add_dense_mlp(planner *p, int32_t layer, mb_layer_weights *w) {
     return add_weight(p, &w2);
 }
 
-/* config.json may tie lm_head to the embedding although the file has both. As in transformers, they are tied when
- * they are the same, and each keeps its own when they are not. */
+/* config.json may tie lm_head to the embedding although the file has both. As in transformers, they are
+ * tied when they are the same, and each keeps its own when they are not. */
 static mb_status find_tied(planner *p, const char **embedding, int *is_tied) {
     const mb_checkpoint *checkpoint = p->tensors.checkpoint;
     static const char head_name[] = "lm_head.weight";

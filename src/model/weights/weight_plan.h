@@ -2,8 +2,8 @@
  * weight_plan.h - which bytes of a checkpoint go where in the one device block of all weights, decided and
  * checked before anything is read.
  *
- * A plan covers a whole model, or one device's share of it: some heads, some columns of the experts, some experts.
- * For this, each part of a plan has a range of rows and a range of columns.
+ * A plan covers a whole model, or one device's share of it: some heads, some columns of the experts, some
+ * experts. For this, each part of a plan has a range of rows and a range of columns.
  */
 #ifndef MB_MODEL_WEIGHT_PLAN_H
 #define MB_MODEL_WEIGHT_PLAN_H
@@ -16,15 +16,15 @@ typedef struct mb_range {
     int64_t first, count;
 } mb_range;
 
-/* The share of a model that is loaded, and in which type. Norms, router, embedding and lm_head are always loaded
- * whole. */
+/* The share of a model that is loaded, and in which type. Norms, router, embedding and lm_head are
+ * always loaded whole. */
 typedef struct mb_weight_share {
     mb_range heads, kv_heads; /* rows of q_proj and columns of o_proj; rows of k_proj and v_proj */
     mb_range inner;           /* of dense layers' intermediate size: rows of gate and up, columns of down */
     mb_range moe_inner;       /* the same of each expert */
     mb_range experts;
-    /* NULL: matrices keep the type that the files have. Else kernels want the type that is computed with: matrices
-     * get it, but fp8 stays fp8 beside 16-bit types, and the router keeps its type. */
+    /* NULL: matrices keep the type that the files have. Else kernels want the type that is computed
+     * with: matrices get it, but fp8 stays fp8 beside 16-bit types, and the router keeps its type. */
     const mb_dtype *matrix_dtype;
 } mb_weight_share;
 
@@ -37,8 +37,9 @@ typedef enum mb_part_kind {
     MB_PART_SCALES,  /* block scales become fp32; a row of them is repeated for each scale_rows weight rows */
 } mb_part_kind;
 
-/* A rectangle of one tensor and its place in the block, where its rows follow one another. A tensor is seen as a
- * matrix: its last dimension gives the columns, all others together the rows. A vector has one column. */
+/* A rectangle of one tensor and its place in the block, where its rows follow one another. A tensor is
+ * seen as a matrix: its last dimension gives the columns, all others together the rows. A vector has one
+ * column. */
 typedef struct mb_weight_part {
     mb_part_kind kind;
     const mb_tensor *tensor;
@@ -67,11 +68,11 @@ typedef struct mb_weight_plan {
     uint64_t read_bytes;   /* that will be read from files */
 } mb_weight_plan;
 
-/* Finds every tensor that the share needs, checks its shape and dtype, and fills weights' layers and all fields
- * of its mb_weights but the pointers; weights->layers was allocated. Tensors that are merged and
+/* Finds every tensor that the share needs, checks its shape and dtype, and fills weights' layers and all
+ * fields of its mb_weights but the pointers; weights->layers was allocated. Tensors that are merged and
  * have different dtypes get the widest one. A weight that is one aligned stretch of a mapped file
- * (mb_checkpoint_map) stays there. Tensors that the model does not use give a warning. On failure the plan is
- * empty. */
+ * (mb_checkpoint_map) stays there. Tensors that the model does not use give a warning. On failure the
+ * plan is empty. */
 mb_status mb_weight_plan_make(const mb_checkpoint *checkpoint, const mb_config *config,
                               const mb_weight_share *share, mb_weights *weights, mb_weight_plan *plan);
 void mb_weight_plan_free(mb_weight_plan *plan);

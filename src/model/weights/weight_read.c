@@ -85,8 +85,8 @@ static mb_status read_rows(const weight_reader *r, const mb_tensor *tensor, int6
     return status;
 }
 
-/* The scales of all blocks that weight rows [first, first + count) lie in, in fp32: [blocks, cols of the tensor];
- * mb_free. */
+/* The scales of all blocks that weight rows [first, first + count) lie in, in fp32: [blocks, cols of the
+ * tensor]; mb_free. */
 static mb_status read_scales(const weight_reader *r, const mb_tensor *tensor, int64_t first, int64_t count,
                              float **scales) {
     int64_t first_block = first / MB_F8_BLOCK, n_blocks = (first + count - 1) / MB_F8_BLOCK - first_block + 1;

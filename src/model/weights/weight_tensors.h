@@ -18,8 +18,8 @@ mb_status mb_weight_tensors_init(mb_weight_tensors *tensors, const mb_checkpoint
                                  const mb_config *config);
 void mb_weight_tensors_free(mb_weight_tensors *tensors);
 
-/* Finds a tensor that must be there with this shape. MB_ERR_CONFIG: missing (the sentence says what is there in
- * its place: names under another prefix, packed integers), or of another shape. */
+/* Finds a tensor that must be there with this shape. MB_ERR_CONFIG: missing (the sentence says what is
+ * there in its place: names under another prefix, packed integers), or of another shape. */
 mb_status mb_weight_tensors_take(mb_weight_tensors *tensors, const char *name, int rank, const int64_t *shape,
                                  const mb_tensor **found);
 
@@ -27,7 +27,8 @@ mb_status mb_weight_tensors_take(mb_weight_tensors *tensors, const char *name, i
 mb_status mb_weight_tensors_check_dtype(const mb_weight_tensors *tensors, const mb_tensor *tensor,
                                         int may_be_fp8);
 
-/* The block scales of an fp8 weight of rows x cols: NAME_scale_inv, or NAME_scale as llm-compressor writes it. */
+/* The block scales of an fp8 weight of rows x cols: NAME_scale_inv, or NAME_scale as llm-compressor
+ * writes it. */
 mb_status mb_weight_tensors_take_scale(mb_weight_tensors *tensors, const mb_tensor *weight, int64_t rows,
                                        int64_t cols, const mb_tensor **scale);
 

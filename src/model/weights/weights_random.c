@@ -1,11 +1,11 @@
 /*
- * weights_random.c - the weights of a model that has no checkpoint: random, of config.json's shape, for measuring
- * speed at real size. The same config gives the same weights.
+ * weights_random.c - the weights of a model that has no checkpoint: random, of config.json's shape, for
+ * measuring speed at real size. The same config gives the same weights.
  *
- * One region of memory holds the 16-bit matrices, one the fp8 matrices, one their scales, one the vectors. Values
- * of a matrix have mean 0 and standard deviation 0.02. They come from a block whose length is a prime, written
- * again and again through the region, so that no two experts or layers are alike. Vectors are 1. So activations
- * stay near 1 and the router spreads.
+ * One region of memory holds the 16-bit matrices, one the fp8 matrices, one their scales, one the vectors.
+ * Values of a matrix have mean 0 and standard deviation 0.02. They come from a block whose length is a
+ * prime, written again and again through the region, so that no two experts or layers are alike. Vectors
+ * are 1. So activations stay near 1 and the router spreads.
  */
 #include "model/weights/weights.h"
 

@@ -47,7 +47,7 @@ static void adjust_logits(const mb_sample_row *row, int32_t vocab, float *z) {
             z[row->bias_ids[i]] += row->biases[i];
 }
 
-/* The largest logit, the first of equal ones; -1 when a NaN or +infinity is there or nothing but -infinity. */
+/* The largest logit, the first of equal ones; -1 when there is a NaN, a +infinity, or only -infinity. */
 static int32_t find_best(const float *z, int32_t vocab) {
     int32_t best = 0, usable = 1;
     for (int32_t i = 0; i < vocab; i++) {

@@ -7,7 +7,7 @@
 
 #include <inttypes.h>
 
-/* Counting sort: count, prefix sum, place. Serial: it reads T*K ids twice, and the GEMMs after it dwarf it. */
+/* Counting sort: count, prefix sum, place. Serial: T*K ids are read twice, little beside the GEMMs. */
 
 /* An expert's last tile may be any size, all others are full but for evening out. */
 int64_t mb_moe_max_tiles(int64_t n_rows, int32_t n_local_experts, int32_t tile_rows) {

@@ -64,7 +64,7 @@ typedef void (*mb_progress_fn)(void *user, uint64_t done_bytes, uint64_t total_b
  * tokenize, render chats and tell their info. */
 typedef enum mb_load {
     MB_LOAD_ALL,    /* everything */
-    MB_LOAD_SIZES,  /* headers alone: the info's figures are known */
+    MB_LOAD_SIZES,  /* headers alone, or config.json where no weights are: the info's figures are known */
     MB_LOAD_TEXT,   /* nothing, and no device is opened: configuration, tokenizer and chat template */
     MB_LOAD_RANDOM, /* nothing: weights of config.json's shape, made up, always the same, to measure speed */
 } mb_load;

@@ -209,7 +209,7 @@ const cli_command cli_info_command = {
         "uses), the bytes of the weights as they are and in other types, the KV cache that one token takes, and how "
         "many tokens of KV cache fit beside the weights: here, in the memory free now, and on an H100 and an H200, "
         "by plain arithmetic. Of the weights' files the headers are read and checked, not the weights: this works "
-        "where they do not fit.",
+        "where they do not fit, and, from config.json alone, where they are not downloaded yet.",
     .examples = "moebius info models/demo\n"
                 "moebius info models/demo --json",
     .groups = groups,

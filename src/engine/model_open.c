@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "model/model.h"
 #include "model/qwen3_moe.h"
 
@@ -63,6 +64,15 @@ static mb_status choose_dtype(const char *name, int is_cpu, mb_dtype *dtype) {
     return mb_fail(MB_ERR_ARGUMENT, "dtype \"%s\" is not known; choose fp32, bf16 or fp16", name);
 }
 
+/* A model can be asked what fits before its weights are downloaded. */
+static mb_status measure_weights(const char *directory, const mb_dtype *matrix_dtype, mb_model *model) {
+    mb_status status = mb_weights_measure(directory, &model->config, matrix_dtype, &model->weights);
+    if (status != MB_ERR_NOT_FOUND)
+        return status;
+    mb_log(MB_LOG_WARN, "%s: there are no weights; their sizes are worked out from config.json", directory);
+    return mb_weights_of_config(&model->config, matrix_dtype, &model->weights);
+}
+
 /* The small files first: what is wrong with them is said before gigabytes are read. */
 static mb_status open_parts(const char *directory, const mb_model_options *options, mb_model *model) {
     MB_TRY(check_directory(directory));
@@ -77,7 +87,7 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
     if (options->load == MB_LOAD_RANDOM)
         return mb_weights_random(&model->config, model->device, matrix_dtype, &model->weights);
     if (options->load == MB_LOAD_SIZES)
-        return mb_weights_measure(directory, &model->config, matrix_dtype, &model->weights);
+        return measure_weights(directory, matrix_dtype, model);
     return mb_weights_load(directory, &model->config, model->device, matrix_dtype, options->n_threads,
                            options->progress, options->progress_user, &model->weights);
 }

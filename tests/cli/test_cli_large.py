@@ -3,9 +3,12 @@
 Its file is sparse: terabytes by its size, a page on the disk."""
 
 import json
+import shutil
 import struct
 
 import pytest
+
+from cli_support import ROOT
 
 
 @pytest.fixture
@@ -70,4 +73,19 @@ def test_tokenize_needs_no_weights(moebius, large_model):
     assert result.returncode == 0, result.stderr
     (large_model / "model.safetensors").unlink()
     assert moebius("tokenize", large_model, "-p", "hi", "--json").stdout == result.stdout
-    assert b"there are no weights" in moebius("info", large_model).stderr
+
+
+def test_info_needs_no_weights(moebius, tmp_path):
+    """What the configuration alone gives, with a warning; the model itself is refused."""
+    model = shutil.copytree(ROOT / "models/demo", tmp_path / "model")
+    whole = json.loads(moebius("info", model, "--json").stdout)
+    for file in model.glob("*.safetensors*"):
+        file.unlink()
+    result = moebius("info", model, "--json")
+    assert result.returncode == 0 and b"there are no weights; their sizes are worked out from config.json" in result.stderr
+    info = json.loads(result.stdout)
+    for key in ("parameters", "active_parameters", "weight_dtype", "kv_bytes_per_token"):
+        assert info[key] == whole[key], key
+    assert abs(info["weight_bytes"] / whole["weight_bytes"] - 1) < 0.01
+    refused = moebius("run", model, "--ids", "1", "-n", 1)
+    assert refused.returncode == 1 and b"there are no weights (model.safetensors, or shards with" in refused.stderr

@@ -321,7 +321,7 @@ static void test_no_directory(void **state) {
 }
 
 static void test_empty_directory(void **state) {
-    expect(*state, "empty directory", MB_ERR_IO, "there are no weights");
+    expect(*state, "empty directory", MB_ERR_NOT_FOUND, "there are no weights");
 }
 
 static void test_directory_in_place_of_a_file(void **state) {

@@ -143,7 +143,7 @@ static mb_status add_listed_shards(mb_checkpoint *checkpoint, const char *direct
     mb_status status = MB_OK;
     if (count == 0)
         status = mb_fail(
-            MB_ERR_IO,
+            MB_ERR_NOT_FOUND,
             "%s: there are no weights (%s, or shards with %s); is this a checkpoint's directory, and was "
             "it downloaded whole?",
             directory, single_name, index_name);

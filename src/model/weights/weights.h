@@ -60,9 +60,13 @@ mb_status mb_weights_load(const char *directory, const mb_config *config, mb_dev
 mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
                             mb_weights *weights);
 
-/* The same checks, on the files' headers alone: sizes, dtypes and counts are known, every pointer is NULL. */
+/* The checks of mb_weights_load on the files' headers alone: sizes, dtypes and counts are known, every pointer is
+ * NULL. MB_ERR_NOT_FOUND: the directory has no weights. */
 mb_status mb_weights_measure(const char *directory, const mb_config *config, const mb_dtype *matrix_dtype,
                              mb_weights *weights);
+
+/* Sizes, dtypes and counts as the config alone gives them; every pointer is NULL. */
+mb_status mb_weights_of_config(const mb_config *config, const mb_dtype *matrix_dtype, mb_weights *weights);
 
 void mb_weights_free(mb_weights *weights);
 

@@ -25,6 +25,10 @@ typedef struct regions {
     mb_dtype plain_dtype, quantized_dtype; /* of matrices that fp8 checkpoints keep, and that they quantise */
 } regions;
 
+enum { N_REGIONS = 4 };
+#define ALL_REGIONS(r) \
+    { &(r)->plain, &(r)->fp8, &(r)->scales, &(r)->vectors }
+
 static mb_weight vector(regions *r, int64_t n) {
     return (mb_weight){.data = mb_arena_push(&r->vectors, (size_t)n, sizeof(float)),
                        .count = 1,
@@ -119,22 +123,28 @@ static mb_status fill(mb_device *device, const regions *r, void *block) {
     return status;
 }
 
-static mb_status allocate(const mb_config *config, mb_device *device, regions *r, mb_weights *weights) {
-    mb_arena *all[] = {&r->plain, &r->fp8, &r->scales, &r->vectors};
-    enum { N_REGIONS = sizeof all / sizeof *all };
-    size_t sizes[N_REGIONS], total = 0;
+/* The regions' sizes and their sum. */
+static mb_status measure(const mb_config *config, regions *r, size_t sizes[N_REGIONS], mb_weights *weights) {
+    mb_arena *all[] = ALL_REGIONS(r);
+    size_t total = 0;
     for (int i = 0; i < N_REGIONS; i++)
         mb_arena_measure(all[i]);
     cut(config, r, weights);
     for (int i = 0; i < N_REGIONS; i++) {
         sizes[i] = all[i]->used;
         if (all[i]->overflowed || sizes[i] > SIZE_MAX - total)
-            return mb_fail(MB_ERR_CONFIG,
-                           "random weights: the model is too large for this machine's addresses");
+            return mb_fail(MB_ERR_CONFIG, "config.json: the model is too large for this machine's addresses");
         total += sizes[i];
     }
-    MB_TRY(device->allocate(device, total, &weights->memory));
     weights->n_bytes = total;
+    return MB_OK;
+}
+
+static mb_status allocate(const mb_config *config, mb_device *device, regions *r, mb_weights *weights) {
+    mb_arena *all[] = ALL_REGIONS(r);
+    size_t sizes[N_REGIONS];
+    MB_TRY(measure(config, r, sizes, weights));
+    MB_TRY(device->allocate(device, (size_t)weights->n_bytes, &weights->memory));
     char *base = weights->memory;
     for (int i = 0; i < N_REGIONS; base += sizes[i++])
         mb_arena_init(all[i], base, sizes[i], 0);
@@ -142,18 +152,38 @@ static mb_status allocate(const mb_config *config, mb_device *device, regions *r
     return MB_OK;
 }
 
+static regions regions_of(const mb_config *config, const mb_dtype *matrix_dtype) {
+    int keeps_fp8 = config->fp8_blocks && !(matrix_dtype && *matrix_dtype == MB_F32);
+    mb_dtype plain_dtype = matrix_dtype ? *matrix_dtype : config->dtype;
+    return (regions){.plain_dtype = plain_dtype, .quantized_dtype = keeps_fp8 ? MB_F8_E4M3 : plain_dtype};
+}
+
+static mb_status no_memory(const mb_config *config) {
+    return mb_fail(MB_ERR_MEMORY, "no memory for a list of %d layers", config->n_layers);
+}
+
+mb_status mb_weights_of_config(const mb_config *config, const mb_dtype *matrix_dtype, mb_weights *weights) {
+    *weights = (mb_weights){.n_layers = config->n_layers};
+    weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
+    if (!weights->layers)
+        return no_memory(config);
+    regions r = regions_of(config, matrix_dtype);
+    size_t sizes[N_REGIONS];
+    mb_status status = measure(config, &r, sizes, weights);
+    if (status == MB_OK)
+        mb_weights_describe(config, weights);
+    else
+        mb_weights_free(weights);
+    return status;
+}
+
 mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
                             mb_weights *weights) {
     *weights = (mb_weights){.device = device, .n_layers = config->n_layers};
-    int keeps_fp8 = config->fp8_blocks && !(matrix_dtype && *matrix_dtype == MB_F32);
-    mb_dtype plain_dtype = matrix_dtype ? *matrix_dtype : config->dtype;
-    regions r = {.plain_dtype = plain_dtype, .quantized_dtype = keeps_fp8 ? MB_F8_E4M3 : plain_dtype};
+    regions r = regions_of(config, matrix_dtype);
     weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
     void *block = mb_malloc(BLOCK_ELEMENTS * sizeof(float));
-    mb_status status =
-        weights->layers && block
-            ? allocate(config, device, &r, weights)
-            : mb_fail(MB_ERR_MEMORY, "random weights: no memory for a list of %d layers", config->n_layers);
+    mb_status status = weights->layers && block ? allocate(config, device, &r, weights) : no_memory(config);
     if (status == MB_OK)
         status = fill(device, &r, block);
     mb_free(block);

@@ -1,4 +1,4 @@
-/* moe_musts.cuh - the times that the forward must and should reach on one H100 SXM, in us (issue B). */
+/* moe_musts.cuh - the times that the forward must and should reach on one H100 SXM, in us. */
 #ifndef MB_TESTS_MOE_MUSTS_CUH
 #define MB_TESTS_MOE_MUSTS_CUH
 

@@ -168,6 +168,15 @@ static void test_recognition(void **state) {
         assert_int_equal(mb_chat_template_recognise(part, n), MB_CHAT_UNKNOWN);
         free(part);
     }
+    /* zero bytes that are printed where the text is complete: a sanitizer sees who reads on behind it */
+    for (size_t n_zeros = 1; n_zeros <= 64; n_zeros *= 2) {
+        char zeros[sizeof chatml + 64];
+        const size_t end = (size_t)(strstr(chatml, "' }}{% endfor") - chatml);
+        memcpy(zeros, chatml, end);
+        memset(zeros + end, 0, n_zeros);
+        memcpy(zeros + end + n_zeros, chatml + end, sizeof chatml - 1 - end);
+        assert_int_equal(mb_chat_template_recognise(zeros, sizeof chatml - 1 + n_zeros), MB_CHAT_UNKNOWN);
+    }
     mb_free(jinja);
 }
 

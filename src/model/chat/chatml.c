@@ -35,8 +35,9 @@ static int is_space(char c) {
 
 /* ---- What is printed ---------------------------------------------------------------------------------- */
 
+/* A zero byte of the template is not the end of what is wanted. */
 static void print(reader *r, char c) {
-    if (r->wanted && *r->wanted == c)
+    if (r->wanted && c != '\0' && *r->wanted == c)
         r->wanted++;
     else
         r->is_broken = 1;

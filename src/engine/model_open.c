@@ -45,10 +45,14 @@ static mb_status read_configs(const char *directory, mb_model *model) {
     mb_free(file.bytes);
     MB_TRY(status);
 
+    /* The file has defaults alone: as in transformers, a broken one does not stop the model. */
     MB_TRY(mb_file_read_optional(directory, "generation_config.json", MAX_CONFIG_BYTES, &file));
     status = mb_generation_parse(file.path, file.bytes, file.n_bytes, &model->config, &model->generation);
     mb_free(file.bytes);
-    return status;
+    if (status != MB_ERR_FORMAT && status != MB_ERR_CONFIG)
+        return status;
+    mb_log(MB_LOG_WARN, "%s; the model opens without its settings", mb_last_error());
+    return mb_generation_parse(file.path, NULL, 0, &model->config, &model->generation);
 }
 
 static mb_status choose_dtype(const char *name, int is_cpu, mb_dtype *dtype) {

@@ -213,6 +213,15 @@ def test_sequences_are_what_they_contain(tool, part, value):
         assert tool.decode(ids) == reference.decode(ids, skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("settings", [{"unk_token": "<|endoftext|>"}, {"byte_fallback": True},
+                                      {"unk_token": "<|endoftext|>", "byte_fallback": True, "fuse_unk": True}])
+def test_settings_for_unknown_bytes(tool, settings):
+    """They change nothing where every byte has a token."""
+    reference = open_both(tool, json.dumps(SMALL | {"model": SMALL["model"] | settings}))
+    for text in ["Hello, world", "e\u0301 \x00\x7f <think>", "漢字 \U0010ffff"]:
+        compare(tool, reference, text)
+
+
 def test_ids_without_a_token(tool):
     reference = Tokenizer.from_str(json.dumps(SMALL))
     tool.open(json.dumps(SMALL), vocab=FIRST + 100)

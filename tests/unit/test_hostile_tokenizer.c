@@ -81,8 +81,6 @@ static const hostile_case cases[] = {
     {"model/type", "\"Unigram\"", MB_ERR_UNSUPPORTED, "\"model\" is \"Unigram\""},
     {"model/type", "3", MB_ERR_UNSUPPORTED, "\"model\" is 3"},
     {"model/dropout", "0.1", MB_ERR_UNSUPPORTED, "\"dropout\" is 0.1"},
-    {"model/unk_token", "\"<unk>\"", MB_ERR_UNSUPPORTED, "\"unk_token\" is \"<unk>\""},
-    {"model/byte_fallback", "true", MB_ERR_UNSUPPORTED, "\"byte_fallback\" is true"},
     {"model/ignore_merges", "true", MB_ERR_UNSUPPORTED, "\"ignore_merges\" is true"},
     {"model/ignore_merges", "\"no\"", MB_ERR_UNSUPPORTED, "\"ignore_merges\" is \"no\""},
     {"model/continuing_subword_prefix", "\"##\"", MB_ERR_UNSUPPORTED,

@@ -169,11 +169,9 @@ static mb_status check_model(const char *path, const json_t *model) {
     const json_t *dropout = mb_json_present(model, "dropout");
     if (dropout && !(json_is_number(dropout) && json_number_value(dropout) == 0))
         return unsupported(path, "dropout", dropout, "null");
-    if (mb_json_present(model, "unk_token"))
-        return unsupported(path, "unk_token", json_object_get(model, "unk_token"), "null");
+    /* "unk_token" and "byte_fallback" are for bytes without a token, and here every byte has one. */
     MB_TRY(expect_empty(path, model, "continuing_subword_prefix"));
     MB_TRY(expect_empty(path, model, "end_of_word_suffix"));
-    MB_TRY(expect_bool(path, model, "byte_fallback", 0, 0));
     return expect_bool(path, model, "ignore_merges", 0, 0);
 }
 

@@ -169,7 +169,6 @@ def test_failures_say_why(moebius, arguments, sentence):
     (lambda folder: (folder / "config.json").unlink(), "config.json"),
     (lambda folder: (folder / "config.json").write_text('{"model_type": '), "config.json"),
     (lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'), "config.json"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "model.safetensors"),
     (lambda folder: os.truncate(folder / "model.safetensors", 5000), "model.safetensors"),
 ])  # fmt: skip
@@ -180,6 +179,15 @@ def test_damaged_folder(moebius, tmp_path, damage, sentence):
     result = moebius("info", folder)
     assert result.returncode == 1 and result.stdout == b""
     assert sentence in result.stderr.decode()
+
+
+def test_run_needs_the_weights(moebius, tmp_path):
+    """info does not: test_cli_large.py."""
+    folder = write_checkpoint(tmp_path / "model", 50, 64)
+    (folder / "model.safetensors").unlink()
+    result = moebius("run", folder, "--ids", "1,2")
+    assert result.returncode == 1 and result.stdout == b""
+    assert "safetensors" in result.stderr.decode()
 
 
 def test_nan_in_weights_fails_the_answer(moebius, tmp_path):

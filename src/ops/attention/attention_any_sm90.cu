@@ -37,20 +37,6 @@ static __device__ int32_t sequence_of(const mb_attention_args *args, int32_t tok
     return low;
 }
 
-static __device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, distance);
-    return value;
-}
-
-static __device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, distance));
-    return value;
-}
-
 /* Scores of a block's first n positions; the others are masked. */
 static __device__ void score_block(const mb_attention_args *args, int64_t first_row, int n, int n_heads,
                                    attention_shared *s) {
@@ -66,7 +52,7 @@ static __device__ void score_block(const mb_attention_args *args, int64_t first_
             }
 #pragma unroll
         for (int h = 0; h < HEADS; h++) {
-            const float score = warp_sum(dots[h]);
+            const float score = mb_warp_sum(dots[h]);
             if (lane == 0 && h < n_heads)
                 s->weights[h][p] = p < n ? score : -CUDART_INF_F;
         }
@@ -83,12 +69,12 @@ static __device__ void soften_block(int n_heads, attention_shared *s, float (&ma
         if (h >= n_heads)
             break;
         const float a = s->weights[h][lane], b = s->weights[h][lane + 32];
-        const float larger = fmaxf(maximum[i], warp_max(fmaxf(a, b)));
+        const float larger = fmaxf(maximum[i], mb_warp_max(fmaxf(a, b)));
         const float correction = mb_exp(maximum[i] - larger);
         const float p = mb_exp(a - larger), q = mb_exp(b - larger);
         s->weights[h][lane] = p;
         s->weights[h][lane + 32] = q;
-        total[i] = total[i] * correction + warp_sum(p + q);
+        total[i] = total[i] * correction + mb_warp_sum(p + q);
         maximum[i] = larger;
         if (lane == 0) {
             s->correction[h] = correction;

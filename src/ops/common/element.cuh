@@ -59,13 +59,26 @@ static __device__ __forceinline__ float mb_element_of_weight(const mb_weight *we
     return value * ((const float *)weight->scale)[i_scale];
 }
 
+/* The sum and the maximum over the lanes of a warp, each by one fixed tree, in every lane. */
+template <typename number> static __device__ __forceinline__ number mb_warp_sum(number value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_xor_sync(0xffffffff, value, distance);
+    return value;
+}
+
+static __device__ __forceinline__ float mb_warp_max(float value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2)
+        value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, distance));
+    return value;
+}
+
 /* The sum over the n_threads of a CTA, in one fixed order, in every thread. scratch: shared, one a warp. All
  * threads call it; they may call it again at once. */
 template <int n_threads, typename number>
 static __device__ __forceinline__ number mb_cta_sum(number value, number *scratch) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value += __shfl_xor_sync(0xffffffff, value, distance);
+    value = mb_warp_sum(value);
     if (threadIdx.x % 32 == 0)
         scratch[threadIdx.x / 32] = value;
     __syncthreads();
@@ -79,9 +92,7 @@ static __device__ __forceinline__ number mb_cta_sum(number value, number *scratc
 
 /* The maximum, likewise; a NaN is passed over unless all are. */
 template <int n_threads> static __device__ __forceinline__ float mb_cta_max(float value, float *scratch) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, distance));
+    value = mb_warp_max(value);
     if (threadIdx.x % 32 == 0)
         scratch[threadIdx.x / 32] = value;
     __syncthreads();

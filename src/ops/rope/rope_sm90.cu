@@ -48,9 +48,7 @@ static __device__ __forceinline__ void norm_head(const mb_weight *weight, float 
 #pragma unroll
     for (int i = 0; i < MAX_PAIRS; i++)
         sum = fmaf(head->high[i], head->high[i], fmaf(head->low[i], head->low[i], sum));
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        sum += __shfl_xor_sync(0xffffffff, sum, distance);
+    sum = mb_warp_sum(sum);
     const float scale = 1.0f / sqrtf(sum / (float)head_dim + eps);
 #pragma unroll
     for (int i = 0; i < MAX_PAIRS; i++) {

@@ -276,9 +276,7 @@ static __device__ int32_t draw(const mb_sample_row *parameters, const scaled_row
     double weight = 0;
     for (int32_t i = begin + lane; i < end; i += 32)
         weight += kept_weight(row, &kept, i);
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        weight += __shfl_xor_sync(0xffffffff, weight, distance);
+    weight = mb_warp_sum(weight);
     if (lane == 0)
         s->scratch.doubles[warp] = weight;
     __syncthreads();

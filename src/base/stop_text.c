@@ -3,11 +3,12 @@
  * longest beginning of the text that the answer ends with. The longest of these, over all texts, is withheld.
  * What is withheld is the beginning of a stop text, so it needs no memory of its own.
  */
-#include "base/stop_text.h"
+#include "moebius/stop_text.h"
 
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/status.h"
 
 typedef struct pattern {
     char *text;
@@ -39,7 +40,12 @@ static void prepare(pattern *stop) {
 }
 
 mb_status mb_stop_text_open(const char *const *texts, size_t n_texts, mb_stop_text **matcher) {
+    MB_TRY(mb_need(matcher, "mb_stop_text_open: matcher"));
     *matcher = NULL;
+    if (n_texts > 0)
+        MB_TRY(mb_need(texts, "mb_stop_text_open: texts"));
+    for (size_t i = 0; i < n_texts; i++)
+        MB_TRY(mb_need(texts[i], "mb_stop_text_open: a text"));
     for (size_t i = 0; i < n_texts; i++)
         if (texts[i][0] == '\0')
             return mb_fail(MB_ERR_ARGUMENT, "stop text %zu is empty; leave it out", i);
@@ -116,12 +122,16 @@ static void hand_out(mb_stop_text *matcher, const char *before, size_t n_before,
 
 mb_status mb_stop_text_push(mb_stop_text *matcher, const char *piece, size_t n_piece, const char **text,
                             size_t *n_bytes) {
+    MB_TRY(mb_need(matcher, "mb_stop_text_push: matcher"));
+    MB_TRY(mb_need(text, "mb_stop_text_push: text"));
+    MB_TRY(mb_need(n_bytes, "mb_stop_text_push: n_bytes"));
     const char *before = matcher->withheld;
     size_t n_before = matcher->n_withheld, n_taken = 0;
     *text = NULL;
     *n_bytes = 0;
     if (matcher->found >= 0 || n_piece == 0)
         return MB_OK;
+    MB_TRY(mb_need(piece, "mb_stop_text_push: piece"));
     if (mb_grow((void **)&matcher->out, &matcher->capacity, n_before + n_piece, 1) != 0)
         return mb_fail(MB_ERR_MEMORY, "no memory for %zu bytes of an answer", n_before + n_piece);
     while (n_taken < n_piece && matcher->found < 0)

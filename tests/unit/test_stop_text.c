@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "base/stop_text.h"
+#include "moebius/stop_text.h"
 
 /* The meaning, as plainly as possible: the first end of a text, of several the longest. */
 static size_t expected_cut(const char *answer, const char *const *stops, size_t n_stops, int *which) {

@@ -194,6 +194,15 @@ typedef struct mb_session_options {
      * context, captured when a step first needs it. 1: kernel by kernel, as all other steps. The results
      * have the same bits. */
     int plain_launches;
+    /* 1, the default: the KV of full blocks of 64 tokens stays in the cache when its sequence has ended,
+     * until the space is needed. A later sequence that begins with the same tokens (and has the same
+     * cache_salt) uses the blocks instead of computing them again. The results have the same bits. 0: no
+     * sequence uses what another has computed. */
+    int prefix_caching;
+    /* While answers are being decoded, as much of waiting prompts is taken into a step as lets the step last
+     * this times the time of a step that only decodes. 0: no limit, which is the most tokens in all; else
+     * more than 1. Default 2. */
+    float max_decode_slowdown;
 } mb_session_options;
 
 MB_API void mb_session_options_init(mb_session_options *options);
@@ -225,7 +234,14 @@ typedef struct mb_request {
     mb_sampling sampling;
     mb_logprobs_fn on_logprobs; /* NULL: none */
     void *on_logprobs_user;
-    int prompt_logprobs; /* also call on_logprobs for the prompt's positions */
+    /* Also call on_logprobs for the prompt's positions. They are computed, so such a request takes nothing
+     * from the prefix cache. */
+    int prompt_logprobs;
+    /* The smaller runs sooner; of equal ones the first to come. When the KV cache is full, sequences of
+     * larger values are put back into the queue, the last to come first. They lose no token, and their
+     * results have the same bits. 0 */
+    int32_t priority;
+    uint64_t cache_salt; /* the prefix cache is shared by requests of the same salt alone; 0 */
 } mb_request;
 
 /* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. A
@@ -261,6 +277,16 @@ typedef struct mb_token {
 MB_API mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t capacity,
                          size_t *n_tokens, mb_state *state);
 
+typedef struct mb_usage {
+    int64_t n_prompt;        /* tokens */
+    int64_t n_cached_tokens; /* of these, taken from the prefix cache when the sequence first ran */
+    int64_t n_generated;     /* tokens so far, read or not */
+    int32_t n_preemptions;   /* how often the sequence was put back into the queue */
+} mb_usage;
+
+/* What a sequence has used so far. Thread-safe. MB_ERR_NOT_FOUND: no such sequence. */
+MB_API mb_status mb_get_usage(mb_session *session, uint64_t id, mb_usage *usage);
+
 /* Ends a sequence in any state; its KV blocks are free when this returns, or after the step in flight. What
  * it produced can still be read. Waits for its on_logprobs, never for a step. Thread-safe. */
 MB_API mb_status mb_cancel(mb_session *session, uint64_t id);
@@ -270,8 +296,13 @@ MB_API mb_status mb_release(mb_session *session, uint64_t id);
 
 typedef struct mb_session_stats {
     int32_t n_waiting, n_running;
-    int64_t kv_blocks_total, kv_blocks_free; /* blocks of 64 tokens */
+    /* Blocks of 64 tokens. Free ones may hold cached prefixes; these give way when a sequence needs them. */
+    int64_t kv_blocks_total, kv_blocks_free;
+    /* Since the session was opened. Prompt tokens are those computed or found in the prefix cache, each
+     * once. */
     uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
+    uint64_t n_preemptions;
+    uint64_t n_prefix_queries, n_prefix_hits; /* prompt tokens looked up in the prefix cache, and found */
 } mb_session_stats;
 
 MB_API void mb_session_get_stats(mb_session *session, mb_session_stats *stats); /* thread-safe */

@@ -11,6 +11,7 @@
  * looks under the lock whether the sequence still runs and notes whose callback it calls; mb_cancel and
  * mb_release wait until that callback has returned.
  */
+#include <float.h>
 #include <inttypes.h>
 #include <pthread.h>
 
@@ -53,7 +54,9 @@ void mb_session_options_init(mb_session_options *options) {
                                     .max_step_tokens = 2048,
                                     .prefill_chunk = 512,
                                     .max_queued = 1024,
-                                    .kv_tokens = 0};
+                                    .kv_tokens = 0,
+                                    .prefix_caching = 1,
+                                    .max_decode_slowdown = 2};
 }
 
 static mb_status check_range(const char *name, int64_t value, int64_t least, int64_t most) {
@@ -70,6 +73,12 @@ static mb_status check_options(const mb_session_options *options) {
     MB_TRY(check_range("max_step_tokens", options->max_step_tokens, 1, MAX_STEP_TOKENS));
     MB_TRY(check_range("prefill_chunk", options->prefill_chunk, 1, MAX_STEP_TOKENS));
     MB_TRY(check_range("max_queued", options->max_queued, 1, MAX_QUEUED));
+    float slowdown = options->max_decode_slowdown; /* written so that NaN fails */
+    if (slowdown != 0 && !(slowdown > 1 && slowdown <= FLT_MAX))
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "session option max_decode_slowdown is %g; it must be more than 1, or 0 for no limit "
+                       "(mb_session_options_init sets the defaults)",
+                       (double)slowdown);
     /* cache rows are numbered by int32_t */
     return check_range("kv_tokens", options->kv_tokens, 0, INT32_MAX - (MB_KV_BLOCK_TOKENS - 1));
 }
@@ -241,6 +250,19 @@ mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t cap
                                                .logprob = sequence->logprobs[sequence->n_read]};
         *state = sequence->state;
     }
+    pthread_mutex_unlock(&session->lock);
+    return sequence ? MB_OK : not_found(id);
+}
+
+mb_status mb_get_usage(mb_session *session, uint64_t id, mb_usage *usage) {
+    MB_TRY(mb_need(session, "mb_get_usage: session"));
+    MB_TRY(mb_need(usage, "mb_get_usage: usage"));
+    *usage = (mb_usage){0};
+    pthread_mutex_lock(&session->lock);
+    const mb_sequence *sequence = *find(session, id);
+    if (sequence)
+        *usage = (mb_usage){.n_prompt = sequence->n_prompt,
+                            .n_generated = sequence->job.n_tokens - sequence->n_prompt};
     pthread_mutex_unlock(&session->lock);
     return sequence ? MB_OK : not_found(id);
 }

@@ -75,12 +75,17 @@ static void test_states_follow_the_life(void **state) {
     assert_int_equal(stats.n_generated_tokens, 3);
     assert_int_equal(mb_step(session, &n_unfinished), MB_OK); /* nothing to do is no failure */
     assert_int_equal(session_stats(session).n_steps, 5);
+    mb_usage usage;
+    assert_int_equal(mb_get_usage(session, g.id, &usage), MB_OK);
+    assert_int_equal(usage.n_prompt, 40);
+    assert_int_equal(usage.n_generated, 3);
     generation_read(&g, session); /* still there, nothing twice */
     assert_int_equal(g.n_tokens, 3);
     assert_int_equal(mb_release(session, g.id), MB_OK);
     size_t n;
     mb_state ignored;
     assert_int_equal(mb_read(session, g.id, NULL, 0, &n, &ignored), MB_ERR_NOT_FOUND);
+    assert_int_equal(mb_get_usage(session, g.id, &usage), MB_ERR_NOT_FOUND);
     assert_int_equal(mb_cancel(session, g.id), MB_ERR_NOT_FOUND);
     assert_int_equal(mb_release(session, g.id), MB_ERR_NOT_FOUND);
     generation_free(&g);
@@ -305,17 +310,21 @@ static void test_bad_session_options_are_named(void **state) {
         mb_session_options options;
         const char *word;
     } cases[] = {
-        {{0, 2048, 512, 1024, 0, 0}, "max_sequences"},
-        {{-1, 2048, 512, 1024, 0, 0}, "max_sequences"},
-        {{INT32_MAX, 2048, 512, 1024, 0, 0}, "max_sequences"},
-        {{64, 0, 512, 1024, 0, 0}, "max_step_tokens"},
-        {{64, INT32_MAX, 512, 1024, 0, 0}, "max_step_tokens"},
-        {{64, 2048, 0, 1024, 0, 0}, "prefill_chunk"},
-        {{64, 2048, 512, 0, 0, 0}, "max_queued"},
-        {{64, 2048, 512, INT32_MAX, 0, 0}, "max_queued"},
-        {{64, 2048, 512, 1024, -1, 0}, "kv_tokens"},
-        {{64, 2048, 512, 1024, INT64_MAX, 0}, "kv_tokens"},
-        {{64, 2048, 512, 1024, INT32_MAX, 0}, "kv_tokens"},
+        {{0, 2048, 512, 1024, 0, 0, 0, 0}, "max_sequences"},
+        {{-1, 2048, 512, 1024, 0, 0, 0, 0}, "max_sequences"},
+        {{INT32_MAX, 2048, 512, 1024, 0, 0, 0, 0}, "max_sequences"},
+        {{64, 0, 512, 1024, 0, 0, 0, 0}, "max_step_tokens"},
+        {{64, INT32_MAX, 512, 1024, 0, 0, 0, 0}, "max_step_tokens"},
+        {{64, 2048, 0, 1024, 0, 0, 0, 0}, "prefill_chunk"},
+        {{64, 2048, 512, 0, 0, 0, 0, 0}, "max_queued"},
+        {{64, 2048, 512, INT32_MAX, 0, 0, 0, 0}, "max_queued"},
+        {{64, 2048, 512, 1024, -1, 0, 0, 0}, "kv_tokens"},
+        {{64, 2048, 512, 1024, INT64_MAX, 0, 0, 0}, "kv_tokens"},
+        {{64, 2048, 512, 1024, INT32_MAX, 0, 0, 0}, "kv_tokens"},
+        {{64, 2048, 512, 1024, 0, 0, 0, 1}, "max_decode_slowdown"},
+        {{64, 2048, 512, 1024, 0, 0, 0, -2}, "max_decode_slowdown"},
+        {{64, 2048, 512, 1024, 0, 0, 0, NAN}, "max_decode_slowdown"},
+        {{64, 2048, 512, 1024, 0, 0, 0, INFINITY}, "max_decode_slowdown"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mb_session *session = (mb_session *)1;

@@ -5,13 +5,18 @@
 #include "base/alloc.h"
 #include "cli/output.h"
 
-int cli_answer_open(cli_answer *answer, const mb_model *model, int keep) {
-    *answer = (cli_answer){.dim = *cli_output_faint() != '\0', .keep = keep};
-    return mb_decoder_open(model, 1, &answer->decoder) == MB_OK ? CLI_OK : cli_report_failure();
+int cli_answer_open(cli_answer *answer, const mb_model *model, const cli_texts *stop_texts, int what) {
+    *answer = (cli_answer){.print = (what & CLI_ANSWER_PRINT) != 0, .keep = (what & CLI_ANSWER_KEEP) != 0};
+    answer->dim = answer->print && *cli_output_faint() != '\0';
+    if (mb_decoder_open(model, 1, &answer->decoder) != MB_OK ||
+        mb_stop_text_open(stop_texts->items, stop_texts->count, &answer->stops) != MB_OK)
+        return cli_report_failure();
+    return CLI_OK;
 }
 
 void cli_answer_close(cli_answer *answer) {
     mb_decoder_close(answer->decoder);
+    mb_stop_text_close(answer->stops);
     mb_free(answer->text);
     *answer = (cli_answer){0};
 }
@@ -65,28 +70,44 @@ static void show(cli_answer *answer, const char *text, size_t n_bytes) {
 }
 
 static int take_text(cli_answer *answer, const char *text, size_t n_bytes) {
+    if (n_bytes == 0)
+        return CLI_OK;
     if (answer->dim)
         show(answer, text, n_bytes);
-    else
+    else if (answer->print)
         cli_print_text(text, n_bytes);
     cli_flush();
-    if (!answer->keep || n_bytes == 0)
+    if (!answer->keep)
         return CLI_OK;
     if (mb_grow((void **)&answer->text, &answer->capacity, answer->n_text + n_bytes, 1) != 0)
         return cli_failure("no memory for an answer of %zu bytes", answer->n_text + n_bytes);
-    for (size_t i = 0; i < n_bytes; i++)
-        if (text[i] != '\0') /* a prompt is zero-terminated text: the answer goes into the next one without */
-            answer->text[answer->n_text++] = text[i];
+    memcpy(answer->text + answer->n_text, text, n_bytes);
+    answer->n_text += n_bytes;
     return CLI_OK;
 }
 
-int cli_answer_push(void *user, int32_t id) {
+/* Text from the decoder, before it was searched for stop texts. */
+static cli_go search(cli_answer *answer, const char *piece, size_t n_piece) {
+    const char *text;
+    size_t n_bytes;
+    if (mb_stop_text_push(answer->stops, piece, n_piece, &text, &n_bytes) != MB_OK) {
+        cli_report_failure();
+        return CLI_GO_FAILED;
+    }
+    if (take_text(answer, text, n_bytes) != CLI_OK)
+        return CLI_GO_FAILED;
+    return mb_stop_text_found(answer->stops) >= 0 ? CLI_GO_ENOUGH : CLI_GO_ON;
+}
+
+cli_go cli_answer_push(void *user, const mb_token *token) {
     cli_answer *answer = user;
     const char *text;
     size_t n_bytes;
-    if (mb_decoder_push(answer->decoder, id, &text, &n_bytes) != MB_OK)
-        return cli_report_failure();
-    return take_text(answer, text, n_bytes);
+    if (mb_decoder_push(answer->decoder, token->id, &text, &n_bytes) != MB_OK) {
+        cli_report_failure();
+        return CLI_GO_FAILED;
+    }
+    return search(answer, text, n_bytes);
 }
 
 int cli_answer_finish(cli_answer *answer) {
@@ -94,7 +115,13 @@ int cli_answer_finish(cli_answer *answer) {
     size_t n_bytes;
     if (mb_decoder_finish(answer->decoder, &text, &n_bytes) != MB_OK)
         return cli_report_failure();
-    int status = take_text(answer, text, n_bytes);
+    int status = search(answer, text, n_bytes) != CLI_GO_FAILED ? CLI_OK : CLI_FAILED;
+    answer->stop = mb_stop_text_found(answer->stops);
+    mb_stop_text_finish(answer->stops, &text, &n_bytes);
+    if (status == CLI_OK)
+        status = take_text(answer, text, n_bytes);
+    if (!answer->print)
+        return status;
     cli_print_text(next_tag(answer), answer->n_held);
     answer->n_held = 0;
     set_thinking(answer, 0);

@@ -95,6 +95,15 @@ static void explain_length(const chat_state *chat, const cli_figures *figures) {
         remark("[The answer ends here: the context is full. /reset starts a new conversation.]");
 }
 
+/* A prompt is zero-terminated text: the answer goes into the next one without zero bytes. */
+static void drop_zero_bytes(cli_answer *answer) {
+    size_t n_kept = 0;
+    for (size_t i = 0; i < answer->n_text; i++)
+        if (answer->text[i] != '\0')
+            answer->text[n_kept++] = answer->text[i];
+    answer->n_text = n_kept;
+}
+
 /* Answers the rendered prompt. What was written of the answer, even nothing, joins the conversation. */
 static int answer_prompt(chat_state *chat, const char *prompt, const cli_ids *ids) {
     cli_figures figures;
@@ -116,6 +125,7 @@ static int answer_prompt(chat_state *chat, const char *prompt, const cli_ids *id
         return status;
     explain_length(chat, &figures);
     print_figures(chat, &figures);
+    drop_zero_bytes(&chat->answer);
     return cli_conversation_add(&chat->conversation, "the answer", "assistant", chat->answer.text,
                                 chat->answer.n_text);
 }
@@ -344,7 +354,8 @@ static int open_chat(chat_state *chat, const char *directory) {
     if (status == CLI_OK && given->system != NULL)
         status = cli_conversation_set_system(&chat->conversation, given->system);
     if (status == CLI_OK)
-        status = cli_answer_open(&chat->answer, chat->model, 1);
+        status = cli_answer_open(&chat->answer, chat->model, &given->sampling.stop_texts,
+                                 CLI_ANSWER_PRINT | CLI_ANSWER_KEEP);
     return status;
 }
 

@@ -31,20 +31,22 @@ int64_t cli_context_limit(const mb_model *model, mb_session *session) {
     return kv_tokens < info.max_positions ? kv_tokens : info.max_positions;
 }
 
-/* Hands over what has arrived. */
+/* Hands over what has arrived. `enough` ends the answer; further tokens are not looked at. */
 static int read_tokens(mb_session *session, uint64_t id, cli_token_fn on_token, void *user,
-                       cli_figures *figures) {
+                       cli_figures *figures, int *enough) {
     mb_token tokens[64];
     size_t n_tokens;
     do {
         if (mb_read(session, id, tokens, CLI_COUNT(tokens), &n_tokens, &figures->state) != MB_OK)
             return cli_report_failure();
-        for (size_t i = 0; i < n_tokens; i++) {
+        for (size_t i = 0; i < n_tokens && !*enough; i++) {
             figures->last = cli_now();
             if (figures->n_new++ == 0)
                 figures->first = figures->last;
-            if (on_token(user, tokens[i].id) != CLI_OK)
+            cli_go go = on_token(user, &tokens[i]);
+            if (go == CLI_GO_FAILED)
                 return CLI_FAILED;
+            *enough = go == CLI_GO_ENOUGH;
         }
     } while (n_tokens == CLI_COUNT(tokens));
     return cli_output_failed() ? CLI_FAILED : CLI_OK;
@@ -56,15 +58,17 @@ int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on
     *figures = (cli_figures){.n_prompt = request->n_ids, .submitted = cli_now(), .state = MB_WAITING};
     if (mb_submit(session, request, &id) != MB_OK)
         return cli_report_failure();
-    int status = CLI_OK;
-    for (int n_unfinished = 1; status == CLI_OK && n_unfinished > 0;) {
+    int status = CLI_OK, enough = 0;
+    for (int n_unfinished = 1; status == CLI_OK && !enough && n_unfinished > 0;) {
         if (cli_interrupted() && mb_cancel(session, id) != MB_OK)
             status = cli_report_failure();
         else if (mb_step(session, &n_unfinished) != MB_OK)
             status = cli_report_failure();
         else
-            status = read_tokens(session, id, on_token, user, figures);
+            status = read_tokens(session, id, on_token, user, figures, &enough);
     }
+    if (enough)
+        figures->state = MB_FINISHED_STOP;
     if (status == CLI_OK && figures->state == MB_FAILED)
         status = cli_failure("the answer failed: the model's logits held NaN");
     mb_release(session, id);

@@ -16,7 +16,13 @@ typedef struct cli_figures {
     mb_state state;
 } cli_figures;
 
-typedef int (*cli_token_fn)(void *user, int32_t id); /* CLI_OK, or CLI_FAILED to end the answer */
+typedef enum cli_go {
+    CLI_GO_ON,
+    CLI_GO_ENOUGH, /* the answer ends here, as with a stop token */
+    CLI_GO_FAILED, /* a failure that was reported */
+} cli_go;
+
+typedef cli_go (*cli_token_fn)(void *user, const mb_token *token);
 
 /* Runs one request to its end, to Ctrl-C (state MB_CANCELLED), or until stdout has gone. */
 int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on_token, void *user,

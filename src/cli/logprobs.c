@@ -112,10 +112,10 @@ static void print_table_row(void *user, int64_t position, const float *logprobs,
     }
 }
 
-static int take_token(void *user, int32_t id) {
+static cli_go take_token(void *user, const mb_token *token) {
     (void)user;
-    (void)id;
-    return CLI_OK;
+    (void)token;
+    return CLI_GO_ON;
 }
 
 static int print_logprobs(mb_model *model, const cli_ids *ids, int json) {

@@ -18,7 +18,8 @@ static const struct {
 static void describe_option(const cli_option *option, char *text, size_t capacity) {
     char values[256];
     size_t used = (size_t)snprintf(text, capacity, "%s", option->help);
-    if (option->kind != CLI_FLAG && option->kind != CLI_TEXT && used < capacity) {
+    if (option->kind != CLI_FLAG && option->kind != CLI_TEXT && option->kind != CLI_TEXTS &&
+        used < capacity) {
         cli_describe_values(option, values, sizeof values);
         used += (size_t)snprintf(text + used, capacity - used, " Takes %s.", values);
     }

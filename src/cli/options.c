@@ -28,6 +28,9 @@ void cli_describe_values(const cli_option *option, char *text, size_t capacity) 
     case CLI_TEXT:
         snprintf(text, capacity, "a text");
         break;
+    case CLI_TEXTS:
+        snprintf(text, capacity, "a text that is not empty");
+        break;
     case CLI_CHOICE:
         snprintf(text, capacity, "one of %s", option->choices);
         break;
@@ -178,6 +181,18 @@ static verdict parse_shape(const cli_option *option, const char *text, cli_ids *
     return found;
 }
 
+/* A text is added to those of earlier mentions. */
+static verdict add_text(const char *text, cli_texts *texts) {
+    if (*text == '\0')
+        return MALFORMED;
+    const char **items = mb_realloc(texts->items, (texts->count + 1) * sizeof *items);
+    if (items == NULL)
+        return NO_MEMORY;
+    items[texts->count] = text;
+    *texts = (cli_texts){items, texts->count + 1};
+    return GOOD;
+}
+
 static verdict set_value(const cli_option *option, const char *text, int given, void *value) {
     cli_integer *integer = value;
     cli_number *number = value;
@@ -191,6 +206,9 @@ static verdict set_value(const cli_option *option, const char *text, int given, 
         /* fall through */
     case CLI_TEXT:
         *(const char **)value = text;
+        break;
+    case CLI_TEXTS:
+        found = add_text(text, value);
         break;
     case CLI_INTEGER:
         found = parse_integer(option, text, strlen(text), &integer->value);
@@ -358,6 +376,9 @@ void cli_settings_free(const cli_command *command, void *settings) {
         if (option->kind == CLI_IDS || option->kind == CLI_SHAPES) {
             mb_free(((cli_ids *)value)->items);
             *(cli_ids *)value = (cli_ids){0};
+        } else if (option->kind == CLI_TEXTS) {
+            mb_free(((cli_texts *)value)->items);
+            *(cli_texts *)value = (cli_texts){0};
         } else if (option->kind == CLI_BIASES) {
             mb_free(((cli_biases *)value)->items);
             *(cli_biases *)value = (cli_biases){0};

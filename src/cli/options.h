@@ -35,6 +35,11 @@ typedef struct cli_ids {
     size_t count;
 } cli_ids;
 
+typedef struct cli_texts {
+    const char **items; /* mb_malloc; the texts are the command line's */
+    size_t count;
+} cli_texts;
+
 typedef struct cli_biases {
     mb_logit_bias *items; /* mb_malloc */
     size_t count;
@@ -43,6 +48,7 @@ typedef struct cli_biases {
 typedef enum cli_kind {
     CLI_FLAG,   /* int: 1 when present */
     CLI_TEXT,   /* const char *: any text; a file's path when value_name is FILE */
+    CLI_TEXTS,  /* cli_texts: any text but an empty one; each mention adds one */
     CLI_CHOICE, /* const char *: one of `choices`, separated by "|"; "name:N" stands for name:0, name:1, ... */
     CLI_INTEGER, /* cli_integer in [minimum, maximum] */
     CLI_NUMBER,  /* cli_number in the same, or without its ends */

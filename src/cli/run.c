@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "cli/answer.h"
+#include "cli/answer_json.h"
 #include "cli/commands.h"
 #include "cli/conversation.h"
 #include "cli/interrupt.h"
@@ -17,7 +17,7 @@ enum { DEFAULT_NEW_TOKENS = 2048 };
 typedef struct settings {
     const char *prompt, *system;
     cli_ids ids;
-    int raw, no_think, print_ids;
+    int raw, no_think, print_ids, json;
     cli_model_settings model;
     cli_sampling_settings sampling;
 } settings;
@@ -54,6 +54,11 @@ static const cli_option prompt_options[] = {
      .kind = CLI_FLAG,
      .offset = offsetof(settings, print_ids),
      .help = "Print the ids of the new tokens, separated by commas, in place of their text."},
+    {.name = "json",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, json),
+     .help = "Print one JSON object when the answer is complete: text, ids, why the answer ended, tokens, "
+             "seconds. With --print-ids the text is null, and no tokenizer is needed."},
     {0},
 };
 
@@ -75,6 +80,9 @@ static int check(const settings *given) {
     if (given->raw && (given->system != NULL || given->no_think))
         return cli_usage_error(command,
                                "--system and --no-think need the chat template that --raw leaves out");
+    if (given->print_ids && given->sampling.stop_texts.count > 0)
+        return cli_usage_error(
+            command, "--stop needs the answer's text, which --print-ids leaves out; use --stop-ids");
     return cli_check_sampling(command, &given->sampling);
 }
 
@@ -136,10 +144,28 @@ static int open_session(const settings *given, mb_model *model, mb_request *requ
     return mb_session_open(model, &options, session) == MB_OK ? CLI_OK : cli_report_failure();
 }
 
-static int print_id(void *n_printed, int32_t id) {
-    cli_print("%s%" PRId32, (*(int *)n_printed)++ > 0 ? "," : "", id);
-    cli_flush();
-    return CLI_OK;
+/* What becomes of the new tokens. */
+typedef struct sink {
+    const settings *given;
+    cli_answer answer; /* open unless only ids are printed */
+    cli_ids ids;       /* all of them, with --json; else only the count is kept */
+    size_t capacity;
+} sink;
+
+static cli_go take_token(void *user, const mb_token *token) {
+    sink *to = user;
+    size_t n_before = to->ids.count++;
+    if (to->given->json) {
+        if (mb_grow((void **)&to->ids.items, &to->capacity, to->ids.count, sizeof *to->ids.items) != 0) {
+            cli_failure("no memory for an answer of %zu tokens", to->ids.count);
+            return CLI_GO_FAILED;
+        }
+        to->ids.items[n_before] = token->id;
+    } else if (to->given->print_ids) {
+        cli_print("%s%" PRId32, n_before > 0 ? "," : "", token->id);
+        cli_flush();
+    }
+    return to->given->print_ids ? CLI_GO_ON : cli_answer_push(&to->answer, token);
 }
 
 /* The last line, with the figures. Times are what the user waited, from the start of the program. */
@@ -159,13 +185,38 @@ static void print_figures(const settings *given, const cli_figures *figures, con
     fprintf(stderr, "%s\n", cli_messages_normal());
 }
 
-static int answer_prompt(const settings *given, mb_model *model, const cli_ids *ids, const char *prompt,
-                         double started) {
-    mb_session *session = NULL;
-    cli_answer answer = {0};
+/* The answer to a request that is ready, from its first token to what is printed after the last one. */
+static int print_answer(sink *to, mb_session *session, const mb_request *request, const char *prompt,
+                        const char *directory, double started) {
+    const settings *given = to->given;
     cli_figures figures;
+    if (!given->print_ids)
+        cli_answer_begin(&to->answer, prompt);
+    int status = cli_generate(session, request, take_token, to, &figures);
+    if (given->print_ids && !given->json && (status == CLI_OK || figures.n_new > 0))
+        cli_print("\n");
+    if (!given->print_ids && (status == CLI_OK || figures.n_new > 0) &&
+        cli_answer_finish(&to->answer) != CLI_OK)
+        status = CLI_FAILED;
+    if (status == CLI_OK && given->json)
+        status = cli_print_answer_json(&(cli_answer_report){.model = directory,
+                                                            .answer = given->print_ids ? NULL : &to->answer,
+                                                            .stop_texts = &given->sampling.stop_texts,
+                                                            .ids = &to->ids,
+                                                            .figures = &figures,
+                                                            .sampling = &request->sampling,
+                                                            .started = started});
+    cli_flush();
+    if (status == CLI_OK && !given->model.quiet && !given->json)
+        print_figures(given, &figures, request, started);
+    return status == CLI_OK && figures.state == MB_CANCELLED ? CLI_INTERRUPTED : status;
+}
+
+static int answer_prompt(const settings *given, mb_model *model, const cli_ids *ids, const char *prompt,
+                         const char *directory, double started) {
+    mb_session *session = NULL;
+    sink to = {.given = given};
     mb_request request;
-    int n_printed = 0;
     mb_request_init(model, &request);
     request.ids = ids->items;
     request.n_ids = ids->count;
@@ -174,27 +225,14 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
     if (status == CLI_OK)
         status = open_session(given, model, &request, &session);
     if (status == CLI_OK && !given->print_ids)
-        status = cli_answer_open(&answer, model, 0);
-    if (status != CLI_OK)
-        goto done;
-    cli_interrupt_catch(1);
-    if (given->print_ids) {
-        status = cli_generate(session, &request, print_id, &n_printed, &figures);
-        if (status == CLI_OK || n_printed > 0)
-            cli_print("\n");
-    } else {
-        cli_answer_begin(&answer, prompt);
-        status = cli_generate(session, &request, cli_answer_push, &answer, &figures);
-        if ((status == CLI_OK || figures.n_new > 0) && cli_answer_finish(&answer) != CLI_OK)
-            status = CLI_FAILED;
+        status = cli_answer_open(&to.answer, model, &given->sampling.stop_texts,
+                                 given->json ? CLI_ANSWER_KEEP : CLI_ANSWER_PRINT);
+    if (status == CLI_OK) {
+        cli_interrupt_catch(1);
+        status = print_answer(&to, session, &request, prompt, directory, started);
     }
-    cli_flush();
-    if (status == CLI_OK && !given->model.quiet)
-        print_figures(given, &figures, &request, started);
-    if (status == CLI_OK && figures.state == MB_CANCELLED)
-        status = CLI_INTERRUPTED;
-done:
-    cli_answer_close(&answer);
+    cli_answer_close(&to.answer);
+    mb_free(to.ids.items);
     mb_session_close(session);
     return status;
 }
@@ -225,7 +263,7 @@ static int run(settings *given, const char *directory, double started) {
     }
     if (status == CLI_OK)
         status = answer_prompt(given, model, text != NULL ? &encoded : &given->ids,
-                               rendered != NULL ? rendered : "", started);
+                               rendered != NULL ? rendered : "", directory, started);
 done:
     mb_free(encoded.items);
     mb_free_text(rendered);
@@ -261,11 +299,17 @@ const cli_command cli_run_command = {
         "second (tokens after the first one, per second since the first one), and the time from the start "
         "of the program to the first token.\n"
         "\n"
+        "With --json the answer is printed when it is complete, as one object: text, ids, finish_reason (stop, "
+        "length or interrupted), stop (the text of --stop that came, or null), seed (null when nothing is drawn), "
+        "usage (prompt_tokens, completion_tokens, total_tokens) and timings (loading, first_token and total in "
+        "seconds since the start of the program, output_tokens_per_second).\n"
+        "\n"
         "On a terminal, thinking is printed faintly and control characters in the answer are left out. "
         "Ctrl-C ends the answer.",
     .examples = "moebius run models/demo -p \"What is 7 + 8?\"\n"
                 "git diff | moebius run models/demo --system \"Summarise.\" -p -\n"
                 "moebius run models/demo --raw -p \"Once upon a time\" --temperature 0.8 --seed 1\n"
+                "moebius run models/demo -p \"Tell me a story.\" --stop \".\" --json\n"
                 "moebius run models/demo --ids 5,17,42 -n 24 --greedy --print-ids",
     .operand_hint = "the prompt is given with -p TEXT",
     .groups = groups,

@@ -100,6 +100,12 @@ const cli_option cli_sampling_options[] = {
      .minimum = 0,
      .maximum = INT32_MAX,
      .help = "End the answer before any of these tokens."},
+    {.name = "stop",
+     .value_name = "TEXT",
+     .kind = CLI_TEXTS,
+     .offset = FIELD(stop_texts),
+     .help =
+         "End the answer before this text. May be given several times; the text that comes first counts."},
     {.name = "kv-tokens",
      .value_name = "N",
      .kind = CLI_INTEGER,

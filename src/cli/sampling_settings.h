@@ -11,6 +11,7 @@ typedef struct cli_sampling_settings {
     cli_number repetition_penalty, presence_penalty, frequency_penalty;
     cli_biases logit_bias;
     cli_ids stop_ids;
+    cli_texts stop_texts;
     cli_integer kv_tokens;
 } cli_sampling_settings;
 

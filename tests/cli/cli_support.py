@@ -70,6 +70,17 @@ class Terminal:
         while self._read(0):
             pass
 
+    def wait_for_catch(self):
+        """Until the process catches Ctrl-C: before that, Ctrl-C ends it as it ends any program."""
+        end = time.monotonic() + 60
+        while True:
+            status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
+            caught = int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16)
+            if caught & 1 << signal.SIGINT - 1 and pathlib.Path(f"/proc/{self.pid}/exe").resolve() == BINARY:
+                return
+            assert time.monotonic() < end, status
+            time.sleep(0.002)
+
     def send(self, text):
         os.write(self.master, text.encode())
 

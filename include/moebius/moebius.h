@@ -81,6 +81,12 @@ typedef struct mb_model_options {
 
 MB_API void mb_model_options_init(mb_model_options *options);
 
+/* The directory of a model that a person named. `name` is a directory, or a name as on Hugging Face's hub,
+ * "Qwen/Qwen3-30B-A3B", that `hf download` has put into the cache: then its snapshot of the branch main. The
+ * cache is $HF_HUB_CACHE, else $HF_HOME/hub, else $XDG_CACHE_HOME/huggingface/hub, else the same below
+ * ~/.cache. *directory: free with mb_free_text. MB_ERR_NOT_FOUND: neither; the sentence says how to get it. */
+MB_API mb_status mb_find_model(const char *name, char **directory);
+
 /* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with
  * index when sharded), optional generation_config.json, tokenizer.json, tokenizer_config.json. options
  * NULL: defaults. The weights must fit into the free memory of the device. On the CPU, weights that need

@@ -18,9 +18,11 @@ enum { N_COMMANDS = CLI_COUNT(commands) - 1 };
 
 static void print_help(FILE *file) {
     fprintf(file, "moebius %s - runs Qwen3 mixture-of-experts models\n\n", mb_version());
-    fprintf(file, "Usage: moebius COMMAND DIR [OPTIONS]\n\n"
-                  "DIR is the folder of a model: a Hugging Face checkpoint of Qwen3MoeForCausalLM as it was\n"
-                  "downloaded, with config.json, *.safetensors and tokenizer.json.\n\nCommands\n");
+    fprintf(file,
+            "Usage: moebius COMMAND DIR [OPTIONS]\n\n"
+            "DIR is the folder of a model: a Hugging Face checkpoint of Qwen3MoeForCausalLM as it was\n"
+            "downloaded, with config.json, *.safetensors and tokenizer.json; or the name of a model that\n"
+            "hf download has fetched, like Qwen/Qwen3-30B-A3B.\n\nCommands\n");
     for (size_t i = 0; i < N_COMMANDS; i++)
         fprintf(file, "  %-10s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(file, "  %-10s explain a command: moebius help run\n\n", "help");

@@ -191,15 +191,17 @@ static void print_roff_shared(FILE *file, const cli_command *const *commands, si
 }
 
 void cli_print_man_page(FILE *file, const cli_command *const *commands, size_t n_commands) {
-    fprintf(file,
-            ".TH MOEBIUS 1 \"\" \"moebius %s\" \"User Commands\"\n"
-            ".SH NAME\nmoebius \\- runs Qwen3 mixture\\-of\\-experts models\n"
-            ".SH SYNOPSIS\n\\fBmoebius\\fR \\fICOMMAND\\fR \\fIDIR\\fR [\\fIOPTIONS\\fR]\n"
-            ".SH DESCRIPTION\n\\fIDIR\\fR is the folder of a model: a Hugging Face checkpoint of "
-            "Qwen3MoeForCausalLM as it was\ndownloaded, with config.json, *.safetensors and tokenizer.json. "
-            "\\fBmoebius\\fR \\fICOMMAND\\fR \\fB\\-\\-help\\fR explains one command.\n"
-            ".SH COMMANDS\n",
-            mb_version());
+    fprintf(
+        file,
+        ".TH MOEBIUS 1 \"\" \"moebius %s\" \"User Commands\"\n"
+        ".SH NAME\nmoebius \\- runs Qwen3 mixture\\-of\\-experts models\n"
+        ".SH SYNOPSIS\n\\fBmoebius\\fR \\fICOMMAND\\fR \\fIDIR\\fR [\\fIOPTIONS\\fR]\n"
+        ".SH DESCRIPTION\n\\fIDIR\\fR is the folder of a model: a Hugging Face checkpoint of "
+        "Qwen3MoeForCausalLM as it was\ndownloaded, with config.json, *.safetensors and tokenizer.json; or the "
+        "name of a model that\nhf download has fetched, like Qwen/Qwen3\\-30B\\-A3B.\n"
+        "\\fBmoebius\\fR \\fICOMMAND\\fR \\fB\\-\\-help\\fR explains one command.\n"
+        ".SH COMMANDS\n",
+        mb_version());
     for (size_t i = 0; i < n_commands; i++)
         print_roff_command(file, commands[i], commands, n_commands);
     fputs(".SH OPTIONS OF SEVERAL COMMANDS\n", file);
@@ -212,6 +214,8 @@ void cli_print_man_page(FILE *file, const cli_command *const *commands, size_t n
         ".TP\nNO_COLOR\nWhen it is not empty, nothing is printed in faint letters.\n"
         ".TP\nTERM\nOn a terminal called dumb, no escape sequences are used: chat does not edit lines, and loading "
         "shows no progress bar.\n"
+        ".TP\nHF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME\nWhere models are looked up by name, as hf download puts them: "
+        "HF_HUB_CACHE, else the folder hub in HF_HOME, else huggingface/hub in XDG_CACHE_HOME or ~/.cache.\n"
         ".TP\nMOEBIUS_LOG\nWhat is logged on stderr: error, warn (the default), info or debug.\n"
         ".TP\nMOEBIUS_TRACE\nA folder. Every operator's output of every step is written to it, as .npy files.\n"
         ".SH EXAMPLES\n",

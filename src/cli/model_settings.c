@@ -83,7 +83,12 @@ int cli_open_part(const char *directory, const cli_model_settings *settings, mb_
         options.progress = draw_progress;
         options.progress_user = &bar;
     }
-    mb_status status = mb_model_open(directory, &options, model);
+    char *found;
+    *model = NULL;
+    mb_status status = mb_find_model(directory, &found);
+    if (status == MB_OK)
+        status = mb_model_open(found, &options, model);
+    mb_free_text(found);
     if (bar.drawn > 0)
         fprintf(stderr, "\r\033[K");
     return status == MB_OK ? CLI_OK : cli_report_failure();

@@ -12,7 +12,8 @@ typedef struct cli_model_settings {
 
 extern const cli_option cli_model_options[];
 
-/* On failure *model is NULL, the reason was printed, and CLI_FAILED is returned. The second opens as
+/* directory: a folder, or the name of a model in the Hugging Face cache.
+ * On failure *model is NULL, the reason was printed, and CLI_FAILED is returned. The second opens as
  * much of the model as `load` says. */
 int cli_open_model(const char *directory, const cli_model_settings *settings, mb_model **model);
 int cli_open_part(const char *directory, const cli_model_settings *settings, mb_load load, mb_model **model);

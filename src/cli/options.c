@@ -360,7 +360,9 @@ int cli_parse(const cli_command *command, int argc, char **argv, void *settings,
         }
     }
     if (status < 0 && directory != NULL && (operand == NULL || *operand == '\0'))
-        status = cli_usage_error(command, "DIR is missing: the folder of a checkpoint, e.g. models/demo");
+        status = cli_usage_error(command,
+                                 "DIR is missing: the folder of a checkpoint, e.g. models/demo, or the name "
+                                 "of a downloaded model, e.g. Qwen/Qwen3-30B-A3B");
     if (status >= 0)
         cli_settings_free(command, settings);
     else if (directory != NULL)

@@ -293,7 +293,8 @@ const cli_command cli_run_command = {
                 "moebius run DIR --ids 5,17,42 --print-ids [OPTIONS]",
     .description =
         "Opens the checkpoint in DIR, answers the prompt, and prints the answer as it comes. DIR is a "
-        "Hugging Face checkpoint of Qwen3MoeForCausalLM as it was downloaded.\n"
+        "Hugging Face checkpoint of Qwen3MoeForCausalLM as it was downloaded, or the name of a model that hf download "
+        "has fetched into the Hugging Face cache, like Qwen/Qwen3-30B-A3B.\n"
         "\n"
         "A last line on stderr gives the tokens of the prompt, the generated tokens, the output tokens per "
         "second (tokens after the first one, per second since the first one), and the time from the start "

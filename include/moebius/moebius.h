@@ -230,10 +230,15 @@ MB_API void mb_session_close(mb_session *session); /* drops what is queued or ru
  * then its present call is the last. */
 typedef void (*mb_logprobs_fn)(void *user, int64_t position, const float *logprobs, int32_t vocab);
 
+typedef struct mb_waiter mb_waiter; /* below */
+
 typedef struct mb_request {
     const int32_t *ids; /* prompt, n_ids >= 1, each in [0, vocab) */
     size_t n_ids;
-    int64_t max_new_tokens;  /* >= 0; prompt + new must fit the model's positions and the KV cache */
+    int64_t max_new_tokens; /* >= 0; prompt + new must fit the model's positions and the KV cache */
+    /* [0, max_new_tokens]: before so many tokens, those that end the answer (stop_ids, and the model's
+     * end-of-text unless ignore_eos) are not drawn. Each counts as one more logit_bias, minus infinity. */
+    int64_t min_new_tokens;
     int ignore_eos;          /* go on after the model's end-of-text tokens */
     const int32_t *stop_ids; /* further ids that end the answer (they are not delivered) */
     int32_t n_stop_ids;
@@ -248,6 +253,8 @@ typedef struct mb_request {
      * results have the same bits. 0 */
     int32_t priority;
     uint64_t cache_salt; /* the prefix cache is shared by requests of the same salt alone; 0 */
+    mb_waiter *waiter;   /* of the same session: hears of the sequence's news; NULL: nobody waits */
+    void *waiter_user;   /* comes back with the news */
 } mb_request;
 
 /* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. A
@@ -299,6 +306,44 @@ MB_API mb_status mb_cancel(mb_session *session, uint64_t id);
 
 /* Forgets the sequence (cancels it first if it runs, as mb_cancel). Thread-safe. */
 MB_API mb_status mb_release(mb_session *session, uint64_t id);
+
+/* ---- Waiting ------------------------------------------------------------------------------------------ */
+
+/* A waiter lets threads sleep until some of its sequences have news: tokens to read, or an end. Every
+ * request names at most one waiter. One waiter with all sequences suits an event loop; one waiter for each
+ * thread that serves a request suits a thread pool, and news wakes that thread alone. All calls are
+ * thread-safe. Close a waiter before its session, when no thread waits on it; sequences that still name it
+ * go on without. */
+MB_API mb_status mb_waiter_open(mb_session *session, mb_waiter **waiter);
+MB_API void mb_waiter_close(mb_waiter *waiter); /* NULL allowed */
+
+typedef struct mb_news {
+    uint64_t id;
+    void *user; /* the request's waiter_user */
+} mb_news;
+
+/* Blocks until a sequence of the waiter has news, then hands out up to `capacity` >= 1 such sequences, each
+ * once, in the order of their news. *n_news is 0 when timeout_ms passed first (negative: never; 0: only
+ * looks) or mb_waiter_wake was called. A sequence whose news was handed out comes again when there is more;
+ * so read it with mb_read until that gives fewer tokens than asked for. Several threads may wait on one
+ * waiter; each piece of news goes to one of them. mb_release forgets news that was not handed out. */
+MB_API mb_status mb_wait(mb_waiter *waiter, int64_t timeout_ms, mb_news *news, size_t capacity,
+                         size_t *n_news);
+
+/* Makes one mb_wait return, at once if a thread waits, else the next. */
+MB_API mb_status mb_waiter_wake(mb_waiter *waiter);
+
+/* For the thread that steps: blocks until there is work for mb_step, timeout_ms passed (negative: never; 0:
+ * only looks) or mb_session_wake was called. *n_unfinished is as mb_step's. A loop that never polls:
+ *
+ *     while (mb_session_wait(session, -1, &n_unfinished) == MB_OK && !atomic_load(&is_stopping))
+ *         if (n_unfinished > 0)
+ *             mb_step(session, NULL);
+ */
+MB_API mb_status mb_session_wait(mb_session *session, int64_t timeout_ms, int *n_unfinished);
+
+/* Makes one mb_session_wait return, at once if the thread waits, else its next. Thread-safe. */
+MB_API mb_status mb_session_wake(mb_session *session);
 
 typedef struct mb_session_stats {
     int32_t n_waiting, n_running;

@@ -2,6 +2,7 @@
 
 #include <float.h>
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -58,6 +59,15 @@ static mb_status check_sampling(const mb_sampling *s, int32_t vocab) {
     return MB_OK;
 }
 
+static int32_t n_model_stops(const mb_model *model, const mb_request *request) {
+    return request->ignore_eos ? 0 : model->generation.n_eos_ids;
+}
+
+/* Stop ids that a bias keeps away until min_new_tokens. */
+static int64_t n_bans(const mb_model *model, const mb_request *request) {
+    return request->min_new_tokens > 0 ? (int64_t)request->n_stop_ids + n_model_stops(model, request) : 0;
+}
+
 static mb_status check_request(const mb_model *model, const mb_request *request) {
     int32_t vocab = model->config.vocab;
     int64_t max_positions = model->config.max_positions;
@@ -72,6 +82,11 @@ static mb_status check_request(const mb_model *model, const mb_request *request)
                        "a prompt of %zu tokens and max_new_tokens %" PRId64 " do not fit the model's %" PRId64
                        " positions; shorten the prompt or ask for fewer",
                        request->n_ids, request->max_new_tokens, max_positions);
+    if (request->min_new_tokens < 0 || request->min_new_tokens > request->max_new_tokens)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "request.min_new_tokens is %" PRId64 "; it must be in [0, %" PRId64
+                       "], which is max_new_tokens",
+                       request->min_new_tokens, request->max_new_tokens);
     if (request->n_stop_ids < 0 || (request->n_stop_ids > 0 && !request->stop_ids))
         return mb_fail(MB_ERR_ARGUMENT, "request.n_stop_ids is %d (stop_ids %s NULL)",
                        (int)request->n_stop_ids, request->stop_ids ? "is not" : "is");
@@ -79,7 +94,14 @@ static mb_status check_request(const mb_model *model, const mb_request *request)
         return mb_fail(MB_ERR_ARGUMENT, "request.prompt_logprobs is set but request.on_logprobs is NULL");
     MB_TRY(check_ids("ids", request->ids, request->n_ids, vocab));
     MB_TRY(check_ids("stop_ids", request->stop_ids, (size_t)request->n_stop_ids, vocab));
-    return check_sampling(&request->sampling, vocab);
+    MB_TRY(check_sampling(&request->sampling, vocab));
+    if (request->sampling.n_logit_bias + n_bans(model, request) > MB_MAX_LOGIT_BIAS)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "request.min_new_tokens keeps %" PRId64
+                       " stop ids away, which with %d logit_bias is more than %d; "
+                       "give fewer of them",
+                       n_bans(model, request), (int)request->sampling.n_logit_bias, (int)MB_MAX_LOGIT_BIAS);
+    return MB_OK;
 }
 
 /* ---- Life --------------------------------------------------------------------------------------------- */
@@ -88,17 +110,13 @@ typedef struct pieces {
     mb_sequence *sequence;
     int32_t *ids, *stop_ids;
     float *logprobs;
-    mb_logit_bias *logit_bias;
+    mb_logit_bias *bias;
     mb_seen_tokens seen;
 } pieces;
 
 static int uses_penalties(const mb_sampling *sampling) {
     return sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 ||
            sampling->frequency_penalty != 0;
-}
-
-static int32_t n_model_stops(const mb_model *model, const mb_request *request) {
-    return request->ignore_eos ? 0 : model->generation.n_eos_ids;
 }
 
 static pieces cut(mb_arena *arena, const mb_model *model, const mb_request *request) {
@@ -109,7 +127,8 @@ static pieces cut(mb_arena *arena, const mb_model *model, const mb_request *requ
     p.logprobs = mb_arena_push(arena, n_new, sizeof *p.logprobs);
     p.stop_ids = mb_arena_push(arena, (size_t)request->n_stop_ids + (size_t)n_model_stops(model, request),
                                sizeof *p.stop_ids);
-    p.logit_bias = mb_arena_push(arena, (size_t)request->sampling.n_logit_bias, sizeof *p.logit_bias);
+    p.bias = mb_arena_push(arena, (size_t)request->sampling.n_logit_bias + (size_t)n_bans(model, request),
+                           sizeof *p.bias);
     if (uses_penalties(&request->sampling)) {
         size_t vocab = (size_t)model->config.vocab;
         mb_seen_init(&p.seen, arena, n_tokens < vocab ? n_tokens : vocab);
@@ -139,7 +158,10 @@ mb_status mb_sequence_create(const mb_model *model, const mb_request *request, m
                        .sampling = request->sampling,
                        .has_penalties = uses_penalties(&request->sampling),
                        .seen = p.seen,
+                       .bias = p.bias,
+                       .min_new_tokens = request->min_new_tokens,
                        .stop_ids = p.stop_ids,
+                       .waiter_user = request->waiter_user,
                        .on_logprobs = request->on_logprobs,
                        .on_logprobs_user = request->on_logprobs_user};
     s->job = (mb_job){.n_tokens = s->n_prompt,
@@ -151,9 +173,10 @@ mb_status mb_sequence_create(const mb_model *model, const mb_request *request, m
         s->stop_ids[s->n_stop_ids++] = model->generation.eos_ids[i];
     for (int32_t i = 0; i < request->n_stop_ids; i++)
         s->stop_ids[s->n_stop_ids++] = request->stop_ids[i];
-    for (int32_t i = 0; i < s->sampling.n_logit_bias; i++)
-        p.logit_bias[i] = request->sampling.logit_bias[i];
-    s->sampling.logit_bias = p.logit_bias;
+    for (int32_t i = 0; i < request->sampling.n_logit_bias; i++)
+        s->bias[s->n_bias++] = request->sampling.logit_bias[i];
+    for (int64_t i = 0; i < n_bans(model, request); i++)
+        s->bias[s->n_bias++] = (mb_logit_bias){.id = s->stop_ids[i], .bias = -INFINITY};
     if (s->has_penalties)
         for (int64_t i = 0; i < s->n_prompt; i++)
             mb_seen_add(&s->seen, s->ids[i], 0);
@@ -167,6 +190,11 @@ void mb_sequence_destroy(mb_sequence *sequence) {
 
 mb_sequence *mb_sequence_of(mb_job *job) {
     return (mb_sequence *)job;
+}
+
+int32_t mb_sequence_n_bias(const mb_sequence *sequence, int64_t position) {
+    int has_bans = position - sequence->n_prompt < sequence->min_new_tokens;
+    return has_bans ? sequence->n_bias : sequence->sampling.n_logit_bias;
 }
 
 void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob) {

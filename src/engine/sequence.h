@@ -16,13 +16,23 @@ typedef struct mb_sequence {
     mb_state state;
     int released; /* forgotten by its owner while in flight: freed when its last step is collected */
 
+    mb_waiter *waiter; /* told of news; NULL: none */
+    void *waiter_user;
+    int has_news; /* in the waiter's list */
+    struct mb_sequence *previous_news, *next_news;
+
     int64_t n_prompt, n_read; /* n_read: answer tokens already handed out */
     int32_t *ids;             /* [job.max_tokens]: prompt, answer */
     float *logprobs;          /* [job.max_tokens - n_prompt] of the answer */
-    mb_sampling sampling;     /* logit_bias is our copy */
+    mb_sampling sampling;     /* without logit_bias: see bias */
     int has_penalties;
     mb_seen_tokens seen; /* only with penalties */
-    int32_t *stop_ids;   /* those of the model included */
+    /* [n_bias]: the request's, then minus infinity for each stop id; those only while the answer is shorter
+     * than min_new_tokens. */
+    mb_logit_bias *bias;
+    int32_t n_bias;
+    int64_t min_new_tokens;
+    int32_t *stop_ids; /* those of the model included */
     int32_t n_stop_ids;
     mb_logprobs_fn on_logprobs;
     void *on_logprobs_user;
@@ -34,6 +44,9 @@ void mb_sequence_destroy(mb_sequence *sequence);
 
 /* The job is the sequence's first member. */
 mb_sequence *mb_sequence_of(mb_job *job);
+
+/* How many of the biases hold for the draw of the token at this position. */
+int32_t mb_sequence_n_bias(const mb_sequence *sequence, int64_t position);
 
 /* Takes in a drawn token: ends the answer at a stop token or at its length, else appends. */
 void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob);

@@ -1,25 +1,11 @@
-/*
- * session.c - the session calls of moebius.h.
- *
- * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans a
- * step and fills the step's slot, and again while it commits the results; in between the device works, and
- * everybody may submit, read, cancel and release. A sequence that is part of a step in flight leaves the
- * scheduler at once when it is cancelled, but its KV blocks and its memory stay until its last step was
- * collected.
- *
- * mb_cancel and mb_release promise that on_logprobs is not called any more when they return. So `report`
- * looks under the lock whether the sequence still runs and notes whose callback it calls; mb_cancel and
- * mb_release wait until that callback has returned.
- */
+/* session.c - opening a session; submitting, reading, cancelling and releasing sequences. */
+#include "engine/session.h"
+
 #include <float.h>
 #include <inttypes.h>
-#include <pthread.h>
 
 #include "base/alloc.h"
-#include "base/log.h"
-#include "engine/kv.h"
-#include "engine/sequence.h"
-#include "engine/step.h"
+#include "engine/waiter.h"
 
 enum {
     MAX_SEQUENCES = 4096,
@@ -27,24 +13,6 @@ enum {
     MAX_QUEUED = 1 << 20,
     DEFAULT_CPU_KV_TOKENS = 16384,
     PROMPT_LOGITS = 64, /* rows of logits for log-probabilities of prompts in one step: bounds their memory */
-};
-
-struct mb_session {
-    const mb_model *model;
-    mb_runner runner; /* belongs to the stepping thread */
-    void *memory;     /* behind kv and buckets */
-
-    pthread_mutex_t lock; /* guards all below */
-    int stepping;
-    pthread_t stepper;       /* the thread that steps, while stepping */
-    uint64_t reporting;      /* the sequence whose on_logprobs is being called; 0: none */
-    pthread_cond_t reported; /* reporting has become 0 */
-    mb_kv kv;
-    mb_scheduler scheduler;
-    mb_sequence **buckets; /* by id */
-    uint64_t bucket_mask;
-    uint64_t last_id;
-    uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
 };
 
 /* ---- Opening --------------------------------------------------------------------------------------- */
@@ -99,8 +67,6 @@ static void cut(mb_session *session, mb_arena *arena, int32_t max_sequences, int
         session->buckets[i] = NULL;
 }
 
-static void report(void *user, mb_sequence *sequence, int64_t position, const float *row, int32_t vocab);
-
 static mb_status open_parts(mb_session *session, const mb_session_options *options) {
     const mb_model *model = session->model;
     /* With at most one sequence per token of the budget every step can decode all of them. */
@@ -116,7 +82,7 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         .max_blocks = (int32_t)mb_kv_blocks_for(model->config.max_positions),
         .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),
     };
-    MB_TRY(mb_runner_open(&session->runner, model, &runner_limits, report, session));
+    MB_TRY(mb_runner_open(&session->runner, model, &runner_limits, mb_session_report, session));
 
     mb_arena arena;
     mb_arena_measure(&arena);
@@ -135,6 +101,19 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
                                           .max_prompt_logits = runner_limits.max_logits - max_sequences};
     mb_scheduler_init(&session->scheduler, &schedule_limits, &session->kv);
     return MB_OK;
+}
+
+/* The lock and the conditions; 0 when the system has none left. */
+static int open_lock(mb_session *session) {
+    if (pthread_mutex_init(&session->lock, NULL) != 0)
+        return 0;
+    if (pthread_cond_init(&session->reported, NULL) == 0) {
+        if (mb_condition_init(&session->has_work))
+            return 1;
+        pthread_cond_destroy(&session->reported);
+    }
+    pthread_mutex_destroy(&session->lock);
+    return 0;
 }
 
 mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session) {
@@ -156,10 +135,7 @@ mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb
     if (!opened)
         return mb_fail(MB_ERR_MEMORY, "no memory for a session");
     opened->model = model;
-    int has_lock = pthread_mutex_init(&opened->lock, NULL) == 0;
-    if (!has_lock || pthread_cond_init(&opened->reported, NULL) != 0) {
-        if (has_lock)
-            pthread_mutex_destroy(&opened->lock);
+    if (!open_lock(opened)) {
         mb_free(opened);
         return mb_fail(MB_ERR_MEMORY, "the system gave no lock for a session");
     }
@@ -183,9 +159,14 @@ void mb_session_close(mb_session *session) {
         }
     mb_runner_close(&session->runner);
     mb_free(session->memory);
+    pthread_cond_destroy(&session->has_work);
     pthread_cond_destroy(&session->reported);
     pthread_mutex_destroy(&session->lock);
     mb_free(session);
+}
+
+int mb_session_n_unfinished(const mb_session *session) {
+    return (int)session->scheduler.waiting.n + (int)session->scheduler.running.n;
 }
 
 /* ---- Sequences by id ------------------------------------------------------------------------------- */
@@ -219,6 +200,9 @@ mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id
     MB_TRY(mb_need(request, "mb_submit: request"));
     MB_TRY(mb_need(id, "mb_submit: id"));
     *id = 0;
+    if (request->waiter && request->waiter->session != session)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "request.waiter belongs to another session; open one on this session");
     MB_TRY(mb_sequence_create(session->model, request, &sequence));
     pthread_mutex_lock(&session->lock);
     mb_status status = mb_scheduler_submit(&session->scheduler, &sequence->job);
@@ -226,6 +210,8 @@ mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id
         sequence->id = ++session->last_id;
         *find(session, sequence->id) = sequence;
         *id = sequence->id;
+        mb_waiter_attach(request->waiter, sequence);
+        pthread_cond_signal(&session->has_work);
     }
     pthread_mutex_unlock(&session->lock);
     if (status != MB_OK)
@@ -268,8 +254,10 @@ mb_status mb_get_usage(mb_session *session, uint64_t id, mb_usage *usage) {
 }
 
 static void cancel(mb_session *session, mb_sequence *sequence) {
-    if (sequence->state == MB_WAITING || sequence->state == MB_RUNNING)
+    if (sequence->state == MB_WAITING || sequence->state == MB_RUNNING) {
         sequence->state = MB_CANCELLED;
+        mb_waiter_tell(sequence);
+    }
     mb_scheduler_remove(&session->scheduler, &sequence->job);
 }
 
@@ -302,6 +290,7 @@ mb_status mb_release(mb_session *session, uint64_t id) {
     if (sequence) {
         cancel(session, sequence);
         *place = sequence->next_in_bucket;
+        mb_waiter_detach(sequence);
         sequence->released = 1;
         destroy = sequence->job.n_in_flight == 0;
         wait_for_report(session, id);
@@ -324,106 +313,4 @@ void mb_session_get_stats(mb_session *session, mb_session_stats *stats) {
                                 .n_prompt_tokens = session->n_prompt_tokens,
                                 .n_generated_tokens = session->n_generated_tokens};
     pthread_mutex_unlock(&session->lock);
-}
-
-/* ---- Stepping -------------------------------------------------------------------------------------- */
-
-/* Called for the stepping thread by mb_runner_collect, without the lock. */
-static void report(void *user, mb_sequence *sequence, int64_t position, const float *row, int32_t vocab) {
-    mb_session *session = user;
-    pthread_mutex_lock(&session->lock);
-    int is_wanted = sequence->state == MB_RUNNING;
-    if (is_wanted)
-        session->reporting = sequence->id;
-    pthread_mutex_unlock(&session->lock);
-    if (!is_wanted)
-        return;
-    sequence->on_logprobs(sequence->on_logprobs_user, position, row, vocab);
-    pthread_mutex_lock(&session->lock);
-    session->reporting = 0;
-    pthread_cond_broadcast(&session->reported);
-    pthread_mutex_unlock(&session->lock);
-}
-
-static void plan(mb_session *session, mb_step_slot *slot) {
-    slot->n_planned = mb_scheduler_plan(&session->scheduler, slot->plan);
-    for (int32_t i = 0; i < slot->n_planned; i++)
-        mb_sequence_of(slot->plan[i].job)->state = MB_RUNNING;
-    mb_runner_fill(&session->runner, slot, &session->kv);
-}
-
-static void advance(mb_session *session, mb_sequence *sequence, const mb_planned *item,
-                    const mb_outcome *outcome) {
-    mb_job *job = &sequence->job;
-    if (item->first < sequence->n_prompt)
-        session->n_prompt_tokens += (uint64_t)item->n_tokens; /* a chunk does not reach beyond the prompt */
-    if (item->draws) {
-        int64_t before = job->n_tokens;
-        mb_sequence_take(sequence, outcome->id, outcome->logprob);
-        session->n_generated_tokens += (uint64_t)(job->n_tokens - before);
-    } else if (item->first + item->n_tokens == job->max_tokens) {
-        sequence->state = MB_FINISHED_LENGTH; /* max_new_tokens 0: the prompt was all */
-    }
-}
-
-/* Applies the outcome of a step to a sequence that nobody has cancelled meanwhile. */
-static void commit_item(mb_session *session, mb_sequence *sequence, const mb_planned *item,
-                        const mb_outcome *outcome, mb_status status) {
-    if (status != MB_OK) {
-        sequence->state = MB_FAILED;
-    } else if (outcome->failed) {
-        sequence->state = MB_FAILED;
-        mb_log(MB_LOG_WARN, "sequence %" PRIu64 " failed: its logits are not numbers; check the weights",
-               sequence->id);
-    } else {
-        advance(session, sequence, item, outcome);
-    }
-}
-
-/* Status: of the step. */
-static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
-    for (int32_t i = 0; i < slot->n_planned; i++) {
-        mb_sequence *sequence = mb_sequence_of(slot->plan[i].job);
-        if (sequence->state == MB_RUNNING)
-            commit_item(session, sequence, &slot->plan[i], &slot->outcomes[i], status);
-        if (sequence->state != MB_RUNNING)
-            mb_scheduler_remove(&session->scheduler, &sequence->job);
-        mb_scheduler_collect(&session->scheduler, &sequence->job);
-        if (sequence->released && sequence->job.n_in_flight == 0)
-            mb_sequence_destroy(sequence);
-    }
-    session->n_steps += slot->n_planned > 0;
-    slot->n_planned = 0;
-}
-
-static mb_status run(mb_runner *runner, mb_step_slot *slot) {
-    if (slot->n_planned == 0)
-        return MB_OK;
-    MB_TRY(mb_runner_launch(runner, slot));
-    return mb_runner_collect(runner, slot);
-}
-
-mb_status mb_step(mb_session *session, int *n_unfinished) {
-    MB_TRY(mb_need(session, "mb_step: session"));
-    mb_step_slot *slot = &session->runner.slots[0];
-    pthread_mutex_lock(&session->lock);
-    if (session->stepping) {
-        pthread_mutex_unlock(&session->lock);
-        return mb_fail(MB_ERR_STATE,
-                       "mb_step: a step is running already, in another thread or around this callback");
-    }
-    session->stepping = 1;
-    session->stepper = pthread_self();
-    plan(session, slot);
-    pthread_mutex_unlock(&session->lock);
-
-    mb_status status = run(&session->runner, slot);
-
-    pthread_mutex_lock(&session->lock);
-    commit(session, slot, status);
-    session->stepping = 0;
-    if (n_unfinished)
-        *n_unfinished = (int)session->scheduler.waiting.n + (int)session->scheduler.running.n;
-    pthread_mutex_unlock(&session->lock);
-    return status;
 }

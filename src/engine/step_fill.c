@@ -35,7 +35,7 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
         n.n_prompt_rows += item->n_logits - item->draws;
         n.n_reported += sequence->on_logprobs ? item->n_logits : 0;
         if (item->draws) {
-            n.n_bias += (size_t)sequence->sampling.n_logit_bias;
+            n.n_bias += (size_t)mb_sequence_n_bias(sequence, kv_len);
             n.n_seen += (size_t)sequence->seen.n;
         }
         int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len);
@@ -62,9 +62,11 @@ static mb_sample_row sample_row(mb_step_slot *slot, const mb_planned *item, curs
     const mb_sampling *s = &sequence->sampling;
     const mb_seen_tokens *seen = &sequence->seen;
     mb_step_inputs *in = &slot->in;
-    for (int32_t i = 0; i < s->n_logit_bias; i++) {
-        in->bias_ids[at->bias + (size_t)i] = s->logit_bias[i].id;
-        in->biases[at->bias + (size_t)i] = s->logit_bias[i].bias;
+    const int64_t position = item->first + item->n_tokens;
+    const int32_t n_bias = mb_sequence_n_bias(sequence, position);
+    for (int32_t i = 0; i < n_bias; i++) {
+        in->bias_ids[at->bias + (size_t)i] = sequence->bias[i].id;
+        in->biases[at->bias + (size_t)i] = sequence->bias[i].bias;
     }
     if (seen->n > 0) {
         memcpy(in->seen_ids + at->seen, seen->ids, (size_t)seen->n * sizeof *seen->ids);
@@ -77,15 +79,15 @@ static mb_sample_row sample_row(mb_step_slot *slot, const mb_planned *item, curs
                          .presence_penalty = s->presence_penalty,
                          .frequency_penalty = s->frequency_penalty,
                          .top_k = s->top_k,
-                         .n_bias = s->n_logit_bias,
+                         .n_bias = n_bias,
                          .seed = s->seed,
-                         .position = (uint64_t)(item->first + item->n_tokens),
+                         .position = (uint64_t)position,
                          .bias_ids = mb_step_on_device(slot, in->bias_ids + at->bias),
                          .biases = mb_step_on_device(slot, in->biases + at->bias),
                          .seen_ids = mb_step_on_device(slot, in->seen_ids + at->seen),
                          .seen_counts = mb_step_on_device(slot, in->seen_counts + at->seen),
                          .n_seen = seen->n};
-    at->bias += (size_t)s->n_logit_bias;
+    at->bias += (size_t)n_bias;
     at->seen += (size_t)seen->n;
     return row;
 }

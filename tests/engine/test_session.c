@@ -139,6 +139,79 @@ static void test_eos_of_the_model_stops(void **state) {
     mb_session_close(session);
 }
 
+/* Ids that end an answer are not drawn before min_new_tokens: until then the answer is the one in which they
+ * are biased away, from then on the one in which they are not. */
+static void test_min_new_tokens_keeps_the_end_away(void **state) {
+    (void)state;
+    enum { MIN = 6 };
+    mb_session *session = session_with(model, 0, 0, 0, 512);
+    mb_generation *defaults = &model->generation;
+    const mb_generation saved = *defaults;
+    for (int draws = 0; draws < 2; draws++) {
+        generation probe = random_generation(3, 10, 1), banned = random_generation(3, 10, MIN);
+        probe.request.sampling.seed = banned.request.sampling.seed = 5;
+        probe.request.sampling.temperature = banned.request.sampling.temperature = draws ? 1.2f : 0;
+        generation_run_alone(&probe, session);
+        int32_t first = probe.tokens[0].id, stop = (first + 1) % VOCAB;
+        const mb_logit_bias bias[] = {{stop, 3.0f}, {first, -INFINITY}, {stop, -INFINITY}};
+        banned.request.sampling.logit_bias = bias;
+        banned.request.sampling.n_logit_bias = 3;
+        generation_run_alone(&banned, session);
+
+        defaults->n_eos_ids = 1;
+        defaults->eos_ids[0] = first;
+        for (int n_min = 0; n_min <= MIN; n_min += MIN) {
+            generation g = random_generation(3, 10, 20);
+            g.request.sampling = probe.request.sampling;
+            g.request.ignore_eos = 0;
+            g.request.stop_ids = &stop;
+            g.request.n_stop_ids = 1;
+            g.request.min_new_tokens = n_min;
+            g.request.sampling.logit_bias = bias; /* the request's own bias counts too */
+            g.request.sampling.n_logit_bias = n_min > 0;
+            generation_run_alone(&g, session);
+            if (n_min == 0) {
+                assert_int_equal(g.state, MB_FINISHED_STOP);
+                assert_int_equal(g.n_tokens, 0);
+            } else {
+                assert_in_range(g.n_tokens, MIN, 20);
+                assert_memory_equal(g.tokens, banned.tokens, MIN * sizeof *g.tokens);
+            }
+            generation_free(&g);
+        }
+        *defaults = saved;
+        generation_free(&probe);
+        generation_free(&banned);
+    }
+    mb_session_close(session);
+}
+
+/* The first draw after min_new_tokens is free again. */
+static void test_min_new_tokens_ends_exactly(void **state) {
+    (void)state;
+    mb_session *session = session_with(model, 0, 0, 0, 512);
+    generation free_running = random_generation(2, 10, 8);
+    generation_run_alone(&free_running, session);
+    for (int64_t n_min = 0; n_min < 8; n_min++) {
+        int32_t stop = free_running.tokens[n_min].id;
+        int is_new = 1;
+        for (int64_t i = 0; i < n_min; i++)
+            is_new &= free_running.tokens[i].id != stop;
+        if (!is_new)
+            continue; /* the stop id would have come before */
+        generation g = random_generation(2, 10, 8);
+        g.request.stop_ids = &stop;
+        g.request.n_stop_ids = 1;
+        g.request.min_new_tokens = n_min;
+        generation_run_alone(&g, session);
+        assert_int_equal(g.state, MB_FINISHED_STOP);
+        assert_int_equal(g.n_tokens, n_min);
+        generation_free(&g);
+    }
+    generation_free(&free_running);
+    mb_session_close(session);
+}
+
 static void test_scoring_a_prompt_only(void **state) {
     (void)state;
     mb_session *session = session_with(model, 0, 0, 0, 512);
@@ -187,7 +260,7 @@ static void test_bad_requests_are_named(void **state) {
     mb_session *session = session_with(model, 0, 0, 0, 256);
     generation g = random_generation(5, 4, 4);
     const mb_request good = g.request;
-    static const int32_t bad_ids[] = {1, 2, VOCAB}, negative_ids[] = {1, -1};
+    static const int32_t many[1025] = {0}, bad_ids[] = {1, 2, VOCAB}, negative_ids[] = {1, -1};
     static const mb_logit_bias bad_bias = {VOCAB, 1}, nan_bias = {1, NAN}, infinite_bias = {1, INFINITY};
 #define REFUSED(status, word, ...)                 \
     do {                                           \
@@ -205,6 +278,9 @@ static void test_bad_requests_are_named(void **state) {
     REFUSED(MB_ERR_CAPACITY, "positions", r.max_new_tokens = INT64_MAX);
     REFUSED(MB_ERR_CAPACITY, "positions", r.n_ids = SIZE_MAX);
     REFUSED(MB_ERR_CAPACITY, "kv_tokens", r.max_new_tokens = 253); /* 257 tokens in 256 */
+    REFUSED(MB_ERR_ARGUMENT, "min_new_tokens", r.min_new_tokens = -1);
+    REFUSED(MB_ERR_ARGUMENT, "min_new_tokens", r.min_new_tokens = 5); /* of 4 */
+    REFUSED(MB_ERR_ARGUMENT, "min_new_tokens", r.stop_ids = many; r.n_stop_ids = 1025; r.min_new_tokens = 1);
     REFUSED(MB_ERR_ARGUMENT, "stop_ids", r.n_stop_ids = -1);
     REFUSED(MB_ERR_ARGUMENT, "stop_ids", r.n_stop_ids = 1);
     REFUSED(MB_ERR_ARGUMENT, "stop_ids[2]", r.stop_ids = bad_ids; r.n_stop_ids = 3);
@@ -435,6 +511,8 @@ int main(void) {
         cmocka_unit_test(test_states_follow_the_life),
         cmocka_unit_test(test_stop_tokens_end_the_answer),
         cmocka_unit_test(test_eos_of_the_model_stops),
+        cmocka_unit_test(test_min_new_tokens_keeps_the_end_away),
+        cmocka_unit_test(test_min_new_tokens_ends_exactly),
         cmocka_unit_test(test_scoring_a_prompt_only),
         cmocka_unit_test(test_bad_requests_are_named),
         cmocka_unit_test(test_settings_that_mean_greedy),

@@ -75,7 +75,10 @@ typedef struct budget {
 } budget;
 
 static int64_t tokens_missing(const mb_job *job) {
-    return job->n_tokens - job->n_cached;
+    int64_t n_tokens = job->n_tokens + job->n_drawing;
+    if (job->n_drawing > 0 && (job->awaits_token || n_tokens == job->max_tokens))
+        return 0; /* the last token of an answer need not be computed */
+    return n_tokens - job->n_cached;
 }
 
 /* Plans as much of one admitted job as the budget and the limits allow: at least one token. */
@@ -88,7 +91,7 @@ static mb_planned plan_job(mb_scheduler *scheduler, mb_job *job, budget *left) {
     if (job->all_logits && n > 1 + left->prompt_logits)
         n = 1 + left->prompt_logits;
 
-    int draws = n == tokens_missing(job) && job->n_tokens < job->max_tokens;
+    int draws = n == tokens_missing(job) && job->n_tokens + job->n_drawing < job->max_tokens;
     int32_t n_logits = job->all_logits ? (int32_t)n : draws;
     left->tokens -= (int32_t)n;
     if (n_logits > 1)
@@ -97,6 +100,7 @@ static mb_planned plan_job(mb_scheduler *scheduler, mb_job *job, budget *left) {
     mb_planned planned = {
         .job = job, .first = job->n_cached, .n_tokens = (int32_t)n, .n_logits = n_logits, .draws = draws};
     job->n_cached += n;
+    job->n_drawing += draws;
     job->n_in_flight++;
     return planned;
 }

@@ -23,14 +23,17 @@ typedef struct mb_schedule_limits {
 
 typedef enum mb_job_list { MB_JOB_NONE, MB_JOB_WAITING, MB_JOB_RUNNING } mb_job_list;
 
-/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens and all_logits before
- * submitting, and adds what a step drew to n_tokens. */
+/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens, all_logits and awaits_token
+ * before submitting. When a step that draws for the job is collected, the owner takes the draw off n_drawing,
+ * and adds the token to n_tokens. */
 typedef struct mb_job {
-    int64_t n_tokens;    /* known: the prompt and what was drawn */
-    int64_t n_cached;    /* of these, in the KV cache when all planned steps have run */
-    int64_t max_tokens;  /* the prompt and all that may be drawn */
-    int all_logits;      /* logits of every processed token are wanted, not just of the last */
-    int32_t table;       /* in the KV cache, -1: none */
+    int64_t n_tokens;   /* known: the prompt and what was drawn */
+    int32_t n_drawing;  /* tokens that planned steps draw: known to the device alone, they follow the known */
+    int awaits_token;   /* is planned only when all its tokens are known: the next draw depends on the last */
+    int64_t n_cached;   /* of its tokens, in the KV cache when all planned steps have run */
+    int64_t max_tokens; /* the prompt and all that may be drawn */
+    int all_logits;     /* logits of every processed token are wanted, not just of the last */
+    int32_t table;      /* in the KV cache, -1: none */
     int32_t n_in_flight; /* steps that were planned with it and are not collected */
     mb_job_list list;
     struct mb_job *previous, *next;
@@ -66,9 +69,9 @@ mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job);
 void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job);
 
 /* Plans a step: admits waiting jobs that fit, and writes one item per job to plan [max_sequences]. The
- * jobs' KV blocks are extended, and their n_cached and n_in_flight count the step from now on. Returns the
- * number of items. It is 0 when there are no unfinished jobs, or all of them wait for the token that a step
- * in flight draws. */
+ * jobs' KV blocks are extended, and their n_cached, n_drawing and n_in_flight count the step from now on. A
+ * decode may follow the step that draws its token before that step has run. Returns the number of items. It
+ * is 0 when there are no unfinished jobs, or all of them wait for what steps in flight draw. */
 int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan);
 
 /* To be called once per item of a plan when its step has run or failed, as the device then no longer uses

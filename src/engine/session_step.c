@@ -69,6 +69,7 @@ static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
         }
         if (sequence->state != MB_RUNNING)
             mb_scheduler_remove(&session->scheduler, &sequence->job);
+        sequence->job.n_drawing -= slot->plan[i].draws;
         mb_scheduler_collect(&session->scheduler, &sequence->job);
         if (sequence->released && sequence->job.n_in_flight == 0)
             mb_sequence_destroy(sequence);

@@ -56,6 +56,7 @@ static void commit(fixture *f) {
     for (int32_t i = 0; i < f->n; i++) {
         mb_job *job = f->plan[i].job;
         mb_scheduler_collect(&f->scheduler, job);
+        job->n_drawing -= f->plan[i].draws;
         job->n_tokens += f->plan[i].draws;
         if (job->n_tokens == job->max_tokens && (f->plan[i].draws || job->n_cached == job->n_tokens))
             mb_scheduler_remove(&f->scheduler, job);
@@ -68,8 +69,10 @@ static void step(fixture *f) {
 
 /* A step that ends without a commit: everybody was removed meanwhile. */
 static void drop_step(fixture *f) {
-    for (int32_t i = 0; i < f->n; i++)
+    for (int32_t i = 0; i < f->n; i++) {
+        f->plan[i].job->n_drawing -= f->plan[i].draws;
         mb_scheduler_collect(&f->scheduler, f->plan[i].job);
+    }
 }
 
 static const mb_planned *planned(const fixture *f, const mb_job *job) {
@@ -249,15 +252,48 @@ static void test_a_prompt_goes_on_while_its_chunk_is_in_flight(void **state) {
     assert_int_equal(second[0].n_tokens, 10);
     assert_true(second[0].draws);
     assert_int_equal(job.n_in_flight, 2);
-    assert_int_equal(mb_scheduler_plan(&f.scheduler, f.plan), 0); /* the next token is not known yet */
     mb_scheduler_collect(&f.scheduler, &job);
-    mb_scheduler_collect(&f.scheduler, &job);
-    job.n_tokens++;
-    assert_int_equal(mb_scheduler_plan(&f.scheduler, f.plan), 1);
-    assert_int_equal(f.plan[0].first, 40);
     mb_scheduler_collect(&f.scheduler, &job);
     mb_scheduler_remove(&f.scheduler, &job);
     close_scheduler(&f);
+}
+
+/* A decode follows the step that draws its token, unless the job wants to know the token first. The last
+ * token of an answer is not computed. */
+static void test_a_decode_follows_its_draw(void **state) {
+    (void)state;
+    for (int awaits = 0; awaits < 2; awaits++) {
+        fixture f;
+        open_scheduler(&f, &roomy, 16);
+        mb_planned plans[3][MAX_PLAN];
+        mb_job job = job_of(5, 2), other = job_of(5, 1);
+        job.awaits_token = awaits;
+        mb_scheduler_submit(&f.scheduler, &job);
+        mb_scheduler_submit(&f.scheduler, &other);
+        assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[0]), 2);
+        assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[1]), !awaits);
+        if (awaits) {
+            mb_scheduler_collect(&f.scheduler, &job);
+            job.n_drawing--;
+            job.n_tokens++;
+            assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[1]), 1);
+        }
+        assert_ptr_equal(plans[1][0].job, &job);
+        assert_int_equal(plans[1][0].first, 5);
+        assert_int_equal(plans[1][0].n_tokens, 1);
+        assert_true(plans[1][0].draws);
+        assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[2]), 0); /* two new tokens are all */
+        for (; job.n_in_flight > 0; job.n_drawing--) {
+            mb_scheduler_collect(&f.scheduler, &job);
+            job.n_tokens++;
+        }
+        assert_int_equal(job.n_tokens, 7);
+        assert_int_equal(job.n_drawing, 0);
+        mb_scheduler_collect(&f.scheduler, &other);
+        mb_scheduler_remove(&f.scheduler, &job);
+        mb_scheduler_remove(&f.scheduler, &other);
+        close_scheduler(&f);
+    }
 }
 
 /* Blocks that a step in flight writes must not be given to anybody else. */
@@ -304,6 +340,7 @@ static void run_overlapping_load(uint64_t seed) {
             mb_job *job = plans[turn][i].job;
             assert_true(job->table >= 0);
             mb_scheduler_collect(&f.scheduler, job);
+            job->n_drawing -= plans[turn][i].draws;
             job->n_tokens += plans[turn][i].draws;
             if (job->list != MB_JOB_NONE && job->n_tokens == job->max_tokens) {
                 mb_scheduler_remove(&f.scheduler, job);
@@ -313,6 +350,7 @@ static void run_overlapping_load(uint64_t seed) {
         if (n_submitted < JOBS) {
             jobs[n_submitted] =
                 job_of(1 + (int64_t)(tiny_random(&random) % 150), 1 + (int64_t)(tiny_random(&random) % 20));
+            jobs[n_submitted].awaits_token = n_submitted % 3 == 0;
             n_submitted += mb_scheduler_submit(&f.scheduler, &jobs[n_submitted]) == MB_OK;
         }
         mb_job *job = &jobs[tiny_random(&random) % (uint64_t)n_submitted];
@@ -321,6 +359,11 @@ static void run_overlapping_load(uint64_t seed) {
             n_removed++;
         }
         n[turn] = mb_scheduler_plan(&f.scheduler, plans[turn]);
+        for (int32_t i = 0; i < n[turn]; i++) {
+            const mb_job *in = plans[turn][i].job;
+            assert_in_range(in->n_drawing, 0, in->awaits_token ? 1 : 2);
+            assert_true(in->n_tokens + in->n_drawing <= in->max_tokens && in->n_cached < in->max_tokens);
+        }
         for (int i = 0; i < n_submitted; i++)
             assert_int_equal(jobs[i].table >= 0, jobs[i].list == MB_JOB_RUNNING || jobs[i].n_in_flight > 0);
         assert_null(mb_kv_check(&f.kv, f.scratch));
@@ -385,6 +428,7 @@ static void run_random_load(uint64_t seed) {
             assert_true(end <= job->n_tokens && end == job->n_cached);
             assert_int_equal(job->n_in_flight, 1);
             assert_int_equal(item->draws, end == job->n_tokens && job->n_tokens < job->max_tokens);
+            assert_int_equal(job->n_drawing, item->draws);
             assert_int_equal(item->n_logits, job->all_logits ? item->n_tokens : item->draws);
             assert_true(f.kv.tables[job->table].n_blocks * 64 >= end);
             if (item->first == 0 && i_job > n_admitted_last)
@@ -432,6 +476,7 @@ int main(void) {
         cmocka_unit_test(test_queue_is_first_in_first_out),
         cmocka_unit_test(test_capacity_is_refused_at_submit),
         cmocka_unit_test(test_a_prompt_goes_on_while_its_chunk_is_in_flight),
+        cmocka_unit_test(test_a_decode_follows_its_draw),
         cmocka_unit_test(test_removed_in_flight_keeps_its_blocks),
         cmocka_unit_test(test_overlapping_loads_lose_no_block),
         cmocka_unit_test(test_random_loads_keep_the_promises),

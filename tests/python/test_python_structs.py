@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from moebius import _arrays, _library
+from moebius import _arrays, _engine_library, _library
 
 ROOT = Path(__file__).resolve().parents[2]
 STRUCTS = {
@@ -19,6 +19,16 @@ STRUCTS = {
     "mb_moe_experts_args": _library.ExpertsArgs,
     "mb_moe_reduce_args": _library.ReduceArgs,
     "mb_moe_forward_args": _library.ForwardArgs,
+    "mb_model_options": _engine_library.ModelOptions,
+    "mb_model_info": _engine_library.ModelInfo,
+    "mb_chat_options": _engine_library.ChatOptions,
+    "mb_logit_bias": _engine_library.LogitBias,
+    "mb_sampling": _engine_library.Sampling,
+    "mb_session_options": _engine_library.SessionOptions,
+    "mb_request": _engine_library.Request,
+    "mb_token": _engine_library.Token,
+    "mb_usage": _engine_library.Usage,
+    "mb_session_stats": _engine_library.SessionStats,
 }
 ENUMS = {
     **{f"MB_ACT_{name.upper()}": value for name, value in _library.ACTIVATIONS.items()},
@@ -28,6 +38,14 @@ ENUMS = {
     "MB_BF16": _library.BFLOAT16,
     "MB_F16": _library.FLOAT16,
     "MB_F8_E4M3": _library.FLOAT8,
+    "MB_WAITING": _engine_library.STATES.index("waiting"),
+    "MB_RUNNING": _engine_library.STATES.index("running"),
+    "MB_FINISHED_STOP": _engine_library.STATES.index("stop"),
+    "MB_FINISHED_LENGTH": _engine_library.STATES.index("length"),
+    "MB_CANCELLED": _engine_library.STATES.index("cancelled"),
+    "MB_FAILED": _engine_library.STATES.index("failed"),
+    "MB_OK": _engine_library.OK,
+    "MB_ERR_CAPACITY": _engine_library.ERR_CAPACITY,
 }
 
 
@@ -46,7 +64,7 @@ def test_structs_and_enums_are_those_of_the_header(tmp_path):
         pytest.skip("no C compiler")
     prints = "\n".join(f'printf("%s %zu\\n", "{what}", (size_t)({what}));' for what, _ in layouts())
     source = tmp_path / "layout.c"
-    source.write_text(f'#include <stdio.h>\n#include "moebius/ops.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
+    source.write_text(f'#include <stdio.h>\n#include "moebius/moebius.h"\n#include "moebius/ops.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
     subprocess.run([compiler, "-I", ROOT / "include", "-o", tmp_path / "layout", source], check=True)
     printed = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == [f"{what} {value}" for what, value in layouts()]

@@ -1,0 +1,367 @@
+"""Engine: a model that answers. Many answers run as one batch, from any number of threads."""
+
+import dataclasses
+import json
+import numbers
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from ctypes import byref
+from typing import Any, NamedTuple, overload
+
+from . import _engine_library as c
+from ._library import LIBRARY, Error
+from ._sampling import Sampling, fill_request, integer
+from ._session import Decoder, Session
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."} and so on, as in OpenAI's API
+Prompt = str | Sequence[Message] | Sequence[int]  # a text to be continued, a chat to be answered, or token ids
+
+
+class Piece(NamedTuple):
+    """A part of an answer, as it streams. str(piece) is its text."""
+
+    text: str
+    ids: list[int]
+    logprobs: list[float]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    text: str  # without the stop text; "" where the model has no tokenizer
+    ids: list[int]  # all new tokens, those of a stop text too
+    logprobs: list[float]  # of each token: natural log of its probability at temperature 1
+    finish_reason: str  # "stop": an end-of-text token, a stop token or a stop text came; "length": max_new_tokens
+    stop: str | None  # the stop text that came
+    n_prompt: int  # tokens of the prompt
+    n_cached: int  # of these, found in the prefix cache
+
+
+class _Run:
+    """One sequence, from its submission to its Answer."""
+
+    def __init__(self, session: Session, ids: list[int], sampling: Sampling, index: int) -> None:
+        self._session, self._n_prompt, self._n_cached = session, len(ids), 0
+        self._pieces: list[Piece] = []
+        self._id: int | None = None
+        self._decoder: Decoder | None = None
+        self.finish_reason: str | None = None
+        stops = sampling.stops()
+        with session.using():
+            request = c.Request()
+            LIBRARY.mb_request_init(session.model, byref(request))
+            fill_request(request, ids, sampling, index, session.context)
+            if session.info.has_tokenizer:
+                self._decoder = Decoder(session, stops, sampling.skip_special)
+            elif stops:
+                raise ValueError("stop: the model has no tokenizer.json, so answers have no text; use stop_ids")
+            try:
+                self._id = session.submit(request)
+            except Error:
+                self.close()
+                raise
+
+    def advance(self) -> Piece | None:
+        """What is new, or None. After the last piece finish_reason is set."""
+        with self._session.using():
+            tokens, state = self._session.read(self._id)
+            if state == "failed":
+                raise self._session.step_failure or Error("MB_ERR_NUMERIC", "the answer failed: its logits held NaN")
+            if state not in ("waiting", "running"):
+                self.finish_reason = state
+            if tokens:
+                self._n_cached = self._session.count_cached(self._id)
+            piece = self._take(tokens)
+        if self.finish_reason is None and not piece.ids:
+            return None
+        self._pieces.append(piece)
+        return piece
+
+    def _take(self, tokens: list[tuple[int, float]]) -> Piece:
+        if self._decoder is None:
+            return Piece("", [id for id, _ in tokens], [logprob for _, logprob in tokens])
+        text = ""
+        for n_taken, (id, _) in enumerate(tokens, 1):
+            text += self._decoder.push(id)
+            if self._decoder.stop is not None:
+                tokens = tokens[:n_taken]
+                self.finish_reason = "stop"
+                break
+        if self.finish_reason is not None:
+            text += self._decoder.finish()
+        return Piece(text, [id for id, _ in tokens], [logprob for _, logprob in tokens])
+
+    def answer(self) -> Answer:
+        assert self.finish_reason is not None
+        return Answer(
+            text="".join(piece.text for piece in self._pieces),
+            ids=[id for piece in self._pieces for id in piece.ids],
+            logprobs=[logprob for piece in self._pieces for logprob in piece.logprobs],
+            finish_reason=self.finish_reason,
+            stop=self._decoder.stop if self._decoder is not None else None,
+            n_prompt=self._n_prompt,
+            n_cached=self._n_cached,
+        )
+
+    def close(self) -> None:
+        """Ends the sequence, if it still runs, and frees its memory."""
+        if self._decoder is not None:
+            self._decoder.close()
+        if self._id is not None:
+            try:
+                with self._session.using():
+                    self._session.release(self._id)
+            except Error:
+                pass  # the engine is closed, and the sequence with it
+            self._id = None
+
+
+class Stream:
+    """
+    An answer as it comes: an iterator of Pieces, for one thread. `answer` is the whole of it once the iteration is
+    over. close(), the end of a `with`, or dropping the stream ends the answer early.
+    """
+
+    answer: Answer | None = None
+    _run: _Run | None = None
+
+    def __init__(self, engine: "Engine", ids: list[int], sampling: Sampling) -> None:
+        self._engine = engine  # stays open as long as somebody listens
+        self._session = engine._session
+        self._session.room.acquire()
+        try:
+            self._run = _Run(self._session, ids, sampling, 0)
+        except BaseException:
+            self._session.room.release()
+            raise
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        while self._run is not None:
+            n_steps = self._session.n_steps
+            try:
+                piece = self._run.advance()
+            except BaseException:
+                self.close()
+                raise
+            if self._run.finish_reason is not None:
+                self.answer = self._run.answer()
+                self.close()
+            if piece is not None:
+                return piece
+            self._session.wait_for_step(n_steps)
+        raise StopIteration
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+            self._session.room.release()
+
+    __del__ = close
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Engine:
+    """
+    A Qwen3-MoE model, open for answers:
+
+        with moebius.Engine("Qwen/Qwen3-30B-A3B") as engine:
+            answer = engine.generate([{"role": "user", "content": "What is 7 + 8?"}], temperature=0)
+            print(answer.text)
+
+    All methods may be called from any thread; what runs at the same time runs as one batch. A sequence's tokens do not
+    depend on the others. An Engine must not be used in a child that os.fork made.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        threads: int = 0,
+        chat_template: str | None = None,
+        max_sequences: int | None = None,
+        max_step_tokens: int | None = None,
+        prefill_chunk: int | None = None,
+        max_queued: int | None = None,
+        kv_tokens: int = 0,
+        prefix_caching: bool = True,
+    ) -> None:
+        """
+        directory: a Hugging Face checkpoint, or the name of one in Hugging Face's cache.
+        device: "cpu", "cuda" or "cuda:N"; None: the GPU when there is one, else the CPU.
+        dtype: "fp32", "bf16" or "fp16", the type that activations are computed in; None: fp32 on the CPU, else bf16.
+        threads: CPU threads; 0: one for each core that the process may use.
+        chat_template: the name of a known chat template, in place of the checkpoint's.
+        max_sequences, max_step_tokens, prefill_chunk: most sequences and tokens in a step, most tokens of a prompt in a
+        step (64, 2048, 512).
+        max_queued: most answers that are open at once; generate and stream wait beyond (1024).
+        kv_tokens: tokens that the KV cache holds; 0: on the CPU 16384, on a GPU what its free memory allows.
+        prefix_caching: prompts that begin alike are computed once, as long as the KV cache has the space.
+        """
+        model_options, session_options = c.ModelOptions(), c.SessionOptions()
+        LIBRARY.mb_model_options_init(byref(model_options))
+        LIBRARY.mb_session_options_init(byref(session_options))
+        for name, value in {"device": device, "dtype": dtype, "chat_template": chat_template}.items():
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} is {value!r}; it must be a text")
+            setattr(model_options, name, value.encode() if value is not None else None)
+        model_options.n_threads = integer("threads", threads, 0, 1024)
+        sizes = {"max_sequences": max_sequences, "max_step_tokens": max_step_tokens, "prefill_chunk": prefill_chunk}
+        for name, size in (sizes | {"max_queued": max_queued}).items():
+            if size is not None:
+                setattr(session_options, name, integer(name, size, 1, 2**31 - 1))
+        session_options.kv_tokens = integer("kv_tokens", kv_tokens, 0, 2**62)
+        session_options.prefix_caching = bool(prefix_caching)
+        self._session = Session(str(directory), model_options, session_options)
+        # Runs at the end of the program too, before daemon threads are stopped wherever they are.
+        self._finalizer = weakref.finalize(self, self._session.close)
+
+    def close(self) -> None:
+        """Ends everything that runs, and frees the model. generate and stream in other threads raise an Error."""
+        self._finalizer()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def context(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        return self._session.context
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known of the model: its sizes, dtypes and device, as mb_model_info in moebius.h."""
+        info = c.ModelInfo()
+        with self._session.using():
+            LIBRARY.mb_model_get_info(self._session.model, byref(info))
+            values = {name: getattr(info, name) for name, _ in info._fields_ if name != "n_eos_ids"}
+            values["eos_ids"] = info.eos_ids[: info.n_eos_ids]
+        return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text. special: special tokens in it ("<|im_end|>") count as such."""
+        with self._session.using():
+            return self._session.tokenize(text, special)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of token ids. Bytes that are no UTF-8 become U+FFFD."""
+        with self._session.using():
+            decoder = Decoder(self._session, (), skip_special)
+            try:
+                pieces = [decoder.push(integer("ids", id, 0, 2**31 - 1)) for id in ids]
+                return "".join([*pieces, decoder.finish()])
+            finally:
+                decoder.close()
+
+    def render(self, messages: Sequence[Message], *, thinking: bool = True, tools: Sequence[Any] | None = None) -> str:
+        """The prompt that the model's chat template makes of messages, ready for an answer."""
+        with self._session.using():
+            tools_json = json.dumps(tools, allow_nan=False) if tools else None
+            return self._session.render(json.dumps(list(messages), allow_nan=False), thinking, tools_json)
+
+    @overload
+    def generate(self, prompts: Prompt, sampling: Sampling | None = None, **options: Any) -> Answer: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], sampling: Sampling | None = None, **options: Any) -> list[Answer]: ...
+    def generate(self, prompts, sampling=None, *, thinking=True, tools=None, **options):
+        """
+        Answers one prompt (an Answer) or several (a list of Answers in their order, computed as one batch).
+
+        A prompt is a text to be continued, a chat (a list of messages, which the model's chat template renders) or a
+        list of token ids. `options` are fields of Sampling and replace those of `sampling`. thinking, tools: as in
+        render.
+        """
+        sampling = _sampling_of(sampling, options)
+        if _is_prompt(prompts):
+            return self._generate([self._encode(prompts, thinking, tools)], sampling)[0]
+        return self._generate([self._encode(prompt, thinking, tools) for prompt in prompts], sampling)
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling: Sampling | None = None,
+        *,
+        thinking: bool = True,
+        tools: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> Stream:
+        """
+        Answers one prompt, piece by piece:
+
+            for piece in engine.stream("Once upon a time"):
+                print(piece, end="", flush=True)
+        """
+        return Stream(self, self._encode(prompt, thinking, tools), _sampling_of(sampling, options))
+
+    def _encode(self, prompt: Prompt, thinking: bool, tools: Sequence[Any] | None) -> list[int]:
+        if not _is_prompt(prompt):
+            raise TypeError(f"a prompt is {prompt!r:.80}; it must be a text, a list of messages, or a list of token ids")
+        if not isinstance(prompt, str) and isinstance(prompt[0], numbers.Integral):
+            return [integer("a token id", id, 0, self._session.info.vocab - 1) for id in prompt]
+        if not isinstance(prompt, str):
+            prompt = self.render(prompt, thinking=thinking, tools=tools)
+        ids = self.tokenize(prompt)
+        if not ids:
+            raise ValueError("a prompt is empty; it must have at least one token")
+        return ids
+
+    def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
+        session, room = self._session, self._session.room
+        answers: list[Answer | None] = [None] * len(prompts)
+        runs: dict[int, _Run] = {}
+        n_begun = 0
+        try:
+            while n_begun < len(prompts) or runs:
+                n_steps = session.n_steps
+                # Who holds no room waits for it; who holds some goes on with what runs, so nobody waits for ever.
+                while n_begun < len(prompts) and room.acquire(blocking=not runs):
+                    try:
+                        runs[n_begun] = _Run(session, prompts[n_begun], sampling, n_begun)
+                    except BaseException:
+                        room.release()
+                        raise
+                    n_begun += 1
+                n_running = len(runs)
+                for index, run in list(runs.items()):
+                    run.advance()
+                    if run.finish_reason is not None:
+                        answers[index] = run.answer()
+                        del runs[index]
+                        run.close()
+                        room.release()
+                if len(runs) == n_running:
+                    session.wait_for_step(n_steps)
+        finally:
+            for run in runs.values():
+                run.close()
+                room.release()
+        return answers
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, (str, bytes)):
+        return isinstance(prompt, str)
+    return hasattr(prompt, "__getitem__") and len(prompt) > 0 and isinstance(prompt[0], (Mapping, numbers.Integral))
+
+
+def _sampling_of(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
+    known = {field.name for field in dataclasses.fields(Sampling)}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"there is no option {name!r}; Sampling has {', '.join(sorted(known))}")
+    return dataclasses.replace(sampling or Sampling(), **options)

@@ -28,7 +28,7 @@ RULES = {
     "src/engine/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", "engine/", PUBLIC],
     "src/bench/": ["base/", "device/", "ops/common/dtype.h", "bench/", PUBLIC],
     "src/server/": ["base/", "server/", PUBLIC],
-    "src/cli/": ["base/", "bench/bench.h", "cli/", PUBLIC],
+    "src/cli/": ["base/", "bench/bench.h", "server/server.h", "cli/", PUBLIC],
     "include/": [PUBLIC],
     "examples/": [PUBLIC],
 }

@@ -1,5 +1,6 @@
 #include "cli/options.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -341,8 +342,38 @@ static int set_defaults(const cli_command *command, void *settings) {
     return -1;
 }
 
+/* The variable that stands for an option: MOEBIUS_MAX_QUEUE for max-queue. */
+static const char *variable_of(const cli_option *option, char *name, size_t capacity) {
+    size_t n = (size_t)snprintf(name, capacity, "MOEBIUS_%s", option->name);
+    for (size_t i = 0; i < n && i < capacity; i++)
+        name[i] = name[i] == '-' ? '_' : (char)toupper((unsigned char)name[i]);
+    return getenv(name);
+}
+
+/* 1 for a flag's variable that switches the flag on. */
+static int is_on(const char *value) {
+    return strcmp(value, "") != 0 && strcmp(value, "0") != 0 && strcmp(value, "false") != 0;
+}
+
+static int set_from_environment(const cli_command *command, void *settings) {
+    const cli_option *option;
+    size_t i_group = 0, i_option = 0;
+    char name[64];
+    while ((option = next_option(command, &i_group, &i_option)) != NULL) {
+        const char *value = variable_of(option, name, sizeof name);
+        if (value == NULL || (option->kind == CLI_FLAG && !is_on(value)))
+            continue;
+        verdict found = set_value(option, value, 1, value_of(command, i_group, option, settings));
+        if (found != GOOD)
+            return report_value(command, name, option, value, found);
+    }
+    return -1;
+}
+
 int cli_parse(const cli_command *command, int argc, char **argv, void *settings, const char **directory) {
     int status = set_defaults(command, settings), options_ended = 0;
+    if (status < 0 && command->reads_environment)
+        status = set_from_environment(command, settings);
     const char *operand = NULL;
     for (int i = 1; i < argc && status < 0; i++) {
         const char *argument = argv[i];

@@ -87,6 +87,7 @@ typedef struct cli_command {
     const char *operand_hint; /* ends the sentence about an operand too many; NULL: nothing to add */
     const cli_group *groups;
     size_t n_groups;
+    int reads_environment; /* MOEBIUS_MAX_QUEUE stands for --max-queue, for containers; the command line wins */
     int (*main)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status */
 } cli_command;
 

@@ -1,0 +1,70 @@
+/*
+ * exchange.h - one request over HTTP, from its headers to the last byte of the reply, and the routes that answer.
+ */
+#ifndef MB_SERVER_EXCHANGE_H
+#define MB_SERVER_EXCHANGE_H
+
+#include <stdatomic.h>
+
+#include "server/engine.h"
+#include "server/server.h"
+#include "server/watch.h"
+#include "server/workers.h"
+
+struct mb_server {
+    server_settings settings;
+    server_engine engine;
+    server_reading reading;
+    server_watch *watch;
+    server_workers *workers;
+    struct MHD_Daemon *daemon;
+    int port, has_engine;
+    char **names, **keys; /* copies; the last is NULL */
+    double opened_at;
+    int64_t created; /* Unix time */
+    atomic_int is_stopping;
+    atomic_int n_parsing;       /* jobs that workers have or wait for */
+    atomic_int n_exchanges;     /* in progress */
+    atomic_size_t n_body_bytes; /* held by exchanges and jobs */
+};
+
+/* A request for a worker. The handler puts something into the reply, or hands a run over that will. */
+typedef struct server_job {
+    server_work work;
+    mb_server *server;
+    server_reply *reply; /* held */
+    char *body;          /* [n_body], mb_malloc, zero-terminated; a handler may take it and set NULL */
+    size_t n_body;
+    size_t n_reserved; /* counted in the server's n_body_bytes */
+    double arrived;
+    const struct server_route *route;
+} server_job;
+
+/* Either `get`, which answers at once on the HTTP thread, or `post`, which runs on a worker. */
+typedef struct server_route {
+    const char *path;
+    const char *allow;                                   /* "GET, HEAD" or "POST" */
+    int is_open;                                         /* no key is asked for */
+    void (*get)(mb_server *server, server_reply *reply); /* puts a whole reply in */
+    void (*post)(server_job *job);
+} server_route;
+
+/* NULL: there is no such path. */
+const server_route *server_find_route(const char *path);
+
+/* Reads a job's body with an API's reader, and runs the generation with its writer. */
+typedef int (*server_reader)(const server_reading *reading, const json_t *body, server_generation *generation,
+                             server_problem *problem);
+void server_generate(server_job *job, server_reader reader, const server_writer *writer);
+
+/* The calls that libmicrohttpd makes (http.c). */
+enum MHD_Result server_handle(void *user, struct MHD_Connection *connection, const char *url,
+                              const char *method, const char *version, const char *upload, size_t *n_upload,
+                              void **state);
+void server_exchange_over(void *user, struct MHD_Connection *connection, void **state,
+                          enum MHD_RequestTerminationCode why);
+
+/* 1 when the request has one of the server's keys, or none is asked for. */
+int server_is_authorized(const mb_server *server, struct MHD_Connection *connection);
+
+#endif

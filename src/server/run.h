@@ -1,0 +1,117 @@
+/*
+ * run.h - a generation that runs: sequences in the engine, their tokens made into text, and the reply.
+ *
+ * A worker makes a run and submits its sequences. From then on the run belongs to the engine's delivery thread
+ * (engine.h), which calls server_run_advance whenever there is news. Only on_logprobs comes from the stepping
+ * thread; the run's lock guards what it writes.
+ */
+#ifndef MB_SERVER_RUN_H
+#define MB_SERVER_RUN_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "moebius/stop_text.h"
+#include "server/generation.h"
+#include "server/reply.h"
+
+typedef struct server_run server_run;
+typedef struct server_engine server_engine;
+
+/* A piece of an answer. A stream's parts are those since the last event; a whole reply's are all. */
+typedef enum server_part_kind { SERVER_CONTENT } server_part_kind;
+
+typedef struct server_part {
+    server_part_kind kind;
+    server_text text;
+} server_part;
+
+typedef struct server_top {
+    int32_t id;
+    float logprob;
+} server_top;
+
+/* A position's log-probabilities, as on_logprobs saw them. */
+typedef struct server_row {
+    int is_filled;
+    server_top *tops; /* [n_tops] most probable first */
+    int32_t n_tops;
+    float chosen; /* of a prompt's next token */
+    int32_t rank; /* of a prompt's next token, from 1 */
+} server_row;
+
+typedef struct server_answer {
+    server_run *run;
+    const server_prompt *prompt;
+    int32_t index; /* in the reply */
+    uint64_t id;   /* of the sequence; 0: none */
+    atomic_int news;
+
+    mb_decoder *decoder;
+    mb_stop_text *stop;
+    server_part *parts;
+    size_t n_parts, parts_capacity;
+    mb_token *tokens; /* since the last event; of a whole reply, all. Kept for log-probabilities and ids */
+    size_t n_tokens, tokens_capacity;
+    int64_t first_token; /* number of tokens[0] in the answer */
+    int64_t n_generated;
+    size_t text_offset; /* of tokens[0] in the answer's text, for completions */
+
+    server_row *rows; /* by position minus first_row; guarded by the run's lock */
+    size_t n_rows, rows_capacity;
+    int64_t first_row;
+
+    const char *finish;      /* "stop", "length", "abort"; NULL: it goes on */
+    const char *stop_string; /* which one ended it, or NULL */
+    int is_begun;            /* a writer of a stream notes its first piece */
+    int finish_is_sent;
+    double first_token_time, last_token_time;
+} server_answer;
+
+/* One for each API. The functions of a stream append events to `out`. */
+typedef struct server_writer {
+    const char *id_prefix;                                                  /* "chatcmpl-" */
+    void (*open)(server_run *run, server_text *out);                        /* the first events */
+    void (*news)(server_run *run, server_answer *answer, server_text *out); /* parts, tokens, finish */
+    void (*close)(server_run *run, server_text *out);                       /* the last events */
+    void (*fail)(server_run *run, server_text *out);  /* in place of close: run->problem */
+    void (*whole)(server_run *run, server_text *out); /* without stream: the reply */
+} server_writer;
+
+struct server_run {
+    server_engine *engine;
+    server_reply *reply;
+    const server_writer *writer;
+    server_generation generation;
+    char id[64];
+    int64_t created; /* Unix time */
+
+    pthread_mutex_t lock;   /* rows of the answers */
+    server_answer *answers; /* [n_answers], answer k of prompt p at p * n + k */
+    int32_t n_answers, n_open;
+    atomic_int news;  /* one of the answers has some */
+    int is_streaming; /* the first events are written */
+    server_problem problem;
+    server_text out;
+
+    double arrived, started; /* seconds; started: the first sequence ran */
+    int64_t n_prompt_tokens, n_cached_tokens;
+    server_run *next; /* in the delivery thread's list */
+};
+
+/* Takes over *generation (also on failure) and holds the reply. NULL: no memory, *generation is freed. */
+server_run *server_run_open(server_engine *engine, server_reply *reply, const server_writer *writer,
+                            server_generation *generation, double arrived);
+/* Submits every answer's sequence. On failure run->problem is set; the run must be handed over all the same. */
+void server_run_submit(server_run *run);
+/* Reads what is new and puts it into the reply. Returns 1 when the run is over and can be closed. */
+int server_run_advance(server_run *run);
+/* Ends it now: a stream gets its last events with "abort", a whole reply becomes a 503. */
+void server_run_abort(server_run *run);
+void server_run_close(server_run *run); /* releases the sequences */
+
+/* For writers: the row of position p, which is about token p + 1; without tops when there is none. Valid until
+ * the run is closed, once the token was read. */
+server_row server_row_at(const server_answer *answer, int64_t position);
+
+#endif

@@ -1,0 +1,221 @@
+#include "server/server.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/log.h"
+#include "server/exchange.h"
+
+enum {
+    N_HTTP_THREADS = 2,
+    MIN_WORKERS = 2,
+    MAX_WORKERS = 8,
+    MAX_CONNECTIONS = 8192,
+    SPARE_FILES = 64,
+    CONNECTION_MEMORY = 64 * 1024, /* headers, and a piece of body or reply at a time */
+    LISTEN_BACKLOG = 1024,
+};
+
+/* ---- Connections -------------------------------------------------------------------------------------- */
+
+static void on_connection(void *user, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code) {
+    mb_server *server = user;
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    if (code == MHD_CONNECTION_NOTIFY_STARTED)
+        *context = info == NULL ? NULL
+                                : server_watch_add(server->watch, info->connect_fd,
+                                                   server->settings.receive_timeout_s);
+    else if (*context != NULL)
+        server_watch_remove(server->watch, *context);
+}
+
+__attribute__((format(printf, 2, 0))) static void on_log(void *user, const char *format, va_list arguments) {
+    char line[512];
+    (void)user;
+    vsnprintf(line, sizeof line, format, arguments);
+    line[strcspn(line, "\n")] = '\0';
+    mb_log(MB_LOG_DEBUG, "http: %s", line);
+}
+
+/* As many as the process may have files for. */
+static unsigned connection_limit(void) {
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0)
+        return 512;
+    files.rlim_cur =
+        files.rlim_max < MAX_CONNECTIONS + SPARE_FILES ? files.rlim_max : MAX_CONNECTIONS + SPARE_FILES;
+    setrlimit(RLIMIT_NOFILE, &files);
+    getrlimit(RLIMIT_NOFILE, &files);
+    return files.rlim_cur > 2 * SPARE_FILES ? (unsigned)(files.rlim_cur - SPARE_FILES) : SPARE_FILES;
+}
+
+static mb_status resolve(const char *host, int port, struct addrinfo **address) {
+    char service[16];
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
+    snprintf(service, sizeof service, "%d", port);
+    int error = getaddrinfo(host, service, &hints, address);
+    if (error != 0)
+        return mb_fail(MB_ERR_ARGUMENT, "the address \"%.200s\" is not known: %s", host, gai_strerror(error));
+    return MB_OK;
+}
+
+static mb_status listen_on(mb_server *server) {
+    struct addrinfo *address;
+    const server_settings *settings = &server->settings;
+    unsigned limit = connection_limit();
+    MB_TRY(resolve(settings->host, settings->port, &address));
+    unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    if (address->ai_family == AF_INET6)
+        flags |= MHD_USE_IPv6;
+    server->daemon =
+        MHD_start_daemon(flags, (uint16_t)settings->port, NULL, NULL, server_handle, server, /* */
+                         MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, /* first: it reports the others */
+                         MHD_OPTION_SOCK_ADDR, address->ai_addr,   /* */
+                         MHD_OPTION_THREAD_POOL_SIZE, (unsigned)N_HTTP_THREADS,                      /* */
+                         MHD_OPTION_CONNECTION_LIMIT, limit,                                         /* */
+                         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,              /* */
+                         MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(settings->receive_timeout_s + 1), /* */
+                         MHD_OPTION_LISTEN_BACKLOG_SIZE, (unsigned)LISTEN_BACKLOG,                   /* */
+                         MHD_OPTION_NOTIFY_COMPLETED, server_exchange_over, server,                  /* */
+                         MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    freeaddrinfo(address);
+    if (server->daemon == NULL)
+        return mb_fail(MB_ERR_IO, "cannot listen on %.200s port %d; is another program using the port?",
+                       settings->host, settings->port);
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(server->daemon, MHD_DAEMON_INFO_BIND_PORT);
+    server->port = info != NULL ? info->port : settings->port;
+    return MB_OK;
+}
+
+/* ---- Opening ------------------------------------------------------------------------------------------ */
+
+static char **copy_list(const char *const *list) {
+    size_t n = 0;
+    while (list[n] != NULL)
+        n++;
+    char **copy = mb_calloc(n + 1, sizeof *copy);
+    for (size_t i = 0; i < n && copy != NULL; i++) {
+        copy[i] = mb_strdup(list[i]);
+        if (copy[i] == NULL) {
+            while (i-- > 0)
+                mb_free(copy[i]);
+            mb_free(copy);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
+static void free_list(char **list) {
+    for (size_t i = 0; list != NULL && list[i] != NULL; i++)
+        mb_free(list[i]);
+    mb_free(list);
+}
+
+static size_t longest_token(const mb_model *model, int32_t vocab) {
+    size_t longest = 1, n_bytes;
+    const char *bytes;
+    for (int32_t id = 0; id < vocab; id++)
+        if (mb_token_bytes(model, id, &bytes, &n_bytes, NULL) == MB_OK && n_bytes > longest)
+            longest = n_bytes;
+    return longest;
+}
+
+/* After the session is open, which knows the size of the KV cache. */
+static void prepare_reading(mb_server *server, mb_model *model) {
+    server_reading *reading = &server->reading;
+    mb_session_stats stats;
+    reading->model = model;
+    mb_model_get_info(model, &reading->info);
+    mb_session_get_stats(server->engine.session, &stats);
+    reading->context = reading->info.max_positions;
+    if (64 * stats.kv_blocks_total < reading->context)
+        reading->context = 64 * stats.kv_blocks_total;
+    if (server->settings.max_model_len > 0 && server->settings.max_model_len < reading->context)
+        reading->context = server->settings.max_model_len;
+    reading->longest_token = longest_token(model, reading->info.vocab);
+    reading->names = (const char *const *)server->names;
+    for (char **name = server->names; *name != NULL; name++)
+        reading->any_name |= strcmp(*name, "*") == 0;
+}
+
+static int n_workers(void) {
+    long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return n_cores < 2 * MIN_WORKERS   ? MIN_WORKERS
+           : n_cores > 2 * MAX_WORKERS ? MAX_WORKERS
+                                       : (int)n_cores / 2;
+}
+
+static mb_status open_parts(mb_server *server, mb_model *model, const server_settings *settings) {
+    mb_model_info info;
+    mb_model_get_info(model, &info);
+    server->names = copy_list(settings->names);
+    server->keys = settings->keys != NULL ? copy_list(settings->keys) : NULL;
+    if (server->names == NULL || (settings->keys != NULL && server->keys == NULL))
+        return mb_fail(MB_ERR_MEMORY, "no memory for the server");
+    MB_TRY(server_engine_open(&server->engine, model, &settings->session, info.max_positions));
+    server->has_engine = 1;
+    prepare_reading(server, model);
+    MB_TRY(server_watch_open(&server->watch));
+    MB_TRY(server_workers_open(n_workers(), &server->workers));
+    return listen_on(server);
+}
+
+mb_status server_open(mb_model *model, const server_settings *settings, mb_server **opened) {
+    mb_server *made = mb_calloc(1, sizeof *made);
+    *opened = NULL;
+    if (made == NULL)
+        return mb_fail(MB_ERR_MEMORY, "no memory for the server");
+    made->settings = *settings;
+    made->created = (int64_t)time(NULL);
+    mb_status status = open_parts(made, model, settings);
+    if (status != MB_OK) {
+        server_close(made);
+        return status;
+    }
+    *opened = made;
+    return MB_OK;
+}
+
+int server_port(const mb_server *server) {
+    return server->port;
+}
+
+void server_begin_shutdown(mb_server *server) {
+    atomic_store(&server->is_stopping, 1);
+}
+
+int server_is_idle(mb_server *server) {
+    return atomic_load(&server->n_exchanges) == 0 && atomic_load(&server->engine.n_runs) == 0;
+}
+
+void server_end_requests(mb_server *server) {
+    server_engine_abort(&server->engine);
+}
+
+/* libmicrohttpd must not be stopped while connections are suspended. So first everything that answers ends, in the
+ * order in which a request travels; then every reply has something in it, and its connection is awake. */
+void server_close(mb_server *server) {
+    if (server == NULL)
+        return;
+    atomic_store(&server->is_stopping, 1);
+    server_workers_close(server->workers);
+    if (server->has_engine)
+        server_engine_stop(&server->engine);
+    if (server->daemon != NULL)
+        MHD_stop_daemon(server->daemon);
+    server_watch_close(server->watch);
+    if (server->has_engine)
+        server_engine_close(&server->engine);
+    free_list(server->names);
+    free_list(server->keys);
+    mb_free(server);
+}

@@ -73,9 +73,13 @@ typedef struct mb_model_options {
     const char *device;        /* "cpu", "cuda", "cuda:1"; NULL: cuda when there is one, else cpu */
     const char *dtype;         /* compute type: "fp32", "bf16", "fp16"; NULL: fp32 on cpu, bf16 on cuda */
     const char *chat_template; /* NULL: the checkpoint's; else the name of a known one, e.g. "qwen3" */
-    int n_threads;             /* CPU threads; 0: one per core that the process may use */
-    mb_load load;              /* MB_LOAD_ALL */
-    mb_progress_fn progress;   /* may be NULL */
+    /* NULL: weights stay as they are. "fp8": while they load, the matrices of attention and of the experts
+     * become fp8 (e4m3) with a scale for each block of 128x128, as in Qwen's FP8 checkpoints; embedding, router
+     * and lm_head stay. A checkpoint that is in fp8 already stays as it is. */
+    const char *quant;
+    int n_threads;           /* CPU threads; 0: one per core that the process may use */
+    mb_load load;            /* MB_LOAD_ALL */
+    mb_progress_fn progress; /* may be NULL */
     void *progress_user;
 } mb_model_options;
 

@@ -20,6 +20,13 @@ const cli_option cli_model_options[] = {
      .choices = "fp32|bf16|fp16",
      .help = "Type that activations are computed in; weights keep the type they have in the checkpoint. "
              "Without it: fp32 on the CPU, bf16 on a GPU."},
+    {.name = "quant",
+     .value_name = "TYPE",
+     .kind = CLI_CHOICE,
+     .offset = FIELD(quant),
+     .choices = "fp8",
+     .help = "Make the matrices of attention and experts fp8 while they load, with a scale for each block of "
+             "128x128: half the memory of bf16. Without it: weights keep their type."},
     {.name = "threads",
      .value_name = "N",
      .kind = CLI_INTEGER,
@@ -76,6 +83,7 @@ int cli_open_part(const char *directory, const cli_model_settings *settings, mb_
     mb_model_options_init(&options);
     options.device = settings->device;
     options.dtype = settings->dtype;
+    options.quant = settings->quant;
     options.chat_template = settings->chat_template;
     options.n_threads = (int)settings->n_threads.value;
     options.load = load;

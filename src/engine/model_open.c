@@ -68,13 +68,23 @@ static mb_status choose_dtype(const char *name, int is_cpu, mb_dtype *dtype) {
     return mb_fail(MB_ERR_ARGUMENT, "dtype \"%s\" is not known; choose fp32, bf16 or fp16", name);
 }
 
+static mb_status choose_quantization(const char *name, const mb_model *model, int *to_fp8) {
+    *to_fp8 = name != NULL;
+    if (name && strcmp(name, "fp8") != 0)
+        return mb_fail(MB_ERR_ARGUMENT, "quant \"%s\" is not known; choose fp8, or leave it out", name);
+    if (name && !model->device->host_memory && model->dtype == MB_F32)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "quant fp8 and dtype fp32 do not go together on a GPU; choose dtype bf16 or fp16");
+    return MB_OK;
+}
+
 /* A model can be asked what fits before its weights are downloaded. */
-static mb_status measure_weights(const char *directory, const mb_dtype *matrix_dtype, mb_model *model) {
-    mb_status status = mb_weights_measure(directory, &model->config, matrix_dtype, &model->weights);
+static mb_status measure_weights(const char *directory, mb_weight_types types, mb_model *model) {
+    mb_status status = mb_weights_measure(directory, &model->config, types, &model->weights);
     if (status != MB_ERR_NOT_FOUND)
         return status;
     mb_log(MB_LOG_WARN, "%s: there are no weights; their sizes are worked out from config.json", directory);
-    return mb_weights_of_config(&model->config, matrix_dtype, &model->weights);
+    return mb_weights_of_config(&model->config, types, &model->weights);
 }
 
 /* The small files first: what is wrong with them is said before gigabytes are read. */
@@ -87,12 +97,13 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
     MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
     MB_TRY(choose_dtype(options->dtype, model->device->host_memory, &model->dtype));
     /* The CPU's operators take weights of any type; kernels take those of the type that is computed with. */
-    const mb_dtype *matrix_dtype = model->device->host_memory ? NULL : &model->dtype;
+    mb_weight_types types = {.matrix_dtype = model->device->host_memory ? NULL : &model->dtype};
+    MB_TRY(choose_quantization(options->quant, model, &types.to_fp8));
     if (options->load == MB_LOAD_RANDOM)
-        return mb_weights_random(&model->config, model->device, matrix_dtype, &model->weights);
+        return mb_weights_random(&model->config, model->device, types, &model->weights);
     if (options->load == MB_LOAD_SIZES)
-        return measure_weights(directory, matrix_dtype, model);
-    return mb_weights_load(directory, &model->config, model->device, matrix_dtype, options->n_threads,
+        return measure_weights(directory, types, model);
+    return mb_weights_load(directory, &model->config, model->device, types, options->n_threads,
                            options->progress, options->progress_user, &model->weights);
 }
 

@@ -57,6 +57,40 @@ static const tiny_tensor *find_scale(const tiny_tensors *tensors, const tiny_ten
     return scale ? scale : tiny_tensors_find(tensors, name);
 }
 
+/* Scales of one block of rows of a tensor whose blocks of 128x128 became fp8. */
+typedef struct made_scales {
+    int64_t first_row, end_row; /* of the tensor that is in `values`; end 0: none yet */
+    float values[512];          /* by blocks of columns */
+} made_scales;
+
+static void make_scales(const tiny_tensor *tensor, int64_t row, made_scales *scales) {
+    int64_t width = tensor->shape[tensor->rank - 1], height = tensor->shape[tensor->rank - 2];
+    if (strstr(tensor->name, "gate_up_proj"))
+        height /= 2;
+    int64_t matrix = row / height * height;
+    scales->first_row = matrix + (row - matrix) / 128 * 128;
+    scales->end_row = scales->first_row + 128 < matrix + height ? scales->first_row + 128 : matrix + height;
+    for (int64_t c = 0; c < width; c++) {
+        float *largest = &scales->values[c / 128];
+        if (c % 128 == 0)
+            *largest = 0;
+        for (int64_t r = scales->first_row; r < scales->end_row; r++)
+            *largest = fmaxf(*largest, fabsf(tiny_tensor_value(tensor, (size_t)(r * width + c))));
+    }
+    for (int64_t block = 0; block * 128 < width; block++)
+        scales->values[block] = scales->values[block] > 0 ? scales->values[block] / 448 : 1;
+}
+
+/* The value that stands for one of the tensor's when it became fp8. */
+static float quantised_value(const tiny_tensor *tensor, int64_t row, int64_t col, made_scales *scales) {
+    if (row < scales->first_row || row >= scales->end_row)
+        make_scales(tensor, row, scales);
+    float scale = scales->values[col / 128];
+    float value = tiny_tensor_value(tensor, (size_t)(row * tensor->shape[tensor->rank - 1] + col)) / scale;
+    mb_round_f32(MB_F8_E4M3, 1, &value);
+    return value * scale;
+}
+
 /* The rectangle of a tensor (seen as a matrix) must be rows [at, at + rows.count) of matrix `matrix`. */
 void check_rectangle(const tiny_tensors *tensors, const char *name, const mb_weight *weight, int64_t matrix,
                      int64_t at, mb_range rows, mb_range cols) {
@@ -66,6 +100,7 @@ void check_rectangle(const tiny_tensors *tensors, const char *name, const mb_wei
     int64_t width = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 1;
     assert_int_equal(cols.count, weight->cols);
     float *values = malloc((size_t)cols.count * sizeof *values);
+    made_scales made = {0};
     assert_non_null(values);
     for (int64_t r = 0; r < rows.count; r++) {
         mb_weight_load(weight, matrix, at + r, 0, cols.count, values);
@@ -76,6 +111,8 @@ void check_rectangle(const tiny_tensors *tensors, const char *name, const mb_wei
                 wanted *= tiny_tensor_value(scale, (size_t)(row / 128 * scale->shape[1] + col / 128));
             if (weight->dtype != MB_F8_E4M3)
                 mb_round_f32(weight->dtype, 1, &wanted);
+            else if (!scale)
+                wanted = quantised_value(tensor, row, col, &made);
             if (values[c] != wanted && !(isnan(values[c]) && isnan(wanted)))
                 fail_msg("%s: row %lld, column %lld is %g, wanted %g", name, (long long)row, (long long)col,
                          (double)values[c], (double)wanted);
@@ -133,16 +170,13 @@ void check_layer(const tiny_checkpoint *o, const tiny_tensors *tensors, int laye
     if (is_moe)
         check_rows(tensors, NAME("model.layers.%d.mlp.gate.weight", layer), &w->router, 0, 0, o->n_experts);
     if (is_moe && o->merged_experts) {
-        const mb_weight all13 = {.data = w->w13.data,
-                                 .count = 1,
-                                 .rows = experts * 2 * inner,
-                                 .cols = o->hidden,
-                                 .dtype = w->w13.dtype};
-        const mb_weight all2 = {
-            .data = w->w2.data, .count = 1, .rows = experts * o->hidden, .cols = inner, .dtype = w->w2.dtype};
-        check_rows(tensors, NAME("model.layers.%d.mlp.experts.gate_up_proj", layer), &all13, 0, 0,
-                   all13.rows);
-        check_rows(tensors, NAME("model.layers.%d.mlp.experts.down_proj", layer), &all2, 0, 0, all2.rows);
+        for (int64_t e = 0; e < experts; e++) {
+            const mb_range rows13 = {e * 2 * inner, 2 * inner}, rows2 = {e * o->hidden, o->hidden};
+            check_rectangle(tensors, NAME("model.layers.%d.mlp.experts.gate_up_proj", layer), &w->w13, e, 0,
+                            rows13, (mb_range){0, o->hidden});
+            check_rectangle(tensors, NAME("model.layers.%d.mlp.experts.down_proj", layer), &w->w2, e, 0,
+                            rows2, (mb_range){0, inner});
+        }
         return;
     }
     for (int64_t e = 0; e < experts; e++) {
@@ -166,7 +200,8 @@ void check_load(const tiny_checkpoint *o, const tiny_tensors *tensors, const cha
     mb_config config;
     mb_weights w;
     tiny_config_parse(o, &config);
-    if (mb_weights_load(directory, &config, &fake.device, NULL, n_threads, log_progress, &log, &w) != MB_OK)
+    if (mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, n_threads, log_progress, &log,
+                        &w) != MB_OK)
         fail_msg("%s", mb_last_error());
     size_t file_bytes = 0, n_parameters = 0;
     for (size_t i = 0; i < tensors->count; i++) {

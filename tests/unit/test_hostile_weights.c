@@ -286,7 +286,8 @@ static void check_broken(const tiny_checkpoint *options, const tiny_tensors *ten
     tiny_checkpoint_write_tensors(options, tensors, directory);
     fake_device fake = fake_device_make(0);
     mb_weights w;
-    mb_status status = mb_weights_load(directory, config, &fake.device, NULL, 2, NULL, NULL, &w);
+    mb_status status =
+        mb_weights_load(directory, config, &fake.device, (mb_weight_types){0}, 2, NULL, NULL, &w);
     if (status != wanted || !strstr(mb_last_error(), sentence) || !strstr(mb_last_error(), directory))
         fail_msg("gave   %s: %s\n  wanted %s: ...%s...", mb_status_name(status), mb_last_error(),
                  mb_status_name(wanted), sentence);
@@ -365,8 +366,9 @@ static void test_device_errors(void **state) {
         fake_device fake = fake_device_make(0);
         fake.uploads_before_failure = k;
         mb_weights w;
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 3, NULL, NULL, &w),
-                         MB_ERR_DEVICE);
+        assert_int_equal(
+            mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 3, NULL, NULL, &w),
+            MB_ERR_DEVICE);
         assert_int_equal(fake.n_allocations, 0);
     }
     tiny_directory_remove(directory);
@@ -420,7 +422,8 @@ static void test_every_allocation_fails(void **state) {
             fake_device fake = fake_device_make(host_memory);
             mb_weights w;
             mb_set_allocator(allocate_or_fail, &failing);
-            mb_status status = mb_weights_load(directory, &config, &fake.device, NULL, 2, NULL, NULL, &w);
+            mb_status status =
+                mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 2, NULL, NULL, &w);
             failed = failing.n_failed > 0;
             if (status != (failed ? MB_ERR_MEMORY : MB_OK))
                 fail_msg("allocation %ld: %s: %s", k, mb_status_name(status), mb_last_error());

@@ -34,7 +34,8 @@ static void test_unaligned_tensors_are_copied(void **state) {
     mb_config config;
     mb_weights w;
     tiny_config_parse(&options, &config);
-    assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_OK);
+    assert_int_equal(
+        mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w), MB_OK);
     assert_int_equal(w.n_maps, 0);
     assert_int_equal((uintptr_t)w.lm_head.data % 256, 0);
     check_rows(&tensors, "lm_head.weight", &w.lm_head, 0, 0, options.vocab);
@@ -57,7 +58,8 @@ static void test_mapped_weights_are_the_file(void **state) {
     mb_config config;
     mb_weights w;
     tiny_config_parse(&options, &config);
-    assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_OK);
+    assert_int_equal(
+        mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w), MB_OK);
     assert_int_equal(w.n_maps, 1);
     float before = *(const float *)w.embedding.data, after = before + 1;
     mb_checkpoint checkpoint;
@@ -107,8 +109,9 @@ static void test_too_little_memory(void **state) {
         mb_weights w;
         tiny_config_parse(&options, &config);
         fake.free_bytes = 60000; /* on the CPU the embedding and lm_head are mapped, the rest is some 80 kB */
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w),
-                         MB_ERR_MEMORY);
+        assert_int_equal(
+            mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w),
+            MB_ERR_MEMORY);
         assert_int_equal(fake.n_allocations, 0);
         const char *const words[] = {directory,
                                      "the weights need ",
@@ -121,7 +124,8 @@ static void test_too_little_memory(void **state) {
             if (!strstr(mb_last_error(), words[i]))
                 fail_msg("\"%s\" does not say \"%s\"", mb_last_error(), words[i]);
         fake.free_bytes = 1000000; /* enough for what is copied on the CPU */
-        mb_status status = mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w);
+        mb_status status =
+            mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w);
         assert_int_equal(status, host_memory ? MB_OK : MB_ERR_MEMORY);
         mb_weights_free(&w);
     }
@@ -144,9 +148,10 @@ static void test_measure(void **state) {
         mb_config config;
         mb_weights loaded, measured;
         tiny_config_parse(&options, &config);
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &loaded),
-                         MB_OK);
-        assert_int_equal(mb_weights_measure(directory, &config, NULL, &measured), MB_OK);
+        assert_int_equal(
+            mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &loaded),
+            MB_OK);
+        assert_int_equal(mb_weights_measure(directory, &config, (mb_weight_types){0}, &measured), MB_OK);
         assert_int_equal(measured.n_bytes, loaded.n_bytes);
         assert_int_equal(measured.n_parameters, loaded.n_parameters);
         assert_int_equal(measured.n_active_parameters, loaded.n_active_parameters);

@@ -98,33 +98,38 @@ static void check_share(const tiny_checkpoint *o, const tiny_tensors *tensors, c
 static void test_shares(void **state) {
     (void)state;
     static const mb_weight_share shares[] = {
-        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {0, 4}, NULL},     /* all of it */
-        {{0, 2}, {0, 1}, {0, 128}, {0, 128}, {0, 4}, NULL},     /* the first of two */
-        {{2, 2}, {1, 1}, {128, 128}, {128, 256}, {0, 4}, NULL}, /* the second, and more */
-        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {1, 2}, NULL},     /* experts in the middle */
-        {{3, 1}, {1, 1}, {128, 128}, {256, 128}, {3, 1}, NULL}, /* one of each */
+        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {0, 4}, {0}},     /* all of it */
+        {{0, 2}, {0, 1}, {0, 128}, {0, 128}, {0, 4}, {0}},     /* the first of two */
+        {{2, 2}, {1, 1}, {128, 128}, {128, 256}, {0, 4}, {0}}, /* the second, and more */
+        {{0, 4}, {0, 2}, {0, 256}, {0, 384}, {1, 2}, {0}},     /* experts in the middle */
+        {{3, 1}, {1, 1}, {128, 128}, {256, 128}, {3, 1}, {0}}, /* one of each */
         {{0, 4},
          {0, 2},
          {0, 100},
          {0, 100},
          {2, 2},
-         NULL}, /* from the first column: no block begins earlier */
-        {{0, 4}, {0, 2}, {128, 72}, {128, 72}, {0, 1}, NULL}, /* heights that are no blocks */
-        {{0, 4}, {0, 2}, {64, 64}, {80, 96}, {0, 4}, NULL},   /* columns that begin within a block */
+         {0}}, /* from the first column: no block begins earlier */
+        {{0, 4}, {0, 2}, {128, 72}, {128, 72}, {0, 1}, {0}}, /* heights that are no blocks */
+        {{0, 4}, {0, 2}, {64, 64}, {80, 96}, {0, 4}, {0}},   /* columns that begin within a block */
     };
     static const struct {
         const char *dtype;
         int is_dense, has_merged_experts;
         const char *retyped[3]; /* bf16 among fp8 */
         int is_cut;             /* the last share would cut blocks of scales: w2 stays fp8 */
+        int to_fp8;
     } variants[] = {
-        {"F32", 0, 0, {NULL}, 0},
-        {"BF16", 0, 1, {NULL}, 0},
-        {"F32", 1, 0, {NULL}, 0},
-        {"F8_E4M3", 1, 0, {NULL}, 1},
-        {"F8_E4M3", 0, 0, {NULL}, 1},
-        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "self_attn.v_proj.weight"}, 0},
-        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "mlp.experts.2.up_proj.weight"}, 0},
+        {"F32", 0, 0, {NULL}, 0, 0},
+        {"BF16", 0, 1, {NULL}, 0, 0},
+        {"F32", 1, 0, {NULL}, 0, 0},
+        {"F8_E4M3", 1, 0, {NULL}, 1, 0},
+        {"F8_E4M3", 0, 0, {NULL}, 1, 0},
+        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "self_attn.v_proj.weight"}, 0, 0},
+        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "mlp.experts.2.up_proj.weight"}, 0, 0},
+        {"F32", 0, 0, {NULL}, 1, 1},
+        {"BF16", 0, 1, {NULL}, 1, 1},
+        {"F16", 1, 0, {NULL}, 1, 1},
+        {"F8_E4M3", 0, 0, {L0 "mlp.experts.1.down_proj.weight", L0 "self_attn.v_proj.weight"}, 1, 1},
     };
     static const int dense[] = {0};
     for (size_t v = 0; v < sizeof variants / sizeof *variants; v++) {
@@ -146,8 +151,10 @@ static void test_shares(void **state) {
             tiny_tensor_retype(&tensors, variants[v].retyped[i], "BF16");
         for (size_t i = 0; i < sizeof shares / sizeof *shares; i++) {
             int is_cut = i + 1 == sizeof shares / sizeof *shares && variants[v].is_cut;
-            check_share(&options, &tensors, &shares[i], 0, is_cut ? MB_ERR_UNSUPPORTED : MB_OK);
-            check_share(&options, &tensors, &shares[i], 1, is_cut ? MB_ERR_UNSUPPORTED : MB_OK);
+            mb_weight_share share = shares[i];
+            share.types.to_fp8 = variants[v].to_fp8;
+            check_share(&options, &tensors, &share, 0, is_cut ? MB_ERR_UNSUPPORTED : MB_OK);
+            check_share(&options, &tensors, &share, 1, is_cut ? MB_ERR_UNSUPPORTED : MB_OK);
         }
         tiny_tensors_free(&tensors);
     }

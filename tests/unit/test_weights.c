@@ -90,8 +90,10 @@ static void test_matrix_dtype(void **state) {
             mb_config config;
             mb_weights w;
             tiny_config_parse(&options, &config);
-            assert_int_equal(
-                mb_weights_load(directory, &config, &fake.device, &wanted[i / 4], 2, NULL, NULL, &w), MB_OK);
+            assert_int_equal(mb_weights_load(directory, &config, &fake.device,
+                                             (mb_weight_types){.matrix_dtype = &wanted[i / 4]}, 2, NULL, NULL,
+                                             &w),
+                             MB_OK);
             const mb_layer_weights *layer = &w.layers[0];
             mb_dtype held = i % 4 == 3 && wanted[i / 4] == MB_BF16 ? MB_F8_E4M3 : wanted[i / 4];
             assert_int_equal(layer->qkv.dtype, held);
@@ -114,6 +116,76 @@ static void test_matrix_dtype(void **state) {
         }
 }
 
+/* Matrices of attention and experts become fp8 while they load; what does not fit is refused. */
+static void test_to_fp8(void **state) {
+    (void)state;
+    static const char *const dtypes[] = {"F32", "BF16", "F16", "F8_E4M3"};
+    for (int i = 0; i < 16; i++) {
+        tiny_checkpoint options;
+        tiny_tensors tensors;
+        char directory[TINY_PATH];
+        tiny_checkpoint_init(&options);
+        options.dtype = dtypes[i % 4];
+        options.merged_experts = (i / 4) % 2 && i % 4 < 3;
+        options.hidden = 300;
+        options.head_dim = 48;
+        options.moe_intermediate = i / 8 ? 131 : 256;
+        options.n_layers = 1;
+        tiny_directory_make(directory);
+        tiny_checkpoint_tensors(&options, &tensors);
+        tiny_checkpoint_write_tensors(&options, &tensors, directory);
+        mb_config config;
+        tiny_config_parse(&options, &config);
+        for (int host_memory = 0; host_memory < 2; host_memory++) {
+            fake_device fake = fake_device_make(host_memory);
+            mb_weights w;
+            progress_log log = {.owner = pthread_self()};
+            mb_weight_types types = {.to_fp8 = 1};
+            assert_int_equal(
+                mb_weights_load(directory, &config, &fake.device, types, 3, log_progress, &log, &w), MB_OK);
+            assert_int_equal(log.done, log.total);
+            assert_int_equal(w.layers[0].qkv.dtype, MB_F8_E4M3);
+            assert_int_equal(w.layers[0].w2.dtype, MB_F8_E4M3);
+            assert_int_not_equal(w.lm_head.dtype, MB_F8_E4M3);
+            assert_string_equal(w.dtype_name, "fp8_e4m3 (128x128 blocks)");
+            check_layer(&options, &tensors, 0, 1, &w.layers[0]);
+            mb_weights_free(&w);
+        }
+        tiny_tensors_free(&tensors);
+        tiny_directory_remove(directory);
+    }
+}
+
+static void test_to_fp8_refuses(void **state) {
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        tiny_checkpoint options;
+        tiny_tensors tensors;
+        char directory[TINY_PATH];
+        tiny_checkpoint_init(&options);
+        options.n_layers = 1;
+        options.hidden = i ? 32770 : 64;
+        options.vocab = 16;
+        options.moe_intermediate = 16;
+        tiny_directory_make(directory);
+        tiny_checkpoint_tensors(&options, &tensors);
+        if (i == 0)
+            ((float *)tiny_tensors_find(&tensors, "model.layers.0.self_attn.k_proj.weight")->data)[5] = NAN;
+        tiny_checkpoint_write_tensors(&options, &tensors, directory);
+        mb_config config;
+        tiny_config_parse(&options, &config);
+        fake_device fake = fake_device_make(0);
+        mb_weights w;
+        mb_weight_types types = {.to_fp8 = 1};
+        assert_int_equal(mb_weights_load(directory, &config, &fake.device, types, 3, NULL, NULL, &w),
+                         i ? MB_ERR_UNSUPPORTED : MB_ERR_FORMAT);
+        assert_non_null(strstr(mb_last_error(), i ? "32768" : "k_proj"));
+        assert_int_equal(fake.n_allocations, 0);
+        tiny_tensors_free(&tensors);
+        tiny_directory_remove(directory);
+    }
+}
+
 /* The same random weights every time, of the config's shape and types, on a device. */
 static void test_random_weights(void **state) {
     (void)state;
@@ -126,8 +198,8 @@ static void test_random_weights(void **state) {
         mb_weights a, b;
         tiny_config_parse(&options, &config);
         assert_int_equal(mb_device_open_cpu(1, &device), MB_OK);
-        assert_int_equal(mb_weights_random(&config, device, NULL, &a), MB_OK);
-        assert_int_equal(mb_weights_random(&config, device, NULL, &b), MB_OK);
+        assert_int_equal(mb_weights_random(&config, device, (mb_weight_types){0}, &a), MB_OK);
+        assert_int_equal(mb_weights_random(&config, device, (mb_weight_types){0}, &b), MB_OK);
         const mb_weight *w13 = &a.layers[1].w13;
         size_t n = (size_t)(w13->count * w13->rows * w13->cols);
         assert_int_equal(w13->dtype, i == 0 ? config.dtype : MB_F8_E4M3);
@@ -149,11 +221,18 @@ static void test_random_weights(void **state) {
         /* Kernels get them in the type that they compute with, as the weights of a checkpoint. */
         const mb_dtype wanted[] = {MB_F16, MB_F32};
         for (int j = 0; j < 2; j++) {
-            assert_int_equal(mb_weights_random(&config, device, &wanted[j], &a), MB_OK);
+            assert_int_equal(
+                mb_weights_random(&config, device, (mb_weight_types){.matrix_dtype = &wanted[j]}, &a), MB_OK);
             assert_int_equal(a.lm_head.dtype, wanted[j]);
             assert_int_equal(a.layers[1].w13.dtype, i == 1 && wanted[j] == MB_F16 ? MB_F8_E4M3 : wanted[j]);
             mb_weights_free(&a);
         }
+        mb_weight_types to_fp8 = {.matrix_dtype = &wanted[0], .to_fp8 = 1};
+        assert_int_equal(mb_weights_random(&config, device, to_fp8, &a), MB_OK);
+        assert_int_equal(a.lm_head.dtype, MB_F16);
+        assert_int_equal(a.layers[1].router.dtype, MB_F16);
+        assert_int_equal(a.layers[1].qkv.dtype, MB_F8_E4M3);
+        mb_weights_free(&a);
         mb_device_close(device);
     }
 }
@@ -181,7 +260,8 @@ static void test_counts(void **state) {
     mb_config config;
     mb_weights w;
     tiny_config_parse(&options, &config);
-    assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 0, NULL, NULL, &w), MB_OK);
+    assert_int_equal(
+        mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 0, NULL, NULL, &w), MB_OK);
     /* hidden 32, 2 layers, qkv 128 rows, o 64 columns, 4 experts of 24, vocabulary 64 */
     uint64_t layer = 32 + 32 + 16 + 16 + 128 * 32 + 32 * 64 + 4 * 32, expert = 3 * 24 * 32;
     assert_int_equal(w.n_parameters, 2 * (layer + 4 * expert) + 2 * 64 * 32 + 32);
@@ -214,7 +294,8 @@ static void test_mixed_dtypes(void **state) {
     mb_config config;
     mb_weights w;
     tiny_config_parse(&options, &config);
-    assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_OK);
+    assert_int_equal(
+        mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w), MB_OK);
     assert_string_equal(w.dtype_name, "mixed");
     mb_weights_free(&w);
     tiny_tensors_free(&tensors);
@@ -248,7 +329,8 @@ static void test_accepted_extras(void **state) {
     mb_config config;
     mb_weights w;
     tiny_config_parse(&options, &config);
-    assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_OK);
+    assert_int_equal(
+        mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w), MB_OK);
     assert_ptr_equal(w.lm_head.data, w.embedding.data);
     mb_weights_free(&w);
     tiny_tensors_free(&tensors);
@@ -317,7 +399,9 @@ static void test_merged_of_different_dtypes(void **state) {
         mb_config config;
         mb_weights w;
         tiny_config_parse(&options, &config);
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_OK);
+        assert_int_equal(
+            mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w),
+            MB_OK);
         assert_int_equal(w.layers[0].qkv.dtype, cases[i].qkv);
         assert_int_equal(w.layers[0].w13.dtype, cases[i].w13);
         assert_int_equal(w.layers[0].w2.dtype, cases[i].w2);
@@ -354,9 +438,10 @@ static void test_fp8_router(void **state) {
         mb_config config;
         mb_weights w;
         tiny_config_parse(&options, &config);
-        assert_int_equal(
-            mb_weights_load(directory, &config, &fake.device, i < 2 ? &wanted[i] : NULL, 1, NULL, NULL, &w),
-            MB_OK);
+        assert_int_equal(mb_weights_load(directory, &config, &fake.device,
+                                         (mb_weight_types){.matrix_dtype = i < 2 ? &wanted[i] : NULL}, 1,
+                                         NULL, NULL, &w),
+                         MB_OK);
         assert_int_equal(w.layers[0].router.dtype, MB_F32);
         for (int layer = 0; layer < options.n_layers; layer++)
             check_layer(&options, &tensors, layer, config.is_moe[layer], &w.layers[layer]);
@@ -410,7 +495,9 @@ static void test_tied_heads(void **state) {
         mb_config config;
         mb_weights w;
         tiny_config_parse(&options, &config);
-        assert_int_equal(mb_weights_load(directory, &config, &fake.device, NULL, 1, NULL, NULL, &w), MB_OK);
+        assert_int_equal(
+            mb_weights_load(directory, &config, &fake.device, (mb_weight_types){0}, 1, NULL, NULL, &w),
+            MB_OK);
         assert_int_equal(w.is_tied, variant % 3 == 0);
         assert_int_equal(w.lm_head.data == w.embedding.data, variant % 3 == 0);
         check_rows(&tensors, "lm_head.weight", &w.lm_head, 0, 0, options.vocab);
@@ -435,6 +522,8 @@ int main(void) {
         cmocka_unit_test(test_merged_of_different_dtypes),
         cmocka_unit_test(test_scale_types),
         cmocka_unit_test(test_matrix_dtype),
+        cmocka_unit_test(test_to_fp8),
+        cmocka_unit_test(test_to_fp8_refuses),
         cmocka_unit_test(test_random_weights),
         cmocka_unit_test(test_tied_heads),
     };

@@ -8,7 +8,7 @@
 #include "model/weights/weight_tensors.h"
 #include "ops/common/dtype.h"
 
-enum { NAME_BYTES = 128, MAX_PIECES = 3, ALIGNMENT = 256 };
+enum { NAME_BYTES = 128, MAX_PIECES = 3, ALIGNMENT = 256, MAX_QUANTIZED_COLS = 32768 };
 
 typedef struct planner {
     mb_weight_tensors tensors;
@@ -138,9 +138,11 @@ static mb_dtype wider(mb_dtype a, mb_dtype b) {
     return a == MB_F8_E4M3 ? b : MB_F32;
 }
 
-/* The type in which a matrix of this type is held. */
-static mb_dtype held_dtype(const planner *p, mb_dtype stored) {
-    const mb_dtype *wanted = p->share->matrix_dtype;
+/* The type in which a matrix of this type is held. is_layer: it is one of those that may become fp8. */
+static mb_dtype held_dtype(const planner *p, mb_dtype stored, int is_layer) {
+    const mb_dtype *wanted = p->share->types.matrix_dtype;
+    if (is_layer && p->share->types.to_fp8)
+        return MB_F8_E4M3;
     return !wanted || (stored == MB_F8_E4M3 && *wanted != MB_F32) ? stored : *wanted;
 }
 
@@ -178,6 +180,12 @@ static mb_status begin_scales(planner *p, const recipe *r, mb_weight_place *plac
             "columns from %lld on of \"%s\" begin within a block of fp8 scales; a share must begin at "
             "a multiple of %d",
             (long long)r->cols.first, r->pieces[0].name, MB_F8_BLOCK);
+    if (p->share->types.to_fp8 && r->width > MAX_QUANTIZED_COLS)
+        return mb_fail(
+            MB_ERR_UNSUPPORTED,
+            "\"%s\" has %lld columns; at most %d can become fp8 while they load: leave the weights "
+            "as they are, or take a checkpoint in fp8",
+            r->pieces[0].name, (long long)r->width, MAX_QUANTIZED_COLS);
     w->scale_dtype = MB_F32;
     w->scale_rows = merged_scale_rows(r);
     w->scale_cols = MB_F8_BLOCK;
@@ -187,17 +195,38 @@ static mb_status begin_scales(planner *p, const recipe *r, mb_weight_place *plac
     return MB_OK;
 }
 
+static mb_part_kind kind_of(const mb_tensor *tensor, const mb_weight *w) {
+    if (tensor->dtype == w->dtype)
+        return MB_PART_COPY;
+    return w->dtype == MB_F8_E4M3 ? MB_PART_QUANTIZE : MB_PART_CONVERT;
+}
+
+/* A part that becomes fp8; both places advance. */
+static mb_status add_quantized(planner *p, mb_weight_part *part, mb_weight_place *place) {
+    part->offset = place->data;
+    part->scale_offset = place->scale;
+    part->scale_rows = place->weight->scale_rows;
+    place->data += (uint64_t)part->rows.count * mb_weight_part_row_bytes(part);
+    place->scale += (uint64_t)ceil_div(part->rows.count, part->scale_rows) *
+                    mb_dtype_row_bytes(MB_F32, ceil_div(part->cols.count, MB_F8_BLOCK));
+    return add_part(p, part);
+}
+
 /* One tensor's part, and its scales' part when the weight stays in fp8; both places advance. */
 static mb_status add_piece(planner *p, const recipe *r, int i_piece, const mb_tensor *tensor,
                            mb_weight_place *place) {
     const mb_weight *w = place->weight;
     const piece *from = &r->pieces[i_piece];
-    mb_weight_part part = {.kind = tensor->dtype == w->dtype ? MB_PART_COPY : MB_PART_CONVERT,
+    mb_weight_part part = {.kind = kind_of(tensor, w),
                            .tensor = tensor,
                            .rows = from->rows,
                            .cols = r->cols,
                            .dtype = w->dtype,
                            .offset = place->data};
+    if (part.kind == MB_PART_QUANTIZE) {
+        part.matrix = (mb_range){0, from->height};
+        return add_quantized(p, &part, place);
+    }
     const mb_tensor *scale = NULL;
     if (tensor->dtype == MB_F8_E4M3)
         MB_TRY(mb_weight_tensors_take_scale(&p->tensors, tensor, from->height, r->width, &scale));
@@ -228,7 +257,7 @@ static mb_status add_weight(planner *p, const recipe *r) {
     if (r->is_router)
         w->dtype = stored == MB_F8_E4M3 ? MB_F32 : stored;
     else if (!r->is_vector)
-        w->dtype = held_dtype(p, stored);
+        w->dtype = held_dtype(p, stored, r->layer >= 0);
     mb_weight_place place = {.weight = w};
     char name[NAME_BYTES];
     format_name(name, r, 0, 0);
@@ -345,24 +374,36 @@ static mb_status add_merged_experts(planner *p, int32_t layer, const char *what,
     *weight = (mb_weight){.count = experts.count,
                           .rows = n_halves * rows.count,
                           .cols = cols.count,
-                          .dtype = held_dtype(p, tensor->dtype)};
+                          .dtype = held_dtype(p, tensor->dtype, 1)};
     mb_weight_place place = {.weight = weight};
     int is_stretch = rows.count == half_height && cols.count == width,
-        is_same = weight->dtype == tensor->dtype;
+        is_same = weight->dtype == tensor->dtype, is_fp8 = weight->dtype == MB_F8_E4M3;
     place_data(p, is_stretch && is_same ? tensor : NULL, experts.first * shape[1], &place);
+    if (is_fp8) {
+        const recipe halves = {.width = width,
+                               .cols = cols,
+                               .n_pieces = n_halves,
+                               .pieces = {{what, half_height, rows}, {what, half_height, rows}}};
+        MB_TRY(begin_scales(p, &halves, &place));
+    }
     MB_TRY(add_place(p, &place));
     if (place.mapped)
         return MB_OK;
-    mb_weight_part part = {.kind = is_same ? MB_PART_COPY : MB_PART_CONVERT,
+    mb_weight_part part = {.kind = kind_of(tensor, weight),
                            .tensor = tensor,
                            .cols = cols,
                            .dtype = weight->dtype,
                            .offset = place.data};
     part.rows = times(experts, shape[1]);
-    if (is_stretch)
+    if (is_stretch && !is_fp8)
         return add_part(p, &part);
     for (int64_t half = experts.first * n_halves; half < (experts.first + experts.count) * n_halves; half++) {
         part.rows = (mb_range){half * half_height + rows.first, rows.count};
+        if (is_fp8) {
+            part.matrix = (mb_range){half * half_height, half_height};
+            MB_TRY(add_quantized(p, &part, &place));
+            continue;
+        }
         MB_TRY(add_part(p, &part));
         part.offset += (uint64_t)rows.count * mb_weight_part_row_bytes(&part);
     }

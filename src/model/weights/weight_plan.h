@@ -23,9 +23,7 @@ typedef struct mb_weight_share {
     mb_range inner;           /* of dense layers' intermediate size: rows of gate and up, columns of down */
     mb_range moe_inner;       /* the same of each expert */
     mb_range experts;
-    /* NULL: matrices keep the type that the files have. Else kernels want the type that is computed
-     * with: matrices get it, but fp8 stays fp8 beside 16-bit types, and the router keeps its type. */
-    const mb_dtype *matrix_dtype;
+    mb_weight_types types;
 } mb_weight_share;
 
 mb_weight_share mb_weight_share_all(const mb_config *config);
@@ -35,6 +33,9 @@ typedef enum mb_part_kind {
     MB_PART_COPY,    /* they stay as they are */
     MB_PART_CONVERT, /* they get another dtype; fp8 is multiplied by its scales first */
     MB_PART_SCALES,  /* block scales become fp32; a row of them is repeated for each scale_rows weight rows */
+    /* They become fp8, and the blocks' scales are made. A block is 128x128 values of one matrix as the file
+     * has it, also where only some of its rows or columns are taken. */
+    MB_PART_QUANTIZE,
 } mb_part_kind;
 
 /* A rectangle of one tensor and its place in the block, where its rows follow one another. A tensor is
@@ -46,8 +47,11 @@ typedef struct mb_weight_part {
     const mb_tensor *scale; /* MB_PART_CONVERT of fp8: of 128x128 blocks; else NULL */
     mb_range rows, cols;    /* of the tensor; MB_PART_SCALES: of the weight that it scales */
     mb_dtype dtype;         /* in the block */
-    int32_t scale_rows; /* MB_PART_SCALES only: weight rows for each scale in the block, a divisor of 128 */
+    int32_t scale_rows; /* MB_PART_SCALES, _QUANTIZE: weight rows for each row of scales in the block of all
+                           weights, a divisor of 128 */
     uint64_t offset;    /* in the block */
+    mb_range matrix;    /* MB_PART_QUANTIZE only: the rows of the tensor that are one matrix */
+    uint64_t scale_offset; /* MB_PART_QUANTIZE only: of the scales, in the block */
 } mb_weight_part;
 
 /* Where one merged matrix begins. */
@@ -80,7 +84,7 @@ void mb_weight_plan_free(mb_weight_plan *plan);
 /* Sets the pointers of all weights, now that the block is known. */
 void mb_weight_plan_place(const mb_weight_plan *plan, void *memory);
 
-/* Bytes of one of the part's rows in the block; how many rows that are. */
+/* Bytes of one of the part's rows in the block, without scales that are made; how many rows that are. */
 uint64_t mb_weight_part_row_bytes(const mb_weight_part *part);
 int64_t mb_weight_part_n_rows(const mb_weight_part *part);
 

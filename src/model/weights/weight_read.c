@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "model/weights/weight_quantize.h"
 #include "ops/common/dtype.h"
 
 enum { PIECE_BYTES = 8 << 20, MAX_THREADS = 16, MAX_BUFFERS = 2 * MAX_THREADS };
@@ -18,6 +19,8 @@ typedef struct piece {
     int64_t first_row, n_rows; /* of the part, as it is in the block */
     uint64_t offset;           /* in the block */
     size_t n_bytes;            /* there */
+    uint64_t scale_offset;     /* of the scales that are made, in the block */
+    size_t scale_bytes;        /* there; 0: none are made */
     uint64_t read_bytes;       /* of the files, for the progress */
     int buffer;                /* staging buffer that holds it */
 } piece;
@@ -44,6 +47,26 @@ typedef struct weight_reader {
 
 /* ---- Pieces ------------------------------------------------------------------------------------------- */
 
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* How many of the part's rows the next piece has. Where fp8 scales are made, a piece ends with a block. */
+static int64_t piece_rows(const mb_weight_part *part, int64_t next) {
+    uint64_t row_bytes = mb_weight_part_row_bytes(part), file_bytes = mb_tensor_row_bytes(part->tensor);
+    int64_t most = (int64_t)(PIECE_BYTES / (row_bytes > file_bytes ? row_bytes : file_bytes));
+    if (part->kind == MB_PART_QUANTIZE) {
+        int64_t blocks = most / 2 / MB_F8_BLOCK; /* half: with many scales a block of rows still fits */
+        int64_t into_block = (part->rows.first + next - part->matrix.first) % MB_F8_BLOCK;
+        most = (blocks > 0 ? blocks : 1) * MB_F8_BLOCK - into_block;
+    }
+    return smaller(mb_weight_part_n_rows(part) - next, most);
+}
+
 /* Cuts the next piece off the list of parts. 0: there is none. */
 static int next_piece(weight_reader *r, piece *p) {
     const mb_weight_plan *plan = r->plan;
@@ -51,15 +74,18 @@ static int next_piece(weight_reader *r, piece *p) {
         const mb_weight_part *part = &plan->parts[r->i_part];
         int is_scale = part->kind == MB_PART_SCALES;
         int64_t end = mb_weight_part_n_rows(part);
-        uint64_t row_bytes = mb_weight_part_row_bytes(part), file_bytes = mb_tensor_row_bytes(part->tensor);
-        int64_t most = (int64_t)(PIECE_BYTES / (row_bytes > file_bytes ? row_bytes : file_bytes));
         if (r->next >= end)
             continue;
-        *p = (piece){
-            .part = part, .first_row = r->next, .n_rows = end - r->next < most ? end - r->next : most};
+        uint64_t row_bytes = mb_weight_part_row_bytes(part);
+        *p = (piece){.part = part, .first_row = r->next, .n_rows = piece_rows(part, r->next)};
         p->offset = part->offset + (uint64_t)p->first_row * row_bytes;
         p->n_bytes = (size_t)p->n_rows * row_bytes;
-        p->read_bytes = is_scale ? 0 : (uint64_t)p->n_rows * file_bytes;
+        p->read_bytes = is_scale ? 0 : (uint64_t)p->n_rows * mb_tensor_row_bytes(part->tensor);
+        if (part->kind == MB_PART_QUANTIZE) {
+            size_t scale_row = mb_dtype_row_bytes(MB_F32, ceil_div(part->cols.count, MB_F8_BLOCK));
+            p->scale_offset = part->scale_offset + (uint64_t)(p->first_row / part->scale_rows) * scale_row;
+            p->scale_bytes = (size_t)ceil_div(p->n_rows, part->scale_rows) * scale_row;
+        }
         r->next += p->n_rows;
         if (r->next == end) /* scales are counted once */
             p->read_bytes += is_scale ? part->tensor->n_bytes : part->scale ? part->scale->n_bytes : 0;
@@ -167,8 +193,11 @@ static mb_status put_rows(const weight_reader *r, const piece *p, char *to) {
     return status;
 }
 
-static mb_status read_piece(const weight_reader *r, const piece *p, char *to) {
+static mb_status read_piece(const weight_reader *r, const piece *p, char *to, char *to_scales) {
     const mb_weight_part *part = p->part;
+    if (part->kind == MB_PART_QUANTIZE)
+        return mb_weight_quantize(r->checkpoint, part, p->first_row, p->n_rows, to,
+                                  (float *)(void *)to_scales);
     if (part->kind == MB_PART_SCALES)
         return put_scales(r, p, to);
     if (part->kind == MB_PART_CONVERT || part->cols.count != mb_tensor_cols(part->tensor))
@@ -190,6 +219,11 @@ static int take_work(weight_reader *r, piece *p) {
     return 1;
 }
 
+/* In a staging buffer the scales follow the piece's bytes. */
+static size_t scales_in_buffer(const piece *p) {
+    return (p->n_bytes + sizeof(float) - 1) / sizeof(float) * sizeof(float);
+}
+
 static void *work(void *argument) {
     weight_reader *r = argument;
     piece p;
@@ -197,7 +231,8 @@ static void *work(void *argument) {
     while (take_work(r, &p)) {
         pthread_mutex_unlock(&r->lock);
         char *to = r->staging ? r->staging + (size_t)p.buffer * PIECE_BYTES : r->memory + p.offset;
-        mb_status status = read_piece(r, &p, to);
+        char *to_scales = r->staging ? to + scales_in_buffer(&p) : r->memory + p.scale_offset;
+        mb_status status = read_piece(r, &p, to, to_scales);
         pthread_mutex_lock(&r->lock);
         if (status != MB_OK && r->status == MB_OK) {
             r->status = status;
@@ -220,13 +255,20 @@ static void *work(void *argument) {
 
 /* ---- The calling thread ------------------------------------------------------------------------------- */
 
+static mb_status upload_piece(const weight_reader *r, mb_device *device, char *block, const piece *p) {
+    const char *buffer = r->staging + (size_t)p->buffer * PIECE_BYTES;
+    MB_TRY(device->upload(device, block + p->offset, buffer, p->n_bytes, r->stream));
+    if (p->scale_bytes == 0)
+        return MB_OK;
+    return device->upload(device, block + p->scale_offset, buffer + scales_in_buffer(p), p->scale_bytes,
+                          r->stream);
+}
+
 static mb_status upload(const weight_reader *r, mb_device *device, char *block, const piece *pieces,
                         int count) {
     mb_status status = MB_OK;
     for (int i = 0; i < count && status == MB_OK; i++)
-        status =
-            device->upload(device, block + pieces[i].offset,
-                           r->staging + (size_t)pieces[i].buffer * PIECE_BYTES, pieces[i].n_bytes, r->stream);
+        status = upload_piece(r, device, block, &pieces[i]);
     /* Also behind a failure: the copies before it still read their buffers. */
     mb_status finished = count > 0 ? device->synchronize(device, r->stream) : MB_OK;
     return status != MB_OK ? status : finished;

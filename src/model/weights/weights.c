@@ -70,8 +70,8 @@ static mb_status check_memory(const char *directory, mb_device *device, const mb
             MB_ERR_MEMORY, "%s: the weights need %s of memory, but of the %s here (%s) %s are free; %s",
             directory, in_gb(shown_need, plan->n_bytes), shown_total, device->name, shown_free,
             device->host_memory
-                ? "end other programs, or take a machine with more memory or a checkpoint in fp8"
-                : "end other programs on it, or take a GPU with more memory or a checkpoint in fp8");
+                ? "end other programs, or take a machine with more memory, or fp8 (--quant fp8)"
+                : "end other programs on it, or take a GPU with more memory, or fp8 (--quant fp8)");
     if (plan->n_bytes + plan->mapped_bytes > free_bytes)
         mb_log(
             MB_LOG_WARN,
@@ -94,11 +94,11 @@ static void keep_sizes(const mb_weight_plan *plan, const mb_config *config, mb_w
 }
 
 static mb_status load(const char *directory, mb_checkpoint *checkpoint, const mb_config *config,
-                      const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
-                      void *progress_user, mb_weights *weights) {
+                      mb_weight_types types, int n_threads, mb_progress_fn progress, void *progress_user,
+                      mb_weights *weights) {
     mb_device *device = weights->device;
     mb_weight_share share = mb_weight_share_all(config);
-    share.matrix_dtype = matrix_dtype;
+    share.types = types;
     mb_weight_plan plan;
     if (device->host_memory)
         MB_TRY(mb_checkpoint_map(checkpoint));
@@ -119,10 +119,10 @@ static mb_status load(const char *directory, mb_checkpoint *checkpoint, const mb
     return status;
 }
 
-static mb_status measure(const mb_checkpoint *checkpoint, const mb_config *config,
-                         const mb_dtype *matrix_dtype, mb_weights *weights) {
+static mb_status measure(const mb_checkpoint *checkpoint, const mb_config *config, mb_weight_types types,
+                         mb_weights *weights) {
     mb_weight_share share = mb_weight_share_all(config);
-    share.matrix_dtype = matrix_dtype;
+    share.types = types;
     mb_weight_plan plan;
     MB_TRY(mb_weight_plan_make(checkpoint, config, &share, weights, &plan));
     keep_sizes(&plan, config, weights);
@@ -140,25 +140,24 @@ static mb_status open_directory(const char *directory, const mb_config *config, 
 }
 
 mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device,
-                          const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
-                          void *progress_user, mb_weights *weights) {
+                          mb_weight_types types, int n_threads, mb_progress_fn progress, void *progress_user,
+                          mb_weights *weights) {
     mb_checkpoint checkpoint = {0};
     mb_status status = open_directory(directory, config, device, weights, &checkpoint);
     if (status == MB_OK)
-        status =
-            load(directory, &checkpoint, config, matrix_dtype, n_threads, progress, progress_user, weights);
+        status = load(directory, &checkpoint, config, types, n_threads, progress, progress_user, weights);
     mb_checkpoint_close(&checkpoint);
     if (status != MB_OK)
         mb_weights_free(weights);
     return status;
 }
 
-mb_status mb_weights_measure(const char *directory, const mb_config *config, const mb_dtype *matrix_dtype,
+mb_status mb_weights_measure(const char *directory, const mb_config *config, mb_weight_types types,
                              mb_weights *weights) {
     mb_checkpoint checkpoint = {0};
     mb_status status = open_directory(directory, config, NULL, weights, &checkpoint);
     if (status == MB_OK)
-        status = measure(&checkpoint, config, matrix_dtype, weights);
+        status = measure(&checkpoint, config, types, weights);
     mb_checkpoint_close(&checkpoint);
     if (status != MB_OK)
         mb_weights_free(weights);

@@ -3,8 +3,8 @@
  * into one matrix, gate and up of all experts merged into w13 [E, 2I, H], down projections into
  * w2 [E, H, I].
  *
- * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales) unless the kernels want
- * another. Matrices that are merged and have different dtypes get the widest one. No second copy is made:
+ * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales) unless the kernels or the
+ * user want another. Matrices that are merged and have different dtypes get the widest one. No second copy is made:
  * each tensor is read from the file straight to its final place (CPU) or through a small pinned buffer
  * (GPU).
  *
@@ -47,26 +47,36 @@ typedef struct mb_weights {
     size_t n_maps;
 } mb_weights;
 
+/* In which types weights are held. Norms keep their type. */
+typedef struct mb_weight_types {
+    /* NULL: matrices keep the type that the files have. Else kernels want the type that is computed
+     * with: matrices get it, but fp8 stays fp8 beside 16-bit types, and the router keeps its type. */
+    const mb_dtype *matrix_dtype;
+    /* 1: the matrices that Qwen's FP8 checkpoints have in fp8 (of attention, experts and dense layers) become
+     * fp8 with a scale for each block of 128x128, amax / 448, or 1 where all are 0. */
+    int to_fp8;
+} mb_weight_types;
+
 /* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be
  * present exactly once with the right shape and a supported dtype; a warning lists those that are not
- * needed. matrix_dtype: as in mb_weight_share, or NULL. MB_ERR_MEMORY before anything is read when the
- * device has not enough free memory. progress may be NULL. On failure everything is released. */
+ * needed. MB_ERR_MEMORY before anything is read when the device has not enough free memory. progress may
+ * be NULL. On failure everything is released. */
 mb_status mb_weights_load(const char *directory, const mb_config *config, mb_device *device,
-                          const mb_dtype *matrix_dtype, int n_threads, mb_progress_fn progress,
-                          void *progress_user, mb_weights *weights);
+                          mb_weight_types types, int n_threads, mb_progress_fn progress, void *progress_user,
+                          mb_weights *weights);
 
 /* Weights that no file has, for measuring speed: random, of the config's shape, in the types that a
- * checkpoint of the config would be held in (weights_random.c). matrix_dtype: as above. */
-mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
+ * checkpoint of the config would be held in (weights_random.c). */
+mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weight_types types,
                             mb_weights *weights);
 
 /* The checks of mb_weights_load on the files' headers alone: sizes, dtypes and counts are known, every pointer is
  * NULL. MB_ERR_NOT_FOUND: the directory has no weights. */
-mb_status mb_weights_measure(const char *directory, const mb_config *config, const mb_dtype *matrix_dtype,
+mb_status mb_weights_measure(const char *directory, const mb_config *config, mb_weight_types types,
                              mb_weights *weights);
 
 /* Sizes, dtypes and counts as the config alone gives them; every pointer is NULL. */
-mb_status mb_weights_of_config(const mb_config *config, const mb_dtype *matrix_dtype, mb_weights *weights);
+mb_status mb_weights_of_config(const mb_config *config, mb_weight_types types, mb_weights *weights);
 
 void mb_weights_free(mb_weights *weights);
 

@@ -152,22 +152,23 @@ static mb_status allocate(const mb_config *config, mb_device *device, regions *r
     return MB_OK;
 }
 
-static regions regions_of(const mb_config *config, const mb_dtype *matrix_dtype) {
-    int keeps_fp8 = config->fp8_blocks && !(matrix_dtype && *matrix_dtype == MB_F32);
-    mb_dtype plain_dtype = matrix_dtype ? *matrix_dtype : config->dtype;
-    return (regions){.plain_dtype = plain_dtype, .quantized_dtype = keeps_fp8 ? MB_F8_E4M3 : plain_dtype};
+static regions regions_of(const mb_config *config, mb_weight_types types) {
+    const mb_dtype *wanted = types.matrix_dtype;
+    int is_fp8 = types.to_fp8 || (config->fp8_blocks && !(wanted && *wanted == MB_F32));
+    mb_dtype plain_dtype = wanted ? *wanted : config->dtype;
+    return (regions){.plain_dtype = plain_dtype, .quantized_dtype = is_fp8 ? MB_F8_E4M3 : plain_dtype};
 }
 
 static mb_status no_memory(const mb_config *config) {
     return mb_fail(MB_ERR_MEMORY, "no memory for a list of %d layers", config->n_layers);
 }
 
-mb_status mb_weights_of_config(const mb_config *config, const mb_dtype *matrix_dtype, mb_weights *weights) {
+mb_status mb_weights_of_config(const mb_config *config, mb_weight_types types, mb_weights *weights) {
     *weights = (mb_weights){.n_layers = config->n_layers};
     weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
     if (!weights->layers)
         return no_memory(config);
-    regions r = regions_of(config, matrix_dtype);
+    regions r = regions_of(config, types);
     size_t sizes[N_REGIONS];
     mb_status status = measure(config, &r, sizes, weights);
     if (status == MB_OK)
@@ -177,10 +178,10 @@ mb_status mb_weights_of_config(const mb_config *config, const mb_dtype *matrix_d
     return status;
 }
 
-mb_status mb_weights_random(const mb_config *config, mb_device *device, const mb_dtype *matrix_dtype,
+mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weight_types types,
                             mb_weights *weights) {
     *weights = (mb_weights){.device = device, .n_layers = config->n_layers};
-    regions r = regions_of(config, matrix_dtype);
+    regions r = regions_of(config, types);
     weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
     void *block = mb_malloc(BLOCK_ELEMENTS * sizeof(float));
     mb_status status = weights->layers && block ? allocate(config, device, &r, weights) : no_memory(config);

@@ -100,10 +100,11 @@ class Page:
 
     def __init__(self, browser, url, width, height, dark, phone):
         self.browser = browser
+        self.expected = set()  # complaints of the console that a test provokes
         self.context = browser.send("Target.createBrowserContext")["browserContextId"]
         target = browser.send("Target.createTarget", url="about:blank", browserContextId=self.context)["targetId"]
         self.session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1,
                   mobile=phone)
@@ -133,7 +134,7 @@ class Page:
     def js(self, expression):
         """The value of an expression; promises are awaited."""
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True)
-        assert "exceptionDetails" not in result, f"{expression}: {result['exceptionDetails']}"
+        assert "exceptionDetails" not in result, f"{expression[:300]}: {str(result['exceptionDetails'])[:500]}"
         return result["result"].get("value")
 
     def until(self, expression):
@@ -179,6 +180,18 @@ class Page:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+    def addresses(self):
+        """Every address that this window has asked for."""
+        self.js("0")
+        return [e["params"]["request"]["url"] for e in self.browser.events
+                if e.get("sessionId") == self.session and e["method"] == "Network.requestWillBeSent"]
+
+    def names(self):
+        """(role, name) of everything that a screen reader meets, in its order."""
+        nodes = self.send("Accessibility.getFullAXTree")["nodes"]
+        value = lambda node, key: node.get(key, {}).get("value", "")  # noqa: E731
+        return [(value(n, "role"), value(n, "name")) for n in nodes if not n.get("ignored")]
 
     def complaints(self):
         """What this window has written to the console: errors, warnings, breaches of its policy."""

@@ -8,13 +8,14 @@ import time
 
 
 class ScriptedServer:
-    """`answer` makes the next answers: a list of deltas, numbers (a pause in seconds), threading.Events (waited for), or
-    (status, body). `requests` has the bodies that came, `gone` counts clients that left early."""
+    """`answer` has the next answers. Each is (status, body), or a list of deltas, texts, raw bytes, pauses in seconds,
+    threading.Events (waited for) and RuntimeError (the connection ends). `requests` has the bodies that came, `gone` counts
+    the clients that left early."""
 
     def __init__(self, html, policy):
         self.html, self.policy = html, policy
         self.answer, self.requests, self.gone, self.key = [], [], 0, None
-        self.models = ["demo"]
+        self.models, self.closed = ["demo"], False
         self.counters = {"generation_tokens_total": 0, "prompt_tokens_total": 0, "prefix_cache_queries_total": 0,
                          "prefix_cache_hits_total": 0, "time_to_first_token_seconds_sum": 0,
                          "time_to_first_token_seconds_count": 0, "inter_token_latency_seconds_sum": 0,
@@ -37,11 +38,20 @@ class ScriptedServer:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+        if not self.closed:
+            self.closed = True
+            self.server.shutdown()
+            self.server.server_close()
+
+    def wait(self, condition):
+        """Waits until something holds for the server."""
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     def reply(self, handler, status, body, kind="application/json", **headers):
         data = body if isinstance(body, bytes) else (json.dumps(body) if not isinstance(body, str) else body).encode()
@@ -60,13 +70,15 @@ class ScriptedServer:
         return True
 
     def get(self, handler):
-        if handler.path == "/":
+        if self.closed:
+            handler.close_connection = True
+        elif handler.path == "/":
             self.reply(handler, 200, self.html, "text/html; charset=utf-8", Content_Security_Policy=self.policy)
         elif self.refused(handler):
             return
         elif handler.path == "/v1/models":
             self.reply(handler, 200, {"object": "list", "data": [{"id": m, "object": "model"} for m in self.models]})
-        elif handler.path == "/metrics":
+        elif handler.path == "/metrics" and self.counters:
             text = "".join(f'vllm:{k}{{model_name="demo",engine="0"}} {v}\n' for k, v in self.counters.items())
             self.reply(handler, 200, "# a comment\n" + text, "text/plain; version=0.0.4")
         else:
@@ -74,7 +86,8 @@ class ScriptedServer:
 
     def post(self, handler):
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
-        if self.refused(handler):
+        if self.closed or self.refused(handler):
+            handler.close_connection = self.closed
             return
         self.requests.append(body)
         script = self.answer.pop(0) if self.answer else ["I have nothing to say."]
@@ -102,6 +115,9 @@ class ScriptedServer:
                     out.flush()
             elif isinstance(part, bytes):  # raw, to cut events and characters anywhere
                 out.write(part)
+                out.flush()
+            elif part is RuntimeError:
+                return
             else:
                 delta = {"content": part} if isinstance(part, str) else part
                 reason = "tool_calls" if "tool_calls" in delta else reason

@@ -131,7 +131,7 @@ class Chat {
     this.showRunning();
     this.changed();
     announce(message.error || message.note || message.content || "The model calls a tool");
-    if (document.activeElement === document.body || document.activeElement === byId("stop")) byId("prompt").focus();
+    if (document.activeElement === document.body && !isDrawer("list")) byId("prompt").focus(); // the stop button is gone
   }
 
   async read(run, body) {

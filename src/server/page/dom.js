@@ -2,7 +2,8 @@
 
 const byId = (id) => document.getElementById(id);
 
-/* h("a.note", {href: "/"}, "text", child, ...): an element with classes, attributes or on… listeners, and children. */
+/* h("a.note", {href: "/"}, "text", child, ...): an element with classes, attributes or on… listeners, and children, which
+ * may be lists too. */
 function h(name, attributes, ...children) {
   const [tag, ...classes] = name.split(".");
   const element = document.createElement(tag);
@@ -12,7 +13,7 @@ function h(name, attributes, ...children) {
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else element.setAttribute(key, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  for (const child of children.flat()) if (child !== null && child !== undefined) element.append(child);
   return element;
 }
 

@@ -9,6 +9,7 @@ const chat = new Chat(() => settings, () => byId("model").value || (models[0] ||
 /* ---- The list of conversations */
 
 function drawList() {
+  writeItem("shown", chat.conversation.id);
   conversations.sort((a, b) => b.changed - a.changed);
   if (chat.conversation.messages.length && !conversations.includes(chat.conversation)) conversations.unshift(chat.conversation);
   const focused = document.activeElement && document.activeElement.closest("#conversations li");
@@ -35,7 +36,6 @@ function listEntry(conversation) {
 
 function openConversation(conversation) {
   chat.show(conversation);
-  writeItem("shown", conversation.id);
   drawList();
   closeDrawers();
 }

@@ -296,7 +296,7 @@ class Inlines {
     if (!target || !safeLink(target.url)) return 0;
     const label = this.text.slice(open + 1, close);
     const nodes = label ? inlineNodes(label, this.depth + 1, true) : [target.url];
-    this.push(anchor(target.url, ...nodes));
+    this.push(anchor(target.url, nodes));
     return target.end;
   }
 
@@ -355,19 +355,19 @@ function closeRun(out, item, floor) {
     const bottom = Math.min(floor[item.mark], out.length);
     while (at >= bottom && !(out[at].mark === item.mark && out[at].opens)) at--;
     if (at < bottom) {
-      if (!item.opens) floor[item.mark] = out.length;
+      floor[item.mark] = out.length;
       return;
     }
     const opener = out[at];
     const n = Math.min(opener.n, item.n, 2); // for ~ always 2
     let depth = 1;
     for (let i = at + 1; i < out.length; i++) depth = Math.max(depth, 1 + (out[i].depth || 0));
-    if (depth > MAX_DEPTH) {
-      opener.opens = false;
-      continue;
+    if (depth > MAX_DEPTH) { // earlier runs are around the same
+      for (const mark of Object.keys(floor)) floor[mark] = out.length;
+      return;
     }
     const inner = out.splice(at + 1).map((o) => o.node || document.createTextNode(o.mark.repeat(o.n)));
-    const wrapped = h(item.mark === "~" ? "s" : n === 2 ? "strong" : "em", {}, ...inner);
+    const wrapped = h(item.mark === "~" ? "s" : n === 2 ? "strong" : "em", {}, inner);
     opener.n -= n;
     item.n -= n;
     if (opener.n === 0) out.pop();
@@ -380,8 +380,8 @@ function inlineNodes(text, depth, inLink) {
   return new Inlines(text, depth || 0, inLink || false).parse();
 }
 
-function anchor(url, ...children) {
-  return h("a", { href: url, target: "_blank", rel: "noopener noreferrer nofollow" }, ...children);
+function anchor(url, children) {
+  return h("a", { href: url, target: "_blank", rel: "noopener noreferrer nofollow" }, children);
 }
 
 /* ---- Elements */
@@ -393,10 +393,10 @@ function codeBlock(text, language) {
 }
 
 function tableElement(block) {
-  const cell = (tag, text, i) => h(tag + "." + (block.sides[i] || "left"), tag === "th" ? { scope: "col" } : {}, ...inlineNodes(text));
-  const row = (tag, cells) => h("tr", {}, ...block.sides.map((_, i) => cell(tag, cells[i] || "", i)));
+  const cell = (tag, text, i) => h(tag + "." + (block.sides[i] || "left"), tag === "th" ? { scope: "col" } : {}, inlineNodes(text));
+  const row = (tag, cells) => h("tr", {}, block.sides.map((_, i) => cell(tag, cells[i] || "", i)));
   return h("div.table", { tabindex: "0", role: "region", "aria-label": "Table" },
-    h("table", {}, h("thead", {}, row("th", block.head)), h("tbody", {}, ...block.rows.map((cells) => row("td", cells)))));
+    h("table", {}, h("thead", {}, row("th", block.head)), h("tbody", {}, block.rows.map((cells) => row("td", cells)))));
 }
 
 function listElement(block) {
@@ -405,21 +405,21 @@ function listElement(block) {
   for (const item of block.items) {
     const children = item.blocks.flatMap((b) => (tight && b.kind === "paragraph" ? inlineNodes(b.text) : [blockElement(b)]));
     if (item.done !== null) children.unshift(h("span.task", { role: "img", "aria-label": item.done ? "done" : "to do" }, item.done ? "☑ " : "☐ "));
-    element.append(h("li", {}, ...children));
+    element.append(h("li", {}, children));
   }
   return element;
 }
 
 function blockElement(block) {
   switch (block.kind) {
-  case "heading": return h("h" + Math.min(block.level + 2, 6) + ".h" + block.level, {}, ...inlineNodes(block.text));
+  case "heading": return h("h" + Math.min(block.level + 2, 6) + ".h" + block.level, {}, inlineNodes(block.text));
   case "rule": return h("hr");
   case "code": return codeBlock(block.text, block.language);
   case "math": return h("div.math", {}, block.text);
-  case "quote": return h("blockquote", {}, ...block.blocks.map(blockElement));
+  case "quote": return h("blockquote", {}, block.blocks.map(blockElement));
   case "list": return listElement(block);
   case "table": return tableElement(block);
-  default: return h("p", {}, ...inlineNodes(block.text));
+  default: return h("p", {}, inlineNodes(block.text));
   }
 }
 

@@ -154,6 +154,8 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     options.max_sequences = bench->batch;
     options.max_queued = bench->batch;
     options.plain_launches = bench->plain_launches;
+    options.prefix_caching = 0;      /* every prompt is computed */
+    options.max_decode_slowdown = 0; /* prefill is timed, and those who decode may wait */
     options.kv_tokens = (int64_t)bench->batch * ((cli_bench_positions(bench) + 63) / 64 * 64);
     mb_request_init(model, &run.request);
     run.request.n_ids = (size_t)bench->length;

@@ -1,42 +1,25 @@
 #include "engine/scheduler.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <string.h>
 
-void mb_scheduler_init(mb_scheduler *scheduler, const mb_schedule_limits *limits, mb_kv *kv) {
-    *scheduler = (mb_scheduler){.limits = *limits, .kv = kv};
+enum {
+    WHOLE = 1024, /* a share of all */
+    FIRST_SHARE = WHOLE / 4,
+    LEAST_SHARE = WHOLE / 16,
+};
+
+void mb_scheduler_init(mb_scheduler *scheduler, mb_arena *arena, const mb_schedule_limits *limits,
+                       mb_kv *kv) {
+    *scheduler = (mb_scheduler){.limits = *limits, .kv = kv, .share = FIRST_SHARE};
+    mb_pace_init(&scheduler->pace, limits->max_decode_slowdown, limits->double_at);
+    /* Preempted jobs wait too, even when the queue is full. */
+    mb_waiting_init(&scheduler->waiting, arena, limits->max_queued + limits->max_sequences);
+    scheduler->found = mb_arena_push(arena, (size_t)kv->max_blocks, sizeof *scheduler->found);
 }
 
-static mb_job_queue *queue_of(mb_scheduler *scheduler, mb_job_list list) {
-    return list == MB_JOB_WAITING ? &scheduler->waiting : &scheduler->running;
-}
-
-static void append(mb_scheduler *scheduler, mb_job *job, mb_job_list list) {
-    mb_job_queue *queue = queue_of(scheduler, list);
-    job->list = list;
-    job->next = NULL;
-    job->previous = queue->last;
-    if (queue->last)
-        queue->last->next = job;
-    else
-        queue->first = job;
-    queue->last = job;
-    queue->n++;
-}
-
-static void unlink_job(mb_scheduler *scheduler, mb_job *job) {
-    mb_job_queue *queue = queue_of(scheduler, job->list);
-    if (job->previous)
-        job->previous->next = job->next;
-    else
-        queue->first = job->next;
-    if (job->next)
-        job->next->previous = job->previous;
-    else
-        queue->last = job->previous;
-    queue->n--;
-    job->list = MB_JOB_NONE;
-    job->previous = job->next = NULL;
-}
+/* ---- Coming and going ------------------------------------------------------------------------------ */
 
 mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job) {
     const mb_kv *kv = scheduler->kv;
@@ -52,81 +35,305 @@ mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job) {
         return mb_fail(MB_ERR_CAPACITY, "the queue is full: %d sequences are waiting; try again later",
                        (int)scheduler->waiting.n);
     job->table = -1;
-    append(scheduler, job, MB_JOB_WAITING);
+    job->arrival = ++scheduler->last_arrival;
+    mb_waiting_add(&scheduler->waiting, job);
     return MB_OK;
 }
 
+/* Takes a running job out of its list. */
+static void stop(mb_scheduler *scheduler, mb_job *job) {
+    mb_running_remove(&scheduler->running, job);
+    if (job->n_in_flight > 0)
+        scheduler->n_leaving++;
+    else
+        mb_kv_release(scheduler->kv, &job->table);
+}
+
 void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job) {
-    if (job->list == MB_JOB_NONE)
-        return;
-    unlink_job(scheduler, job);
-    if (job->n_in_flight == 0)
-        mb_kv_release(scheduler->kv, &job->table);
+    if (job->list == MB_JOB_WAITING)
+        mb_waiting_remove(&scheduler->waiting, job);
+    else if (job->list == MB_JOB_RUNNING)
+        stop(scheduler, job);
 }
 
-void mb_scheduler_collect(mb_scheduler *scheduler, mb_job *job) {
+static void preempt(mb_scheduler *scheduler, mb_job *job) {
+    stop(scheduler, job);
+    job->n_preemptions++;
+    scheduler->n_preemptions++;
+    mb_waiting_add(&scheduler->waiting, job);
+}
+
+/* What a step has computed enters the prefix cache: full blocks of tokens that are known. (The last token may
+ * be one that ended the answer, which nobody keeps.) */
+static void publish(mb_scheduler *scheduler, mb_job *job, int64_t n_computed) {
+    mb_prefix_cache *cache = &scheduler->kv->cache;
+    int64_t n = n_computed < job->n_tokens ? n_computed : job->n_tokens;
+    while ((int64_t)(job->prefix.n_blocks + 1) * MB_KV_BLOCK_TOKENS <= n) {
+        /* Another job's equal block may have been the entry, and be evicted by now: then ours become entries. */
+        if (!mb_prefix_cache_has(cache, &job->prefix))
+            job->prefix = mb_prefix_begin(job->cache_salt);
+        int32_t i = job->prefix.n_blocks;
+        mb_prefix_cache_add(cache, &job->prefix, job->ids + (int64_t)i * MB_KV_BLOCK_TOKENS,
+                            mb_kv_blocks(scheduler->kv, job->table)[i]);
+    }
+}
+
+void mb_scheduler_collect(mb_scheduler *scheduler, const mb_planned *item, int is_good) {
+    mb_job *job = item->job;
     job->n_in_flight--;
-    if (job->n_in_flight == 0 && job->list == MB_JOB_NONE)
+    job->n_drawing -= item->draws;
+    if (!is_good) {
+        job->has_failed = 1;
+        mb_kv_forget(scheduler->kv, job->table);
+    }
+    if (scheduler->limits.prefix_caching && job->ids && !job->has_failed)
+        publish(scheduler, job, item->first + item->n_tokens);
+    if (job->n_in_flight == 0 && job->list != MB_JOB_RUNNING) {
+        scheduler->n_leaving--;
         mb_kv_release(scheduler->kv, &job->table);
+    }
 }
 
-typedef struct budget {
-    int32_t tokens, prompt_logits;
-} budget;
+/* ---- Admission ------------------------------------------------------------------------------------- */
 
-static int64_t tokens_missing(const mb_job *job) {
-    int64_t n_tokens = job->n_tokens + job->n_drawing;
-    if (job->n_drawing > 0 && (job->awaits_token || n_tokens == job->max_tokens))
-        return 0; /* the last token of an answer need not be computed */
-    return n_tokens - job->n_cached;
+/* Tokens that the job is likely to have: with at least the next one. */
+static int64_t likely_tokens(const mb_scheduler *scheduler, const mb_job *job) {
+    int64_t left = job->max_tokens - job->n_tokens, likely = left / WHOLE * scheduler->share;
+    likely += left % WHOLE * scheduler->share / WHOLE;
+    return job->n_tokens + (likely > 0 ? likely : left > 0);
 }
 
-/* Plans as much of one admitted job as the budget and the limits allow: at least one token. */
-static mb_planned plan_job(mb_scheduler *scheduler, mb_job *job, budget *left) {
-    int64_t n = tokens_missing(job);
-    if (n > scheduler->limits.prefill_chunk)
-        n = scheduler->limits.prefill_chunk;
-    if (n > left->tokens)
-        n = left->tokens;
-    if (job->all_logits && n > 1 + left->prompt_logits)
-        n = 1 + left->prompt_logits;
-
-    int draws = n == tokens_missing(job) && job->n_tokens + job->n_drawing < job->max_tokens;
-    int32_t n_logits = job->all_logits ? (int32_t)n : draws;
-    left->tokens -= (int32_t)n;
-    if (n_logits > 1)
-        left->prompt_logits -= n_logits - 1;
-    mb_kv_extend(scheduler->kv, job->table, job->n_cached + n); /* within the reservation: cannot fail */
-    mb_planned planned = {
-        .job = job, .first = job->n_cached, .n_tokens = (int32_t)n, .n_logits = n_logits, .draws = draws};
-    job->n_cached += n;
-    job->n_drawing += draws;
-    job->n_in_flight++;
-    return planned;
-}
-
-static int admit_next(mb_scheduler *scheduler) {
-    mb_job *job = scheduler->waiting.first;
-    if (!job || scheduler->running.n >= scheduler->limits.max_sequences)
+/* Cached blocks that the job can start with. The last token is always computed, because its logits give the
+ * next one, and so is every token whose logits are wanted. Sets job->prefix. */
+static int32_t find_cached(mb_scheduler *scheduler, mb_job *job) {
+    int64_t most = job->n_tokens - 1;
+    if (job->all_logits && most > job->n_logits)
+        most = job->n_logits;
+    job->prefix = mb_prefix_begin(job->cache_salt);
+    if (!scheduler->limits.prefix_caching || !job->ids)
         return 0;
-    job->table = mb_kv_reserve(scheduler->kv, job->max_tokens, NULL, 0);
+    int32_t n = 0;
+    for (; (int64_t)(n + 1) * MB_KV_BLOCK_TOKENS <= most; n++) {
+        const int32_t *tokens = job->ids + (int64_t)n * MB_KV_BLOCK_TOKENS;
+        scheduler->found[n] = mb_prefix_cache_find(&scheduler->kv->cache, &job->prefix, tokens);
+        if (scheduler->found[n] < 0)
+            break;
+    }
+    return n;
+}
+
+static void count_hits(mb_scheduler *scheduler, mb_job *job) {
+    if (job->n_preemptions > 0 || !scheduler->limits.prefix_caching || !job->ids || job->all_logits)
+        return;
+    job->n_hit_tokens = job->n_cached;
+    scheduler->n_prefix_queries += (uint64_t)job->n_tokens;
+    scheduler->n_prefix_hits += (uint64_t)job->n_cached;
+}
+
+static int admit(mb_scheduler *scheduler, mb_job *job) {
+    if (scheduler->running.n >= scheduler->limits.max_sequences || job->n_in_flight > 0)
+        return 0;
+    int32_t n_found = find_cached(scheduler, job);
+    job->table = mb_kv_reserve(scheduler->kv, likely_tokens(scheduler, job), scheduler->found, n_found);
     if (job->table < 0)
         return 0;
-    unlink_job(scheduler, job);
-    append(scheduler, job, MB_JOB_RUNNING);
+    job->n_cached = (int64_t)n_found * MB_KV_BLOCK_TOKENS;
+    count_hits(scheduler, job);
+    mb_waiting_remove(&scheduler->waiting, job);
+    mb_running_add(&scheduler->running, job);
+    if (scheduler->share > LEAST_SHARE)
+        scheduler->share -= scheduler->share / 64;
     return 1;
 }
 
-int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan) {
-    budget left = {scheduler->limits.max_step_tokens, scheduler->limits.max_prompt_logits};
-    int32_t n = 0;
-    for (mb_job *job = scheduler->running.first; job && left.tokens > 0; job = job->next)
-        if (tokens_missing(job) == 1)
-            plan[n++] = plan_job(scheduler, job, &left);
-    for (mb_job *job = scheduler->running.first; job && left.tokens > 0; job = job->next)
-        if (tokens_missing(job) > 1)
-            plan[n++] = plan_job(scheduler, job, &left);
-    while (left.tokens > 0 && admit_next(scheduler))
-        plan[n++] = plan_job(scheduler, scheduler->running.last, &left);
+/* Blocks that running jobs of lower priority hold or were promised, and all that nobody has. */
+static int64_t blocks_for(const mb_scheduler *scheduler, const mb_job *job) {
+    const mb_kv *kv = scheduler->kv;
+    int64_t n = mb_kv_available(kv) - kv->n_promised;
+    for (const mb_job *other = scheduler->running.last; other && other->priority > job->priority;
+         other = other->previous)
+        n += kv->tables[other->table].n_reserved;
     return n;
+}
+
+/* Jobs that precede some that run. They are admitted whatever the others do with the step, and those of lower
+ * priority are preempted for them if that is enough. */
+static void admit_urgent(mb_scheduler *scheduler) {
+    for (;;) {
+        mb_job *job = mb_waiting_first(&scheduler->waiting), *last = scheduler->running.last;
+        if (!job || !last || job->n_in_flight > 0 || !mb_job_precedes(job, last))
+            return;
+        if (admit(scheduler, job))
+            continue;
+        if (last->priority <= job->priority || scheduler->n_leaving > 0 ||
+            mb_kv_blocks_for(likely_tokens(scheduler, job)) > blocks_for(scheduler, job))
+            return;
+        preempt(scheduler, last);
+    }
+}
+
+/* ---- How many tokens of which job ------------------------------------------------------------------ */
+
+/* What a step has room for. */
+typedef struct budget {
+    int32_t tokens, prompt_logits;
+    double work;    /* of prompts; 0: they pause */
+    int has_prompt; /* one got tokens */
+} budget;
+
+/* Tokens that are known, or will be when the steps in flight have run, and that are in no step yet. */
+static int64_t tokens_missing(const mb_job *job) {
+    int64_t n_known = job->n_tokens + job->n_drawing;
+    if (job->n_drawing > 0 && (job->awaits_token || n_known == job->max_tokens))
+        return 0;
+    return n_known - job->n_cached;
+}
+
+static int is_decoding(const mb_job *job) {
+    return tokens_missing(job) == 1;
+}
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* Of the job's next tokens those whose logits were planned before, when it was not preempted yet. */
+static int64_t n_without_rows(const mb_job *job) {
+    return job->n_logits > job->n_cached ? job->n_logits - job->n_cached : 0;
+}
+
+/* Rows of logits that the job's next n tokens need. */
+static int64_t rows_wanted(const mb_job *job, int64_t n) {
+    return n > n_without_rows(job) ? n - n_without_rows(job) : 0;
+}
+
+/* The same without the one row that every job may have. */
+static int32_t extra_rows(const mb_job *job, int64_t n) {
+    int64_t n_rows = job->all_logits ? rows_wanted(job, n) : 0;
+    return n_rows > 1 ? (int32_t)n_rows - 1 : 0;
+}
+
+/* Gives a prompt tokens of this step, or more of them: at most so many, and so much work. */
+static void grant(const mb_scheduler *scheduler, mb_job *job, budget *left, int64_t tokens, double work) {
+    double token_work = mb_pace_token_work(&scheduler->pace, job->n_cached + job->n_granted);
+    int32_t n_extra = extra_rows(job, job->n_granted);
+    int64_t most = least(tokens_missing(job), scheduler->limits.prefill_chunk);
+    if (job->all_logits)
+        most = least(most, n_without_rows(job) + 1 + n_extra + left->prompt_logits);
+    int64_t n = least(most - job->n_granted, tokens);
+    if (n <= 0)
+        return;
+    if ((double)n * token_work > work)
+        n = (int64_t)(work / token_work);
+    if (n == 0 && left->has_prompt)
+        return;
+    if (n == 0)
+        n = 1; /* the first one always advances */
+    job->n_granted += (int32_t)n;
+    left->tokens -= (int32_t)n;
+    left->work -= (double)n * token_work;
+    left->prompt_logits -= extra_rows(job, job->n_granted) - n_extra;
+    left->has_prompt = 1;
+}
+
+/* The step's room for prompts, when n_decoding jobs decode. */
+static budget room_for_prompts(mb_scheduler *scheduler, int32_t n_decoding) {
+    const mb_schedule_limits *limits = &scheduler->limits;
+    budget room = {limits->max_step_tokens - n_decoding, limits->max_prompt_logits, INFINITY, 0};
+    int has_prompts = scheduler->running.n > n_decoding || scheduler->waiting.n > 0;
+    if (n_decoding > 0 && has_prompts)
+        room.work = mb_pace_prefill_work(&scheduler->pace, n_decoding);
+    return room;
+}
+
+/* Half of what is left, so that those after it have some too. */
+static void grant_half(const mb_scheduler *scheduler, mb_job *job, budget *left) {
+    if (left->tokens > 0 && left->work > 0)
+        grant(scheduler, job, left, (left->tokens + 1) / 2, left->work / 2);
+}
+
+/* Sets n_granted of all running jobs, and admits jobs as long as tokens are left for them. Returns how many
+ * decode. */
+static int32_t share_step(mb_scheduler *scheduler) {
+    int32_t n_decoding = 0;
+    for (mb_job *job = scheduler->running.first; job; job = job->next) {
+        job->n_granted = is_decoding(job);
+        n_decoding += is_decoding(job);
+    }
+    budget left = room_for_prompts(scheduler, n_decoding);
+    for (mb_job *job = scheduler->running.first; job; job = job->next)
+        if (!is_decoding(job))
+            grant_half(scheduler, job, &left);
+    while (left.tokens > 0 && left.work > 0 && scheduler->waiting.n > 0) {
+        mb_job *job = mb_waiting_first(&scheduler->waiting);
+        if (!admit(scheduler, job))
+            break;
+        job->n_granted = 0;
+        grant_half(scheduler, job, &left);
+    }
+    for (mb_job *job = scheduler->running.first; job && left.tokens > 0 && left.work > 0; job = job->next)
+        if (job->n_granted < tokens_missing(job))
+            grant(scheduler, job, &left, left.tokens, left.work);
+    return n_decoding;
+}
+
+/* ---- Plans ----------------------------------------------------------------------------------------- */
+
+/* Gives the job's table the blocks for what it was granted. 0: it must wait. */
+static int take_blocks(mb_scheduler *scheduler, mb_job *job) {
+    while (mb_kv_extend(scheduler->kv, job->table, job->n_cached + job->n_granted) != 0) {
+        mb_job *last = scheduler->running.last;
+        /* Blocks come back soon, or they belong to jobs that precede this one. */
+        if (scheduler->n_leaving > 0 || last == job)
+            return 0;
+        preempt(scheduler, last);
+        scheduler->share = scheduler->share < WHOLE / 2 ? 2 * scheduler->share : WHOLE;
+    }
+    return 1;
+}
+
+static mb_planned plan_job(mb_job *job) {
+    int32_t n = job->n_granted;
+    int draws = n == tokens_missing(job) && job->n_tokens + job->n_drawing < job->max_tokens;
+    mb_planned planned = {.job = job,
+                          .first = job->n_cached,
+                          .n_tokens = n,
+                          .n_logits = job->all_logits ? (int32_t)rows_wanted(job, n) : draws,
+                          .draws = draws};
+    job->n_cached += n;
+    if (job->n_logits < job->n_cached)
+        job->n_logits = job->n_cached;
+    job->n_in_flight++;
+    job->n_drawing += draws;
+    return planned;
+}
+
+int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan) {
+    admit_urgent(scheduler);
+    /* In the order of jobs, because jobs are preempted from its end: those that decode to the front of the
+     * plan, the others behind the place of the last of them. */
+    int32_t n_places = share_step(scheduler), n_decoding = 0, n_others = 0;
+    for (mb_job *job = scheduler->running.first; job; job = job->next) {
+        int decodes = is_decoding(job) && n_decoding < n_places;
+        if (job->n_granted == 0 || !take_blocks(scheduler, job))
+            continue;
+        if (decodes)
+            plan[n_decoding++] = plan_job(job);
+        else
+            plan[n_places + n_others++] = plan_job(job);
+    }
+    memmove(plan + n_decoding, plan + n_places, (size_t)n_others * sizeof *plan);
+    return n_decoding + n_others;
+}
+
+void mb_scheduler_learn(mb_scheduler *scheduler, const mb_planned *plan, int32_t n, double seconds) {
+    mb_step_load load = {0};
+    for (int32_t i = 0; i < n; i++)
+        if (plan[i].n_tokens == 1 && plan[i].draws) {
+            load.n_decodes++;
+        } else {
+            load.prefill_tokens += plan[i].n_tokens;
+            load.prefill_work += plan[i].n_tokens * mb_pace_token_work(&scheduler->pace, plan[i].first);
+        }
+    mb_pace_learn(&scheduler->pace, &load, seconds);
 }

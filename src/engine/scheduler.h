@@ -1,64 +1,67 @@
 /*
- * scheduler.h - which sequences run in the next step, and how many of their tokens.
+ * scheduler.h - which sequences run in the next step, and how many of their tokens. Policy only.
  *
- * Policy only. Sequences are admitted in the order of their arrival: when the head of the queue does not fit
- * the KV cache yet, those behind it wait too, so a long one cannot be overtaken for ever. A step takes first
- * one token of every sequence that lacks just one (decodes), then chunks of prompts, oldest first, up to the
- * token budget. Because no more sequences run than the budget has tokens, every decode is in every step and
- * the oldest prompt always advances.
+ * There is one order: the smaller priority first, and of equal ones the first to come. Jobs are admitted in
+ * this order; when the first that waits does not fit yet, the others wait too, so a long one cannot be
+ * overtaken for ever. A step takes first one token of every sequence that lacks just one (decodes), then chunks
+ * of prompts up to the token budget. While sequences decode, the prompts' share is what mb_pace allows. Of that
+ * share each prompt gets half of what those before it leave, so a short one is not kept waiting by a long one;
+ * what nobody needs goes to the first.
+ *
+ * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be drawn.
+ * Most answers end long before max_new_tokens, so reserving the worst case would leave most of the pool empty;
+ * reserving nothing would preempt all the time. What is right depends on the requests, so the preemptions
+ * themselves decide: each doubles the share, each admission lowers it a little.
+ *
+ * When a job needs a block and none is left, the last running job in the order is preempted: it loses its
+ * blocks, goes back to those that wait, and later computes the KV of all its tokens again (of those blocks that
+ * the prefix cache has lost). A job is never preempted for one that comes later in the order. So the first of
+ * all always advances: every job fits an empty pool, or it was refused.
+ *
+ * Two steps may be in flight. Their jobs keep their blocks until they are collected, preempted or not.
  */
 #ifndef MB_ENGINE_SCHEDULER_H
 #define MB_ENGINE_SCHEDULER_H
 
 #include "base/status.h"
+#include "engine/job.h"
 #include "engine/kv.h"
+#include "engine/pace.h"
 
 typedef struct mb_schedule_limits {
-    int32_t max_sequences;     /* running at once; at most max_step_tokens */
-    int32_t max_step_tokens;   /* in one step */
-    int32_t prefill_chunk;     /* of one sequence in one step */
-    int32_t max_queued;        /* waiting */
-    int32_t max_prompt_logits; /* rows of logits in one step beyond one per sequence */
+    int32_t max_sequences;                 /* running at once; at most max_step_tokens */
+    int32_t max_step_tokens;               /* in one step */
+    int32_t prefill_chunk;                 /* of one sequence in one step */
+    int32_t max_queued;                    /* waiting */
+    int32_t max_prompt_logits;             /* rows of logits in one step beyond one per sequence */
+    int32_t prefix_caching;                /* blocks enter the prefix cache, and are looked up */
+    double max_decode_slowdown, double_at; /* of mb_pace_init */
 } mb_schedule_limits;
-
-typedef enum mb_job_list { MB_JOB_NONE, MB_JOB_WAITING, MB_JOB_RUNNING } mb_job_list;
-
-/* What the scheduler knows of a sequence. The owner sets n_tokens, max_tokens, all_logits and awaits_token
- * before submitting. When a step that draws for the job is collected, the owner takes the draw off n_drawing,
- * and adds the token to n_tokens. */
-typedef struct mb_job {
-    int64_t n_tokens;   /* known: the prompt and what was drawn */
-    int32_t n_drawing;  /* tokens that planned steps draw: known to the device alone, they follow the known */
-    int awaits_token;   /* is planned only when all its tokens are known: the next draw depends on the last */
-    int64_t n_cached;   /* of its tokens, in the KV cache when all planned steps have run */
-    int64_t max_tokens; /* the prompt and all that may be drawn */
-    int all_logits;     /* logits of every processed token are wanted, not just of the last */
-    int32_t table;      /* in the KV cache, -1: none */
-    int32_t n_in_flight; /* steps that were planned with it and are not collected */
-    mb_job_list list;
-    struct mb_job *previous, *next;
-} mb_job;
-
-typedef struct mb_job_queue {
-    mb_job *first, *last;
-    int32_t n;
-} mb_job_queue;
 
 typedef struct mb_planned {
     mb_job *job;
     int64_t first;    /* position */
     int32_t n_tokens; /* positions [first, first + n_tokens) */
-    int32_t n_logits; /* rows wanted: of all n_tokens, of the last one, or none */
+    int32_t n_logits; /* rows wanted: of the last n_logits tokens */
     int draws;        /* the last row gives the next token */
 } mb_planned;
 
 typedef struct mb_scheduler {
     mb_schedule_limits limits;
     mb_kv *kv;
-    mb_job_queue waiting, running; /* running: in the order of admission */
+    mb_pace pace;
+    mb_waiting_jobs waiting;
+    mb_running_jobs running;
+    uint64_t last_arrival;
+    int32_t n_leaving;      /* jobs that run no more but hold blocks until their steps are collected */
+    int32_t share;          /* of the tokens that a job may still draw, in 1/1024: reserved at admission */
+    int32_t *found;         /* [kv->max_blocks] cached blocks of the job being admitted */
+    uint64_t n_preemptions; /* since mb_scheduler_init, as are the next two: tokens */
+    uint64_t n_prefix_queries, n_prefix_hits;
 } mb_scheduler;
 
-void mb_scheduler_init(mb_scheduler *scheduler, const mb_schedule_limits *limits, mb_kv *kv);
+/* Cuts the bookkeeping from `arena`; on a measuring arena nothing else happens. The pool must be idle. */
+void mb_scheduler_init(mb_scheduler *scheduler, mb_arena *arena, const mb_schedule_limits *limits, mb_kv *kv);
 
 /* Queues a job. MB_ERR_CAPACITY: the queue is full, or it could not even fit an empty cache. */
 mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job);
@@ -68,14 +71,20 @@ mb_status mb_scheduler_submit(mb_scheduler *scheduler, mb_job *job);
  * for a job that is in no list. */
 void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job);
 
-/* Plans a step: admits waiting jobs that fit, and writes one item per job to plan [max_sequences]. The
- * jobs' KV blocks are extended, and their n_cached, n_drawing and n_in_flight count the step from now on. A
- * decode may follow the step that draws its token before that step has run. Returns the number of items. It
- * is 0 when there are no unfinished jobs, or all of them wait for what steps in flight draw. */
+/* Plans a step: admits waiting jobs that fit, and writes one item per job to plan [max_sequences], those that
+ * decode first. The jobs' KV blocks are extended, and their n_cached and n_in_flight count the step from now
+ * on. Returns the number of items. It is 0 when there are no unfinished jobs, or when all of them wait for a
+ * step in flight.
+ *
+ * A job whose next token a step in flight draws is planned with a token that is not in `ids` yet. */
 int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan);
 
-/* To be called once per item of a plan when its step has run or failed, as the device then no longer uses
- * the job's KV blocks. */
-void mb_scheduler_collect(mb_scheduler *scheduler, mb_job *job);
+/* To be called once per item of a plan when its step has run, after what was drawn was added to the job. In
+ * this order: the items of a step that was planned earlier, first. is_good: the step has computed the KV of the
+ * item. Else no block of the job stays in the prefix cache. */
+void mb_scheduler_collect(mb_scheduler *scheduler, const mb_planned *item, int is_good);
+
+/* A step with this plan took so long. Before its items are collected. */
+void mb_scheduler_learn(mb_scheduler *scheduler, const mb_planned *plan, int32_t n, double seconds);
 
 #endif

@@ -164,7 +164,10 @@ mb_status mb_sequence_create(const mb_model *model, const mb_request *request, m
                        .waiter_user = request->waiter_user,
                        .on_logprobs = request->on_logprobs,
                        .on_logprobs_user = request->on_logprobs_user};
-    s->job = (mb_job){.n_tokens = s->n_prompt,
+    s->job = (mb_job){.ids = s->ids,
+                      .n_tokens = s->n_prompt,
+                      .priority = request->priority,
+                      .cache_salt = request->cache_salt,
                       .max_tokens = s->n_prompt + request->max_new_tokens,
                       .all_logits = request->prompt_logprobs,
                       .table = -1};

@@ -22,9 +22,10 @@ typedef struct mb_sequence {
     struct mb_sequence *previous_news, *next_news;
 
     int64_t n_prompt, n_read; /* n_read: answer tokens already handed out */
-    int32_t *ids;             /* [job.max_tokens]: prompt, answer */
-    float *logprobs;          /* [job.max_tokens - n_prompt] of the answer */
-    mb_sampling sampling;     /* without logit_bias: see bias */
+    int64_t n_prompt_done; /* tokens of the prompt that steps have computed, or found in the prefix cache */
+    int32_t *ids;          /* [job.max_tokens]: prompt, answer */
+    float *logprobs;       /* [job.max_tokens - n_prompt] of the answer */
+    mb_sampling sampling;  /* without logit_bias: see bias */
     int has_penalties;
     mb_seen_tokens seen; /* only with penalties */
     /* [n_bias]: the request's, then minus infinity for each stop id; those only while the answer is shorter

@@ -3,6 +3,7 @@
 
 #include <float.h>
 #include <inttypes.h>
+#include <math.h>
 
 #include "base/alloc.h"
 #include "engine/waiter.h"
@@ -55,16 +56,24 @@ static int32_t smaller(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-static void cut(mb_session *session, mb_arena *arena, int32_t max_sequences, int32_t max_queued) {
+static void cut(mb_session *session, mb_arena *arena, const mb_schedule_limits *limits) {
     size_t n_buckets = 16;
-    while (n_buckets < 2 * ((size_t)max_sequences + (size_t)max_queued))
+    while (n_buckets < 2 * ((size_t)limits->max_sequences + (size_t)limits->max_queued))
         n_buckets *= 2;
-    mb_kv_init(&session->kv, arena, session->runner.kv.n_blocks, max_sequences,
+    mb_kv_init(&session->kv, arena, session->runner.kv.n_blocks, limits->max_sequences,
                session->runner.limits.max_blocks);
+    mb_scheduler_init(&session->scheduler, arena, limits, &session->kv);
     session->buckets = mb_arena_push(arena, n_buckets, sizeof *session->buckets);
     session->bucket_mask = n_buckets - 1;
     for (size_t i = 0; i < n_buckets && session->buckets; i++)
         session->buckets[i] = NULL;
+}
+
+/* The position at which a token's attention is as many multiplications as all else of the token. */
+static double double_at(const mb_model *model) {
+    const mb_config *config = &model->config;
+    double per_position = 2.0 * config->n_layers * config->n_heads * config->head_dim;
+    return fmax((double)model->weights.n_active_parameters / per_position, 1);
 }
 
 static mb_status open_parts(mb_session *session, const mb_session_options *options) {
@@ -84,22 +93,23 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
     };
     MB_TRY(mb_runner_open(&session->runner, model, &runner_limits, mb_session_report, session));
 
+    mb_schedule_limits schedule_limits = {.max_sequences = max_sequences,
+                                          .max_step_tokens = options->max_step_tokens,
+                                          .prefill_chunk = options->prefill_chunk,
+                                          .max_queued = options->max_queued,
+                                          .max_prompt_logits = runner_limits.max_logits - max_sequences,
+                                          .prefix_caching = options->prefix_caching,
+                                          .max_decode_slowdown = (double)options->max_decode_slowdown,
+                                          .double_at = double_at(model)};
     mb_arena arena;
     mb_arena_measure(&arena);
-    cut(session, &arena, max_sequences, options->max_queued);
+    cut(session, &arena, &schedule_limits);
     size_t n_bytes = arena.used;
     session->memory = arena.overflowed ? NULL : mb_malloc(n_bytes);
     if (!session->memory)
         return mb_fail(MB_ERR_MEMORY, "no memory for a session's bookkeeping (%zu bytes)", n_bytes);
     mb_arena_init(&arena, session->memory, n_bytes, 1);
-    cut(session, &arena, max_sequences, options->max_queued);
-
-    mb_schedule_limits schedule_limits = {.max_sequences = max_sequences,
-                                          .max_step_tokens = options->max_step_tokens,
-                                          .prefill_chunk = options->prefill_chunk,
-                                          .max_queued = options->max_queued,
-                                          .max_prompt_logits = runner_limits.max_logits - max_sequences};
-    mb_scheduler_init(&session->scheduler, &schedule_limits, &session->kv);
+    cut(session, &arena, &schedule_limits);
     return MB_OK;
 }
 
@@ -248,6 +258,8 @@ mb_status mb_get_usage(mb_session *session, uint64_t id, mb_usage *usage) {
     const mb_sequence *sequence = *find(session, id);
     if (sequence)
         *usage = (mb_usage){.n_prompt = sequence->n_prompt,
+                            .n_cached_tokens = sequence->job.n_hit_tokens,
+                            .n_preemptions = sequence->job.n_preemptions,
                             .n_generated = sequence->job.n_tokens - sequence->n_prompt};
     pthread_mutex_unlock(&session->lock);
     return sequence ? MB_OK : not_found(id);
@@ -308,9 +320,12 @@ void mb_session_get_stats(mb_session *session, mb_session_stats *stats) {
     *stats = (mb_session_stats){.n_waiting = session->scheduler.waiting.n,
                                 .n_running = session->scheduler.running.n,
                                 .kv_blocks_total = session->kv.n_blocks,
-                                .kv_blocks_free = session->kv.n_free,
+                                .kv_blocks_free = mb_kv_available(&session->kv),
                                 .n_steps = session->n_steps,
                                 .n_prompt_tokens = session->n_prompt_tokens,
-                                .n_generated_tokens = session->n_generated_tokens};
+                                .n_generated_tokens = session->n_generated_tokens,
+                                .n_preemptions = session->scheduler.n_preemptions,
+                                .n_prefix_queries = session->scheduler.n_prefix_queries,
+                                .n_prefix_hits = session->scheduler.n_prefix_hits};
     pthread_mutex_unlock(&session->lock);
 }

@@ -1,5 +1,6 @@
 /* session_step.c - mb_step: planning, running and committing steps. */
 #include <inttypes.h>
+#include <time.h>
 
 #include "base/log.h"
 #include "engine/session.h"
@@ -32,8 +33,13 @@ static void plan(mb_session *session, mb_step_slot *slot) {
 static void advance(mb_session *session, mb_sequence *sequence, const mb_planned *item,
                     const mb_outcome *outcome) {
     mb_job *job = &sequence->job;
-    if (item->first < sequence->n_prompt)
-        session->n_prompt_tokens += (uint64_t)item->n_tokens; /* a chunk does not reach beyond the prompt */
+    int64_t end = item->first + item->n_tokens;
+    if (end > sequence->n_prompt)
+        end = sequence->n_prompt;
+    if (end > sequence->n_prompt_done) { /* each once: a preempted sequence comes here again */
+        session->n_prompt_tokens += (uint64_t)(end - sequence->n_prompt_done);
+        sequence->n_prompt_done = end;
+    }
     if (item->draws) {
         int64_t before = job->n_tokens;
         mb_sequence_take(sequence, outcome->id, outcome->logprob);
@@ -69,13 +75,19 @@ static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
         }
         if (sequence->state != MB_RUNNING)
             mb_scheduler_remove(&session->scheduler, &sequence->job);
-        sequence->job.n_drawing -= slot->plan[i].draws;
-        mb_scheduler_collect(&session->scheduler, &sequence->job);
+        mb_scheduler_collect(&session->scheduler, &slot->plan[i],
+                             status == MB_OK && !slot->outcomes[i].failed);
         if (sequence->released && sequence->job.n_in_flight == 0)
             mb_sequence_destroy(sequence);
     }
     session->n_steps += slot->n_planned > 0;
     slot->n_planned = 0;
+}
+
+static double seconds_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 static mb_status run(mb_runner *runner, mb_step_slot *slot) {
@@ -99,9 +111,13 @@ mb_status mb_step(mb_session *session, int *n_unfinished) {
     plan(session, slot);
     pthread_mutex_unlock(&session->lock);
 
+    double begun = seconds_now();
     mb_status status = run(&session->runner, slot);
+    double seconds = seconds_now() - begun;
 
     pthread_mutex_lock(&session->lock);
+    if (status == MB_OK)
+        mb_scheduler_learn(&session->scheduler, slot->plan, slot->n_planned, seconds);
     commit(session, slot, status);
     session->stepping = 0;
     if (n_unfinished)

@@ -186,16 +186,17 @@ static void open_direct(direct *d, const generation *g) {
     mb_runner_limits limits = {
         .max_sequences = 2, .max_step_tokens = 64, .max_logits = 2, .max_blocks = 4, .n_kv_blocks = 4};
     assert_int_equal(mb_runner_open(&d->runner, model, &limits, no_report, NULL), MB_OK);
+    mb_schedule_limits schedule = {
+        .max_sequences = 2, .max_step_tokens = 64, .prefill_chunk = 64, .max_queued = 2};
     mb_arena arena;
     mb_arena_measure(&arena);
     mb_kv_init(&d->kv, &arena, 4, 2, 4);
+    mb_scheduler_init(&d->scheduler, &arena, &schedule, &d->kv);
     size_t n_bytes = arena.used;
     d->kv_memory = malloc(n_bytes);
     mb_arena_init(&arena, d->kv_memory, n_bytes, 1);
     mb_kv_init(&d->kv, &arena, 4, 2, 4);
-    mb_schedule_limits schedule = {
-        .max_sequences = 2, .max_step_tokens = 64, .prefill_chunk = 64, .max_queued = 2};
-    mb_scheduler_init(&d->scheduler, &schedule, &d->kv);
+    mb_scheduler_init(&d->scheduler, &arena, &schedule, &d->kv);
     assert_int_equal(mb_sequence_create(model, &g->request, &d->sequence), MB_OK);
     assert_int_equal(mb_scheduler_submit(&d->scheduler, &d->sequence->job), MB_OK);
 }
@@ -237,9 +238,8 @@ static void test_launch_does_not_wait(void **state) {
         assert_int_equal(device->event_query(device, slot->done, &was_reached), MB_OK);
         assert_true(was_reached);
         assert_int_equal(slot->outcomes[0].id, expected.tokens[i].id);
-        d.sequence->job.n_drawing--;
-        mb_scheduler_collect(&d.scheduler, &d.sequence->job);
         mb_sequence_take(d.sequence, slot->outcomes[0].id, slot->outcomes[0].logprob);
+        mb_scheduler_collect(&d.scheduler, &slot->plan[0], 1);
     }
     close_direct(&d);
     generation_free(&g);

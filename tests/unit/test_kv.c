@@ -64,20 +64,31 @@ static void test_blocks_are_counted_at_their_edges(void **state) {
     }
 }
 
-static void test_reservation_bounds_growth(void **state) {
+static void test_a_table_grows_beyond_its_reservation(void **state) {
     (void)state;
     fixture f;
-    open_kv(&f, 8, 2, 8);
-    int32_t table = mb_kv_reserve(&f.kv, 100, NULL, 0);
+    open_kv(&f, 8, 2, 7);
+    int32_t table = mb_kv_reserve(&f.kv, 100, NULL, 0), other = mb_kv_reserve(&f.kv, 64, NULL, 0);
+    assert_int_equal(f.kv.n_promised, 3);
     assert_int_equal(mb_kv_extend(&f.kv, table, 128), 0); /* the second block has room for 128 */
-    assert_int_equal(mb_kv_extend(&f.kv, table, 129), -1);
-    assert_int_equal(f.kv.n_free, 6);
+    assert_int_equal(f.kv.n_promised, 1);
+    assert_int_equal(mb_kv_extend(&f.kv, table, 129), 0);
+    assert_int_equal(f.kv.n_free, 5);
+    assert_int_equal(f.kv.n_promised, 1);
     assert_int_equal(mb_kv_extend(&f.kv, table, 3), 0); /* never shrinks */
-    assert_int_equal(f.kv.n_free, 6);
+    assert_int_equal(f.kv.n_free, 5);
+    assert_int_equal(mb_kv_extend(&f.kv, table, 7 * 64 + 1), -1); /* the table's width */
+    assert_int_equal(f.kv.n_free, 5);
+    assert_int_equal(mb_kv_extend(&f.kv, other, 6 * 64), -1); /* 5 are left */
+    assert_int_equal(f.kv.n_free, 5);
+    assert_int_equal(mb_kv_extend(&f.kv, table, 7 * 64), 0);
+    assert_int_equal(mb_kv_extend(&f.kv, other, 64), 0); /* what was promised may be gone, but is not */
+    assert_int_equal(mb_kv_available(&f.kv), 0);
+    assert_int_equal(mb_kv_extend(&f.kv, other, 65), -1);
     close_kv(&f);
 }
 
-static void test_reserved_blocks_are_not_given_to_others(void **state) {
+static void test_reserved_blocks_are_not_given_to_newcomers(void **state) {
     (void)state;
     fixture f;
     open_kv(&f, 8, 4, 8);
@@ -87,15 +98,19 @@ static void test_reserved_blocks_are_not_given_to_others(void **state) {
     int32_t second = mb_kv_reserve(&f.kv, 2 * 64, NULL, 0);
     assert_true(second >= 0 && second != first);
     assert_int_equal(mb_kv_reserve(&f.kv, 1, NULL, 0), -1);
-    assert_int_equal(mb_kv_extend(&f.kv, second, 128), 0);
-    assert_int_equal(mb_kv_extend(&f.kv, first, 6 * 64), 0);
+    assert_int_equal(mb_kv_extend(&f.kv, second, 3 * 64), 0); /* but who runs takes what is there */
+    assert_int_equal(mb_kv_extend(&f.kv, first, 6 * 64), -1);
+    assert_int_equal(mb_kv_extend(&f.kv, first, 5 * 64), 0);
     assert_int_equal(f.kv.n_free, 0);
+    assert_int_equal(f.kv.n_promised, 1);
+    check(&f);
     mb_kv_release(&f.kv, &first);
     assert_int_equal(first, -1);
-    assert_int_equal(f.kv.n_free, 6);
+    assert_int_equal(f.kv.n_free, 5);
+    assert_int_equal(f.kv.n_promised, 0);
     mb_kv_release(&f.kv, &first); /* nothing: it is not ours any more */
-    assert_int_equal(f.kv.n_free, 6);
-    assert_true(mb_kv_reserve(&f.kv, 6 * 64, NULL, 0) >= 0);
+    assert_int_equal(f.kv.n_free, 5);
+    assert_true(mb_kv_reserve(&f.kv, 5 * 64, NULL, 0) >= 0);
     close_kv(&f);
 }
 
@@ -288,17 +303,24 @@ static void test_random_use(void **state) {
         int32_t table, n_reserved;
         int64_t n_tokens;
     } live[TABLES];
-    int n_live = 0;
+    int n_live = 0, n_dry = 0;
     uint64_t random = 20261122;
     for (int step = 0; step < STEPS; step++) {
         uint64_t choice = tiny_random(&random) % 10;
+        int32_t held = 0, promised = 0;
+        for (int i = 0; i < n_live; i++) {
+            int32_t n = (int32_t)mb_kv_blocks_for(live[i].n_tokens);
+            held += n;
+            promised += live[i].n_reserved > n ? live[i].n_reserved - n : 0;
+        }
+        assert_int_equal(f.kv.n_free, BLOCKS - held);
+        assert_int_equal(f.kv.n_promised, promised);
         if (choice < 3) {
             int64_t n_tokens = 1 + (int64_t)(tiny_random(&random) % (18 * 64));
-            int32_t n_blocks = (int32_t)((n_tokens + 63) / 64), reserved = 0;
-            for (int i = 0; i < n_live; i++)
-                reserved += live[i].n_reserved;
+            int32_t n_blocks = (int32_t)((n_tokens + 63) / 64);
             int32_t table = mb_kv_reserve(&f.kv, n_tokens, NULL, 0);
-            assert_int_equal(table >= 0, n_live < TABLES && n_blocks <= 16 && reserved + n_blocks <= BLOCKS);
+            assert_int_equal(table >= 0,
+                             n_live < TABLES && n_blocks <= 16 && held + promised + n_blocks <= BLOCKS);
             if (table >= 0) {
                 live[n_live].table = table;
                 live[n_live].n_reserved = n_blocks;
@@ -306,9 +328,10 @@ static void test_random_use(void **state) {
             }
         } else if (choice < 9 && n_live > 0) {
             int i = (int)(tiny_random(&random) % (uint64_t)n_live);
-            int64_t n = live[i].n_tokens + (int64_t)(tiny_random(&random) % 150);
-            int fits = (n + 63) / 64 <= live[i].n_reserved;
+            int64_t n = live[i].n_tokens + (int64_t)(tiny_random(&random) % 150), now = live[i].n_tokens;
+            int fits = n <= 16 * 64 && mb_kv_blocks_for(n) - mb_kv_blocks_for(now) <= BLOCKS - held;
             assert_int_equal(mb_kv_extend(&f.kv, live[i].table, n), fits ? 0 : -1);
+            n_dry += !fits && n <= 16 * 64;
             if (fits)
                 live[i].n_tokens = n;
         } else if (n_live > 0) {
@@ -316,12 +339,9 @@ static void test_random_use(void **state) {
             mb_kv_release(&f.kv, &live[i].table);
             live[i] = live[--n_live];
         }
-        int32_t owned = 0;
-        for (int i = 0; i < n_live; i++)
-            owned += (int32_t)((live[i].n_tokens + 63) / 64);
-        assert_int_equal(f.kv.n_free, BLOCKS - owned);
         check(&f);
     }
+    assert_true(n_dry > STEPS / 100);
     while (n_live > 0)
         mb_kv_release(&f.kv, &live[--n_live].table);
     assert_int_equal(f.kv.n_free, BLOCKS);
@@ -332,8 +352,8 @@ static void test_random_use(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blocks_are_counted_at_their_edges),
-        cmocka_unit_test(test_reservation_bounds_growth),
-        cmocka_unit_test(test_reserved_blocks_are_not_given_to_others),
+        cmocka_unit_test(test_a_table_grows_beyond_its_reservation),
+        cmocka_unit_test(test_reserved_blocks_are_not_given_to_newcomers),
         cmocka_unit_test(test_limits_of_tables_and_lengths),
         cmocka_unit_test(test_slots_follow_the_table),
         cmocka_unit_test(test_shared_blocks_are_not_taken_twice),

@@ -27,12 +27,14 @@ static void open_scheduler(fixture *f, const mb_schedule_limits *limits, int32_t
     mb_arena arena;
     mb_arena_measure(&arena);
     mb_kv_init(&f->kv, &arena, n_blocks, limits->max_sequences, MAX_BLOCKS);
+    mb_scheduler_init(&f->scheduler, &arena, limits, &f->kv);
     size_t n_bytes = arena.used;
     f->memory = malloc(n_bytes);
     f->scratch = malloc(2 * (size_t)n_blocks * sizeof *f->scratch);
     mb_arena_init(&arena, f->memory, n_bytes, 1);
     mb_kv_init(&f->kv, &arena, n_blocks, limits->max_sequences, MAX_BLOCKS);
-    mb_scheduler_init(&f->scheduler, limits, &f->kv);
+    mb_scheduler_init(&f->scheduler, &arena, limits, &f->kv);
+    assert_false(arena.overflowed);
 }
 
 static void close_scheduler(fixture *f) {
@@ -55,11 +57,10 @@ static mb_job job_of(int64_t n_prompt, int64_t max_new) {
 static void commit(fixture *f) {
     for (int32_t i = 0; i < f->n; i++) {
         mb_job *job = f->plan[i].job;
-        mb_scheduler_collect(&f->scheduler, job);
-        job->n_drawing -= f->plan[i].draws;
         job->n_tokens += f->plan[i].draws;
         if (job->n_tokens == job->max_tokens && (f->plan[i].draws || job->n_cached == job->n_tokens))
             mb_scheduler_remove(&f->scheduler, job);
+        mb_scheduler_collect(&f->scheduler, &f->plan[i], 1);
     }
 }
 
@@ -69,10 +70,8 @@ static void step(fixture *f) {
 
 /* A step that ends without a commit: everybody was removed meanwhile. */
 static void drop_step(fixture *f) {
-    for (int32_t i = 0; i < f->n; i++) {
-        f->plan[i].job->n_drawing -= f->plan[i].draws;
-        mb_scheduler_collect(&f->scheduler, f->plan[i].job);
-    }
+    for (int32_t i = 0; i < f->n; i++)
+        mb_scheduler_collect(&f->scheduler, &f->plan[i], 1);
 }
 
 static const mb_planned *planned(const fixture *f, const mb_job *job) {
@@ -141,17 +140,19 @@ static void test_decodes_go_before_prompts(void **state) {
     mb_scheduler_submit(&f.scheduler, &long_prompt);
     for (int i = 0; i < 3; i++)
         mb_scheduler_submit(&f.scheduler, &shorts[i]);
-    step(&f); /* 30 of the long one, 2 of the first short one */
-    assert_int_equal(planned(&f, &long_prompt)->n_tokens, 30);
-    assert_int_equal(planned(&f, &shorts[0])->n_tokens, 2);
-    assert_int_equal(shorts[1].list, MB_JOB_WAITING); /* no tokens left for it: not admitted */
+    step(&f); /* half for the long one, but the short ones leave most of the other half */
+    assert_int_equal(f.n, 4);
+    assert_int_equal(planned(&f, &long_prompt)->n_tokens, 26);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(planned(&f, &shorts[i])->n_tokens, 2);
     commit(&f);
     step(&f);
-    assert_ptr_equal(f.plan[0].job, &shorts[0]);
-    assert_int_equal(f.plan[0].n_tokens, 1);
-    assert_ptr_equal(f.plan[1].job, &long_prompt);
-    assert_int_equal(f.plan[1].n_tokens, 30);
-    assert_int_equal(f.plan[2].n_tokens, 1); /* half of shorts[1]'s prompt: what the budget leaves */
+    assert_int_equal(f.n, 4);
+    for (int i = 0; i < 3; i++) {
+        assert_ptr_equal(f.plan[i].job, &shorts[i]);
+        assert_int_equal(f.plan[i].n_tokens, 1);
+    }
+    assert_int_equal(planned(&f, &long_prompt)->n_tokens, 29);
     mb_job *all[] = {&long_prompt, &shorts[0], &shorts[1], &shorts[2]};
     for (int i = 0; i < 4; i++)
         mb_scheduler_remove(&f.scheduler, all[i]);
@@ -185,9 +186,9 @@ static void test_queue_is_first_in_first_out(void **state) {
     (void)state;
     fixture f;
     open_scheduler(&f, &roomy, 4);
-    mb_job running = job_of(64, 64), large = job_of(10, 200), small = job_of(10, 10);
+    mb_job running = job_of(64, 64), large = job_of(150, 100), small = job_of(10, 10);
     mb_scheduler_submit(&f.scheduler, &running);
-    mb_scheduler_submit(&f.scheduler, &large); /* 4 blocks; 2 are reserved */
+    mb_scheduler_submit(&f.scheduler, &large); /* likely 3 blocks; 2 are reserved */
     mb_scheduler_submit(&f.scheduler, &small); /* would fit, but waits its turn */
     step(&f);
     assert_int_equal(f.n, 1);
@@ -196,13 +197,11 @@ static void test_queue_is_first_in_first_out(void **state) {
     drop_step(&f);
     mb_scheduler_remove(&f.scheduler, &running);
     step(&f);
-    assert_int_equal(f.n, 1);
+    assert_int_equal(f.n, 2); /* the last block is for the small one */
     assert_ptr_equal(f.plan[0].job, &large);
+    assert_ptr_equal(f.plan[1].job, &small);
     drop_step(&f);
     mb_scheduler_remove(&f.scheduler, &large);
-    step(&f);
-    assert_ptr_equal(f.plan[0].job, &small);
-    drop_step(&f);
     mb_scheduler_remove(&f.scheduler, &small);
     mb_scheduler_remove(&f.scheduler, &small); /* in no list: nothing */
     assert_int_equal(f.kv.n_free, 4);
@@ -225,8 +224,8 @@ static void test_capacity_is_refused_at_submit(void **state) {
         assert_int_equal(mb_scheduler_submit(&f.scheduler, &fits[i]), i < 2 ? MB_OK : MB_ERR_CAPACITY);
     }
     assert_non_null(strstr(mb_last_error(), "queue"));
-    step(&f); /* admits one, so there is room again */
-    assert_int_equal(f.n, 1);
+    step(&f); /* admits them, so there is room again */
+    assert_int_equal(f.n, 2);
     assert_int_equal(mb_scheduler_submit(&f.scheduler, &fits[2]), MB_OK);
     for (int i = 0; i < 3; i++)
         mb_scheduler_remove(&f.scheduler, &fits[i]);
@@ -252,8 +251,8 @@ static void test_a_prompt_goes_on_while_its_chunk_is_in_flight(void **state) {
     assert_int_equal(second[0].n_tokens, 10);
     assert_true(second[0].draws);
     assert_int_equal(job.n_in_flight, 2);
-    mb_scheduler_collect(&f.scheduler, &job);
-    mb_scheduler_collect(&f.scheduler, &job);
+    mb_scheduler_collect(&f.scheduler, &first[0], 1);
+    mb_scheduler_collect(&f.scheduler, &second[0], 1);
     mb_scheduler_remove(&f.scheduler, &job);
     close_scheduler(&f);
 }
@@ -273,9 +272,8 @@ static void test_a_decode_follows_its_draw(void **state) {
         assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[0]), 2);
         assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[1]), !awaits);
         if (awaits) {
-            mb_scheduler_collect(&f.scheduler, &job);
-            job.n_drawing--;
             job.n_tokens++;
+            mb_scheduler_collect(&f.scheduler, &plans[0][0], 1);
             assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[1]), 1);
         }
         assert_ptr_equal(plans[1][0].job, &job);
@@ -283,13 +281,14 @@ static void test_a_decode_follows_its_draw(void **state) {
         assert_int_equal(plans[1][0].n_tokens, 1);
         assert_true(plans[1][0].draws);
         assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[2]), 0); /* two new tokens are all */
-        for (; job.n_in_flight > 0; job.n_drawing--) {
-            mb_scheduler_collect(&f.scheduler, &job);
+        for (int i = awaits; i < 2; i++) {
             job.n_tokens++;
+            mb_scheduler_collect(&f.scheduler, &plans[i][0], 1);
         }
         assert_int_equal(job.n_tokens, 7);
         assert_int_equal(job.n_drawing, 0);
-        mb_scheduler_collect(&f.scheduler, &other);
+        assert_int_equal(job.n_in_flight, 0);
+        mb_scheduler_collect(&f.scheduler, &plans[0][1], 1);
         mb_scheduler_remove(&f.scheduler, &job);
         mb_scheduler_remove(&f.scheduler, &other);
         close_scheduler(&f);
@@ -301,170 +300,208 @@ static void test_removed_in_flight_keeps_its_blocks(void **state) {
     (void)state;
     fixture f;
     open_scheduler(&f, &roomy, 2);
-    mb_planned plan[MAX_PLAN];
+    mb_planned plans[2][MAX_PLAN], plan[MAX_PLAN];
     mb_job gone = job_of(100, 2), waiting = job_of(100, 2);
     mb_scheduler_submit(&f.scheduler, &gone);
     mb_scheduler_submit(&f.scheduler, &waiting);
-    assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 1);
-    assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 1);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[0]), 1);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[1]), 1);
     mb_scheduler_remove(&f.scheduler, &gone);
     mb_scheduler_remove(&f.scheduler, &gone);
     assert_int_equal(gone.list, MB_JOB_NONE);
-    for (int left = 2; left > 0; left--) {
+    for (int i = 0; i < 2; i++) {
         assert_true(gone.table >= 0);
         assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 0);
-        mb_scheduler_collect(&f.scheduler, &gone);
+        mb_scheduler_collect(&f.scheduler, &plans[i][0], 1);
     }
     assert_int_equal(gone.table, -1);
     assert_int_equal(mb_scheduler_plan(&f.scheduler, plan), 1);
     assert_ptr_equal(plan[0].job, &waiting);
-    mb_scheduler_collect(&f.scheduler, &waiting);
+    mb_scheduler_collect(&f.scheduler, &plan[0], 1);
     mb_scheduler_remove(&f.scheduler, &waiting);
     assert_int_equal(f.kv.n_free, 2);
     close_scheduler(&f);
 }
 
-/* Random removals under two steps in flight: each job's blocks are its own until its last step is
- * collected. */
-static void run_overlapping_load(uint64_t seed) {
-    enum { JOBS = 40 };
-    uint64_t random = seed;
-    fixture f;
-    open_scheduler(&f, &roomy, 9);
-    mb_planned plans[2][MAX_PLAN];
-    int32_t n[2] = {0, 0};
-    mb_job jobs[JOBS];
-    int n_submitted = 0, n_removed = 0;
-    for (int turn = 0; n_removed < JOBS || n[0] > 0 || n[1] > 0; turn = 1 - turn) {
-        for (int32_t i = 0; i < n[turn]; i++) { /* the step before the one in flight */
-            mb_job *job = plans[turn][i].job;
-            assert_true(job->table >= 0);
-            mb_scheduler_collect(&f.scheduler, job);
-            job->n_drawing -= plans[turn][i].draws;
-            job->n_tokens += plans[turn][i].draws;
-            if (job->list != MB_JOB_NONE && job->n_tokens == job->max_tokens) {
-                mb_scheduler_remove(&f.scheduler, job);
-                n_removed++;
-            }
-        }
-        if (n_submitted < JOBS) {
-            jobs[n_submitted] =
-                job_of(1 + (int64_t)(tiny_random(&random) % 150), 1 + (int64_t)(tiny_random(&random) % 20));
-            jobs[n_submitted].awaits_token = n_submitted % 3 == 0;
-            n_submitted += mb_scheduler_submit(&f.scheduler, &jobs[n_submitted]) == MB_OK;
-        }
-        mb_job *job = &jobs[tiny_random(&random) % (uint64_t)n_submitted];
-        if (tiny_random(&random) % 8 == 0 && job->list != MB_JOB_NONE) {
-            mb_scheduler_remove(&f.scheduler, job);
-            n_removed++;
-        }
-        n[turn] = mb_scheduler_plan(&f.scheduler, plans[turn]);
-        for (int32_t i = 0; i < n[turn]; i++) {
-            const mb_job *in = plans[turn][i].job;
-            assert_in_range(in->n_drawing, 0, in->awaits_token ? 1 : 2);
-            assert_true(in->n_tokens + in->n_drawing <= in->max_tokens && in->n_cached < in->max_tokens);
-        }
-        for (int i = 0; i < n_submitted; i++)
-            assert_int_equal(jobs[i].table >= 0, jobs[i].list == MB_JOB_RUNNING || jobs[i].n_in_flight > 0);
-        assert_null(mb_kv_check(&f.kv, f.scratch));
-    }
-    assert_int_equal(f.kv.n_free, 9);
-    assert_int_equal(f.kv.n_promised, 0);
-    close_scheduler(&f);
+/* ---- Priorities and preemption --------------------------------------------------------------------- */
+
+static void remove_all(fixture *f, mb_job *jobs, int n) {
+    for (int i = 0; i < n; i++)
+        mb_scheduler_remove(&f->scheduler, &jobs[i]);
 }
 
-static void test_overlapping_loads_lose_no_block(void **state) {
+static void test_the_smaller_priority_is_admitted_first(void **state) {
     (void)state;
-    for (uint64_t seed = 1; seed <= 100; seed++)
-        run_overlapping_load(seed);
-}
-
-/* ---- Random loads ---------------------------------------------------------------------------------- */
-
-/* One random load: jobs of all kinds arrive and are cancelled, until all is done. */
-static void run_random_load(uint64_t seed) {
-    enum { JOBS = 60 };
-    uint64_t random = seed;
-#define PICK(low, high) ((int32_t)((low) + (int64_t)(tiny_random(&random) % (uint64_t)((high) - (low) + 1))))
-    mb_schedule_limits limits = {.max_step_tokens = PICK(1, 80)};
-    limits.max_sequences = PICK(1, limits.max_step_tokens < MAX_PLAN ? limits.max_step_tokens : MAX_PLAN);
-    limits.prefill_chunk = PICK(1, 100);
-    limits.max_queued = PICK(1, 20);
-    limits.max_prompt_logits = PICK(0, 20);
+    enum { N = 6 };
+    static const int32_t priorities[N] = {1, 0, 1, -5, 0, 1}, order[N] = {3, 1, 4, 0, 2, 5};
     fixture f;
-    int32_t n_blocks = PICK(4, 30);
-    open_scheduler(&f, &limits, n_blocks);
-    mb_job jobs[JOBS];
-    int64_t n_prompt[JOBS], n_admitted_last = -1;
-    int n_submitted = 0, n_open = 0;
-    for (int guard = 0; n_submitted < JOBS || n_open > 0; guard++) {
-        assert_true(guard < 200000); /* everyone finishes */
-        while (n_submitted < JOBS && PICK(0, 3) > 0) {
-            n_prompt[n_submitted] = PICK(1, 150);
-            jobs[n_submitted] = job_of(n_prompt[n_submitted], PICK(0, 60));
-            jobs[n_submitted].all_logits = PICK(0, 3) == 0;
-            if (mb_scheduler_submit(&f.scheduler, &jobs[n_submitted]) != MB_OK)
-                break;
-            n_submitted++;
-            n_open++;
-        }
-        if (n_submitted > 0 && PICK(0, 9) == 0) { /* cancelled, in whatever state */
-            mb_job *job = &jobs[PICK(0, n_submitted - 1)];
-            n_open -= job->list != MB_JOB_NONE;
-            mb_scheduler_remove(&f.scheduler, job);
-        }
+    mb_schedule_limits limits = roomy;
+    limits.max_sequences = 1;
+    open_scheduler(&f, &limits, 8);
+    mb_job jobs[N];
+    for (int i = 0; i < N; i++) {
+        jobs[i] = job_of(10, 1);
+        jobs[i].priority = priorities[i];
+        mb_scheduler_submit(&f.scheduler, &jobs[i]);
+    }
+    for (int i = 0; i < N; i++) {
         step(&f);
-        assert_int_equal(f.n > 0, n_open > 0); /* progress */
-        assert_in_range(f.n, 0, limits.max_sequences);
-        int32_t n_tokens = 0, n_logits = 0, n_decodes = 0;
-        int seen_chunk = 0;
-        for (int32_t i = 0; i < f.n; i++) {
-            const mb_planned *item = &f.plan[i];
-            const mb_job *job = item->job;
-            int64_t i_job = job - jobs, end = item->first + item->n_tokens;
-            n_tokens += item->n_tokens;
-            n_logits += item->n_logits;
-            assert_in_range(item->n_tokens, 1, limits.prefill_chunk);
-            assert_true(end <= job->n_tokens && end == job->n_cached);
-            assert_int_equal(job->n_in_flight, 1);
-            assert_int_equal(item->draws, end == job->n_tokens && job->n_tokens < job->max_tokens);
-            assert_int_equal(job->n_drawing, item->draws);
-            assert_int_equal(item->n_logits, job->all_logits ? item->n_tokens : item->draws);
-            assert_true(f.kv.tables[job->table].n_blocks * 64 >= end);
-            if (item->first == 0 && i_job > n_admitted_last)
-                n_admitted_last = i_job; /* admission in order of arrival, checked below */
-            int decode = item->first >= n_prompt[i_job];
-            n_decodes += decode;
-            assert_false(decode && seen_chunk);
-            seen_chunk |= !decode && item->n_tokens > 1;
-            for (int32_t j = 0; j < i; j++)
-                assert_ptr_not_equal(f.plan[j].job, job);
-        }
-        assert_true(n_tokens <= limits.max_step_tokens);
-        assert_true(n_logits <= limits.max_sequences + limits.max_prompt_logits);
-        int n_decoding = 0;
-        for (int i = 0; i < n_submitted; i++) {
-            const mb_planned *item = planned(&f, &jobs[i]);
-            int64_t first = item ? item->first : jobs[i].n_cached;
-            n_decoding += jobs[i].list == MB_JOB_RUNNING && first >= n_prompt[i];
-            assert_false(jobs[i].list == MB_JOB_WAITING && i < n_admitted_last);
-        }
-        assert_int_equal(n_decodes, n_decoding); /* every decode is in every step */
+        assert_int_equal(f.n, 1);
+        assert_ptr_equal(f.plan[0].job, &jobs[order[i]]);
         commit(&f);
-        for (int32_t i = 0; i < f.n; i++)
-            n_open -= f.plan[i].job->list == MB_JOB_NONE;
-        assert_null(mb_kv_check(&f.kv, f.scratch));
     }
-    assert_int_equal(f.kv.n_free, n_blocks);
-    assert_int_equal(f.kv.n_promised, 0);
     close_scheduler(&f);
-#undef PICK
 }
 
-static void test_random_loads_keep_the_promises(void **state) {
+/* Three jobs grow in a pool of six blocks: the last to come gives way, and later continues where it was. */
+static void test_the_newest_is_preempted(void **state) {
     (void)state;
-    for (uint64_t seed = 1; seed <= 200; seed++)
-        run_random_load(seed);
+    fixture f;
+    mb_schedule_limits limits = roomy;
+    limits.max_step_tokens = 200;
+    limits.prefill_chunk = 200;
+    open_scheduler(&f, &limits, 6);
+    mb_job jobs[3] = {job_of(64, 200), job_of(64, 200), job_of(60, 100)};
+    for (int i = 0; i < 3; i++)
+        mb_scheduler_submit(&f.scheduler, &jobs[i]);
+    int32_t share = f.scheduler.share;
+    step(&f);
+    assert_int_equal(f.n, 3); /* 2 + 2 + 2 blocks are likely */
+    commit(&f);
+    while (jobs[2].n_preemptions == 0) {
+        step(&f);
+        commit(&f);
+        assert_int_equal(jobs[0].n_preemptions + jobs[1].n_preemptions, 0);
+    }
+    assert_int_equal(jobs[2].list, MB_JOB_WAITING);
+    assert_int_equal(jobs[2].table, -1);
+    assert_int_equal(jobs[0].n_tokens, 64 + 66); /* it needed a third block for the 129th */
+    assert_true(f.scheduler.share > share);
+    int64_t had = jobs[2].n_tokens;
+    assert_true(had > 60);
+    mb_scheduler_remove(&f.scheduler, &jobs[0]);
+    step(&f);
+    assert_int_equal(planned(&f, &jobs[2])->first, 0); /* all of its tokens again, those drawn too */
+    assert_int_equal(planned(&f, &jobs[2])->n_tokens, had);
+    assert_int_equal(planned(&f, &jobs[2])->n_logits, 1);
+    assert_true(planned(&f, &jobs[2])->draws);
+    commit(&f);
+    assert_int_equal(jobs[2].n_tokens, had + 1);
+    assert_int_equal(f.scheduler.n_preemptions, 1);
+    remove_all(&f, jobs, 3);
+    close_scheduler(&f);
+}
+
+/* An urgent job takes the place of one that is less so, at once; of equals it waits. */
+static void test_priority_preempts(void **state) {
+    (void)state;
+    for (int by_blocks = 0; by_blocks < 2; by_blocks++) {
+        fixture f;
+        mb_schedule_limits limits = roomy;
+        limits.max_sequences = by_blocks ? 8 : 2;
+        open_scheduler(&f, &limits, by_blocks ? 2 : 16);
+        mb_job jobs[4] = {job_of(20, 20), job_of(20, 20), job_of(20, 20), job_of(20, 20)};
+        mb_scheduler_submit(&f.scheduler, &jobs[0]);
+        mb_scheduler_submit(&f.scheduler, &jobs[1]);
+        step(&f);
+        commit(&f);
+        mb_scheduler_submit(&f.scheduler, &jobs[2]); /* an equal */
+        step(&f);
+        assert_null(planned(&f, &jobs[2]));
+        commit(&f);
+        jobs[3].priority = -1;
+        mb_scheduler_submit(&f.scheduler, &jobs[3]);
+        step(&f);
+        assert_int_equal(f.n, 2);
+        assert_non_null(planned(&f, &jobs[3]));
+        assert_non_null(planned(&f, &jobs[0]));
+        assert_int_equal(jobs[1].list, MB_JOB_WAITING);
+        assert_int_equal(jobs[1].n_preemptions, 1);
+        commit(&f);
+        mb_scheduler_remove(&f.scheduler, &jobs[0]);
+        step(&f);
+        assert_non_null(planned(&f, &jobs[1])); /* it came before the equal */
+        assert_null(planned(&f, &jobs[2]));
+        commit(&f);
+        remove_all(&f, jobs, 4);
+        close_scheduler(&f);
+    }
+}
+
+/* A preempted job whose step is in flight keeps its blocks, takes what the step draws, and only then comes
+ * back. Nobody else is preempted meanwhile. */
+static void test_preempted_in_flight(void **state) {
+    (void)state;
+    fixture f;
+    open_scheduler(&f, &roomy, 3);
+    mb_planned first[MAX_PLAN], second[MAX_PLAN];
+    mb_job jobs[3] = {job_of(20, 100), job_of(20, 100), job_of(20, 100)};
+    for (int i = 0; i < 3; i++)
+        mb_scheduler_submit(&f.scheduler, &jobs[i]);
+    for (int i = 0; i < 45; i++) { /* jobs[0] and the others have filled their blocks but for one token */
+        step(&f);
+        assert_int_equal(f.n, 3);
+        commit(&f);
+    }
+    int64_t had = jobs[2].n_tokens;
+    assert_int_equal(had, 65);
+    for (int i = 0; i < 3; i++) /* as if the next token were in flight */
+        assert_int_equal(jobs[i].n_cached, 64);
+    jobs[0].n_tokens--;
+    jobs[0].n_cached--;
+    jobs[1].n_tokens--;
+    jobs[1].n_cached--;
+    jobs[2].n_tokens--;
+    jobs[2].n_cached--;
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, first), 3);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, second), 0); /* all need a block, and it is in flight */
+    assert_int_equal(jobs[2].list, MB_JOB_WAITING);
+    assert_int_equal(jobs[1].list, MB_JOB_RUNNING);
+    assert_true(jobs[2].table >= 0);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, second), 0);
+    assert_int_equal(f.scheduler.n_preemptions, 1);
+    for (int i = 0; i < 3; i++) {
+        first[i].job->n_tokens++;
+        mb_scheduler_collect(&f.scheduler, &first[i], 1);
+    }
+    assert_int_equal(jobs[2].table, -1);
+    assert_int_equal(jobs[2].n_tokens, had);
+    assert_int_equal(mb_scheduler_plan(&f.scheduler, second), 1);
+    assert_ptr_equal(second[0].job, &jobs[0]); /* one block for one */
+    mb_scheduler_collect(&f.scheduler, &second[0], 1);
+    remove_all(&f, jobs, 3);
+    close_scheduler(&f);
+}
+
+/* A preempted job reports no log-probability twice, wherever it was. */
+static void test_prompt_logits_are_wanted_once(void **state) {
+    (void)state;
+    fixture f;
+    open_scheduler(&f, &roomy, 4);
+    mb_job job = job_of(100, 100), urgent = job_of(160, 90);
+    job.all_logits = 1;
+    urgent.priority = -1;
+    int n_rows[200] = {0}, n_steps = 0;
+    mb_scheduler_submit(&f.scheduler, &job);
+    while (job.n_tokens < job.max_tokens) {
+        step(&f);
+        const mb_planned *item = planned(&f, &job);
+        for (int32_t i = 0; item && i < item->n_logits; i++)
+            n_rows[item->first + item->n_tokens - 1 - i]++;
+        commit(&f);
+        n_steps++;
+        if (n_steps == 5 || n_steps == 50 || n_steps == 95) { /* in the prompt, and twice in the answer */
+            urgent = job_of(160, 90);
+            urgent.priority = -1;
+            mb_scheduler_submit(&f.scheduler, &urgent);
+        }
+        if (n_steps % 45 == 10)
+            mb_scheduler_remove(&f.scheduler, &urgent);
+    }
+    assert_int_equal(job.n_preemptions, 3);
+    for (int i = 0; i < 199; i++)
+        assert_int_equal(n_rows[i], 1);
+    close_scheduler(&f);
 }
 
 int main(void) {
@@ -478,8 +515,11 @@ int main(void) {
         cmocka_unit_test(test_a_prompt_goes_on_while_its_chunk_is_in_flight),
         cmocka_unit_test(test_a_decode_follows_its_draw),
         cmocka_unit_test(test_removed_in_flight_keeps_its_blocks),
-        cmocka_unit_test(test_overlapping_loads_lose_no_block),
-        cmocka_unit_test(test_random_loads_keep_the_promises),
+        cmocka_unit_test(test_the_smaller_priority_is_admitted_first),
+        cmocka_unit_test(test_the_newest_is_preempted),
+        cmocka_unit_test(test_priority_preempts),
+        cmocka_unit_test(test_preempted_in_flight),
+        cmocka_unit_test(test_prompt_logits_are_wanted_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

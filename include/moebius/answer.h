@@ -62,6 +62,7 @@
 #ifndef MOEBIUS_ANSWER_H
 #define MOEBIUS_ANSWER_H
 
+#include "moebius/grammar.h"
 #include "moebius/moebius.h"
 
 #ifdef __cplusplus
@@ -99,6 +100,36 @@ MB_API mb_status mb_answer_formats_by_name(const char *reasoning, const char *to
 
 /* 1 when the rendered prompt ends in an open <think>, as Qwen3-Thinking-2507's does. */
 MB_API int mb_answer_prompt_opens_reasoning(const char *prompt);
+
+/* ---- tool_choice -------------------------------------------------------------------------------------- */
+
+typedef enum mb_tool_use {
+    MB_TOOL_USE_NONE,   /* no calls: give neither the template nor the parser the tools */
+    MB_TOOL_USE_FREE,   /* the model decides */
+    MB_TOOL_USE_FORCED, /* the answer is one call or several and nothing else: *structure is the grammar */
+} mb_tool_use;
+
+/*
+ * tool_choice as in the OpenAI API, as JSON text: "none", "auto", "required" (at least one call),
+ * {"type": "function", "function": {"name": NAME}} (one call of this tool), or {"type": "allowed_tools",
+ * "allowed_tools": {"mode": "auto" or "required", "tools": [{"type": "function", "function": {"name":
+ * NAME}}, ...]}}. NULL and "null": "auto" when there are tools, else "none". With parallel = 0 one call is
+ * forced, not several.
+ *
+ * *structure: a text for MB_GRAMMAR_STRUCTURE when *use is MB_TOOL_USE_FORCED, else NULL; free with
+ * mb_free_text. In the JSON form the arguments follow the tool's schema. In the XML form the required
+ * parameters are there, and a value that may be a string is any text; other values follow their schema.
+ *
+ * MB_ERR_ARGUMENT: a tool_choice of another form, one that needs tools and has none, a tool that is not
+ * there, or tools that mb_answer_open refuses. MB_ERR_FORMAT: not JSON.
+ */
+MB_API mb_status mb_answer_tool_choice(const mb_answer_formats *formats, const char *tools_json,
+                                       const char *tool_choice, int parallel, mb_tool_use *use,
+                                       char **structure);
+
+/* Where a grammar of the answer begins: after </think> when the model reasons and the prompt has not closed
+ * the reasoning, as Qwen3's with enable_thinking = 0 does. */
+MB_API mb_grammar_start mb_answer_grammar_start(const mb_answer_formats *formats, const char *prompt);
 
 /* ---- The parser --------------------------------------------------------------------------------------- */
 

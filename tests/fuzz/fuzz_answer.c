@@ -1,5 +1,6 @@
-/* Any bytes as an answer, divided in any way: the parts are those of the whole answer, arguments of
- * complete calls are JSON objects, and an answer without tools and reasoning is its content. */
+/* Any bytes as tool_choice and tools; any bytes as an answer, divided in any way: the parts are those of
+ * the whole answer, arguments of complete calls are JSON objects, and an answer without tools and reasoning
+ * is its content. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,6 +75,33 @@ static parts parse(const mb_answer_options *options, const char *text, size_t n_
     return all;
 }
 
+static char *copy_text(const char *bytes, size_t n_bytes) {
+    char *text = malloc(n_bytes + 1);
+    memcpy(text, bytes, n_bytes);
+    text[n_bytes] = '\0';
+    return text;
+}
+
+/* tool_choice, a byte 0x1E, tools: what forces calls is JSON. */
+static void choose(const mb_answer_formats *formats, const char *text, size_t n_bytes) {
+    const char *separator = n_bytes > 0 ? memchr(text, 0x1E, n_bytes) : NULL;
+    size_t n_choice = separator ? (size_t)(separator - text) : n_bytes;
+    char *tool_choice = copy_text(text, n_choice);
+    char *tools_json = separator ? copy_text(separator + 1, n_bytes - n_choice - 1) : NULL;
+    mb_tool_use use;
+    char *structure;
+    mb_status status = mb_answer_tool_choice(formats, tools_json, tool_choice, 1, &use, &structure);
+    if ((structure != NULL) != (status == MB_OK && use == MB_TOOL_USE_FORCED))
+        abort();
+    char first;
+    if (structure &&
+        (!mb_json_scan_whole(structure, strlen(structure), MB_SCAN_DEPTH + 20, &first) || first != '{'))
+        abort();
+    mb_free_text(structure);
+    free(tool_choice);
+    free(tools_json);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     if (n_bytes < 1)
         return 0;
@@ -85,6 +113,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     options.tools_json = data[0] & 8 ? NULL : tools;
     options.id_seed = 1;
     const char *text = (const char *)data + 1;
+    if (data[0] & 16) {
+        formats.tools = data[0] & 1 ? MB_TOOLS_XML : MB_TOOLS_JSON;
+        choose(&formats, text, n_bytes - 1);
+        return 0;
+    }
     parts whole = parse(&options, text, n_bytes - 1, NULL);
     parts divided = parse(&options, text, n_bytes - 1, data + 1);
     if (whole.n != divided.n || (whole.n > 0 && memcmp(whole.bytes, divided.bytes, whole.n) != 0))

@@ -467,10 +467,18 @@ mb_status mb_answer_finish(mb_answer_parser *parser) {
     return end_input(parser);
 }
 
-int mb_answer_prompt_opens_reasoning(const char *prompt) {
-    static const char tag[] = "<think>";
-    size_t n = prompt ? strlen(prompt) : 0;
+static int ends_with(const char *prompt, const char *tag) {
+    size_t n = prompt ? strlen(prompt) : 0, n_tag = strlen(tag);
     while (n > 0 && mb_json_is_space(prompt[n - 1]))
         n--;
-    return n >= sizeof tag - 1 && memcmp(prompt + n - (sizeof tag - 1), tag, sizeof tag - 1) == 0;
+    return n >= n_tag && memcmp(prompt + n - n_tag, tag, n_tag) == 0;
+}
+
+int mb_answer_prompt_opens_reasoning(const char *prompt) {
+    return ends_with(prompt, names[THINK_OPEN]);
+}
+
+mb_grammar_start mb_answer_grammar_start(const mb_answer_formats *formats, const char *prompt) {
+    int reasons = formats && formats->reasoning != MB_REASONING_NONE;
+    return reasons && !ends_with(prompt, names[THINK_CLOSE]) ? MB_GRAMMAR_AFTER_THINK : MB_GRAMMAR_AT_ONCE;
 }

@@ -16,13 +16,13 @@ typedef enum mb_scan_result {
 } mb_scan_result;
 
 typedef struct mb_json_scan {
-    uint8_t state;     /* of json_scan.c */
-    uint8_t hex_left;  /* digits of \u that are missing */
-    uint8_t is_key;    /* the string is a key */
-    int16_t depth;     /* arrays and objects that are open */
-    int16_t max_depth; /* MB_SCAN_DEPTH; may be set lower after mb_json_scan_init */
-    const char *rest;  /* of true, false or null */
-    uint64_t is_array[(MB_SCAN_DEPTH + 63) / 64]; /* a bit for each open level */
+    uint8_t state;        /* of json_scan.c */
+    uint8_t hex_left;     /* digits of \u that are missing */
+    uint8_t is_key;       /* the string is a key */
+    int16_t depth;        /* arrays and objects that are open */
+    int16_t max_depth;    /* MB_SCAN_DEPTH; may be set after mb_json_scan_init, to 128 at most */
+    const char *rest;     /* of true, false or null */
+    uint64_t is_array[2]; /* a bit for each open level */
 } mb_json_scan;
 
 void mb_json_scan_init(mb_json_scan *scan);

@@ -175,9 +175,13 @@ static unsigned types_of(const json_t *schema, const json_t *root, int *n_looks)
     return types ? types : MB_TYPE_ANY;
 }
 
-unsigned mb_tools_types(const json_t *function, const char *parameter) {
+const json_t *mb_tools_parameter(const json_t *function, const char *parameter) {
     const json_t *parameters = json_object_get(function, "parameters");
-    const json_t *schema = json_object_get(json_object_get(parameters, "properties"), parameter);
+    return json_object_get(json_object_get(parameters, "properties"), parameter);
+}
+
+unsigned mb_tools_types(const json_t *function, const char *parameter) {
+    const json_t *schema = mb_tools_parameter(function, parameter);
     int n_looks = 0;
-    return schema ? types_of(schema, parameters, &n_looks) : 0;
+    return schema ? types_of(schema, json_object_get(function, "parameters"), &n_looks) : 0;
 }

@@ -26,6 +26,8 @@ const json_t *mb_tools_function(const json_t *tools, size_t i);
 /* The "function" object of the tool with that name; NULL when there is none. */
 const json_t *mb_tools_find(const json_t *tools, const char *name);
 
+/* The schema of a parameter; NULL when the function's schema does not know it. */
+const json_t *mb_tools_parameter(const json_t *function, const char *parameter);
 /* The types that the function's schema allows a parameter, MB_TYPE_ bits; 0 when the schema does not know
  * it. */
 unsigned mb_tools_types(const json_t *function, const char *parameter);

@@ -197,9 +197,16 @@ typedef struct mb_session_options {
     int32_t max_step_tokens; /* token budget of one step; default 2048 */
     int32_t prefill_chunk;   /* most tokens of one prompt in a step; default 512 */
     int32_t max_queued;      /* waiting sequences before mb_submit says MB_ERR_CAPACITY; default 1024 */
-    /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what its
-     * free memory allows. */
+    /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what
+     * memory_fraction leaves, but no more than max_sequences of the longest sequences fill. */
     int64_t kv_tokens;
+    /* The part of a GPU's memory that may be in use, by all programs together, when the session is open;
+     * more than 0, at most 1, default 0.92. The rest is for what the driver takes later: the graphs of
+     * decode steps. */
+    float memory_fraction;
+    /* Most positions of one sequence, prompt and answer together; 0, the default: the model's. The buffers
+     * of a step grow with max_sequences times this. */
+    int64_t max_context;
     /* A GPU runs steps that only decode as CUDA graphs. There is one for each range of batch and
      * context, captured when a step first needs it. 1: kernel by kernel, as all other steps. The results
      * have the same bits. */
@@ -217,9 +224,8 @@ typedef struct mb_session_options {
 
 MB_API void mb_session_options_init(mb_session_options *options);
 
-/* Allocates everything that stepping needs. Afterwards only the driver takes memory of a GPU, for the
- * graphs of decode steps; on a GPU a tenth of the memory that is free before the KV cache is left for
- * such use (kv_tokens 0). */
+/* Allocates everything that stepping needs. MB_ERR_MEMORY: the sentence says what was needed, what is free,
+ * and which option to lower. */
 MB_API mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb_session **session);
 MB_API void mb_session_close(mb_session *session); /* drops what is queued or running; NULL allowed */
 
@@ -361,6 +367,17 @@ typedef struct mb_session_stats {
 } mb_session_stats;
 
 MB_API void mb_session_get_stats(mb_session *session, mb_session_stats *stats); /* thread-safe */
+
+/* Where the memory of the model's device went, in bytes. */
+typedef struct mb_session_memory {
+    uint64_t weight_bytes; /* of the model, shared by its sessions; on the CPU also those in mapped files */
+    uint64_t buffer_bytes; /* of a step: activations, workspaces, logits, inputs */
+    uint64_t kv_bytes;     /* of kv_tokens tokens */
+    int64_t kv_tokens;
+    uint64_t device_bytes, free_bytes; /* of the device, now, whoever uses it; 0: not known */
+} mb_session_memory;
+
+MB_API void mb_session_get_memory(const mb_session *session, mb_session_memory *memory); /* thread-safe */
 
 #ifdef __cplusplus
 }

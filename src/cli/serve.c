@@ -144,7 +144,9 @@ static const cli_option engine_options[] = {
      .minimum = 0,
      .maximum = 1,
      .ends = CLI_OPEN_BELOW,
-     .help = "On a GPU: the part of its memory that weights and KV cache may take together, as in 0.9."},
+     .help =
+         "On a GPU: the part of its memory that may be in use, by all programs together, when the server is up. "
+         "Without it: 0.92."},
     {.name = "kv-cache-dtype",
      .value_name = "TYPE",
      .kind = CLI_CHOICE,
@@ -230,23 +232,6 @@ static int check(const settings *given) {
     return -1;
 }
 
-/* The tokens of KV cache that fit beside what is in use already. */
-static int kv_tokens_of(const mb_model *model, double part, int64_t *kv_tokens) {
-    mb_model_info info;
-    mb_model_get_info(model, &info);
-    if (strcmp(info.device, "cpu") == 0)
-        return cli_failure("--gpu-memory-utilization goes with a GPU, and the model is on the CPU; give "
-                           "--kv-tokens");
-    double used = (double)(info.device_memory_bytes - info.device_free_bytes);
-    double bytes = part * (double)info.device_memory_bytes - used;
-    *kv_tokens = (int64_t)(bytes / (double)info.kv_bytes_per_token);
-    if (*kv_tokens < 64)
-        return cli_failure(
-            "--gpu-memory-utilization %g leaves no room for a KV cache: %.1f of %.1f GB are in use", part,
-            used / 1e9, (double)info.device_memory_bytes / 1e9);
-    return CLI_OK;
-}
-
 /* The last part of a path, without slashes at its end. */
 static const char *name_of_path(const char *path, char *name, size_t capacity) {
     size_t end = strlen(path);
@@ -267,8 +252,14 @@ static int fill_session(const settings *given, const mb_model *model, mb_session
     options->kv_tokens = given->kv_tokens.value;
     options->plain_launches = given->enforce_eager;
     options->prefix_caching = !given->no_enable_prefix_caching;
+    options->max_context = given->max_model_len.value;
+    mb_model_info info;
+    mb_model_get_info(model, &info);
+    if (given->gpu_memory_utilization.given && strcmp(info.device, "cpu") == 0)
+        return cli_failure("--gpu-memory-utilization goes with a GPU, and the model is on the CPU; give "
+                           "--kv-tokens");
     if (given->gpu_memory_utilization.given)
-        return kv_tokens_of(model, given->gpu_memory_utilization.value, &options->kv_tokens);
+        options->memory_fraction = (float)given->gpu_memory_utilization.value;
     return CLI_OK;
 }
 

@@ -85,3 +85,16 @@ mb_status mb_device_capture(mb_device *device, mb_device_work work, const void *
     *graph = NULL;
     return mb_fail(status, "%s", sentence);
 }
+
+mb_status mb_device_no_memory(mb_device *device, mb_status status, const char *what, uint64_t n_bytes,
+                              const char *advice) {
+    uint64_t total, free_bytes;
+    if (status != MB_ERR_MEMORY)
+        return mb_fail_context(status, "%s", what);
+    if (device->memory(device, &total, &free_bytes) != MB_OK)
+        return mb_fail(status, "%s: no memory for %s, %.3f GB; %s", device->name, what, (double)n_bytes / 1e9,
+                       advice);
+    return mb_fail(status, "%s: no memory for %s: %.3f GB are needed, %.3f of %.3f GB are free; %s",
+                   device->name, what, (double)n_bytes / 1e9, (double)free_bytes / 1e9, (double)total / 1e9,
+                   advice);
+}

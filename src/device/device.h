@@ -100,6 +100,12 @@ mb_status mb_device_capture(mb_device *device, mb_device_work work, const void *
 mb_status mb_device_time(mb_device *device, mb_device_work work, const void *context, int n_repeats,
                          double *times);
 
+/* The failure to tell when allocate() of `what`, n_bytes of it, gave `status`: for MB_ERR_MEMORY a sentence
+ * with what is free and the advice, "lower kv_tokens"; else the sentence that is there, with `what` in front.
+ * Returns status. */
+mb_status mb_device_no_memory(mb_device *device, mb_status status, const char *what, uint64_t n_bytes,
+                              const char *advice);
+
 /* ---- Implementations ---- */
 
 mb_status mb_device_open_cpu(int n_threads, mb_device **device);

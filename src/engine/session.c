@@ -24,6 +24,7 @@ void mb_session_options_init(mb_session_options *options) {
                                     .prefill_chunk = 512,
                                     .max_queued = 1024,
                                     .kv_tokens = 0,
+                                    .memory_fraction = 0.92f,
                                     .prefix_caching = 1,
                                     .max_decode_slowdown = 2};
 }
@@ -49,6 +50,11 @@ static mb_status check_options(const mb_session_options *options) {
                        "(mb_session_options_init sets the defaults)",
                        (double)slowdown);
     /* cache rows are numbered by int32_t */
+    MB_TRY(check_range("max_context", options->max_context, 0, INT32_MAX));
+    if (!(options->memory_fraction > 0 && options->memory_fraction <= 1))
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "session option memory_fraction is %g; it must be more than 0 and at most 1",
+                       (double)options->memory_fraction);
     return check_range("kv_tokens", options->kv_tokens, 0, INT32_MAX - (MB_KV_BLOCK_TOKENS - 1));
 }
 
@@ -81,6 +87,9 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
     /* With at most one sequence per token of the budget every step can decode all of them. */
     int32_t max_sequences = smaller(options->max_sequences, options->max_step_tokens);
     int64_t kv_tokens = options->kv_tokens;
+    session->max_context = model->config.max_positions;
+    if (options->max_context > 0 && options->max_context < session->max_context)
+        session->max_context = options->max_context;
     if (kv_tokens == 0 && model->device->host_memory)
         kv_tokens = DEFAULT_CPU_KV_TOKENS;
     mb_runner_limits runner_limits = {
@@ -88,8 +97,9 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         .max_step_tokens = options->max_step_tokens,
         .plain_launches = options->plain_launches,
         .max_logits = smaller(max_sequences + PROMPT_LOGITS, options->max_step_tokens),
-        .max_blocks = (int32_t)mb_kv_blocks_for(model->config.max_positions),
+        .max_blocks = (int32_t)mb_kv_blocks_for(session->max_context),
         .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),
+        .memory_fraction = options->memory_fraction,
     };
     MB_TRY(mb_runner_open(&session->runner, model, &runner_limits, mb_session_report, session));
 
@@ -214,6 +224,14 @@ mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id
         return mb_fail(MB_ERR_ARGUMENT,
                        "request.waiter belongs to another session; open one on this session");
     MB_TRY(mb_sequence_create(session->model, request, &sequence));
+    if (sequence->job.max_tokens > session->max_context) {
+        mb_sequence_destroy(sequence);
+        return mb_fail(MB_ERR_CAPACITY,
+                       "the prompt plus max_new_tokens is %" PRIu64
+                       " tokens, more than the session's max_context "
+                       "of %" PRId64 "; ask for fewer, or open the session with a larger one",
+                       (uint64_t)request->n_ids + (uint64_t)request->max_new_tokens, session->max_context);
+    }
     pthread_mutex_lock(&session->lock);
     mb_status status = mb_scheduler_submit(&session->scheduler, &sequence->job);
     if (status == MB_OK) {
@@ -328,4 +346,15 @@ void mb_session_get_stats(mb_session *session, mb_session_stats *stats) {
                                 .n_prefix_queries = session->scheduler.n_prefix_queries,
                                 .n_prefix_hits = session->scheduler.n_prefix_hits};
     pthread_mutex_unlock(&session->lock);
+}
+
+void mb_session_get_memory(const mb_session *session, mb_session_memory *memory) {
+    const mb_runner *runner = &session->runner;
+    mb_device *device = session->model->device;
+    *memory = (mb_session_memory){.weight_bytes = session->model->weights.n_bytes,
+                                  .buffer_bytes = runner->forward.memory_bytes + runner->device_bytes,
+                                  .kv_bytes = runner->kv_bytes,
+                                  .kv_tokens = (int64_t)runner->kv.n_blocks * MB_KV_BLOCK_TOKENS};
+    if (device->memory(device, &memory->device_bytes, &memory->free_bytes) != MB_OK)
+        memory->device_bytes = memory->free_bytes = 0;
 }

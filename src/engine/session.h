@@ -23,8 +23,9 @@
 
 struct mb_session {
     const mb_model *model;
-    mb_runner runner; /* belongs to the stepping thread */
-    void *memory;     /* behind kv and buckets */
+    mb_runner runner;    /* belongs to the stepping thread */
+    void *memory;        /* behind kv and buckets */
+    int64_t max_context; /* positions of one sequence */
 
     pthread_mutex_t lock; /* guards all below */
     int stepping;

@@ -11,7 +11,6 @@ _Static_assert((int)MB_KV_BLOCK_TOKENS == (int)MB_KV_BLOCK, "the policy's block 
 
 enum {
     ROWS_AT_A_TIME = 16, /* reported rows that are downloaded together */
-    KV_PERCENT = 90,     /* of the memory that is left; the rest is for who else uses the device */
 };
 
 /* ---- Memory ---------------------------------------------------------------------------------------- */
@@ -88,7 +87,9 @@ static mb_status open_buffers(mb_runner *runner) {
     if (status == MB_OK)
         status = device->allocate_pinned(device, a.pinned.used, &runner->pinned_memory);
     if (status != MB_OK)
-        return mb_fail_context(status, "buffers of a step");
+        return mb_device_no_memory(device, status, "the buffers of a step", a.device.used,
+                                   "lower max_sequences, max_step_tokens or max_context");
+    runner->device_bytes = a.device.used;
     runner->host_memory = mb_malloc(a.host.used);
     if (!runner->host_memory)
         return mb_fail(MB_ERR_MEMORY, "no memory for a step's records (%zu bytes)", a.host.used);
@@ -112,22 +113,25 @@ static int32_t blocks_in(const mb_runner *runner, uint64_t available) {
     return (int32_t)(fit < INT32_MAX / MB_KV_BLOCK ? fit : INT32_MAX / MB_KV_BLOCK);
 }
 
-/* runner->kv.n_blocks: as many as were asked for, or what `percent` of the free memory hold. */
-static mb_status count_kv_blocks(mb_runner *runner, int percent) {
+/* runner->kv.n_blocks: as many as were asked for, or what `fraction` of the device's memory holds beside all
+ * that is in use. */
+static mb_status count_kv_blocks(mb_runner *runner, double fraction) {
     mb_device *device = runner->model->device;
-    uint64_t total, available;
+    uint64_t total, free_bytes;
     runner->kv.n_blocks = runner->limits.n_kv_blocks;
     if (runner->kv.n_blocks > 0)
         return MB_OK;
-    MB_TRY(device->memory(device, &total, &available));
-    runner->kv.n_blocks = blocks_in(runner, available / 100 * (uint64_t)percent);
+    MB_TRY(device->memory(device, &total, &free_bytes));
+    double kept = (1 - fraction) * (double)total; /* free in the end */
+    double left = (double)free_bytes - kept;
+    runner->kv.n_blocks = left > 0 ? blocks_in(runner, (uint64_t)left) : 0;
     if (runner->kv.n_blocks > 0)
         return MB_OK;
-    return mb_fail(
-        MB_ERR_MEMORY,
-        "%s: %llu bytes are free, not enough for one block of KV cache; ask for fewer sequences or "
-        "tokens a step",
-        device->name, (unsigned long long)available);
+    return mb_fail(MB_ERR_MEMORY,
+                   "%s: no room for a KV cache: %.2f of %.2f GB are free, of them %.2f are kept free "
+                   "(memory_fraction %.2f); lower max_sequences, max_step_tokens or max_context, raise "
+                   "memory_fraction, or end other programs on the device",
+                   device->name, (double)free_bytes / 1e9, (double)total / 1e9, kept / 1e9, fraction);
 }
 
 static mb_status open_kv(mb_runner *runner) {
@@ -142,10 +146,10 @@ static mb_status open_kv(mb_runner *runner) {
                        (long long)n_blocks * MB_KV_BLOCK);
     mb_status status = device->allocate(device, (size_t)n_bytes, &memory);
     if (status != MB_OK)
-        return mb_fail_context(status, "KV cache of %lld tokens (%llu bytes); ask for fewer kv_tokens",
-                               (long long)n_blocks * MB_KV_BLOCK, (unsigned long long)n_bytes);
+        return mb_device_no_memory(device, status, "the KV cache", n_bytes, "lower kv_tokens");
     size_t half = (size_t)n_bytes / 2;
     runner->kv_memory = memory;
+    runner->kv_bytes = (size_t)n_bytes;
     runner->kv = (mb_kv_memory){.k = memory,
                                 .v = (char *)memory + half,
                                 .layer_bytes = half / (size_t)model->config.n_layers,
@@ -172,9 +176,9 @@ static mb_status open_parts(mb_runner *runner) {
         MB_TRY(device->event_open(device, 0, &runner->slots[i].done));
     MB_TRY(mb_forward_init(&runner->forward, &model->config, &model->weights, device, model->dtype,
                            &forward_limits, runner->stream));
-    MB_TRY(count_kv_blocks(runner, 100));
+    MB_TRY(count_kv_blocks(runner, 1));
     MB_TRY(open_buffers(runner));
-    MB_TRY(count_kv_blocks(runner, KV_PERCENT));
+    MB_TRY(count_kv_blocks(runner, (double)limits->memory_fraction));
     return open_kv(runner);
 }
 

@@ -26,7 +26,8 @@ typedef struct mb_runner_limits {
     int32_t max_sequences, max_step_tokens, max_logits;
     int32_t max_blocks;     /* KV blocks of one sequence */
     int32_t plain_launches; /* decode steps are not captured in graphs */
-    int32_t n_kv_blocks;    /* 0: most of what is free on the device when all else is allocated */
+    int32_t n_kv_blocks;    /* 0: what memory_fraction leaves when all else is allocated */
+    float memory_fraction;  /* of the device's memory that may be in use in the end */
 } mb_runner_limits;
 
 /* How many of everything are in a step; with the largest counts the input buffer is measured. */
@@ -95,6 +96,7 @@ typedef struct mb_runner {
     mb_forward forward;
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
+    size_t device_bytes, kv_bytes; /* at device_memory and kv_memory */
     int32_t uses_graphs;
     size_t inputs_bytes, sample_workspace_bytes;
     void *sample_workspace;

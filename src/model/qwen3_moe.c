@@ -224,8 +224,9 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
                        limits->max_tokens);
     status = device->allocate(device, measure.used, &forward->memory);
     if (status != MB_OK)
-        return mb_fail_context(status, "scratch memory for %d tokens a step (%zu bytes)", limits->max_tokens,
-                               measure.used);
+        return mb_device_no_memory(device, status, "the activations of a step", measure.used,
+                                   "lower max_step_tokens, max_sequences or max_context");
+    forward->memory_bytes = measure.used;
     mb_arena_init(&forward->arena, forward->memory, measure.used, device->host_memory);
     cut_scratch(forward, &forward->arena);
 

@@ -43,6 +43,7 @@ typedef struct mb_forward {
     mb_forward_limits limits;
     /* scratch, cut from one device block */
     void *memory;
+    size_t memory_bytes;
     mb_arena arena;
     float *inv_freq;
     void *x, *normed, *qkv, *q, *attended, *gate_up, *activated;

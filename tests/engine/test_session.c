@@ -380,31 +380,55 @@ static void test_full_queue_is_refused(void **state) {
     mb_session_close(session); /* with one running and three waiting */
 }
 
+/* Zero members get their defaults. */
+static mb_session_options with_defaults(const mb_session_options *given) {
+    mb_session_options options;
+    mb_session_options_init(&options);
+#define SET(member)    \
+    if (given->member) \
+    options.member = given->member
+    SET(max_sequences);
+    SET(max_step_tokens);
+    SET(prefill_chunk);
+    SET(max_queued);
+    SET(kv_tokens);
+    SET(memory_fraction);
+    SET(max_context);
+    SET(max_decode_slowdown);
+#undef SET
+    return options;
+}
+
 static void test_bad_session_options_are_named(void **state) {
     (void)state;
     static const struct {
         mb_session_options options;
         const char *word;
     } cases[] = {
-        {{0, 2048, 512, 1024, 0, 0, 0, 0}, "max_sequences"},
-        {{-1, 2048, 512, 1024, 0, 0, 0, 0}, "max_sequences"},
-        {{INT32_MAX, 2048, 512, 1024, 0, 0, 0, 0}, "max_sequences"},
-        {{64, 0, 512, 1024, 0, 0, 0, 0}, "max_step_tokens"},
-        {{64, INT32_MAX, 512, 1024, 0, 0, 0, 0}, "max_step_tokens"},
-        {{64, 2048, 0, 1024, 0, 0, 0, 0}, "prefill_chunk"},
-        {{64, 2048, 512, 0, 0, 0, 0, 0}, "max_queued"},
-        {{64, 2048, 512, INT32_MAX, 0, 0, 0, 0}, "max_queued"},
-        {{64, 2048, 512, 1024, -1, 0, 0, 0}, "kv_tokens"},
-        {{64, 2048, 512, 1024, INT64_MAX, 0, 0, 0}, "kv_tokens"},
-        {{64, 2048, 512, 1024, INT32_MAX, 0, 0, 0}, "kv_tokens"},
-        {{64, 2048, 512, 1024, 0, 0, 0, 1}, "max_decode_slowdown"},
-        {{64, 2048, 512, 1024, 0, 0, 0, -2}, "max_decode_slowdown"},
-        {{64, 2048, 512, 1024, 0, 0, 0, NAN}, "max_decode_slowdown"},
-        {{64, 2048, 512, 1024, 0, 0, 0, INFINITY}, "max_decode_slowdown"},
+        {{.max_sequences = -7}, "max_sequences"},
+        {{.max_sequences = -1}, "max_sequences"},
+        {{.max_sequences = INT32_MAX}, "max_sequences"},
+        {{.max_step_tokens = -1}, "max_step_tokens"},
+        {{.max_step_tokens = INT32_MAX}, "max_step_tokens"},
+        {{.prefill_chunk = -1}, "prefill_chunk"},
+        {{.max_queued = -1}, "max_queued"},
+        {{.max_queued = INT32_MAX}, "max_queued"},
+        {{.kv_tokens = -1}, "kv_tokens"},
+        {{.kv_tokens = INT64_MAX}, "kv_tokens"},
+        {{.kv_tokens = INT32_MAX}, "kv_tokens"},
+        {{.memory_fraction = -0.5f}, "memory_fraction"},
+        {{.memory_fraction = 1.01f}, "memory_fraction"},
+        {{.memory_fraction = NAN}, "memory_fraction"},
+        {{.max_context = -1}, "max_context"},
+        {{.max_decode_slowdown = 1}, "max_decode_slowdown"},
+        {{.max_decode_slowdown = -2}, "max_decode_slowdown"},
+        {{.max_decode_slowdown = NAN}, "max_decode_slowdown"},
+        {{.max_decode_slowdown = INFINITY}, "max_decode_slowdown"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         mb_session *session = (mb_session *)1;
-        assert_int_equal(mb_session_open(model, &cases[i].options, &session), MB_ERR_ARGUMENT);
+        mb_session_options options = with_defaults(&cases[i].options);
+        assert_int_equal(mb_session_open(model, &options, &session), MB_ERR_ARGUMENT);
         assert_null(session);
         assert_non_null(strstr(mb_last_error(), cases[i].word));
     }

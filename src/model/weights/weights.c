@@ -93,6 +93,13 @@ static void keep_sizes(const mb_weight_plan *plan, const mb_config *config, mb_w
     mb_weights_describe(config, weights);
 }
 
+static mb_status allocate(mb_device *device, const mb_weight_plan *plan, void **memory) {
+    mb_status status = device->allocate(device, (size_t)plan->n_bytes, memory);
+    return status == MB_OK ? MB_OK
+                           : mb_device_no_memory(device, status, "the weights", plan->n_bytes,
+                                                 "end other programs there, or take fp8 (--quant fp8)");
+}
+
 static mb_status load(const char *directory, mb_checkpoint *checkpoint, const mb_config *config,
                       mb_weight_types types, int n_threads, mb_progress_fn progress, void *progress_user,
                       mb_weights *weights) {
@@ -105,7 +112,7 @@ static mb_status load(const char *directory, mb_checkpoint *checkpoint, const mb
     MB_TRY(mb_weight_plan_make(checkpoint, config, &share, weights, &plan));
     mb_status status = check_memory(directory, device, &plan);
     if (status == MB_OK)
-        status = device->allocate(device, (size_t)plan.n_bytes, &weights->memory);
+        status = allocate(device, &plan, &weights->memory);
     if (status == MB_OK)
         status = mb_weight_plan_read(&plan, checkpoint, device, weights->memory, n_threads, progress,
                                      progress_user);

@@ -144,7 +144,10 @@ static mb_status allocate(const mb_config *config, mb_device *device, regions *r
     mb_arena *all[] = ALL_REGIONS(r);
     size_t sizes[N_REGIONS];
     MB_TRY(measure(config, r, sizes, weights));
-    MB_TRY(device->allocate(device, (size_t)weights->n_bytes, &weights->memory));
+    mb_status status = device->allocate(device, (size_t)weights->n_bytes, &weights->memory);
+    if (status != MB_OK)
+        return mb_device_no_memory(device, status, "random weights", weights->n_bytes,
+                                   "take fp8 (--quant fp8), a smaller config.json, or a larger device");
     char *base = weights->memory;
     for (int i = 0; i < N_REGIONS; base += sizes[i++])
         mb_arena_init(all[i], base, sizes[i], 0);

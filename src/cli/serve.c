@@ -15,10 +15,10 @@
 #include "server/server.h"
 
 typedef struct settings {
-    const char *host, *api_key_file;
+    const char *host, *api_key_file, *reasoning_parser, *tool_call_parser;
     cli_integer port, max_queue, shutdown_timeout, receive_timeout;
     cli_texts api_keys, names;
-    int access_log;
+    int access_log, enable_auto_tool_choice;
     cli_integer max_model_len, max_num_seqs, max_num_batched_tokens, prefill_chunk, kv_tokens;
     cli_number gpu_memory_utilization;
     const char *kv_cache_dtype;
@@ -93,6 +93,28 @@ static const cli_option http_options[] = {
      .kind = CLI_FLAG,
      .offset = offsetof(settings, access_log),
      .help = "Print a line on stderr for each request."},
+    {0},
+};
+
+static const cli_option answer_options[] = {
+    {.name = "reasoning-parser",
+     .value_name = "NAME",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, reasoning_parser),
+     .help =
+         "How answers mark their reasoning: qwen3, or none to leave it in the text. Without it: as the model's "
+         "chat template has it."},
+    {.name = "tool-call-parser",
+     .value_name = "NAME",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, tool_call_parser),
+     .help =
+         "How answers call tools: hermes (also Qwen3's), qwen3_coder or qwen3_xml. Without it: as the model's "
+         "chat template has it."},
+    {.name = "enable-auto-tool-choice",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, enable_auto_tool_choice),
+     .help = "Let the model decide when to call a tool. It always may; vLLM asks for this option."},
     {0},
 };
 
@@ -171,6 +193,7 @@ static const cli_option engine_options[] = {
 
 static const cli_group groups[] = {
     {"HTTP", http_options, 0},
+    {"Answers", answer_options, 0},
     {"Engine", engine_options, 0},
     {"Model", cli_model_options, offsetof(settings, model)},
 };
@@ -297,6 +320,10 @@ static int serve(const settings *given, const char *directory, const key_list *k
                               .receive_timeout_s = (double)given->receive_timeout.value,
                               .access_log = given->access_log};
     int status = fill_session(given, model, &wanted.session);
+    if (status == CLI_OK && (mb_answer_formats_of(model, &wanted.formats) != MB_OK ||
+                             mb_answer_formats_by_name(given->reasoning_parser, given->tool_call_parser,
+                                                       &wanted.formats) != MB_OK))
+        status = cli_report_failure();
     if (status != CLI_OK)
         return status;
     if (given->names.count > 0) {

@@ -17,7 +17,7 @@ static const char *header(struct MHD_Connection *connection, const char *name) {
 }
 
 /* OpenAI's clients send a bearer token, Anthropic's X-Api-Key. */
-int server_is_authorized(const mb_server *server, struct MHD_Connection *connection) {
+int server_find_key(const mb_server *server, struct MHD_Connection *connection) {
     static const char bearer[] = "Bearer ";
     const char *given = header(connection, "X-Api-Key");
     const char *authorization = header(connection, "Authorization");
@@ -28,7 +28,8 @@ int server_is_authorized(const mb_server *server, struct MHD_Connection *connect
         given = authorization + sizeof bearer - 1;
     if (given == NULL || *given == '\0')
         return 0;
-    for (char **key = server->keys; *key != NULL; key++) /* all of them: which one fits takes no other time */
-        found |= is_equal(given, *key);
+    for (int i = 0; server->keys[i] != NULL; i++) /* all of them: which one fits takes no other time */
+        if (is_equal(given, server->keys[i]))
+            found = i + 1;
     return found;
 }

@@ -96,7 +96,6 @@ void server_engine_abort(server_engine *engine) {
 void server_engine_add(server_engine *engine, server_run *run) {
     server_reply_listener listener = {.news = server_engine_look, .user = engine};
     server_reply_listen(run->reply, &listener);
-    atomic_fetch_add(&engine->n_runs, 1);
     server_run_submit(run);
     pthread_mutex_lock(&engine->lock);
     run->next = engine->added;
@@ -154,7 +153,7 @@ static void *delivery_loop(void *user) {
             }
             *place = run->next;
             server_run_close(run);
-            atomic_fetch_sub(&engine->n_runs, 1);
+            atomic_fetch_sub(&engine->n_places, 1);
         }
     }
     return NULL;

@@ -35,6 +35,7 @@ typedef struct exchange {
     int is_given; /* to a worker, or answered */
     int closes;   /* the connection, after the reply */
     double arrived;
+    int key;        /* number of the API key; 0: none */
     char line[160]; /* method and path, for the access log */
 } exchange;
 
@@ -93,7 +94,8 @@ static void check_request(exchange *x, struct MHD_Connection *connection, const 
                           const char *method) {
     const server_route *route = server_find_route(url);
     server_problem *problem = &x->problem;
-    if ((route == NULL || !route->is_open) && !server_is_authorized(x->server, connection)) {
+    x->key = server_find_key(x->server, connection);
+    if ((route == NULL || !route->is_open) && x->key == 0) {
         server_refuse(problem, 401, NULL, "the API key is missing or wrong; send Authorization: Bearer KEY");
     } else if (route == NULL) {
         server_refuse(problem, 404, NULL, "there is no %.100s here", url);
@@ -179,7 +181,8 @@ static void run_job(server_work *work) {
         job->route->post(job);
     mb_free(job->body);
     atomic_fetch_sub(&server->n_body_bytes, job->n_reserved);
-    atomic_fetch_sub(&server->n_parsing, 1);
+    if (!job->is_run)
+        atomic_fetch_sub(&server->engine.n_places, 1);
     server_reply_drop(job->reply);
     mb_free(job);
 }
@@ -187,9 +190,9 @@ static void run_job(server_work *work) {
 /* 1 when the request finds a place among those that run and those that wait. */
 static int take_place(mb_server *server) {
     int limit = server->settings.session.max_sequences + server->settings.max_queue;
-    if (atomic_fetch_add(&server->n_parsing, 1) + atomic_load(&server->engine.n_runs) < limit)
+    if (atomic_fetch_add(&server->engine.n_places, 1) < limit)
         return 1;
-    atomic_fetch_sub(&server->n_parsing, 1);
+    atomic_fetch_sub(&server->engine.n_places, 1);
     return 0;
 }
 
@@ -211,6 +214,7 @@ static void give_to_worker(exchange *x) {
                         .n_body = x->n_body,
                         .n_reserved = x->body_capacity,
                         .arrived = x->arrived,
+                        .key = x->key,
                         .route = x->route};
     x->body = NULL;
     x->n_body = x->body_capacity = 0;

@@ -23,7 +23,6 @@ struct mb_server {
     double opened_at;
     int64_t created; /* Unix time */
     atomic_int is_stopping;
-    atomic_int n_parsing;       /* jobs that workers have or wait for */
     atomic_int n_exchanges;     /* in progress */
     atomic_size_t n_body_bytes; /* held by exchanges and jobs */
 };
@@ -37,6 +36,8 @@ typedef struct server_job {
     size_t n_body;
     size_t n_reserved; /* counted in the server's n_body_bytes */
     double arrived;
+    int key;    /* number of the API key */
+    int is_run; /* a run has taken over the request's place */
     const struct server_route *route;
 } server_job;
 
@@ -64,7 +65,7 @@ enum MHD_Result server_handle(void *user, struct MHD_Connection *connection, con
 void server_exchange_over(void *user, struct MHD_Connection *connection, void **state,
                           enum MHD_RequestTerminationCode why);
 
-/* 1 when the request has one of the server's keys, or none is asked for. */
-int server_is_authorized(const mb_server *server, struct MHD_Connection *connection);
+/* The number of the key that the request has, from 1; 0: it has none of the server's. Without keys all have 1. */
+int server_find_key(const mb_server *server, struct MHD_Connection *connection);
 
 #endif

@@ -8,6 +8,7 @@
 
 #include <jansson.h>
 
+#include "moebius/answer.h"
 #include "moebius/moebius.h"
 #include "server/problem.h"
 
@@ -41,11 +42,18 @@ typedef struct server_generation {
     int64_t max_new_tokens; /* as the request says; -1: as many as fit */
     int64_t min_new_tokens; /* stop strings do not count before */
     int skip_special;       /* special tokens are no text */
+    int key;                /* number of the API key: requests of different keys share no prefix */
 
     int32_t top_logprobs;    /* alternatives of each token; 0: the token's own; -1: no log-probabilities */
     int32_t prompt_logprobs; /* the same of the prompt; -1: none */
     int echo;                /* the prompt is part of the reply */
     int return_token_ids;
+
+    int parses; /* answers are divided into reasoning, content and calls, as `parse` says */
+    mb_answer_options parse;
+    char *tools_json;    /* of parse */
+    int drops_reasoning; /* it is not shown */
+    int call_was_named;  /* tool_choice named a tool: OpenAI's finish_reason is then "stop" */
 
     int stream, include_usage, usage_always;
     int has_kv_transfer; /* kv_transfer_params was an empty object, which the reply echoes */
@@ -56,10 +64,11 @@ typedef struct server_generation {
 typedef struct server_reading {
     const mb_model *model;
     mb_model_info info;
-    int64_t context;          /* most tokens of prompt and answer together */
-    size_t longest_token;     /* bytes of the longest token, at least 1 */
-    const char *const *names; /* of the model, as it is served; the last is NULL */
-    int any_name;             /* every name is served */
+    int64_t context;           /* most tokens of prompt and answer together */
+    size_t longest_token;      /* bytes of the longest token, at least 1 */
+    mb_answer_formats formats; /* of the model's answers */
+    const char *const *names;  /* of the model, as it is served; the last is NULL */
+    int any_name;              /* every name is served */
 } server_reading;
 
 /* Greedy defaults come from generation_config.json. */

@@ -1,8 +1,13 @@
 /* read_sampling.c - the fields that the APIs share. */
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
 #include <time.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "base/alloc.h"
 #include "server/generation.h"
@@ -13,7 +18,7 @@ enum { MAX_STOP_BYTES = 4096, MAX_STOP_IDS = 1024, MAX_BIASES = 1024 };
 const char server_shared_fields[] =
     "model stream stream_options temperature top_p top_k min_p repetition_penalty presence_penalty "
     "frequency_penalty seed n best_of stop stop_token_ids include_stop_str_in_output ignore_eos min_tokens "
-    "max_tokens logit_bias skip_special_tokens spaces_between_special_tokens priority prompt_logprobs "
+    "max_tokens logit_bias skip_special_tokens spaces_between_special_tokens priority cache_salt prompt_logprobs "
     "return_token_ids kv_transfer_params user metadata store service_tier request_id use_beam_search "
     "truncate_prompt_tokens logprobs";
 
@@ -131,6 +136,18 @@ static uint64_t fresh_seed(void) {
     return seed;
 }
 
+static uint64_t the_seed;
+static pthread_once_t seed_once = PTHREAD_ONCE_INIT;
+
+static void draw_seed(void) {
+    the_seed = fresh_seed();
+}
+
+static uint64_t hash_seed(void) {
+    pthread_once(&seed_once, draw_seed);
+    return the_seed;
+}
+
 static int read_numbers(const json_t *body, mb_sampling *sampling, server_problem *problem) {
     int64_t seed = 0;
     if (server_json_float(body, "temperature", 0, 100, problem, &sampling->temperature) != 0 ||
@@ -178,6 +195,19 @@ static int read_kv_transfer(const json_t *body, server_generation *generation, s
     return 0;
 }
 
+/* Prefixes are shared by requests of one API key and one cache_salt. The salts of a process are its own, because a
+ * hash whose seed is known can be met on purpose. */
+static int read_salt(const json_t *body, server_generation *generation, server_problem *problem) {
+    const char *text = "";
+    char salted[32];
+    if (server_json_string(body, "cache_salt", problem, &text) != 0)
+        return -1;
+    snprintf(salted, sizeof salted, "%d", generation->key);
+    XXH64_hash_t of_key = XXH3_64bits_withSeed(salted, strlen(salted), hash_seed());
+    generation->request.cache_salt = XXH3_64bits_withSeed(text, strlen(text), of_key);
+    return 0;
+}
+
 int server_read_sampling(const server_reading *reading, const json_t *body, server_generation *generation,
                          server_problem *problem) {
     mb_request *request = &generation->request;
@@ -197,7 +227,7 @@ int server_read_sampling(const server_reading *reading, const json_t *body, serv
         read_stop_ids(reading, body, generation, problem) != 0 ||
         read_biases(reading, body, generation, problem) != 0)
         return -1;
-    if (read_kv_transfer(body, generation, problem) != 0)
+    if (read_salt(body, generation, problem) != 0 || read_kv_transfer(body, generation, problem) != 0)
         return -1;
     return refuse_unsupported(body, generation, problem);
 }
@@ -207,6 +237,9 @@ int server_read_stream(const json_t *body, server_generation *generation, server
     if (server_json_bool(body, "stream", problem, &generation->stream) != 0 ||
         server_json_object(body, "stream_options", problem, &options) != 0)
         return -1;
+    if (generation->prompt_logprobs >= 0 && generation->stream)
+        return server_refuse(problem, 400, "prompt_logprobs",
+                             "prompt_logprobs goes without \"stream\": true");
     if (options == NULL)
         return 0;
     if (!generation->stream)
@@ -216,8 +249,5 @@ int server_read_stream(const json_t *body, server_generation *generation, server
         server_json_bool(options, "continuous_usage_stats", problem, &generation->usage_always) != 0)
         return -1;
     generation->usage_always = generation->usage_always && generation->include_usage;
-    if (generation->prompt_logprobs >= 0 && generation->stream)
-        return server_refuse(problem, 400, "prompt_logprobs",
-                             "prompt_logprobs goes without \"stream\": true");
     return 0;
 }

@@ -17,6 +17,7 @@ void server_generate(server_job *job, server_reader reader, const server_writer 
     server_generation generation;
     server_problem problem = {0};
     server_generation_init(&generation, server->reading.model);
+    generation.key = job->key;
     json_t *body = server_json_parse(job->body, job->n_body, &problem);
     mb_free(job->body); /* jansson's tree is a copy */
     job->body = NULL;
@@ -29,6 +30,7 @@ void server_generate(server_job *job, server_reader reader, const server_writer 
     }
     server_run *run = server_run_open(&server->engine, job->reply, writer, &generation, job->arrived);
     if (run != NULL) {
+        job->is_run = 1;
         server_engine_add(&server->engine, run);
         return;
     }
@@ -94,8 +96,7 @@ static void get_version(mb_server *server, server_reply *reply) {
 }
 
 static void get_load(mb_server *server, server_reply *reply) {
-    reply_json(reply, 200, "{\"server_load\":%d}",
-               atomic_load(&server->n_parsing) + atomic_load(&server->engine.n_runs));
+    reply_json(reply, 200, "{\"server_load\":%d}", atomic_load(&server->engine.n_places));
 }
 
 static void get_metrics(mb_server *server, server_reply *reply) {

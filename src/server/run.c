@@ -24,18 +24,6 @@ static void make_id(server_run *run) {
     snprintf(run->id, sizeof run->id, "%s%s", run->writer->id_prefix, digits);
 }
 
-static int open_answer(server_run *run, server_answer *answer, int32_t index) {
-    const server_generation *generation = &run->generation;
-    *answer = (server_answer){
-        .run = run, .index = index, .prompt = &generation->prompts[index / generation->n_answers]};
-    if (mb_decoder_open(run->engine->model, generation->skip_special, &answer->decoder) != MB_OK)
-        return -1;
-    return mb_stop_text_open((const char *const *)generation->stops, generation->n_stops, &answer->stop) ==
-                   MB_OK
-               ? 0
-               : -1;
-}
-
 server_run *server_run_open(server_engine *engine, server_reply *reply, const server_writer *writer,
                             server_generation *generation, double arrived) {
     server_run *run = mb_calloc(1, sizeof *run);
@@ -59,7 +47,7 @@ server_run *server_run_open(server_engine *engine, server_reply *reply, const se
     run->answers = mb_calloc((size_t)n_answers, sizeof *run->answers);
     int failed = run->answers == NULL;
     for (; run->n_answers < n_answers && !failed; run->n_answers++)
-        failed = open_answer(run, &run->answers[run->n_answers], run->n_answers) != 0;
+        failed = server_answer_open(run, &run->answers[run->n_answers], run->n_answers) != 0;
     if (failed) {
         server_run_close(run);
         return NULL;
@@ -75,22 +63,11 @@ static void release(server_answer *answer) {
     answer->id = 0;
 }
 
-static void clear_parts(server_answer *answer) {
-    for (size_t i = 0; i < answer->n_parts; i++)
-        server_text_free(&answer->parts[i].text);
-    answer->n_parts = 0;
-}
-
 void server_run_close(server_run *run) {
     for (int32_t i = 0; i < run->n_answers; i++) {
         server_answer *answer = &run->answers[i];
         release(answer);
-        mb_decoder_close(answer->decoder);
-        mb_stop_text_close(answer->stop);
-        clear_parts(answer);
-        server_rows_free(answer);
-        mb_free(answer->parts);
-        mb_free(answer->tokens);
+        server_answer_close(answer);
     }
     mb_free(run->answers);
     server_generation_free(&run->generation);
@@ -145,81 +122,19 @@ static int no_memory(server_run *run) {
     return server_refuse(&run->problem, 503, NULL, "the server ran out of memory for this answer");
 }
 
-static int add_text(server_answer *answer, server_part_kind kind, const char *text, size_t n_bytes) {
-    if (n_bytes == 0)
-        return 0;
-    if (answer->n_parts == 0 || answer->parts[answer->n_parts - 1].kind != kind) {
-        if (mb_grow((void **)&answer->parts, &answer->parts_capacity, answer->n_parts + 1,
-                    sizeof *answer->parts) != 0)
-            return no_memory(answer->run);
-        answer->parts[answer->n_parts++] = (server_part){.kind = kind};
-    }
-    server_part *part = &answer->parts[answer->n_parts - 1];
-    server_text_put(&part->text, text, n_bytes);
-    return part->text.failed ? no_memory(answer->run) : 0;
-}
-
-/* Text from the decoder. */
-static int take_text(server_answer *answer, const char *text, size_t n_bytes) {
-    const server_generation *generation = &answer->run->generation;
-    const char *out = text;
-    size_t n_out = n_bytes;
-    if (answer->n_generated > generation->min_new_tokens) {
-        if (mb_stop_text_push(answer->stop, text, n_bytes, &out, &n_out) != MB_OK)
-            return no_memory(answer->run);
-    }
-    if (add_text(answer, SERVER_CONTENT, out, n_out) != 0)
-        return -1;
-    int found = mb_stop_text_found(answer->stop);
-    if (found < 0)
-        return 0;
-    answer->finish = "stop";
-    answer->stop_string = generation->stops[found];
-    return generation->include_stop
-               ? add_text(answer, SERVER_CONTENT, answer->stop_string, strlen(answer->stop_string))
-               : 0;
-}
-
 static int take_token(server_answer *answer, const mb_token *token, double now) {
-    const server_generation *generation = &answer->run->generation;
-    const char *text;
-    size_t n_bytes;
     server_metrics_token(&answer->run->engine->metrics, answer, now);
-    answer->n_generated++;
-    if (generation->top_logprobs >= 0 || generation->return_token_ids) {
-        if (mb_grow((void **)&answer->tokens, &answer->tokens_capacity, answer->n_tokens + 1,
-                    sizeof *answer->tokens) != 0)
-            return no_memory(answer->run);
-        answer->tokens[answer->n_tokens++] = *token;
-    }
-    if (mb_decoder_push(answer->decoder, token->id, &text, &n_bytes) != MB_OK)
-        return no_memory(answer->run);
-    return take_text(answer, text, n_bytes);
-}
-
-/* The sequence has ended by itself: what is still withheld comes out. */
-static int finish_text(server_answer *answer, const char *finish) {
-    const char *text;
-    size_t n_bytes;
-    if (mb_decoder_finish(answer->decoder, &text, &n_bytes) != MB_OK)
-        return no_memory(answer->run);
-    if (take_text(answer, text, n_bytes) != 0)
-        return -1;
-    if (answer->finish != NULL)
-        return 0;
-    mb_stop_text_finish(answer->stop, &text, &n_bytes);
-    answer->finish = finish;
-    return add_text(answer, SERVER_CONTENT, text, n_bytes);
+    return server_answer_token(answer, token);
 }
 
 static int end_of_state(server_answer *answer, mb_state state) {
     switch (state) {
     case MB_FINISHED_STOP:
-        return finish_text(answer, "stop");
+        return server_answer_end(answer, "stop");
     case MB_FINISHED_LENGTH:
-        return finish_text(answer, "length");
+        return server_answer_end(answer, "length");
     case MB_CANCELLED:
-        return finish_text(answer, "abort");
+        return server_answer_end(answer, "abort");
     case MB_FAILED:
         return server_engine_failure(answer->run->engine, &answer->run->problem);
     case MB_WAITING:
@@ -284,7 +199,7 @@ static void write_news(server_run *run, server_answer *answer) {
     }
     run->writer->news(run, answer, &run->out);
     answer->finish_is_sent = answer->finish != NULL;
-    clear_parts(answer);
+    server_answer_clear_parts(answer);
     answer->first_token += (int64_t)answer->n_tokens;
     answer->n_tokens = 0;
 }
@@ -344,7 +259,7 @@ int server_run_advance(server_run *run) {
 void server_run_abort(server_run *run) {
     for (int32_t i = 0; i < run->n_answers && run->is_streaming; i++) {
         server_answer *answer = &run->answers[i];
-        if (answer->finish == NULL && finish_text(answer, "abort") == 0)
+        if (answer->finish == NULL && server_answer_end(answer, "abort") == 0)
             write_news(run, answer);
     }
     if (run->is_streaming && run->problem.status == 0) {

@@ -11,62 +11,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "moebius/stop_text.h"
-#include "server/generation.h"
+#include "server/answer.h"
 #include "server/reply.h"
 
-typedef struct server_run server_run;
 typedef struct server_engine server_engine;
-
-/* A piece of an answer. A stream's parts are those since the last event; a whole reply's are all. */
-typedef enum server_part_kind { SERVER_CONTENT } server_part_kind;
-
-typedef struct server_part {
-    server_part_kind kind;
-    server_text text;
-} server_part;
-
-typedef struct server_top {
-    int32_t id;
-    float logprob;
-} server_top;
-
-/* A position's log-probabilities, as on_logprobs saw them. */
-typedef struct server_row {
-    int is_filled;
-    server_top *tops; /* [n_tops] most probable first */
-    int32_t n_tops;
-    float chosen; /* of a prompt's next token */
-    int32_t rank; /* of a prompt's next token, from 1 */
-} server_row;
-
-typedef struct server_answer {
-    server_run *run;
-    const server_prompt *prompt;
-    int32_t index; /* in the reply */
-    uint64_t id;   /* of the sequence; 0: none */
-    atomic_int news;
-
-    mb_decoder *decoder;
-    mb_stop_text *stop;
-    server_part *parts;
-    size_t n_parts, parts_capacity;
-    mb_token *tokens; /* since the last event; of a whole reply, all. Kept for log-probabilities and ids */
-    size_t n_tokens, tokens_capacity;
-    int64_t first_token; /* number of tokens[0] in the answer */
-    int64_t n_generated;
-    size_t text_offset; /* of tokens[0] in the answer's text, for completions */
-
-    server_row *rows; /* by position minus first_row; guarded by the run's lock */
-    size_t n_rows, rows_capacity;
-    int64_t first_row;
-
-    const char *finish;      /* "stop", "length", "abort"; NULL: it goes on */
-    const char *stop_string; /* which one ended it, or NULL */
-    int is_begun;            /* a writer of a stream notes its first piece */
-    int finish_is_sent;
-    double first_token_time, last_token_time;
-} server_answer;
 
 /* One for each API. The functions of a stream append events to `out`. */
 typedef struct server_writer {
@@ -109,9 +57,5 @@ int server_run_advance(server_run *run);
 /* Ends it now: a stream gets its last events with "abort", a whole reply becomes a 503. */
 void server_run_abort(server_run *run);
 void server_run_close(server_run *run); /* releases the sequences */
-
-/* For writers: the row of position p, which is about token p + 1; without tops when there is none. Valid until
- * the run is closed, once the token was read. */
-server_row server_row_at(const server_answer *answer, int64_t position);
 
 #endif

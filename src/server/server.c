@@ -20,6 +20,7 @@ enum {
     SPARE_FILES = 64,
     CONNECTION_MEMORY = 64 * 1024, /* headers, and a piece of body or reply at a time */
     LISTEN_BACKLOG = 1024,
+    SEND_BUFFER = 256 * 1024,
 };
 
 /* ---- Connections -------------------------------------------------------------------------------------- */
@@ -29,12 +30,16 @@ static void on_connection(void *user, struct MHD_Connection *connection, void **
     mb_server *server = user;
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
-    if (code == MHD_CONNECTION_NOTIFY_STARTED)
-        *context = info == NULL ? NULL
-                                : server_watch_add(server->watch, info->connect_fd,
-                                                   server->settings.receive_timeout_s);
-    else if (*context != NULL)
-        server_watch_remove(server->watch, *context);
+    if (code != MHD_CONNECTION_NOTIFY_STARTED) {
+        if (*context != NULL)
+            server_watch_remove(server->watch, *context);
+        return;
+    }
+    if (info == NULL)
+        return;                   /* the first request closes a connection without context */
+    int send_bytes = SEND_BUFFER; /* else the system keeps megabytes for a client that does not read */
+    setsockopt(info->connect_fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof send_bytes);
+    *context = server_watch_add(server->watch, info->connect_fd, server->settings.receive_timeout_s);
 }
 
 __attribute__((format(printf, 2, 0))) static void on_log(void *user, const char *format, va_list arguments) {
@@ -43,6 +48,13 @@ __attribute__((format(printf, 2, 0))) static void on_log(void *user, const char 
     vsnprintf(line, sizeof line, format, arguments);
     line[strcspn(line, "\n")] = '\0';
     mb_log(MB_LOG_DEBUG, "http: %s", line);
+}
+
+/* Paths are compared as they are sent: no path has a character that needs an escape. */
+static size_t keep_escapes(void *user, struct MHD_Connection *connection, char *text) {
+    (void)user;
+    (void)connection;
+    return strlen(text);
 }
 
 /* As many as the process may have files for. */
@@ -84,6 +96,7 @@ static mb_status listen_on(mb_server *server) {
                          MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,              /* */
                          MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)(settings->receive_timeout_s + 1), /* */
                          MHD_OPTION_LISTEN_BACKLOG_SIZE, (unsigned)LISTEN_BACKLOG,                   /* */
+                         MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL,                           /* */
                          MHD_OPTION_NOTIFY_COMPLETED, server_exchange_over, server,                  /* */
                          MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
     freeaddrinfo(address);
@@ -136,6 +149,7 @@ static void prepare_reading(mb_server *server, mb_model *model) {
     reading->model = model;
     mb_model_get_info(model, &reading->info);
     mb_session_get_stats(server->engine.session, &stats);
+    reading->formats = server->settings.formats;
     reading->context = reading->info.max_positions;
     if (64 * stats.kv_blocks_total < reading->context)
         reading->context = 64 * stats.kv_blocks_total;
@@ -194,7 +208,7 @@ void server_begin_shutdown(mb_server *server) {
 }
 
 int server_is_idle(mb_server *server) {
-    return atomic_load(&server->n_exchanges) == 0 && atomic_load(&server->engine.n_runs) == 0;
+    return atomic_load(&server->n_exchanges) == 0 && atomic_load(&server->engine.n_places) == 0;
 }
 
 void server_end_requests(mb_server *server) {

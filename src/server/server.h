@@ -8,19 +8,21 @@
 #ifndef MB_SERVER_SERVER_H
 #define MB_SERVER_SERVER_H
 
+#include "moebius/answer.h"
 #include "moebius/moebius.h"
 
 typedef struct mb_server mb_server;
 
 typedef struct server_settings {
-    const char *host;         /* an IPv4 or IPv6 address, or a name of one */
-    int port;                 /* 0: the system chooses one */
-    const char *const *names; /* of the model, at least one; the last is NULL. "*": every name is served */
-    const char *const *keys;  /* each opens the server; the last is NULL. NULL: no key is asked for */
-    int64_t max_model_len;    /* 0: as the model and the KV cache allow */
-    int32_t max_queue;        /* requests beyond those that can run at once */
-    double receive_timeout_s; /* for the headers, and again for the body */
-    int access_log;           /* a line on stderr for each request */
+    const char *host;          /* an IPv4 or IPv6 address, or a name of one */
+    int port;                  /* 0: the system chooses one */
+    const char *const *names;  /* of the model, at least one; the last is NULL. "*": every name is served */
+    const char *const *keys;   /* each opens the server; the last is NULL. NULL: no key is asked for */
+    mb_answer_formats formats; /* of reasoning and calls, see mb_answer_formats_of */
+    int64_t max_model_len;     /* 0: as the model and the KV cache allow */
+    int32_t max_queue;         /* requests beyond those that can run at once */
+    double receive_timeout_s;  /* for the headers, and again for the body */
+    int access_log;            /* a line on stderr for each request */
     mb_session_options session;
 } server_settings;
 

@@ -1,4 +1,6 @@
 /* write_chat.c - replies of POST /v1/chat/completions. */
+#include <string.h>
+
 #include "server/writer.h"
 
 static void begin(const server_run *run, const char *object, server_text *out) {
@@ -51,23 +53,65 @@ static void write_details(const server_answer *answer, int is_first, server_text
     }
 }
 
+/* {"index":0,"id":...,"type":"function","function":{"name":...,"arguments":...}}; a call that goes on has its
+ * index and arguments alone. */
+static void write_call(const server_part *part, int with_index, server_text *out) {
+    server_text_puts(out, "{");
+    if (with_index)
+        server_text_printf(out, "\"index\":%d,", (int)part->call);
+    if (part->begins) {
+        server_text_puts(out, "\"id\":");
+        server_text_json_string(out, part->id);
+        server_text_puts(out, ",\"type\":\"function\",");
+    }
+    server_text_puts(out, "\"function\":{");
+    if (part->begins) {
+        server_text_puts(out, "\"name\":");
+        server_text_json_string(out, part->name);
+        server_text_puts(out, ",");
+    }
+    server_text_puts(out, "\"arguments\":");
+    server_text_json(out, part->text.bytes, part->text.n_bytes);
+    server_text_puts(out, "}}");
+}
+
+static void write_delta(const server_part *part, server_text *out) {
+    if (part->kind == SERVER_CALL) {
+        server_text_puts(out, "\"tool_calls\":[");
+        write_call(part, 1, out);
+        server_text_puts(out, "]");
+        return;
+    }
+    server_text_puts(out, part->kind == SERVER_REASONING ? "\"reasoning_content\":" : "\"content\":");
+    server_text_json(out, part->text.bytes, part->text.n_bytes);
+}
+
+/* As OpenAI: "tool_calls" in place of "stop", unless the request named the tool. */
+static const char *finish_reason(const server_answer *answer) {
+    int has_calls = answer->n_calls > 0 && !answer->run->generation.call_was_named;
+    return answer->finish != NULL && strcmp(answer->finish, "stop") == 0 && has_calls ? "tool_calls"
+                                                                                      : answer->finish;
+}
+
 static void write_news(server_run *run, server_answer *answer, server_text *out) {
+    int n_sent = 0;
     for (size_t i = 0; i < answer->n_parts; i++) {
         const server_part *part = &answer->parts[i];
+        if (part->kind == SERVER_CALL && !part->begins && part->text.n_bytes == 0)
+            continue; /* the call's end has no chunk */
         begin_chunk(run, answer->index, out);
-        server_text_puts(out, "\"content\":");
-        server_text_json(out, part->text.bytes, part->text.n_bytes);
+        write_delta(part, out);
         server_text_puts(out, "}");
-        write_details(answer, i == 0, out);
+        write_details(answer, n_sent++ == 0, out);
         end_chunk(run, NULL, out);
     }
     if (answer->finish == NULL)
         return;
     begin_chunk(run, answer->index, out);
     server_text_puts(out, "}");
-    write_details(answer, answer->n_parts == 0, out);
+    write_details(answer, n_sent == 0, out);
     server_write_stop_reason(answer, out);
-    end_chunk(run, answer->finish, out);
+    end_chunk(run, finish_reason(answer), out);
 }
 
 static void close_stream(server_run *run, server_text *out) {
@@ -83,13 +127,38 @@ static void close_stream(server_run *run, server_text *out) {
 
 /* ---- A whole reply ------------------------------------------------------------------------------------ */
 
+static size_t count_parts(const server_answer *answer, server_part_kind kind) {
+    size_t n = 0;
+    for (size_t i = 0; i < answer->n_parts; i++)
+        n += answer->parts[i].kind == kind;
+    return n;
+}
+
+static void write_message(const server_answer *answer, server_text *out) {
+    size_t n_calls = count_parts(answer, SERVER_CALL), n = 0;
+    server_text_puts(out, "{\"role\":\"assistant\",\"content\":");
+    if (n_calls > 0 && count_parts(answer, SERVER_CONTENT) == 0)
+        server_text_puts(out, "null");
+    else
+        server_write_parts(answer, SERVER_CONTENT, out);
+    if (count_parts(answer, SERVER_REASONING) > 0) {
+        server_text_puts(out, ",\"reasoning_content\":");
+        server_write_parts(answer, SERVER_REASONING, out);
+    }
+    for (size_t i = 0; i < answer->n_parts; i++) {
+        if (answer->parts[i].kind != SERVER_CALL)
+            continue;
+        server_text_puts(out, n++ == 0 ? ",\"tool_calls\":[" : ",");
+        write_call(&answer->parts[i], 0, out);
+    }
+    server_text_puts(out, n > 0 ? "]}" : "}");
+}
+
 static void write_choice(const server_answer *answer, server_text *out) {
-    server_text_printf(out,
-                       "{\"index\":%d,\"message\":{\"role\":\"assistant\",\"content\":", (int)answer->index);
-    server_write_parts(answer, SERVER_CONTENT, out);
-    server_text_puts(out, "}");
+    server_text_printf(out, "{\"index\":%d,\"message\":", (int)answer->index);
+    write_message(answer, out);
     write_details(answer, 1, out);
-    server_write_finish(answer->finish, out);
+    server_write_finish(finish_reason(answer), out);
     server_write_stop_reason(answer, out);
     server_text_puts(out, "}");
 }

@@ -102,6 +102,7 @@ class Request(ctypes.Structure):
         ("ids", POINTER(c_int32)),
         ("n_ids", c_size_t),
         ("max_new_tokens", c_int64),
+        ("min_new_tokens", c_int64),
         ("ignore_eos", c_int),
         ("stop_ids", POINTER(c_int32)),
         ("n_stop_ids", c_int32),
@@ -111,6 +112,8 @@ class Request(ctypes.Structure):
         ("prompt_logprobs", c_int),
         ("priority", c_int32),
         ("cache_salt", c_uint64),
+        ("waiter", c_void_p),
+        ("waiter_user", c_void_p),
     ]
 
 

@@ -20,6 +20,7 @@ class Sampling:
     """
 
     max_new_tokens: int | None = None  # None: as many as the context holds, at most 2048
+    min_new_tokens: int = 0  # before so many tokens, those that end the answer are not drawn
     temperature: float | None = None  # 0: always the most probable token
     top_k: int | None = None  # 0: off
     top_p: float | None = None  # 1: off
@@ -69,6 +70,7 @@ def fill_request(request: c.Request, ids: list[int], sampling: Sampling, index: 
         request.max_new_tokens = max(0, min(_MOST_NEW_TOKENS, context - len(ids)))
     else:
         request.max_new_tokens = integer("max_new_tokens", sampling.max_new_tokens, 0, 2**62)
+    request.min_new_tokens = integer("min_new_tokens", sampling.min_new_tokens, 0, 2**62)
     chosen = request.sampling
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         value = getattr(sampling, name)

@@ -69,6 +69,9 @@ def test_stop_texts(engine):
 
 def test_options(engine):
     assert len(engine.generate(STORY, max_new_tokens=7, ignore_eos=True).ids) == 7
+    ends = engine.generate(STORY, max_new_tokens=9, stop_ids=list(range(640)))
+    longer = engine.generate(STORY, max_new_tokens=9, stop_ids=list(range(300)), min_new_tokens=6)
+    assert ends.ids == [] and len(longer.ids) >= 6
     assert engine.generate(STORY, max_new_tokens=0).finish_reason == "length"
     assert set(engine.generate(STORY, max_new_tokens=5, logit_bias={11: 100}).ids) == {11}
     assert engine.generate(STORY, Sampling(max_new_tokens=5, ignore_eos=True), max_new_tokens=3).ids[3:] == []

@@ -32,6 +32,13 @@ static json_t *make_message(const char *what, const char *role, const char *text
     return message;
 }
 
+int cli_check_text(const char *what, const char *text, size_t n_bytes) {
+    json_t *message = make_message(what, "user", text, n_bytes);
+    int status = message != NULL ? CLI_OK : CLI_FAILED;
+    json_decref(message);
+    return status;
+}
+
 int cli_conversation_add(cli_conversation *conversation, const char *what, const char *role, const char *text,
                          size_t n_bytes) {
     json_t *message = make_message(what, role, text, n_bytes);
@@ -46,14 +53,45 @@ void cli_conversation_drop_last(cli_conversation *conversation) {
     json_array_remove(conversation->messages, json_array_size(conversation->messages) - 1);
 }
 
-static int has_system(const cli_conversation *conversation) {
-    const json_t *first = json_array_get(conversation->messages, 0);
-    const char *role = json_string_value(json_object_get(first, "role"));
-    return role != NULL && strcmp(role, "system") == 0;
+static int has_role(const json_t *message, const char *wanted) {
+    const char *role = json_string_value(json_object_get(message, "role"));
+    return role != NULL && strcmp(role, wanted) == 0;
+}
+
+static json_t *last_message(const cli_conversation *conversation) {
+    size_t n = json_array_size(conversation->messages);
+    return n > 0 ? json_array_get(conversation->messages, n - 1) : NULL;
+}
+
+json_t *cli_conversation_take_answer(cli_conversation *conversation) {
+    json_t *last = last_message(conversation);
+    if (!has_role(last, "assistant"))
+        return NULL;
+    json_incref(last);
+    cli_conversation_drop_last(conversation);
+    return last;
+}
+
+void cli_conversation_put_back(cli_conversation *conversation, json_t *answer) {
+    if (answer != NULL && json_array_append_new(conversation->messages, answer) != 0)
+        cli_failure("no memory for the conversation: it has lost its last answer");
+}
+
+size_t cli_conversation_count(const cli_conversation *conversation) {
+    return json_array_size(conversation->messages);
+}
+
+int cli_conversation_has_question(const cli_conversation *conversation) {
+    const json_t *last = last_message(conversation);
+    return has_role(last, "user") || has_role(last, "tool");
+}
+
+int cli_conversation_has_system(const cli_conversation *conversation) {
+    return has_role(json_array_get(conversation->messages, 0), "system");
 }
 
 void cli_conversation_clear(cli_conversation *conversation) {
-    size_t kept = has_system(conversation) ? 1 : 0;
+    size_t kept = cli_conversation_has_system(conversation) ? 1 : 0;
     while (json_array_size(conversation->messages) > kept)
         cli_conversation_drop_last(conversation);
 }
@@ -62,7 +100,7 @@ int cli_conversation_set_system(cli_conversation *conversation, const char *text
     json_t *message = NULL;
     if (*text != '\0' && (message = make_message("the system message", "system", text, strlen(text))) == NULL)
         return CLI_FAILED;
-    if (has_system(conversation))
+    if (cli_conversation_has_system(conversation))
         json_array_remove(conversation->messages, 0);
     if (message != NULL && json_array_insert_new(conversation->messages, 0, message) != 0)
         return cli_failure("no memory for the conversation");

@@ -71,6 +71,9 @@ int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on
         figures->state = MB_FINISHED_STOP;
     if (status == CLI_OK && figures->state == MB_FAILED)
         status = cli_failure("the answer failed: the model's logits held NaN");
+    mb_usage usage;
+    if (mb_get_usage(session, id, &usage) == MB_OK)
+        figures->n_cached = (size_t)usage.n_cached_tokens;
     mb_release(session, id);
     return status;
 }

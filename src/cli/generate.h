@@ -12,6 +12,7 @@ int64_t cli_context_limit(const mb_model *model, mb_session *session);
 
 typedef struct cli_figures {
     size_t n_prompt, n_new;
+    size_t n_cached;               /* tokens of the prompt that the prefix cache had */
     double submitted, first, last; /* cli_now() of the submission, the first and the last token */
     mb_state state;
 } cli_figures;

@@ -9,7 +9,7 @@
 
 #include "cli/options.h"
 
-static volatile sig_atomic_t interrupted, second_interrupt_ends;
+static volatile sig_atomic_t interrupted, second_interrupt_ends, resized;
 
 static void on_interrupt(int signal_number) {
     (void)signal_number;
@@ -34,19 +34,41 @@ void cli_interrupt_clear(void) {
     interrupted = 0;
 }
 
-/* The signal is blocked but for the wait itself: between the look at the mark and a plain read() it
+static void on_resize(int signal_number) {
+    (void)signal_number;
+    resized = 1;
+}
+
+void cli_resize_catch(void) {
+    struct sigaction action = {.sa_handler = on_resize, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGWINCH, &action, NULL);
+}
+
+static int clear(volatile sig_atomic_t *mark) {
+    int was_set = *mark;
+    *mark = 0;
+    return was_set;
+}
+
+/* The signals are blocked but for the wait itself: between the look at a mark and a plain read() one
  * would set the mark, and the read would go on waiting. */
-int cli_interrupt_wait(int file) {
+cli_wait cli_interrupt_wait(int file) {
     struct pollfd poll_file = {.fd = file, .events = POLLIN};
-    sigset_t interrupt, before;
+    sigset_t signals, before;
     int ready = 0;
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    sigprocmask(SIG_BLOCK, &interrupt, &before);
-    while (!interrupted && !ready)
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGWINCH);
+    sigprocmask(SIG_BLOCK, &signals, &before);
+    while (!interrupted && !resized && !ready)
         ready =
             ppoll(&poll_file, 1, NULL, &before) >= 0 || errno != EINTR; /* other errors: read() tells them */
-    interrupted = 0;
+    cli_wait result = CLI_WAIT_READY;
+    if (clear(&interrupted))
+        result = CLI_WAIT_INTERRUPTED;
+    else if (clear(&resized))
+        result = CLI_WAIT_RESIZED;
     sigprocmask(SIG_SETMASK, &before, NULL);
-    return ready;
+    return result;
 }

@@ -9,8 +9,13 @@ void cli_interrupt_catch(int second_ends);
 int cli_interrupted(void);
 void cli_interrupt_clear(void);
 
-/* Waits until `file` can be read (or has ended) and returns 1. Returns 0 and clears the mark when it is
- * set, at the call or while this function waits: no Ctrl-C is lost in between. */
-int cli_interrupt_wait(int file);
+/* From now on a change of the terminal's size sets a mark of its own. */
+void cli_resize_catch(void);
+
+typedef enum cli_wait { CLI_WAIT_READY, CLI_WAIT_INTERRUPTED, CLI_WAIT_RESIZED } cli_wait;
+
+/* Waits until `file` can be read (or has ended), or one of the marks is set, at the call or while this function
+ * waits: no Ctrl-C is lost in between. The mark that is told is cleared. */
+cli_wait cli_interrupt_wait(int file);
 
 #endif

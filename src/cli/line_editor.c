@@ -10,50 +10,78 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <termios.h>
 #include <unistd.h>
 #include <wchar.h>
 
 #include <histedit.h>
 
 #include "base/alloc.h"
+#include "cli/history_file.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 
 struct cli_line_editor {
     const char *prompt;
+    cli_complete_fn complete;
     int asks;        /* a person reads the prompt */
     int edits;       /* and edits the line */
     int interrupted; /* by Ctrl-C, in this line */
+    int line_has_begun;
+    int after_escape; /* the key before was Escape: Alt-Enter is one key in two characters */
     EditLine *edit;
     History *history;
+    cli_history_file *history_file;
     char *bytes; /* the edited line; of plain input what was read and not yet handed out: [start, end) */
     size_t capacity, start, end;
     int at_end; /* of plain input */
 };
 
-/* ---- A terminal --------------------------------------------------------------------------------------- */
+/* ---- A terminal: characters --------------------------------------------------------------------------- */
 
-static char *show_prompt(EditLine *edit) {
+/* A terminal that knows bracketed paste puts pasted text between these two, while the mode is on. */
+static const wchar_t PASTE_BEGINS[] = L"\033[200~", PASTE_ENDS[] = L"\033[201~";
+static const char PASTE_MODE_ON[] = "\033[?2004h", PASTE_MODE_OFF[] = "\033[?2004l";
+
+/* Enter after a backslash is handed to libedit as this character (Ctrl-^), which begins a new line. */
+enum { NEW_LINE_FOR_BACKSLASH = 0x1e, ESCAPE = 0x1b };
+
+static cli_line_editor *editor_of(EditLine *edit) {
     cli_line_editor *editor;
     el_get(edit, EL_CLIENTDATA, &editor);
-    return (char *)editor->prompt;
+    return editor;
+}
+
+static char *show_prompt(EditLine *edit) {
+    return (char *)editor_of(edit)->prompt;
+}
+
+/* The window has another size: libedit forgets what it has drawn, and draws the line again. */
+static void redraw(EditLine *edit) {
+    printf("\r");
+    el_resize(edit);
+    el_set(edit, EL_REFRESH);
 }
 
 /* Reads one character, of as many bytes as it takes. 1, 0 at the end, -1 on error or Ctrl-C. */
 static int read_character(EditLine *edit, wchar_t *character) {
-    cli_line_editor *editor;
+    cli_line_editor *editor = editor_of(edit);
     mbstate_t state;
-    el_get(edit, EL_CLIENTDATA, &editor);
     memset(&state, 0, sizeof state);
     for (;;) {
         char byte;
-        if (!cli_interrupt_wait(STDIN_FILENO)) {
+        cli_wait wait = cli_interrupt_wait(STDIN_FILENO);
+        if (wait == CLI_WAIT_INTERRUPTED) {
             editor->interrupted = 1;
             return -1;
         }
+        if (wait == CLI_WAIT_RESIZED) {
+            redraw(edit);
+            continue;
+        }
         ssize_t n = read(STDIN_FILENO, &byte, 1);
         if (n < 0 && errno == EINTR)
-            continue; /* the window changed its size, or the program was stopped and goes on */
+            continue; /* the program was stopped and goes on */
         if (n <= 0)
             return (int)n;
         size_t used = mbrtowc(character, &byte, 1, &state);
@@ -62,6 +90,169 @@ static int read_character(EditLine *edit, wchar_t *character) {
         else if (used != (size_t)-2)
             return 1;
     }
+}
+
+/* libedit lets the terminal turn each \n into \r, which makes two line breaks of the \r\n in a pasted text. */
+static void keep_line_breaks(void) {
+    struct termios modes;
+    if (tcgetattr(STDIN_FILENO, &modes) == 0 && (modes.c_iflag & (tcflag_t)(INLCR | ICRNL)) != 0) {
+        modes.c_iflag &= ~(tcflag_t)(INLCR | ICRNL);
+        tcsetattr(STDIN_FILENO, TCSADRAIN, &modes);
+    }
+}
+
+/* As read_character, for libedit: Enter after a backslash at the end of the line is another key. */
+static int read_key(EditLine *edit, wchar_t *character) {
+    cli_line_editor *editor = editor_of(edit);
+    if (!editor->line_has_begun) /* libedit has set the terminal's modes by now */
+        keep_line_breaks();
+    editor->line_has_begun = 1;
+    int n = read_character(edit, character);
+    if (n == 1 && (*character == L'\r' || *character == L'\n') && !editor->after_escape) {
+        const LineInfoW *line = el_wline(edit);
+        if (line->cursor == line->lastchar && line->cursor > line->buffer && line->cursor[-1] == L'\\')
+            *character = NEW_LINE_FOR_BACKSLASH;
+    }
+    editor->after_escape = n == 1 && *character == ESCAPE;
+    return n;
+}
+
+/* ---- A terminal: keys of ours ------------------------------------------------------------------------- */
+
+static unsigned char begin_line(EditLine *edit, int key) {
+    (void)key;
+    return el_winsertstr(edit, L"\n") == 0 ? CC_REFRESH : CC_ERROR;
+}
+
+static unsigned char begin_line_for_backslash(EditLine *edit, int key) {
+    const LineInfoW *line = el_wline(edit);
+    if (line->cursor > line->buffer && line->cursor[-1] == L'\\')
+        el_wdeletestr(edit, 1);
+    return begin_line(edit, key);
+}
+
+/* Pasted text as it goes into the line: line breaks are one character each, and of the other control characters
+ * only tabs stay. Returns its length. */
+static size_t clean_paste(wchar_t *text, size_t n) {
+    size_t n_out = 0;
+    for (size_t i = 0; i < n; i++) {
+        int is_break = text[i] == L'\r' || text[i] == L'\n';
+        if (text[i] == L'\r' && i + 1 < n && text[i + 1] == L'\n')
+            continue;
+        if (is_break || text[i] == L'\t' ||
+            (text[i] >= 0x20 && text[i] != 0x7f && !(text[i] >= 0x80 && text[i] < 0xa0)))
+            text[n_out++] = is_break ? L'\n' : text[i];
+    }
+    text[n_out] = L'\0';
+    return n_out;
+}
+
+/* Takes what is pasted, up to the sequence that ends it, into the line. A line break in it does not send the
+ * line. */
+static unsigned char take_paste(EditLine *edit, int key) {
+    enum { N_END = sizeof PASTE_ENDS / sizeof *PASTE_ENDS - 1 };
+    wchar_t *text = NULL;
+    size_t n = 0, capacity = 0;
+    int got = 1;
+    (void)key;
+    for (;;) {
+        if (mb_grow((void **)&text, &capacity, n + 1, sizeof *text) != 0) {
+            mb_free(text);
+            return CC_ERROR; /* no memory: what follows of the paste is typed */
+        }
+        got = read_character(edit, &text[n]);
+        if (got != 1)
+            break;
+        n++;
+        if (n >= N_END && wmemcmp(text + n - N_END, PASTE_ENDS, N_END) == 0)
+            break;
+    }
+    unsigned char result = CC_EOF; /* the end of input, or Ctrl-C, which editor->interrupted tells */
+    if (got == 1)
+        result = clean_paste(text, n - N_END) == 0 || el_winsertstr(edit, text) == 0 ? CC_REFRESH : CC_ERROR;
+    mb_free(text);
+    return result;
+}
+
+/* Adds what all candidates have in common; when that is nothing, lists them, without the folder that is typed
+ * already. */
+static unsigned char show_candidates(EditLine *edit, const cli_candidates *found) {
+    const char *first = found->items[0];
+    size_t n_common = cli_candidates_common(found), length = strlen(first);
+    if (n_common == found->n_typed && found->count > 1) {
+        size_t n_folder = found->n_typed;
+        while (n_folder > 1 && first[n_folder - 1] != '/')
+            n_folder--;
+        n_folder = n_folder > 1 ? n_folder : 0; /* the slash of a command is shown */
+        printf("\n");
+        for (size_t i = 0; i < found->count; i++) {
+            cli_print_text(found->items[i] + n_folder, strlen(found->items[i]) - n_folder);
+            printf("%s", i + 1 < found->count ? "  " : "\n");
+        }
+        return CC_REDISPLAY;
+    }
+    char *rest = mb_malloc(length + 2);
+    if (rest == NULL)
+        return CC_ERROR;
+    int is_whole = found->count == 1 && first[length - 1] != '/';
+    snprintf(rest, length + 2, "%.*s%s", (int)(n_common - found->n_typed), first + found->n_typed,
+             is_whole ? " " : "");
+    int inserted = el_insertstr(edit, rest);
+    mb_free(rest);
+    return inserted == 0 ? CC_REFRESH : CC_ERROR;
+}
+
+static unsigned char complete(EditLine *edit, int key) {
+    cli_line_editor *editor = editor_of(edit);
+    const LineInfo *line = el_line(edit);
+    size_t n_before = (size_t)(line->cursor - line->buffer);
+    cli_candidates found = {0};
+    unsigned char result = CC_ERROR; /* beeps */
+    char *before = mb_malloc(n_before + 1);
+    (void)key;
+    if (before != NULL) {
+        memcpy(before, line->buffer, n_before);
+        before[n_before] = '\0';
+        editor->complete(before, &found);
+        if (found.count > 0)
+            result = show_candidates(edit, &found);
+    }
+    cli_candidates_free(&found);
+    mb_free(before);
+    return result;
+}
+
+static void bind_keys(EditLine *edit) {
+    static const struct {
+        const wchar_t *name, *help;
+        unsigned char (*run)(EditLine *edit, int key);
+    } functions[] = {
+        {L"moebius-line", L"Begin a new line", begin_line},
+        {L"moebius-line-for-backslash", L"Replace a backslash by a new line", begin_line_for_backslash},
+        {L"moebius-paste", L"Take pasted text", take_paste},
+        {L"moebius-complete", L"Complete a command or a path", complete},
+    };
+    static const struct {
+        const wchar_t *key, *function;
+    } keys[] = {
+        {L"\036", L"moebius-line-for-backslash"},
+        {L"\033\r", L"moebius-line"}, /* Alt-Enter */
+        {L"\033\n", L"moebius-line"},
+        {PASTE_BEGINS, L"moebius-paste"},
+        {L"\t", L"moebius-complete"},
+    };
+    for (size_t i = 0; i < sizeof functions / sizeof *functions; i++)
+        el_wset(edit, EL_ADDFN, functions[i].name, functions[i].help, functions[i].run);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        el_wset(edit, EL_BIND, keys[i].key, keys[i].function, NULL);
+}
+
+/* ---- A terminal: lines -------------------------------------------------------------------------------- */
+
+static void remember(void *user, const char *entry) {
+    cli_line_editor *editor = user;
+    HistEvent event;
+    history(editor->history, &event, H_ENTER, entry);
 }
 
 static int open_terminal(cli_line_editor *editor) {
@@ -74,20 +265,25 @@ static int open_terminal(cli_line_editor *editor) {
     if (editor->edit == NULL || editor->history == NULL)
         return -1;
     history(editor->history, &event, H_SETSIZE, 1000);
+    history(editor->history, &event, H_SETUNIQUE, 1);
     el_set(editor->edit, EL_CLIENTDATA, editor);
     el_set(editor->edit, EL_PROMPT, show_prompt);
     el_set(editor->edit, EL_EDITOR, "emacs");
     el_set(editor->edit, EL_HIST, history, editor->history);
-    el_set(editor->edit, EL_GETCFN, read_character);
-    el_source(editor->edit, NULL); /* the user's ~/.editrc */
+    el_set(editor->edit, EL_GETCFN, read_key);
+    el_source(editor->edit, NULL); /* the user's ~/.editrc; it may choose vi's keys, so ours come after it */
+    bind_keys(editor->edit);
+    editor->history_file = cli_history_file_open(remember, editor);
+    cli_resize_catch();
     return 0;
 }
 
 static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t *length) {
     int n;
-    HistEvent event;
-    editor->interrupted = 0;
+    editor->interrupted = editor->after_escape = editor->line_has_begun = 0;
+    printf("%s", PASTE_MODE_ON);
     const char *edited = el_gets(editor->edit, &n);
+    printf("%s", PASTE_MODE_OFF);
     if (editor->interrupted) {
         printf("\n");
         return CLI_LINE_INTERRUPTED;
@@ -103,10 +299,13 @@ static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t
         return CLI_LINE_FAILED;
     }
     *line = editor->bytes;
-    *length = strcspn(editor->bytes, "\n");
-    editor->bytes[*length] = '\0';
-    if (editor->bytes[strspn(editor->bytes, " \t")] != '\0')
-        history(editor->history, &event, H_ENTER, editor->bytes);
+    *length = strlen(editor->bytes);
+    if (*length > 0 && editor->bytes[*length - 1] == '\n') /* the Enter that sent the line */
+        editor->bytes[--*length] = '\0';
+    if (editor->bytes[strspn(editor->bytes, " \t\n")] != '\0') {
+        remember(editor, editor->bytes);
+        cli_history_file_add(editor->history_file, editor->bytes);
+    }
     return CLI_LINE_READ;
 }
 
@@ -160,7 +359,7 @@ static cli_line read_plain(cli_line_editor *editor, const char **line, size_t *l
         if (editor->at_end)
             return n > 0 ? take_line(editor, editor->end, line, length) : CLI_LINE_END;
         n_seen = n;
-        if (!cli_interrupt_wait(STDIN_FILENO)) {
+        if (cli_interrupt_wait(STDIN_FILENO) == CLI_WAIT_INTERRUPTED) {
             if (editor->asks)
                 printf("\n");
             return CLI_LINE_INTERRUPTED; /* what a program has written of a line is kept */
@@ -174,11 +373,12 @@ static cli_line read_plain(cli_line_editor *editor, const char **line, size_t *l
 
 /* ---- Both --------------------------------------------------------------------------------------------- */
 
-cli_line_editor *cli_line_editor_open(const char *prompt) {
+cli_line_editor *cli_line_editor_open(const char *prompt, cli_complete_fn complete_word) {
     cli_line_editor *editor = mb_calloc(1, sizeof *editor);
     if (editor == NULL)
         return NULL;
     editor->prompt = prompt;
+    editor->complete = complete_word;
     editor->asks = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
     editor->edits = editor->asks && cli_terminal_is_smart();
     if (editor->edits && open_terminal(editor) != 0) {
@@ -195,6 +395,7 @@ void cli_line_editor_close(cli_line_editor *editor) {
         history_end(editor->history);
     if (editor->edit != NULL)
         el_end(editor->edit);
+    cli_history_file_close(editor->history_file);
     mb_free(editor->bytes);
     mb_free(editor);
 }

@@ -216,6 +216,8 @@ void cli_print_man_page(FILE *file, const cli_command *const *commands, size_t n
         "shows no progress bar.\n"
         ".TP\nHF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME\nWhere models are looked up by name, as hf download puts them: "
         "HF_HUB_CACHE, else the folder hub in HF_HOME, else huggingface/hub in XDG_CACHE_HOME or ~/.cache.\n"
+        ".TP\nMOEBIUS_HISTORY, XDG_STATE_HOME\nThe file with the lines that were typed into chat: MOEBIUS_HISTORY (empty: "
+        "none is kept), else moebius/chat_history in XDG_STATE_HOME or ~/.local/state.\n"
         ".TP\nMOEBIUS_LOG\nWhat is logged on stderr: error, warn (the default), info or debug.\n"
         ".TP\nMOEBIUS_TRACE\nA folder. Every operator's output of every step is written to it, as .npy files.\n"
         ".SH EXAMPLES\n",

@@ -85,9 +85,10 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def type(self, text):
-        """Sends what a line editor is to see: it prints its prompt just before it takes the terminal over."""
+        """Sends what a line editor is to see: it prints its prompt just before it takes the terminal over. It lets the
+        terminal turn no line break into another."""
         end = time.monotonic() + 60
-        while termios.tcgetattr(self.master)[3] & termios.ICANON:
+        while (modes := termios.tcgetattr(self.master))[3] & termios.ICANON or modes[0] & (termios.INLCR | termios.ICRNL):
             assert time.monotonic() < end, f"no line editor: {self.output!r}"
             time.sleep(0.002)
         self.send(text)

@@ -189,6 +189,7 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        quant: str | None = None,
         threads: int = 0,
         chat_template: str | None = None,
         max_sequences: int | None = None,
@@ -202,6 +203,7 @@ class Engine:
         directory: a Hugging Face checkpoint, or the name of one in Hugging Face's cache.
         device: "cpu", "cuda" or "cuda:N"; None: the GPU when there is one, else the CPU.
         dtype: "fp32", "bf16" or "fp16", the type that activations are computed in; None: fp32 on the CPU, else bf16.
+        quant: "fp8": the matrices of attention and experts become fp8 while they load; None: weights stay as they are.
         threads: CPU threads; 0: one for each core that the process may use.
         chat_template: the name of a known chat template, in place of the checkpoint's.
         max_sequences, max_step_tokens, prefill_chunk: most sequences and tokens in a step, most tokens of a prompt in a
@@ -213,7 +215,8 @@ class Engine:
         model_options, session_options = c.ModelOptions(), c.SessionOptions()
         LIBRARY.mb_model_options_init(byref(model_options))
         LIBRARY.mb_session_options_init(byref(session_options))
-        for name, value in {"device": device, "dtype": dtype, "chat_template": chat_template}.items():
+        texts = {"device": device, "dtype": dtype, "quant": quant, "chat_template": chat_template}
+        for name, value in texts.items():
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{name} is {value!r}; it must be a text")
             setattr(model_options, name, value.encode() if value is not None else None)

@@ -16,6 +16,7 @@ class ModelOptions(ctypes.Structure):
         ("device", c_char_p),
         ("dtype", c_char_p),
         ("chat_template", c_char_p),
+        ("quant", c_char_p),
         ("n_threads", c_int),
         ("load", c_int),
         ("progress", c_void_p),

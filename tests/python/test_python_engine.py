@@ -84,7 +84,7 @@ def test_prompts_that_begin_alike_are_computed_once(engine):
     prompt = [7, 8, 9] * 60
     first = engine.generate([*prompt, 1], max_new_tokens=4, temperature=0)
     second = engine.generate([*prompt, 1], max_new_tokens=4, temperature=0)
-    assert first.n_cached == 0 and second.n_cached in (0, 128) and second.logprobs == first.logprobs
+    assert (first.n_cached, second.n_cached) == (0, 128) and second.logprobs == first.logprobs
     with Engine(DEMO, prefix_caching=False) as plain:
         answers = plain.generate([[*prompt, 1]] * 2, max_new_tokens=4, temperature=0)
         assert [answer.n_cached for answer in answers] == [0, 0] and answers[1].logprobs == first.logprobs

@@ -22,6 +22,7 @@ RULES = {
     "src/ops/gemm/gemm_sm90.cu": ["base/", "ops/hopper/", "ops/common/", "ops/moe/moe_sm90.h", "@own", PUBLIC],
     "src/device/": ["base/", "ops/", "device/", PUBLIC],
     "src/comm/": ["base/", "device/", "comm/", PUBLIC],
+    "src/grammar/": ["base/", "model/json.h", "grammar/", PUBLIC],
     "src/model/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", PUBLIC],
     # Policy: tested and simulated without a model.
     "src/engine/prefix_cache.": ["base/", "engine/prefix_cache.h", PUBLIC],
@@ -30,7 +31,8 @@ RULES = {
     "src/engine/pace.": ["base/", "engine/pace.h", PUBLIC],
     "src/engine/scheduler.": ["base/", "engine/prefix_cache.h", "engine/kv.h", "engine/job.h", "engine/pace.h",
                               "engine/scheduler.h", PUBLIC],
-    "src/engine/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", "engine/", PUBLIC],
+    "src/engine/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", "grammar/", "engine/",
+                    PUBLIC],
     "src/bench/": ["base/", "device/", "ops/common/dtype.h", "bench/", PUBLIC],
     "src/server/": ["base/", "server/", PUBLIC],
     "src/cli/": ["base/", "bench/bench.h", "server/server.h", "cli/", PUBLIC],

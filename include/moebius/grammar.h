@@ -56,8 +56,8 @@ typedef enum mb_grammar_kind {
  * (outside of the subset; of a schema the sentence has the path to the word, as in
  * #/properties/a/uniqueItems), MB_ERR_CAPACITY (too large when compiled), MB_ERR_MEMORY. *grammar is NULL on
  * error. */
-MB_API mb_status mb_grammar_open(mb_model *model, mb_grammar_kind kind, const char *text, size_t n_bytes,
-                                 mb_grammar **grammar);
+MB_API mb_status mb_grammar_open(const mb_model *model, mb_grammar_kind kind, const char *text,
+                                 size_t n_bytes, mb_grammar **grammar);
 MB_API void mb_grammar_close(mb_grammar *grammar); /* NULL allowed */
 
 /* Where one answer is in its grammar. One thread at a time. */
@@ -78,7 +78,9 @@ MB_API void mb_grammar_state_close(mb_grammar_state *state); /* NULL allowed */
  * such as <|im_end|> are 0; the caller adds those that end the answer when mb_grammar_can_end. */
 MB_API mb_status mb_grammar_mask(mb_grammar_state *state, uint32_t *bits, size_t n_words);
 
-/* Takes in a token. MB_ERR_ARGUMENT: the grammar does not allow it; the state is unchanged. */
+/* Takes in a token. MB_ERR_ARGUMENT: the grammar does not allow it; the state is unchanged. This function and
+ * mb_grammar_mask may also fail with MB_ERR_MEMORY, and with MB_ERR_CAPACITY when the text can be read in too
+ * many ways at once; then the state can only be closed. */
 MB_API mb_status mb_grammar_advance(mb_grammar_state *state, int32_t id);
 
 /* Takes back the last n_tokens tokens. MB_ERR_ARGUMENT: there were not that many. */

@@ -6,6 +6,7 @@
 #include "base/alloc.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "grammar/store.h"
 #include "model/model.h"
 #include "model/qwen3_moe.h"
 
@@ -127,7 +128,9 @@ mb_status mb_model_open(const char *directory, const mb_model_options *options, 
     if (!opened)
         return mb_fail(MB_ERR_MEMORY, "%s: no memory for the model's description", directory);
     opened->load = options->load;
-    mb_status status = open_parts(directory, options, opened);
+    mb_status status = mb_grammar_store_open(&opened->grammars);
+    if (status == MB_OK)
+        status = open_parts(directory, options, opened);
     if (status != MB_OK) {
         mb_model_close(opened);
         return status;
@@ -140,6 +143,7 @@ void mb_model_close(mb_model *model) {
     if (!model)
         return;
     mb_weights_free(&model->weights);
+    mb_grammar_store_close(model->grammars);
     mb_model_close_text(model);
     mb_device_close(model->device);
     mb_free(model);

@@ -18,6 +18,8 @@ typedef struct mb_kept_failure {
 /* Records the kept failure anew and returns its status; MB_OK when there is none. */
 mb_status mb_kept_failure_report(const mb_kept_failure *kept);
 
+struct mb_grammar_store;
+
 struct mb_model {
     mb_config config;
     mb_generation generation;
@@ -28,6 +30,7 @@ struct mb_model {
     mb_tokenizer *tokenizer; /* NULL: the checkpoint has none, or none that can be used: tokenizer_failure */
     mb_chat_template chat_template;
     mb_kept_failure tokenizer_failure, chat_failure;
+    struct mb_grammar_store *grammars; /* compiled ones, shared by all threads; the engine's */
 };
 
 /* The tokenizer and the chat template of a checkpoint whose config.json is read already. template_name:

@@ -109,6 +109,33 @@ const mb_expr *mb_expr_repeat(mb_builder *builder, const mb_expr *item, int min,
     return expr;
 }
 
+const mb_expr *mb_expr_members(mb_builder *builder, const mb_expr *const *items, const uint8_t *flags,
+                               size_t n, const mb_expr *others, const mb_expr *separator) {
+    const mb_expr **all = mb_grammar_pool_push(&builder->pool, n + 2, sizeof *all);
+    uint8_t *copy = mb_grammar_pool_push(&builder->pool, n + 1, 1);
+    mb_expr *expr = new_expr(builder, MB_EXPR_MEMBERS);
+    if (!all || !copy || !expr)
+        return &never;
+    if (n > 0) {
+        memcpy(all, items, n * sizeof *all);
+        memcpy(copy, flags, n);
+    }
+    all[n] = others ? others : &never;
+    all[n + 1] = separator;
+    expr->n = (uint32_t)n;
+    expr->of.items = all;
+    expr->flags = copy;
+    return expr;
+}
+
+const mb_expr *mb_expr_multiples(mb_builder *builder, int divisor) {
+    mb_expr *expr = new_expr(builder, MB_EXPR_MULTIPLES);
+    if (!expr)
+        return &never;
+    expr->max = divisor;
+    return expr;
+}
+
 const mb_expr *mb_expr_call(mb_builder *builder, int rule) {
     mb_expr *expr = new_expr(builder, MB_EXPR_CALL);
     if (!expr)

@@ -13,15 +13,17 @@
 #include "grammar/pool.h"
 
 typedef enum mb_expr_kind {
-    MB_EXPR_NEVER,    /* nothing, not even the empty text */
-    MB_EXPR_TEXT,     /* these bytes; none of them is the empty text */
-    MB_EXPR_BYTE,     /* one byte of a range */
-    MB_EXPR_CHARS,    /* one character of a set, in UTF-8 */
-    MB_EXPR_SEQUENCE, /* all items in order */
-    MB_EXPR_CHOICE,   /* one of the items */
-    MB_EXPR_REPEAT,   /* items[0], min to max times */
-    MB_EXPR_CALL,     /* what a rule matches */
-    MB_EXPR_UNTIL,    /* any bytes up to the first occurrence of a text, and with it */
+    MB_EXPR_NEVER,     /* nothing, not even the empty text */
+    MB_EXPR_TEXT,      /* these bytes; none of them is the empty text */
+    MB_EXPR_BYTE,      /* one byte of a range */
+    MB_EXPR_CHARS,     /* one character of a set, in UTF-8 */
+    MB_EXPR_SEQUENCE,  /* all items in order */
+    MB_EXPR_CHOICE,    /* one of the items */
+    MB_EXPR_REPEAT,    /* items[0], min to max times */
+    MB_EXPR_CALL,      /* what a rule matches */
+    MB_EXPR_MEMBERS,   /* members of an object, see mb_expr_members */
+    MB_EXPR_MULTIPLES, /* integers that max divides */
+    MB_EXPR_UNTIL,     /* any bytes up to the first occurrence of a text, and with it */
 } mb_expr_kind;
 
 enum { MB_UNBOUNDED = 0x7fffffff, MB_LAST_CHAR = 0x10ffff };
@@ -39,6 +41,7 @@ typedef struct mb_expr {
         const mb_char_range *ranges; /* sorted, apart */
         const struct mb_expr *const *items;
     } of;
+    const uint8_t *flags; /* of members */
 } mb_expr;
 
 typedef struct mb_rule {
@@ -67,6 +70,12 @@ const mb_expr *mb_expr_chars(mb_builder *builder, const mb_char_range *ranges, s
 const mb_expr *mb_expr_sequence(mb_builder *builder, const mb_expr *const *items, size_t n);
 const mb_expr *mb_expr_choice(mb_builder *builder, const mb_expr *const *items, size_t n);
 const mb_expr *mb_expr_repeat(mb_builder *builder, const mb_expr *item, int min, int max);
+/* At least one of the items, in order, with the separator between. Those whose flag is not 0 must be there.
+ * After them all, any number of `others` (NULL: none). */
+const mb_expr *mb_expr_members(mb_builder *builder, const mb_expr *const *items, const uint8_t *flags,
+                               size_t n, const mb_expr *others, const mb_expr *separator);
+/* Decimal integers, maybe with a minus, that a number from 1 to 1000 divides. */
+const mb_expr *mb_expr_multiples(mb_builder *builder, int divisor);
 const mb_expr *mb_expr_call(mb_builder *builder, int rule);
 const mb_expr *mb_expr_maybe(mb_builder *builder, const mb_expr *item);
 const mb_expr *mb_expr_pair(mb_builder *builder, const mb_expr *first, const mb_expr *second);

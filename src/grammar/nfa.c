@@ -174,6 +174,56 @@ static void emit_until(mb_nfa *nfa, const mb_expr *expr, uint32_t from, uint32_t
     }
 }
 
+/* Before member i, the members from i on may come; after it, a separator and those from i + 1 on, or the end. */
+static void emit_members(mb_nfa *nfa, mb_nullable *nullable, const mb_expr *expr, uint32_t from,
+                         uint32_t to) {
+    uint32_t n = expr->n, n_until_all = 0; /* members until none is missing */
+    const mb_expr *others = expr->of.items[n], *separator = expr->of.items[n + 1];
+    int has_others = others->kind != MB_EXPR_NEVER;
+    for (uint32_t i = 0; i < n; i++)
+        n_until_all = expr->flags[i] ? i + 1 : n_until_all;
+    uint32_t before = new_state(nfa);
+    add_empty(nfa, from, before);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t after = new_state(nfa), next = new_state(nfa);
+        emit(nfa, nullable, expr->of.items[i], before, after);
+        if (!expr->flags[i])
+            add_empty(nfa, before, next);
+        if (i + 1 < n || has_others)
+            emit(nfa, nullable, separator, after, next);
+        if (i + 1 >= n_until_all)
+            add_empty(nfa, after, to);
+        before = next;
+    }
+    if (has_others) {
+        uint32_t after = new_state(nfa);
+        emit(nfa, nullable, others, before, after);
+        emit(nfa, nullable, separator, after, before);
+        add_empty(nfa, after, to);
+    }
+}
+
+/* State r has read digits that leave the remainder r. */
+static void emit_multiples(mb_nfa *nfa, const mb_expr *expr, uint32_t from, uint32_t to) {
+    uint32_t divisor = (uint32_t)expr->max, unsigned_part = new_state(nfa);
+    uint32_t *states = mb_grammar_pool_push(&nfa->builder->pool, divisor, sizeof *states);
+    if (!states)
+        return;
+    for (uint32_t r = 0; r < divisor; r++)
+        states[r] = new_state(nfa);
+    add_bytes(nfa, from, unsigned_part, '-', '-');
+    add_empty(nfa, from, unsigned_part);
+    add_bytes(nfa, unsigned_part, to, '0', '0');
+    for (uint32_t digit = 1; digit < 10; digit++)
+        add_bytes(nfa, unsigned_part, states[digit % divisor], (uint8_t)('0' + digit),
+                  (uint8_t)('0' + digit));
+    for (uint32_t r = 0; r < divisor; r++)
+        for (uint32_t digit = 0; digit < 10; digit++)
+            add_bytes(nfa, states[r], states[(10 * r + digit) % divisor], (uint8_t)('0' + digit),
+                      (uint8_t)('0' + digit));
+    add_empty(nfa, states[0], to);
+}
+
 /* About how many states the expression becomes. */
 static int cost_of(const mb_expr *expr) {
     int64_t cost = 1;
@@ -188,8 +238,12 @@ static int cost_of(const mb_expr *expr) {
             cost += expr->of.ranges[i].last >= 0x80 ? 7 : 0;
         cost = cost > 8 && expr->n <= 8 ? 8 : cost;
         break;
+    case MB_EXPR_MULTIPLES:
+        cost = expr->max;
+        break;
     case MB_EXPR_SEQUENCE:
     case MB_EXPR_CHOICE:
+    case MB_EXPR_MEMBERS:
         for (uint32_t i = 0; i < expr->n && cost < MAX_COST; i++)
             cost += cost_of(expr->of.items[i]);
         break;
@@ -307,6 +361,12 @@ static void emit(mb_nfa *nfa, mb_nullable *nullable, const mb_expr *expr, uint32
     case MB_EXPR_CHOICE:
         for (uint32_t i = 0; i < expr->n; i++)
             emit(nfa, nullable, expr->of.items[i], from, to);
+        break;
+    case MB_EXPR_MEMBERS:
+        emit_members(nfa, nullable, expr, from, to);
+        break;
+    case MB_EXPR_MULTIPLES:
+        emit_multiples(nfa, expr, from, to);
         break;
     case MB_EXPR_REPEAT:
         emit_repeat(nfa, nullable, expr, from, to);

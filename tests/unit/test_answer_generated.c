@@ -352,7 +352,7 @@ static void test_generated_answers(void **state) {
         check(text, &meant, 0, 1);
         check(text, &meant, 0, 1 + below(16));
         /* In two pieces: at some places of all answers, and at every place of some. */
-        for (size_t at = 1 + below(i % 10 == 0 ? 1 : 50); at < n; at += i % 10 == 0 ? 1 : 50)
+        for (size_t at = 1 + below(i % 50 == 0 ? 1 : 100); at < n; at += i % 50 == 0 ? 1 : 100)
             check(text, &meant, at, n);
         free(text);
         free(meant.reasoning);

@@ -83,7 +83,6 @@ static int begin_call(server_answer *answer, const mb_answer_event *event) {
     part->begins = 1;
     snprintf(part->id, sizeof part->id, "%s", event->id);
     part->name = mb_strdup(event->name);
-    answer->n_calls++;
     return part->name != NULL ? 0 : no_memory(answer);
 }
 
@@ -93,6 +92,7 @@ static int end_call(server_answer *answer, int32_t call) {
         return -1;
     part->call = call;
     part->ends = 1;
+    answer->n_calls++;
     return 0;
 }
 
@@ -102,7 +102,6 @@ static void take_back_call(server_answer *answer, int32_t call) {
         server_part *part = &answer->parts[i];
         if (part->kind != SERVER_CALL || part->call != call || !part->begins)
             continue;
-        answer->n_calls--;
         for (size_t k = i; k < answer->n_parts; k++) {
             server_text_free(&answer->parts[k].text);
             mb_free(answer->parts[k].name);

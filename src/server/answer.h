@@ -56,7 +56,7 @@ typedef struct server_answer {
     size_t n_tokens, tokens_capacity;
     int64_t first_token; /* number of tokens[0] in the answer */
     int64_t n_generated;
-    int32_t n_calls;
+    int32_t n_calls;    /* complete ones */
     size_t text_offset; /* of tokens[0] in the answer's text, for completions */
 
     server_row *rows; /* by position minus first_row; guarded by the run's lock */

@@ -60,6 +60,26 @@ static int flatten_content(json_t *message, const char *name, size_t i, server_p
     return status;
 }
 
+/* The arguments of an earlier call come back as the text that the client got; templates want the object. A text
+ * that is none stays one. */
+static int parse_arguments(json_t *message, server_problem *problem) {
+    const json_t *calls = json_object_get(message, "tool_calls");
+    for (size_t i = 0; i < json_array_size(calls); i++) {
+        json_t *function = json_object_get(json_array_get(calls, i), "function");
+        const json_t *text = json_object_get(function, "arguments");
+        json_t *arguments = NULL;
+        if (!json_is_string(text) ||
+            !server_json_is_shallow(json_string_value(text), json_string_length(text)))
+            continue;
+        arguments = json_loadb(json_string_value(text), json_string_length(text), 0, NULL);
+        if (!json_is_object(arguments))
+            json_decref(arguments);
+        else if (json_object_set_new(function, "arguments", arguments) != 0)
+            return server_refuse(problem, 503, NULL, "no memory for the messages");
+    }
+    return 0;
+}
+
 /* The messages as JSON text, for mb_chat_render. */
 static char *dump_messages(const server_conversation *conversation, server_problem *problem) {
     const char *field = conversation->field;
@@ -75,7 +95,7 @@ static char *dump_messages(const server_conversation *conversation, server_probl
                           server_json_kind(message));
             return NULL;
         }
-        if (flatten_content(message, field, i, problem) != 0)
+        if (flatten_content(message, field, i, problem) != 0 || parse_arguments(message, problem) != 0)
             return NULL;
     }
     return server_json_dump(messages, problem);
@@ -112,6 +132,29 @@ static int render(const server_reading *reading, const server_conversation *conv
                                 problem);
 }
 
+/* tool_choice. What forbids calls keeps the tools from the template and from the parser. */
+static int choose_tools(const server_reading *reading, const server_conversation *conversation,
+                        server_generation *generation, server_problem *problem) {
+    char *choice = NULL;
+    mb_tool_use use;
+    if (conversation->tool_choice != NULL &&
+        (choice = server_json_dump(conversation->tool_choice, problem)) == NULL)
+        return -1;
+    mb_status status = mb_answer_tool_choice(&reading->formats, generation->tools_json, choice,
+                                             conversation->parallel_tool_calls, &use, &generation->structure);
+    mb_free_text(choice);
+    if (status != MB_OK) {
+        const char *field = strncmp(mb_last_error(), "tools", 5) == 0 ? "tools" : "tool_choice";
+        return server_refuse(problem, status == MB_ERR_MEMORY ? 503 : 400, field, "%s", mb_last_error());
+    }
+    if (use == MB_TOOL_USE_NONE) {
+        mb_free_text(generation->tools_json);
+        generation->tools_json = NULL;
+    }
+    generation->call_was_named = json_object_get(conversation->tool_choice, "function") != NULL;
+    return 0;
+}
+
 void server_conversation_init(server_conversation *conversation) {
     *conversation = (server_conversation){.field = "messages", .parallel_tool_calls = 1};
     mb_chat_options_init(&conversation->options);
@@ -128,5 +171,7 @@ int server_read_conversation(const server_reading *reading, const server_convers
         if (generation->tools_json == NULL)
             return -1;
     }
+    if (choose_tools(reading, conversation, generation, problem) != 0)
+        return -1;
     return render(reading, conversation, generation, problem);
 }

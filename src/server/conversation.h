@@ -7,8 +7,9 @@
 typedef struct server_conversation {
     json_t *
         messages; /* an array as in the chat API. Contents that are lists of text parts are made strings, here */
-    const char *field;   /* what problems call the messages */
-    const json_t *tools; /* an array as in the chat API, or NULL */
+    const char *field;         /* what problems call the messages */
+    const json_t *tools;       /* an array as in the chat API, or NULL */
+    const json_t *tool_choice; /* as in the chat API, or NULL */
     int parallel_tool_calls;
     int drops_reasoning;     /* it is generated, but not shown */
     mb_chat_options options; /* of the template; tools_json is set here */

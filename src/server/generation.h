@@ -52,6 +52,7 @@ typedef struct server_generation {
     int parses; /* answers are divided into reasoning, content and calls, as `parse` says */
     mb_answer_options parse;
     char *tools_json;    /* of parse */
+    char *structure;     /* tool_choice forces calls: their grammar, for MB_GRAMMAR_STRUCTURE */
     int drops_reasoning; /* it is not shown */
     int call_was_named;  /* tool_choice named a tool: OpenAI's finish_reason is then "stop" */
 

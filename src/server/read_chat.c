@@ -28,6 +28,7 @@ static int read_conversation(const server_reading *reading, const json_t *body, 
     if (continue_message)
         return server_refuse(problem, 400, "continue_final_message",
                              "continue_final_message is not supported");
+    conversation.tool_choice = server_json_get(body, "tool_choice");
     conversation.messages = json_object_get(body, "messages");
     conversation.drops_reasoning = !include_reasoning;
     return server_read_conversation(reading, &conversation, generation, problem);

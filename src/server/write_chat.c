@@ -82,6 +82,11 @@ static void write_delta(const server_part *part, server_text *out) {
         server_text_puts(out, "]");
         return;
     }
+    if (part->kind == SERVER_REASONING) { /* under its new name in vLLM, too */
+        server_text_puts(out, "\"reasoning\":");
+        server_text_json(out, part->text.bytes, part->text.n_bytes);
+        server_text_puts(out, ",");
+    }
     server_text_puts(out, part->kind == SERVER_REASONING ? "\"reasoning_content\":" : "\"content\":");
     server_text_json(out, part->text.bytes, part->text.n_bytes);
 }
@@ -136,12 +141,15 @@ static size_t count_parts(const server_answer *answer, server_part_kind kind) {
 
 static void write_message(const server_answer *answer, server_text *out) {
     size_t n_calls = count_parts(answer, SERVER_CALL), n = 0;
+    size_t n_reasoning = count_parts(answer, SERVER_REASONING);
     server_text_puts(out, "{\"role\":\"assistant\",\"content\":");
-    if (n_calls > 0 && count_parts(answer, SERVER_CONTENT) == 0)
+    if (n_calls + n_reasoning > 0 && count_parts(answer, SERVER_CONTENT) == 0)
         server_text_puts(out, "null");
     else
         server_write_parts(answer, SERVER_CONTENT, out);
-    if (count_parts(answer, SERVER_REASONING) > 0) {
+    if (n_reasoning > 0) {
+        server_text_puts(out, ",\"reasoning\":");
+        server_write_parts(answer, SERVER_REASONING, out);
         server_text_puts(out, ",\"reasoning_content\":");
         server_write_parts(answer, SERVER_REASONING, out);
     }

@@ -60,8 +60,8 @@ static int flatten_content(json_t *message, const char *name, size_t i, server_p
     return status;
 }
 
-/* The arguments of an earlier call come back as the text that the client got; templates want the object. A text
- * that is none stays one. */
+/* The arguments of an earlier call come back as the text that the client got, and templates want an object. A text
+ * that is none stays. */
 static int parse_arguments(json_t *message, server_problem *problem) {
     const json_t *calls = json_object_get(message, "tool_calls");
     for (size_t i = 0; i < json_array_size(calls); i++) {

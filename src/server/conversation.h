@@ -5,8 +5,9 @@
 #include "server/generation.h"
 
 typedef struct server_conversation {
-    json_t *
-        messages; /* an array as in the chat API. Contents that are lists of text parts are made strings, here */
+    /* An array as in the chat API. It is changed: contents that are lists of text parts become strings, and the text of
+     * arguments becomes an object. */
+    json_t *messages;
     const char *field;         /* what problems call the messages */
     const json_t *tools;       /* an array as in the chat API, or NULL */
     const json_t *tool_choice; /* as in the chat API, or NULL */

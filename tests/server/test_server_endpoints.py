@@ -57,7 +57,8 @@ def test_a_streamed_chat_is_the_whole_one_in_pieces(server, fields):
     for choice in whole["choices"]:
         mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert mine[0]["delta"] == {"role": "assistant", "content": ""}
-        assert "".join(c["delta"].get("content") or "" for c in mine) == choice["message"]["content"]
+        content = "".join(c["delta"].get("content") or "" for c in mine)
+        assert content == (choice["message"]["content"] or "")
         reasoning = "".join(c["delta"].get("reasoning_content", "") for c in mine)
         assert reasoning == choice["message"].get("reasoning_content", "")
         assert [c["finish_reason"] for c in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]

@@ -220,6 +220,10 @@ typedef struct mb_session_options {
      * this times the time of a step that only decodes. 0: no limit, which is the most tokens in all; else
      * more than 1. Default 2. */
     float max_decode_slowdown;
+    /* While the device runs one step, the next may be planned, and what the last one drew be delivered: 2
+     * steps are then in flight. The results have the same bits. 0, the default: 2 on a GPU; 1 on the CPU,
+     * which works when it is called. */
+    int32_t steps_in_flight;
 } mb_session_options;
 
 MB_API void mb_session_options_init(mb_session_options *options);
@@ -275,9 +279,11 @@ MB_API void mb_request_init(const mb_model *model, mb_request *request);
  * field). MB_ERR_CAPACITY: it can never fit, or the queue is full (the sentence says which). Thread-safe. */
 MB_API mb_status mb_submit(mb_session *session, const mb_request *request, uint64_t *id);
 
-/* Runs one batch: decodes first, then prefill chunks up to the token budget. *n_unfinished: sequences still
- * waiting or running afterwards. One thread at a time; a second caller gets MB_ERR_STATE. On failure the
- * batch's sequences end in state MB_FAILED. */
+/* Runs one batch: decodes first, then prefill chunks up to the token budget. With two steps in flight it also
+ * starts the next batch, and returns while the device works on that one. *n_unfinished: sequences still
+ * waiting or running afterwards; 0 only when nothing is in flight either (it may be NULL). One thread at a
+ * time; a second caller gets MB_ERR_STATE. On failure the sequences of the steps in flight end in state
+ * MB_FAILED. */
 MB_API mb_status mb_step(mb_session *session, int *n_unfinished);
 
 typedef enum mb_state {
@@ -310,7 +316,7 @@ typedef struct mb_usage {
 /* What a sequence has used so far. Thread-safe. MB_ERR_NOT_FOUND: no such sequence. */
 MB_API mb_status mb_get_usage(mb_session *session, uint64_t id, mb_usage *usage);
 
-/* Ends a sequence in any state; its KV blocks are free when this returns, or after the step in flight. What
+/* Ends a sequence in any state; its KV blocks are free when this returns, or after the steps in flight. What
  * it produced can still be read. Waits for its on_logprobs, never for a step. Thread-safe. */
 MB_API mb_status mb_cancel(mb_session *session, uint64_t id);
 

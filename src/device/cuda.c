@@ -40,6 +40,7 @@ static const mb_ops sm90_ops = {
     .moe_reduce = mb_moe_reduce_sm90,
     .moe_forward_workspace = mb_moe_forward_sm90_workspace,
     .moe_forward = mb_moe_forward_sm90,
+    .count_tokens = mb_count_tokens_sm90,
     .sample_workspace = mb_sample_sm90_workspace,
     .sample = mb_sample_sm90,
     .log_softmax = mb_log_softmax_sm90,

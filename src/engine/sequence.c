@@ -108,10 +108,8 @@ static mb_status check_request(const mb_model *model, const mb_request *request)
 
 typedef struct pieces {
     mb_sequence *sequence;
-    int32_t *ids, *stop_ids;
-    float *logprobs;
-    mb_logit_bias *bias;
-    mb_seen_tokens seen;
+    int32_t *ids, *stop_ids, *bias_ids;
+    float *logprobs, *biases;
 } pieces;
 
 static int uses_penalties(const mb_sampling *sampling) {
@@ -127,13 +125,15 @@ static pieces cut(mb_arena *arena, const mb_model *model, const mb_request *requ
     p.logprobs = mb_arena_push(arena, n_new, sizeof *p.logprobs);
     p.stop_ids = mb_arena_push(arena, (size_t)request->n_stop_ids + (size_t)n_model_stops(model, request),
                                sizeof *p.stop_ids);
-    p.bias = mb_arena_push(arena, (size_t)request->sampling.n_logit_bias + (size_t)n_bans(model, request),
-                           sizeof *p.bias);
-    if (uses_penalties(&request->sampling)) {
-        size_t vocab = (size_t)model->config.vocab;
-        mb_seen_init(&p.seen, arena, n_tokens < vocab ? n_tokens : vocab);
-    }
+    size_t n_bias = (size_t)request->sampling.n_logit_bias + (size_t)n_bans(model, request);
+    p.bias_ids = mb_arena_push(arena, n_bias, sizeof *p.bias_ids);
+    p.biases = mb_arena_push(arena, n_bias, sizeof *p.biases);
     return p;
+}
+
+static void add_bias(mb_sequence *s, int32_t id, float bias) {
+    s->bias_ids[s->n_bias] = id;
+    s->biases[s->n_bias++] = bias;
 }
 
 mb_status mb_sequence_create(const mb_model *model, const mb_request *request, mb_sequence **sequence) {
@@ -157,8 +157,8 @@ mb_status mb_sequence_create(const mb_model *model, const mb_request *request, m
                        .logprobs = p.logprobs,
                        .sampling = request->sampling,
                        .has_penalties = uses_penalties(&request->sampling),
-                       .seen = p.seen,
-                       .bias = p.bias,
+                       .bias_ids = p.bias_ids,
+                       .biases = p.biases,
                        .min_new_tokens = request->min_new_tokens,
                        .stop_ids = p.stop_ids,
                        .waiter_user = request->waiter_user,
@@ -177,12 +177,9 @@ mb_status mb_sequence_create(const mb_model *model, const mb_request *request, m
     for (int32_t i = 0; i < request->n_stop_ids; i++)
         s->stop_ids[s->n_stop_ids++] = request->stop_ids[i];
     for (int32_t i = 0; i < request->sampling.n_logit_bias; i++)
-        s->bias[s->n_bias++] = request->sampling.logit_bias[i];
+        add_bias(s, request->sampling.logit_bias[i].id, request->sampling.logit_bias[i].bias);
     for (int64_t i = 0; i < n_bans(model, request); i++)
-        s->bias[s->n_bias++] = (mb_logit_bias){.id = s->stop_ids[i], .bias = -INFINITY};
-    if (s->has_penalties)
-        for (int64_t i = 0; i < s->n_prompt; i++)
-            mb_seen_add(&s->seen, s->ids[i], 0);
+        add_bias(s, s->stop_ids[i], -INFINITY);
     *sequence = s;
     return MB_OK;
 }
@@ -208,8 +205,6 @@ void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob) {
         }
     sequence->logprobs[sequence->job.n_tokens - sequence->n_prompt] = logprob;
     sequence->ids[sequence->job.n_tokens++] = id;
-    if (sequence->has_penalties)
-        mb_seen_add(&sequence->seen, id, 1);
     if (sequence->job.n_tokens == sequence->job.max_tokens)
         sequence->state = MB_FINISHED_LENGTH;
 }

@@ -3,10 +3,9 @@
 #define MB_ENGINE_SEQUENCE_H
 
 #include "engine/scheduler.h"
-#include "engine/seen_tokens.h"
 #include "moebius/moebius.h"
 
-/* Biases of one request that the step's input buffer has room for. */
+/* Biases of one request that its place on the device has room for. */
 enum { MB_MAX_LOGIT_BIAS = 1024 };
 
 typedef struct mb_sequence {
@@ -25,12 +24,13 @@ typedef struct mb_sequence {
     int64_t n_prompt_done; /* tokens of the prompt that steps have computed, or found in the prefix cache */
     int32_t *ids;          /* [job.max_tokens]: prompt, answer */
     float *logprobs;       /* [job.max_tokens - n_prompt] of the answer */
-    mb_sampling sampling;  /* without logit_bias: see bias */
+    mb_sampling sampling;  /* without logit_bias: see biases */
     int has_penalties;
-    mb_seen_tokens seen; /* only with penalties */
+    int32_t i_draw; /* which draw it was in the last step that drew for it */
     /* [n_bias]: the request's, then minus infinity for each stop id; those only while the answer is shorter
      * than min_new_tokens. */
-    mb_logit_bias *bias;
+    int32_t *bias_ids;
+    float *biases;
     int32_t n_bias;
     int64_t min_new_tokens;
     int32_t *stop_ids; /* those of the model included */

@@ -43,6 +43,7 @@ static mb_status check_options(const mb_session_options *options) {
     MB_TRY(check_range("max_step_tokens", options->max_step_tokens, 1, MAX_STEP_TOKENS));
     MB_TRY(check_range("prefill_chunk", options->prefill_chunk, 1, MAX_STEP_TOKENS));
     MB_TRY(check_range("max_queued", options->max_queued, 1, MAX_QUEUED));
+    MB_TRY(check_range("steps_in_flight", options->steps_in_flight, 0, MB_STEP_SLOTS));
     float slowdown = options->max_decode_slowdown; /* written so that NaN fails */
     if (slowdown != 0 && !(slowdown > 1 && slowdown <= FLT_MAX))
         return mb_fail(MB_ERR_ARGUMENT,
@@ -92,7 +93,12 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         session->max_context = options->max_context;
     if (kv_tokens == 0 && model->device->host_memory)
         kv_tokens = DEFAULT_CPU_KV_TOKENS;
+    /* The CPU works when it is called: a second step in flight would wait for the first. */
+    int32_t n_slots = options->steps_in_flight;
+    if (n_slots == 0)
+        n_slots = model->device->host_memory ? 1 : MB_STEP_SLOTS;
     mb_runner_limits runner_limits = {
+        .n_slots = n_slots,
         .max_sequences = max_sequences,
         .max_step_tokens = options->max_step_tokens,
         .plain_launches = options->plain_launches,
@@ -171,6 +177,7 @@ mb_status mb_session_open(mb_model *model, const mb_session_options *options, mb
 void mb_session_close(mb_session *session) {
     if (!session)
         return;
+    mb_session_abandon_steps(session);
     for (uint64_t i = 0; session->buckets && i <= session->bucket_mask; i++)
         while (session->buckets[i]) {
             mb_sequence *sequence = session->buckets[i];
@@ -186,7 +193,8 @@ void mb_session_close(mb_session *session) {
 }
 
 int mb_session_n_unfinished(const mb_session *session) {
-    return (int)session->scheduler.waiting.n + (int)session->scheduler.running.n;
+    int n = (int)session->scheduler.waiting.n + (int)session->scheduler.running.n;
+    return n == 0 && session->n_in_flight > 0 ? 1 : n;
 }
 
 /* ---- Sequences by id ------------------------------------------------------------------------------- */

@@ -4,7 +4,11 @@
  *
  * One lock guards the scheduler, the KV bookkeeping and the sequences. mb_step holds it while it plans a
  * step and fills the step's slot, and again while it commits the results; in between the device works, and
- * everybody may submit, read, cancel and release. A sequence that is part of a step in flight leaves the
+ * everybody may submit, read, cancel and release.
+ *
+ * On a GPU two steps are in flight. mb_step launches step N+1, collects step N, and returns while the device
+ * works on N+1: so the device has work while the host commits, delivers, plans and fills. An end of text is
+ * seen when N is collected, and then N+1 draws one token too many, which is dropped. A sequence that is part of a step in flight leaves the
  * scheduler at once when it is cancelled, but its KV blocks and its memory stay until its last step was
  * collected.
  *
@@ -29,11 +33,13 @@ struct mb_session {
 
     pthread_mutex_t lock; /* guards all below */
     int stepping;
-    pthread_t stepper;       /* the thread that steps, while stepping */
-    uint64_t reporting;      /* the sequence whose on_logprobs is being called; 0: none */
-    pthread_cond_t reported; /* reporting has become 0 */
-    pthread_cond_t has_work; /* for mb_session_wait: there may be something to step, or is_woken */
-    int is_woken;            /* by mb_session_wake */
+    int32_t oldest_slot, n_in_flight; /* steps in flight: the oldest one's slot, how many */
+    double collected_at;              /* seconds of the clock when the last step was collected */
+    pthread_t stepper;                /* the thread that steps, while stepping */
+    uint64_t reporting;               /* the sequence whose on_logprobs is being called; 0: none */
+    pthread_cond_t reported;          /* reporting has become 0 */
+    pthread_cond_t has_work;          /* for mb_session_wait: there may be something to step, or is_woken */
+    int is_woken;                     /* by mb_session_wake */
     mb_kv kv;
     mb_scheduler scheduler;
     mb_sequence **buckets; /* by id */
@@ -42,7 +48,10 @@ struct mb_session {
     uint64_t n_steps, n_prompt_tokens, n_generated_tokens;
 };
 
-/* Sequences that wait or run. */
+/* Drops the steps in flight: their sequences fail. For a session that closes. */
+void mb_session_abandon_steps(mb_session *session);
+
+/* Sequences that wait or run; at least 1 while a step is in flight, so that it gets collected. */
 int mb_session_n_unfinished(const mb_session *session);
 
 /* Takes a row of log-probabilities: the runner's mb_report_fn. */

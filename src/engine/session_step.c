@@ -1,5 +1,6 @@
 /* session_step.c - mb_step: planning, running and committing steps. */
 #include <inttypes.h>
+#include <stdio.h>
 #include <time.h>
 
 #include "base/log.h"
@@ -21,13 +22,6 @@ void mb_session_report(void *user, mb_sequence *sequence, int64_t position, cons
     session->reporting = 0;
     pthread_cond_broadcast(&session->reported);
     pthread_mutex_unlock(&session->lock);
-}
-
-static void plan(mb_session *session, mb_step_slot *slot) {
-    slot->n_planned = mb_scheduler_plan(&session->scheduler, slot->plan);
-    for (int32_t i = 0; i < slot->n_planned; i++)
-        mb_sequence_of(slot->plan[i].job)->state = MB_RUNNING;
-    mb_runner_fill(&session->runner, slot, &session->kv);
 }
 
 static void advance(mb_session *session, mb_sequence *sequence, const mb_planned *item,
@@ -63,7 +57,7 @@ static void commit_item(mb_session *session, mb_sequence *sequence, const mb_pla
     }
 }
 
-/* Status: of the step. */
+/* Applies the outcomes of a step. status: the step's. */
 static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
     for (int32_t i = 0; i < slot->n_planned; i++) {
         mb_sequence *sequence = mb_sequence_of(slot->plan[i].job);
@@ -80,7 +74,7 @@ static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
         if (sequence->released && sequence->job.n_in_flight == 0)
             mb_sequence_destroy(sequence);
     }
-    session->n_steps += slot->n_planned > 0;
+    session->n_steps++;
     slot->n_planned = 0;
 }
 
@@ -90,16 +84,81 @@ static double seconds_now(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static mb_status run(mb_runner *runner, mb_step_slot *slot) {
-    if (slot->n_planned == 0)
-        return MB_OK;
-    MB_TRY(mb_runner_launch(runner, slot));
-    return mb_runner_collect(runner, slot);
+/* ---- The queue of steps in flight ------------------------------------------------------------------ */
+
+/* Slots take turns: the i-th step in flight, 0 is the oldest. */
+static mb_step_slot *in_flight(mb_session *session, int32_t i) {
+    return &session->runner.slots[(session->oldest_slot + i) % session->runner.limits.n_slots];
+}
+
+static void commit_oldest(mb_session *session, mb_status status) {
+    commit(session, in_flight(session, 0), status);
+    session->oldest_slot = (session->oldest_slot + 1) % session->runner.limits.n_slots;
+    session->n_in_flight--;
+}
+
+/* Whether another step may be planned: a slot is free, and the newest step did not fail when it was launched. */
+static int may_start(mb_session *session) {
+    int32_t n = session->n_in_flight;
+    return n < session->runner.limits.n_slots && (n == 0 || in_flight(session, n - 1)->status == MB_OK);
+}
+
+/* Plans and launches steps as long as there is a slot and something to do. With the lock held, but for the
+ * launches. */
+static void start_steps(mb_session *session) {
+    while (may_start(session)) {
+        mb_step_slot *slot = in_flight(session, session->n_in_flight);
+        slot->n_planned = mb_scheduler_plan(&session->scheduler, slot->plan);
+        if (slot->n_planned == 0)
+            return;
+        for (int32_t i = 0; i < slot->n_planned; i++)
+            mb_sequence_of(slot->plan[i].job)->state = MB_RUNNING;
+        mb_runner_fill(&session->runner, slot, &session->kv);
+        session->n_in_flight++;
+        slot->launched_at = seconds_now();
+        pthread_mutex_unlock(&session->lock);
+        mb_runner_launch(&session->runner, slot); /* a failure is told by its collect */
+        pthread_mutex_lock(&session->lock);
+    }
+}
+
+/* A step begins when it is launched, or when the step before it ends. */
+static void learn_time(mb_session *session, const mb_step_slot *slot) {
+    double now = seconds_now(), launched = slot->launched_at, before = session->collected_at;
+    mb_scheduler_learn(&session->scheduler, slot->plan, slot->n_planned,
+                       now - (launched > before ? launched : before));
+    session->collected_at = now;
+}
+
+/* Waits for the oldest step and applies its outcomes. When it failed, those behind it did too: they build on
+ * it, and a device does not say whose work it was. With the lock held, but for the wait. */
+static mb_status collect_oldest(mb_session *session) {
+    char sentence[1024] = "";
+    pthread_mutex_unlock(&session->lock);
+    mb_status status = mb_runner_collect(&session->runner, in_flight(session, 0));
+    if (status != MB_OK) {
+        snprintf(sentence, sizeof sentence, "%s", mb_last_error());
+        mb_runner_drain(&session->runner);
+    }
+    pthread_mutex_lock(&session->lock);
+    if (status == MB_OK)
+        learn_time(session, in_flight(session, 0));
+    do
+        commit_oldest(session, status);
+    while (status != MB_OK && session->n_in_flight > 0);
+    return status == MB_OK ? MB_OK : mb_fail(status, "%s", sentence);
+}
+
+void mb_session_abandon_steps(mb_session *session) {
+    if (session->n_in_flight == 0)
+        return;
+    mb_runner_drain(&session->runner);
+    while (session->n_in_flight > 0)
+        commit_oldest(session, MB_ERR_STATE);
 }
 
 mb_status mb_step(mb_session *session, int *n_unfinished) {
     MB_TRY(mb_need(session, "mb_step: session"));
-    mb_step_slot *slot = &session->runner.slots[0];
     pthread_mutex_lock(&session->lock);
     if (session->stepping) {
         pthread_mutex_unlock(&session->lock);
@@ -108,17 +167,11 @@ mb_status mb_step(mb_session *session, int *n_unfinished) {
     }
     session->stepping = 1;
     session->stepper = pthread_self();
-    plan(session, slot);
-    pthread_mutex_unlock(&session->lock);
-
-    double begun = seconds_now();
-    mb_status status = run(&session->runner, slot);
-    double seconds = seconds_now() - begun;
-
-    pthread_mutex_lock(&session->lock);
-    if (status == MB_OK)
-        mb_scheduler_learn(&session->scheduler, slot->plan, slot->n_planned, seconds);
-    commit(session, slot, status);
+    start_steps(session);
+    mb_status status = session->n_in_flight > 0 ? collect_oldest(session) : MB_OK;
+    /* What is left in flight when everybody has ended concerns nobody: surplus tokens, behind an end of text. */
+    while (session->n_in_flight > 0 && session->scheduler.waiting.n + session->scheduler.running.n == 0)
+        collect_oldest(session);
     session->stepping = 0;
     if (n_unfinished)
         *n_unfinished = mb_session_n_unfinished(session);

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "model/trace.h"
@@ -10,20 +11,11 @@
 _Static_assert((int)MB_KV_BLOCK_TOKENS == (int)MB_KV_BLOCK, "the policy's block is the operators' block");
 
 enum {
-    ROWS_AT_A_TIME = 16, /* reported rows that are downloaded together */
+    ROWS_AT_A_TIME = 16,      /* reported rows that are downloaded together */
+    STAGING_BYTES = 64 << 10, /* for sequences that begin in one step, besides room for the longest */
 };
 
 /* ---- Memory ---------------------------------------------------------------------------------------- */
-
-/* Distinct tokens of all running sequences: no more than the cache holds, and of each no more than the
- * vocabulary or the model's positions. */
-static size_t most_seen(const mb_runner *runner) {
-    const mb_config *config = &runner->model->config;
-    int32_t of_one = config->vocab < config->max_positions ? config->vocab : config->max_positions;
-    size_t of_all = (size_t)runner->limits.max_sequences * (size_t)of_one;
-    size_t cached = (size_t)runner->kv.n_blocks * MB_KV_BLOCK;
-    return of_all < cached ? of_all : cached;
-}
 
 static mb_step_counts most_counts(const mb_runner *runner) {
     const mb_runner_limits *limits = &runner->limits;
@@ -31,9 +23,7 @@ static mb_step_counts most_counts(const mb_runner *runner) {
                             .n_sequences = limits->max_sequences,
                             .n_logits = limits->max_logits,
                             .n_draws = limits->max_sequences,
-                            .max_blocks = limits->max_blocks,
-                            .n_bias = (size_t)limits->max_sequences * MB_MAX_LOGIT_BIAS,
-                            .n_seen = most_seen(runner)};
+                            .max_blocks = limits->max_blocks};
 }
 
 /* An arena for each kind of memory. Each holds the runner's own pieces, then those of every slot. */
@@ -51,17 +41,32 @@ static void cut_slot(const mb_runner *runner, mb_step_slot *slot, arenas *a) {
     slot->inputs = mb_arena_push(&a->pinned, runner->inputs_bytes, 1);
     slot->drawn_ids = mb_arena_push(&a->pinned, 2 * n_sequences, sizeof(int32_t));
     slot->drawn_logprobs = (float *)slot->drawn_ids + (a->pinned.base ? n_sequences : 0);
+    slot->staging_memory = mb_arena_push(&a->pinned, runner->staging_bytes, 1);
     slot->plan = mb_arena_push(&a->host, n_sequences, sizeof *slot->plan);
+    slot->starts = mb_arena_push(&a->host, n_sequences, sizeof *slot->starts);
     slot->draw_planned = mb_arena_push(&a->host, n_sequences, sizeof *slot->draw_planned);
     slot->reports = mb_arena_push(&a->host, n_logits, sizeof *slot->reports);
     slot->outcomes = mb_arena_push(&a->host, n_sequences, sizeof *slot->outcomes);
 }
 
+static void cut_sampler_places(mb_runner *runner, arenas *a) {
+    size_t n = (size_t)runner->limits.max_sequences, vocab = (size_t)runner->model->config.vocab;
+    runner->seen = mb_arena_push(&a->device, n * vocab, sizeof *runner->seen);
+    runner->bias_ids = mb_arena_push(&a->device, n * MB_MAX_LOGIT_BIAS, sizeof *runner->bias_ids);
+    runner->biases = mb_arena_push(&a->device, n * MB_MAX_LOGIT_BIAS, sizeof *runner->biases);
+    runner->history =
+        mb_arena_push(&a->device, (size_t)runner->model->config.max_positions, sizeof *runner->history);
+    runner->places = mb_arena_push(&a->host, n, sizeof *runner->places);
+    for (size_t i = 0; i < n && a->host.base; i++)
+        runner->places[i] = (mb_sampler_place){0};
+}
+
 static void cut_buffers(mb_runner *runner, arenas *a) {
+    cut_sampler_places(runner, a);
     runner->sample_workspace = mb_arena_push(&a->device, runner->sample_workspace_bytes, 1);
     runner->rows = mb_arena_push(&a->pinned, (size_t)ROWS_AT_A_TIME * (size_t)runner->model->config.vocab,
                                  sizeof *runner->rows);
-    for (int i = 0; i < MB_STEP_SLOTS; i++)
+    for (int i = 0; i < runner->limits.n_slots; i++)
         cut_slot(runner, &runner->slots[i], a);
 }
 
@@ -73,6 +78,7 @@ static mb_status open_buffers(mb_runner *runner) {
     mb_arena_measure(&inputs);
     mb_step_cut_inputs(&inputs, &most, &runner->slots[0].in);
     runner->inputs_bytes = inputs.used;
+    runner->staging_bytes = STAGING_BYTES + (size_t)model->config.max_positions * sizeof(int32_t);
     mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};
     MB_TRY(device->ops->sample_workspace(&sample, &runner->sample_workspace_bytes));
 
@@ -158,8 +164,7 @@ static mb_status open_kv(mb_runner *runner) {
     return MB_OK;
 }
 
-/* The cache comes last and takes what is left. The buffers' size depends on the cache's size, so they are
- * made for a cache that takes all memory that is free before them. */
+/* The cache comes last and takes what is left. */
 static mb_status open_parts(mb_runner *runner) {
     const mb_model *model = runner->model;
     mb_device *device = model->device;
@@ -172,11 +177,10 @@ static mb_status open_parts(mb_runner *runner) {
     runner->uses_graphs = device->n_sms > 0 && !limits->plain_launches && !mb_trace_is_on();
     MB_TRY(device->stream_open(device, &runner->stream));
     MB_TRY(device->stream_open(device, &runner->reports));
-    for (int i = 0; i < MB_STEP_SLOTS; i++)
+    for (int i = 0; i < limits->n_slots; i++)
         MB_TRY(device->event_open(device, 0, &runner->slots[i].done));
     MB_TRY(mb_forward_init(&runner->forward, &model->config, &model->weights, device, model->dtype,
                            &forward_limits, runner->stream));
-    MB_TRY(count_kv_blocks(runner, 1));
     MB_TRY(open_buffers(runner));
     MB_TRY(count_kv_blocks(runner, (double)limits->memory_fraction));
     return open_kv(runner);
@@ -214,6 +218,8 @@ void mb_runner_close(mb_runner *runner) {
 static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
     const mb_step_counts *n = &slot->counts;
     const mb_step_inputs *in = &slot->in;
+    const int32_t n_slots = runner->limits.n_slots;
+    const int64_t i_before = (slot - runner->slots + n_slots - 1) % n_slots;
     mb_batch batch = {.ids = mb_step_on_device(slot, in->ids),
                       .positions = mb_step_on_device(slot, in->positions),
                       .slots = mb_step_on_device(slot, in->slots),
@@ -221,6 +227,8 @@ static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
                       .kv_len = mb_step_on_device(slot, in->kv_len),
                       .block_table = mb_step_on_device(slot, in->block_table),
                       .logit_rows = mb_step_on_device(slot, in->logit_rows),
+                      .draw_of = n_slots > 1 ? mb_step_on_device(slot, in->draw_of) : NULL,
+                      .draws = runner->slots[i_before].device_drawn_ids,
                       .logits = slot->logits,
                       .n_tokens = n->n_tokens,
                       .n_sequences = n->n_sequences,
@@ -261,12 +269,53 @@ static mb_status enqueue_work(const void *context, mb_stream stream) {
     return draw(w->runner, w->slot);
 }
 
+/* Enqueues an upload of a sequence's array, which lives as long as the step is in flight. It goes through pinned
+ * memory as long as there is some: for other memory a GPU's driver may wait until the stream gets there. */
+static mb_status upload_array(mb_runner *runner, mb_step_slot *slot, void *to, const void *array,
+                              size_t n_bytes) {
+    mb_device *device = runner->model->device;
+    if (n_bytes == 0)
+        return MB_OK;
+    void *staged = mb_arena_push(&slot->staging, n_bytes, 1);
+    if (staged)
+        memcpy(staged, array, n_bytes);
+    return device->upload(device, to, staged ? staged : array, n_bytes, runner->stream);
+}
+
+static mb_status start_sampler(mb_runner *runner, mb_step_slot *slot, const mb_sampler_start *start) {
+    const mb_sequence *sequence = start->sequence;
+    const int32_t vocab = runner->model->config.vocab;
+    const size_t place = (size_t)start->place, n_bias = (size_t)sequence->n_bias;
+    MB_TRY(upload_array(runner, slot, runner->bias_ids + place * MB_MAX_LOGIT_BIAS, sequence->bias_ids,
+                        n_bias * sizeof *sequence->bias_ids));
+    MB_TRY(upload_array(runner, slot, runner->biases + place * MB_MAX_LOGIT_BIAS, sequence->biases,
+                        n_bias * sizeof *sequence->biases));
+    if (!sequence->has_penalties)
+        return MB_OK;
+    MB_TRY(upload_array(runner, slot, runner->history, sequence->ids,
+                        (size_t)start->n_ids * sizeof *sequence->ids));
+    const mb_count_tokens_args count = {.ids = runner->history,
+                                        .seen = runner->seen + place * (size_t)vocab,
+                                        .n_ids = start->n_ids,
+                                        .n_prompt = sequence->n_prompt,
+                                        .vocab = vocab};
+    return runner->model->device->ops->count_tokens(&count, runner->stream);
+}
+
+static mb_status start_samplers(mb_runner *runner, mb_step_slot *slot) {
+    mb_arena_init(&slot->staging, slot->staging_memory, runner->staging_bytes, 1);
+    for (int32_t i = 0; i < slot->n_starts; i++)
+        MB_TRY(start_sampler(runner, slot, &slot->starts[i]));
+    return MB_OK;
+}
+
 static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
     if (slot->inputs_arena.overflowed || mb_arena_check(&slot->inputs_arena))
         return mb_fail(MB_ERR_INTERNAL, "the step's inputs are larger than their buffer");
     MB_TRY(
         device->upload(device, slot->device_inputs, slot->inputs, slot->inputs_arena.used, runner->stream));
+    MB_TRY(start_samplers(runner, slot));
     const step_work work = {runner, slot};
     if (slot->is_graph)
         MB_TRY(mb_decode_graphs_run(&slot->graphs, device, slot->counts.n_sequences, slot->counts.max_blocks,
@@ -280,14 +329,15 @@ static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
 }
 
 mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot) {
+    slot->status = enqueue(runner, slot);
+    if (slot->status != MB_OK)
+        snprintf(slot->sentence, sizeof slot->sentence, "%s", mb_last_error());
+    return slot->status;
+}
+
+void mb_runner_drain(mb_runner *runner) {
     mb_device *device = runner->model->device;
-    mb_status status = enqueue(runner, slot);
-    if (status == MB_OK)
-        return MB_OK;
-    char sentence[1024];
-    snprintf(sentence, sizeof sentence, "%s", mb_last_error());
-    device->synchronize(device, runner->stream); /* what was enqueued must not outlive this step */
-    return mb_fail(status, "%s", sentence);
+    device->synchronize(device, runner->stream);
 }
 
 static void read_draws(mb_step_slot *slot) {
@@ -323,6 +373,10 @@ static mb_status report_rows(mb_runner *runner, mb_step_slot *slot) {
 
 mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
+    if (slot->status != MB_OK) {
+        mb_runner_drain(runner); /* what was enqueued must not outlive this step */
+        return mb_fail(slot->status, "%s", slot->sentence);
+    }
     MB_TRY(device->event_synchronize(device, slot->done));
     read_draws(slot);
     return report_rows(runner, slot);

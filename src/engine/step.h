@@ -8,8 +8,14 @@
  *   2. calls mb_runner_launch, which enqueues the step and does not wait for it,
  *   3. calls mb_runner_collect, which waits for the step and leaves its results in slot->outcomes.
  *
- * 2 and 3 touch the runner's own memory only, so sequences may be submitted, read and cancelled meanwhile.
- * Everything is allocated by mb_runner_open.
+ * 2 and 3 touch the runner's own memory and what does not change in the plan's sequences, so sequences may be
+ * submitted, read and cancelled meanwhile. Everything is allocated by mb_runner_open.
+ *
+ * Slots take turns: steps are launched and collected in one order, and a step may be filled and launched while
+ * the one before it is in flight. Then a token that the step before draws is not known to the host: the
+ * inputs say which draw it is, and the device looks it up. What a draw depends on besides the logits stays on
+ * the device too, in a sampler place for each sequence: its token counts, which the sampler keeps up to date,
+ * and its biases.
  */
 #ifndef MB_ENGINE_STEP_H
 #define MB_ENGINE_STEP_H
@@ -20,9 +26,10 @@
 #include "model/model.h"
 #include "model/qwen3_moe.h"
 
-enum { MB_STEP_SLOTS = 1 }; /* steps that can be in flight at once */
+enum { MB_STEP_SLOTS = 2 }; /* steps that can be in flight at once */
 
 typedef struct mb_runner_limits {
+    int32_t n_slots; /* steps in flight: 1 or MB_STEP_SLOTS */
     int32_t max_sequences, max_step_tokens, max_logits;
     int32_t max_blocks;     /* KV blocks of one sequence */
     int32_t plain_launches; /* decode steps are not captured in graphs */
@@ -33,7 +40,6 @@ typedef struct mb_runner_limits {
 /* How many of everything are in a step; with the largest counts the input buffer is measured. */
 typedef struct mb_step_counts {
     int32_t n_tokens, n_sequences, n_logits, n_draws, max_blocks;
-    size_t n_bias, n_seen;
     int32_t n_prompt_rows; /* rows of logits that are reported but not drawn from: the first ones */
     int32_t n_reported;    /* rows that are reported: prompt rows, then the first of the drawn ones */
     int32_t max_q_len, max_kv_len;
@@ -41,11 +47,22 @@ typedef struct mb_step_counts {
 
 /* The batch's arrays, in one buffer that is uploaded by one copy. */
 typedef struct mb_step_inputs {
-    int32_t *ids, *positions, *slots, *q_start, *kv_len, *block_table, *logit_rows;
+    int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *block_table, *logit_rows;
     mb_sample_row *rows;
-    int32_t *bias_ids, *seen_ids, *seen_counts;
-    float *biases;
 } mb_step_inputs;
+
+/* A sequence whose sampler place is made by this step, before its first draw. */
+typedef struct mb_sampler_start {
+    const mb_sequence *sequence;
+    int32_t place;
+    int64_t n_ids; /* its tokens so far */
+} mb_sampler_start;
+
+/* Whose sampler state a place holds, and up to where. */
+typedef struct mb_sampler_place {
+    uint64_t id;       /* of the sequence; 0: nobody's */
+    int64_t n_counted; /* tokens, with those that planned steps draw */
+} mb_sampler_place;
 
 /* A row of logits whose log-probabilities are reported. */
 typedef struct mb_report {
@@ -72,14 +89,21 @@ typedef struct mb_step_slot {
     mb_arena inputs_arena;
     mb_step_inputs in;            /* cut from inputs */
     char *inputs, *device_inputs; /* the same places in both */
-    int32_t *draw_planned;        /* [max_sequences] planned item of each draw */
-    mb_report *reports;           /* [max_logits] */
+    mb_sampler_start *starts;     /* [max_sequences] */
+    int32_t n_starts;
+    mb_arena staging; /* pinned memory for what the starts upload */
+    char *staging_memory;
+    int32_t *draw_planned; /* [max_sequences] planned item of each draw */
+    mb_report *reports;    /* [max_logits] */
 
     float *logits;                         /* device [max_logits, vocab] */
     int32_t *device_drawn_ids, *drawn_ids; /* [max_sequences], followed by the log-probabilities' [..] */
     float *device_drawn_logprobs, *drawn_logprobs; /* so that both come back in one copy */
     mb_outcome *outcomes;                          /* [max_sequences] by planned item */
     mb_event *done;                                /* stands behind all of the step's work */
+    double launched_at;                            /* seconds of the session's clock */
+    mb_status status;                              /* of the launch */
+    char sentence[1024];                           /* why it failed */
 } mb_step_slot;
 
 /* Takes a row of log-probabilities [vocab] that one of the sequence's positions has. */
@@ -98,9 +122,14 @@ typedef struct mb_runner {
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
     size_t device_bytes, kv_bytes; /* at device_memory and kv_memory */
     int32_t uses_graphs;
-    size_t inputs_bytes, sample_workspace_bytes;
+    size_t inputs_bytes, sample_workspace_bytes, staging_bytes;
     void *sample_workspace;
-    float *rows; /* pinned [reported rows at a time, vocab] */
+    mb_sampler_place *places; /* [max_sequences]; a sequence has the place of its KV table */
+    int32_t *seen;            /* device [max_sequences, vocab] token counts for penalties */
+    int32_t *bias_ids;        /* device [max_sequences, MB_MAX_LOGIT_BIAS] */
+    float *biases;
+    int32_t *history; /* device [max_tokens]: the tokens that are being counted */
+    float *rows;      /* pinned [reported rows at a time, vocab] */
     mb_step_slot slots[MB_STEP_SLOTS];
 } mb_runner;
 
@@ -117,11 +146,16 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs
 /* Where a place of slot->inputs is on the device. */
 void *mb_step_on_device(const mb_step_slot *slot, const void *input);
 
-/* Enqueues the step that was filled. On failure the device is idle again, and there is nothing to collect. */
+/* Enqueues the step that was filled. A failure is told once more when the step is collected, as it must be:
+ * part of the step may be in the device's stream. */
 mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot);
 
-/* Waits for the step, reports the log-probabilities that its sequences want, and leaves slot->outcomes. On
- * failure the outcomes mean nothing. */
+/* Waits for the oldest step in flight, reports the log-probabilities that its sequences want, and leaves slot->outcomes. On
+ * failure the outcomes mean nothing, and neither do those of other steps in flight: a device does not say whose
+ * work has failed. */
 mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot);
+
+/* Waits until the device works for no step any more, whatever became of them. */
+void mb_runner_drain(mb_runner *runner);
 
 #endif

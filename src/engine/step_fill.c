@@ -1,4 +1,5 @@
 /* step_fill.c - a planned batch becomes the arrays of a step's input buffer. */
+#include <assert.h>
 #include <string.h>
 
 #include "engine/step.h"
@@ -6,6 +7,7 @@
 void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs *in) {
     size_t n_tokens = (size_t)n->n_tokens, n_sequences = (size_t)n->n_sequences;
     in->ids = mb_arena_push(arena, n_tokens, sizeof *in->ids);
+    in->draw_of = mb_arena_push(arena, n_tokens, sizeof *in->draw_of);
     in->positions = mb_arena_push(arena, n_tokens, sizeof *in->positions);
     in->slots = mb_arena_push(arena, n_tokens, sizeof *in->slots);
     in->q_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->q_start);
@@ -13,10 +15,6 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs
     in->block_table = mb_arena_push(arena, n_sequences * (size_t)n->max_blocks, sizeof *in->block_table);
     in->logit_rows = mb_arena_push(arena, (size_t)n->n_logits, sizeof *in->logit_rows);
     in->rows = mb_arena_push(arena, (size_t)n->n_draws, sizeof *in->rows);
-    in->bias_ids = mb_arena_push(arena, n->n_bias, sizeof *in->bias_ids);
-    in->biases = mb_arena_push(arena, n->n_bias, sizeof *in->biases);
-    in->seen_ids = mb_arena_push(arena, n->n_seen, sizeof *in->seen_ids);
-    in->seen_counts = mb_arena_push(arena, n->n_seen, sizeof *in->seen_counts);
 }
 
 void *mb_step_on_device(const mb_step_slot *slot, const void *input) {
@@ -34,10 +32,6 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
         n.n_draws += item->draws;
         n.n_prompt_rows += item->n_logits - item->draws;
         n.n_reported += sequence->on_logprobs ? item->n_logits : 0;
-        if (item->draws) {
-            n.n_bias += (size_t)mb_sequence_n_bias(sequence, kv_len);
-            n.n_seen += (size_t)sequence->seen.n;
-        }
         int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len);
         if (n.max_blocks < n_blocks)
             n.max_blocks = n_blocks;
@@ -54,47 +48,47 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
  * contiguous range. */
 typedef struct cursor {
     int32_t token, prompt_row, reported_draw, silent_draw;
-    size_t bias, seen;
 } cursor;
 
-static mb_sample_row sample_row(mb_step_slot *slot, const mb_planned *item, cursor *at) {
-    const mb_sequence *sequence = mb_sequence_of(item->job);
-    const mb_sampling *s = &sequence->sampling;
-    const mb_seen_tokens *seen = &sequence->seen;
-    mb_step_inputs *in = &slot->in;
-    const int64_t position = item->first + item->n_tokens;
-    const int32_t n_bias = mb_sequence_n_bias(sequence, position);
-    for (int32_t i = 0; i < n_bias; i++) {
-        in->bias_ids[at->bias + (size_t)i] = sequence->bias[i].id;
-        in->biases[at->bias + (size_t)i] = sequence->bias[i].bias;
+/* Makes sure that the sequence's sampler place holds what the draw at `position` needs. It does already when the
+ * step before drew there for the same sequence. Else, at its first draw and at the first after it came back from
+ * a preemption, all its tokens are known. */
+static void use_sampler_place(mb_runner *runner, mb_step_slot *slot, const mb_sequence *sequence,
+                              int64_t position) {
+    mb_sampler_place *place = &runner->places[sequence->job.table];
+    if (place->id != sequence->id || place->n_counted != position) {
+        assert(position == sequence->job.n_tokens);
+        slot->starts[slot->n_starts++] =
+            (mb_sampler_start){.sequence = sequence, .place = sequence->job.table, .n_ids = position};
     }
-    if (seen->n > 0) {
-        memcpy(in->seen_ids + at->seen, seen->ids, (size_t)seen->n * sizeof *seen->ids);
-        memcpy(in->seen_counts + at->seen, seen->counts, (size_t)seen->n * sizeof *seen->counts);
-    }
-    mb_sample_row row = {.temperature = s->temperature,
-                         .top_p = s->top_p,
-                         .min_p = s->min_p,
-                         .repetition_penalty = s->repetition_penalty,
-                         .presence_penalty = s->presence_penalty,
-                         .frequency_penalty = s->frequency_penalty,
-                         .top_k = s->top_k,
-                         .n_bias = n_bias,
-                         .seed = s->seed,
-                         .position = (uint64_t)position,
-                         .bias_ids = mb_step_on_device(slot, in->bias_ids + at->bias),
-                         .biases = mb_step_on_device(slot, in->biases + at->bias),
-                         .seen_ids = mb_step_on_device(slot, in->seen_ids + at->seen),
-                         .seen_counts = mb_step_on_device(slot, in->seen_counts + at->seen),
-                         .n_seen = seen->n};
-    at->bias += (size_t)n_bias;
-    at->seen += (size_t)seen->n;
-    return row;
+    *place = (mb_sampler_place){.id = sequence->id, .n_counted = position + 1};
 }
 
-static void fill_logit_rows(mb_step_slot *slot, int32_t i_planned, cursor *at) {
-    const mb_planned *item = &slot->plan[i_planned];
+static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, const mb_planned *item) {
     const mb_sequence *sequence = mb_sequence_of(item->job);
+    const mb_sampling *s = &sequence->sampling;
+    const int64_t position = item->first + item->n_tokens;
+    const size_t table = (size_t)item->job->table, vocab = (size_t)runner->model->config.vocab;
+    if (sequence->has_penalties || sequence->n_bias > 0)
+        use_sampler_place(runner, slot, sequence, position);
+    return (mb_sample_row){.temperature = s->temperature,
+                           .top_p = s->top_p,
+                           .min_p = s->min_p,
+                           .repetition_penalty = s->repetition_penalty,
+                           .presence_penalty = s->presence_penalty,
+                           .frequency_penalty = s->frequency_penalty,
+                           .top_k = s->top_k,
+                           .n_bias = mb_sequence_n_bias(sequence, position),
+                           .seed = s->seed,
+                           .position = (uint64_t)position,
+                           .bias_ids = runner->bias_ids + table * MB_MAX_LOGIT_BIAS,
+                           .biases = runner->biases + table * MB_MAX_LOGIT_BIAS,
+                           .seen = sequence->has_penalties ? runner->seen + table * vocab : NULL};
+}
+
+static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_planned, cursor *at) {
+    const mb_planned *item = &slot->plan[i_planned];
+    mb_sequence *sequence = mb_sequence_of(item->job);
     mb_step_inputs *in = &slot->in;
     for (int32_t i = item->n_tokens - item->n_logits; i < item->n_tokens; i++) {
         int draws = item->draws && i == item->n_tokens - 1;
@@ -102,12 +96,13 @@ static void fill_logit_rows(mb_step_slot *slot, int32_t i_planned, cursor *at) {
         if (draws) {
             row = sequence->on_logprobs ? at->reported_draw++ : at->silent_draw++;
             int32_t draw = row - slot->counts.n_prompt_rows;
-            in->rows[draw] = sample_row(slot, item, at);
+            in->rows[draw] = sample_row(runner, slot, item);
             slot->draw_planned[draw] = i_planned;
+            sequence->i_draw = draw;
         } else {
             at->prompt_row++;
         }
-        in->logit_rows[row] = at->token + i;
+        in->logit_rows[row] = in->q_start[i_planned] + i;
         if (row < slot->counts.n_reported)
             slot->reports[row] = (mb_report){.i_planned = i_planned, .position = item->first + i};
     }
@@ -120,7 +115,9 @@ static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, 
     mb_step_inputs *in = &slot->in;
     for (int32_t i = 0; i < item->n_tokens; i++) {
         int64_t position = item->first + i;
-        in->ids[at->token + i] = sequence->ids[position];
+        int is_known = position < item->job->n_tokens; /* else the step before draws it */
+        in->ids[at->token + i] = is_known ? sequence->ids[position] : 0;
+        in->draw_of[at->token + i] = is_known ? -1 : sequence->i_draw;
         in->positions[at->token + i] = (int32_t)position;
         in->slots[at->token + i] = mb_kv_slot(kv, kv_table, position);
     }
@@ -154,6 +151,7 @@ static void fill_padding(mb_step_slot *slot) {
     size_t max_blocks = (size_t)slot->counts.max_blocks;
     for (int32_t i = slot->n_planned; i < slot->counts.n_sequences; i++) {
         in->ids[i] = in->positions[i] = 0;
+        in->draw_of[i] = -1;
         in->slots[i] = -1;
         in->kv_len[i] = 1;
         in->q_start[i + 1] = i + 1;
@@ -166,6 +164,7 @@ static void fill_padding(mb_step_slot *slot) {
 void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     slot->counts = count(slot->plan, slot->n_planned);
     slot->n_drawn = slot->counts.n_draws;
+    slot->n_starts = 0;
     slot->is_graph = runner->uses_graphs && is_decode(&slot->counts);
     if (slot->is_graph)
         round_up(&runner->limits, &slot->counts);
@@ -174,8 +173,8 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
     for (int32_t i = 0; i < slot->n_planned; i++) {
         slot->outcomes[i] = (mb_outcome){.id = -1};
-        fill_logit_rows(slot, i, &at);
         fill_tokens(slot, kv, i, &at);
+        fill_logit_rows(runner, slot, i, &at);
     }
     if (slot->is_graph)
         fill_padding(slot);

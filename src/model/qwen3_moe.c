@@ -386,6 +386,8 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
     mb_trace_step();
 
     mb_embed_args embed = {.ids = batch->ids,
+                           .draw_of = batch->draw_of,
+                           .draws = batch->draws,
                            .table = f->weights->embedding,
                            .out = f->x,
                            .n_tokens = batch->n_tokens,

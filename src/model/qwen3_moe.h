@@ -27,11 +27,13 @@ typedef struct mb_kv_memory {
  * host. */
 typedef struct mb_batch {
     const int32_t *ids, *positions, *slots; /* [n_tokens] */
-    const int32_t *q_start;                 /* [n_sequences + 1] */
-    const int32_t *kv_len;                  /* [n_sequences] */
-    const int32_t *block_table;             /* [n_sequences, max_blocks] */
-    const int32_t *logit_rows;              /* [n_logits] token rows whose logits are wanted */
-    float *logits;                          /* [n_logits, V] fp32 out */
+    /* Tokens that the sampler has drawn (embed.h): [n_tokens] places in draws. NULL: all are in ids. */
+    const int32_t *draw_of, *draws;
+    const int32_t *q_start;     /* [n_sequences + 1] */
+    const int32_t *kv_len;      /* [n_sequences] */
+    const int32_t *block_table; /* [n_sequences, max_blocks] */
+    const int32_t *logit_rows;  /* [n_logits] token rows whose logits are wanted */
+    float *logits;              /* [n_logits, V] fp32 out */
     int32_t n_tokens, n_sequences, n_logits, max_blocks, max_q_len, max_kv_len;
 } mb_batch;
 

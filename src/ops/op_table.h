@@ -39,6 +39,7 @@
     WITH_WORKSPACE(moe_experts)             \
     PLAIN(moe_reduce)                       \
     WITH_WORKSPACE(moe_forward)             \
+    PLAIN(count_tokens)                     \
     WITH_WORKSPACE(sample)                  \
     PLAIN(log_softmax)
 

@@ -394,6 +394,7 @@ static mb_session_options with_defaults(const mb_session_options *given) {
     SET(kv_tokens);
     SET(memory_fraction);
     SET(max_context);
+    SET(steps_in_flight);
     SET(max_decode_slowdown);
 #undef SET
     return options;
@@ -420,6 +421,8 @@ static void test_bad_session_options_are_named(void **state) {
         {{.memory_fraction = 1.01f}, "memory_fraction"},
         {{.memory_fraction = NAN}, "memory_fraction"},
         {{.max_context = -1}, "max_context"},
+        {{.steps_in_flight = -1}, "steps_in_flight"},
+        {{.steps_in_flight = 3}, "steps_in_flight"},
         {{.max_decode_slowdown = 1}, "max_decode_slowdown"},
         {{.max_decode_slowdown = -2}, "max_decode_slowdown"},
         {{.max_decode_slowdown = NAN}, "max_decode_slowdown"},

@@ -183,8 +183,12 @@ static void no_report(void *user, mb_sequence *sequence, int64_t position, const
 /* A runner with one sequence, by hand. */
 static void open_direct(direct *d, const generation *g) {
     *d = (direct){0};
-    mb_runner_limits limits = {
-        .max_sequences = 2, .max_step_tokens = 64, .max_logits = 2, .max_blocks = 4, .n_kv_blocks = 4};
+    mb_runner_limits limits = {.n_slots = 1,
+                               .max_sequences = 2,
+                               .max_step_tokens = 64,
+                               .max_logits = 2,
+                               .max_blocks = 4,
+                               .n_kv_blocks = 4};
     assert_int_equal(mb_runner_open(&d->runner, model, &limits, no_report, NULL), MB_OK);
     mb_schedule_limits schedule = {
         .max_sequences = 2, .max_step_tokens = 64, .prefill_chunk = 64, .max_queued = 2};
@@ -198,6 +202,7 @@ static void open_direct(direct *d, const generation *g) {
     mb_kv_init(&d->kv, &arena, 4, 2, 4);
     mb_scheduler_init(&d->scheduler, &arena, &schedule, &d->kv);
     assert_int_equal(mb_sequence_create(model, &g->request, &d->sequence), MB_OK);
+    d->sequence->id = 1;
     assert_int_equal(mb_scheduler_submit(&d->scheduler, &d->sequence->job), MB_OK);
 }
 
@@ -303,20 +308,29 @@ static void count_row(void *user, int64_t position, const float *row, int32_t vo
 
 static void test_leaving_in_flight(void **state) {
     (void)state;
-    for (int release = 0; release < 2; release++) {
+    for (int i = 0; i < 4; i++) {
+        const int release = i % 2, depth = 1 + i / 2;
         generation leaving = random_generation(4, 70, 5), staying = random_generation(5, 10, 5);
         atomic_int *n_rows = malloc(sizeof *n_rows);
         atomic_init(n_rows, 0);
         leaving.request.on_logprobs = count_row;
         leaving.request.on_logprobs_user = n_rows;
         leaving.request.prompt_logprobs = 1;
-        mb_session *session = session_with(model, 2, 0, 0, 4 * 64);
+        mb_session_options options;
+        mb_session *session;
+        mb_session_options_init(&options);
+        options.max_sequences = 2;
+        options.kv_tokens = 4 * 64;
+        options.steps_in_flight = depth;
+        options.max_decode_slowdown = 0; /* the prompt goes on beside the one that decodes */
+        assert_int_equal(mb_session_open(model, &options, &session), MB_OK);
         generation_submit(&leaving, session);
         generation_submit(&staying, session);
+        const uint64_t n_records = slow_device_n_records(slow);
         slow_device_hold(slow);
         stepper s;
         start_step(&s, session);
-        slow_device_wait_for_work(slow);
+        slow_device_wait_for_records(slow, n_records + (uint64_t)depth); /* both are in all steps in flight */
         assert_int_equal(session_stats(session).n_running, 2);
         assert_int_equal(session_stats(session).kv_blocks_free, 1);
         /* It returns although the step is held, and what the callback uses may go. */
@@ -329,6 +343,10 @@ static void test_leaving_in_flight(void **state) {
         assert_false(atomic_load(&s.is_done));
         slow_device_go(slow);
         finish_step(&s);
+        if (depth == 2) {
+            assert_int_equal(session_stats(session).kv_blocks_free, 1); /* the second step wrote them too */
+            session_step(session);
+        }
         assert_int_equal(atomic_load(former), (int)0xCDCDCDCD); /* never called */
         assert_int_equal(session_stats(session).kv_blocks_free, 3);
         if (!release) {

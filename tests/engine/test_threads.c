@@ -15,7 +15,9 @@
 
 #include <cmocka.h>
 
+#include "model/model.h"
 #include "support/generation.h"
+#include "support/slow_device.h"
 
 enum { VOCAB = 48, PROMPTS = 8, MAX_PROMPT = 90, MAX_NEW = 12, CLIENTS = 4, REQUESTS = 60 };
 
@@ -28,6 +30,7 @@ typedef struct prompt {
 typedef struct storm {
     mb_model *model;
     mb_session *session;
+    int n_requests; /* of each client */
     prompt prompts[PROMPTS];
     atomic_int n_clients;
     atomic_ullong n_finished, n_cancelled, n_rows;
@@ -114,7 +117,7 @@ static const char *one_request(storm *s, uint64_t *random) {
 
 static void *client_body(void *user) {
     client *c = user;
-    for (int i = 0; i < REQUESTS && !c->problem; i++) {
+    for (int i = 0; i < c->storm->n_requests && !c->problem; i++) {
         c->problem = one_request(c->storm, &c->seed);
         mb_session_stats stats;
         mb_session_get_stats(c->storm->session, &stats);
@@ -134,9 +137,9 @@ static void *stepping_body(void *user) {
     return NULL;
 }
 
-static void test_storm(void **state) {
-    (void)state;
-    storm s = {.model = open_tiny_model()};
+/* slow: the device of the steps; NULL: the CPU. */
+static void run_storm(slow_device *slow) {
+    storm s = {.model = open_tiny_model(), .n_requests = slow ? REQUESTS / 4 : REQUESTS};
     mb_session *quiet = session_with(s.model, 1, 0, 0, 0);
     uint64_t random = 99;
     for (size_t i = 0; i < PROMPTS; i++) {
@@ -150,6 +153,9 @@ static void test_storm(void **state) {
     }
     mb_session_close(quiet);
 
+    mb_device *cpu = s.model->device;
+    if (slow)
+        s.model->device = slow_device_of(slow);
     mb_session_options options;
     mb_session_options_init(&options);
     options.max_sequences = 3;
@@ -176,16 +182,31 @@ static void test_storm(void **state) {
     mb_session_get_stats(s.session, &stats);
     assert_int_equal(stats.kv_blocks_free, stats.kv_blocks_total);
     assert_int_equal(stats.n_running + stats.n_waiting, 0);
-    assert_true(atomic_load(&s.n_finished) > CLIENTS * REQUESTS / 2);
+    assert_true(atomic_load(&s.n_finished) > (unsigned)(CLIENTS * s.n_requests / 2));
     assert_true(atomic_load(&s.n_cancelled) > 0);
     assert_true(atomic_load(&s.n_rows) > 0);
     mb_session_close(s.session);
     for (size_t i = 0; i < PROMPTS; i++)
         generation_free(&s.prompts[i].expected);
+    s.model->device = cpu;
     mb_model_close(s.model);
 }
 
+static void test_storm(void **state) {
+    (void)state;
+    run_storm(NULL);
+}
+
+/* With two steps in flight. */
+static void test_storm_over_overlapping_steps(void **state) {
+    (void)state;
+    slow_device *slow = slow_device_open(64 << 20);
+    run_storm(slow);
+    slow_device_close(slow);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_storm)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_storm),
+                                       cmocka_unit_test(test_storm_over_overlapping_steps)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@
 
 #include "base/status.h"
 
-enum { MAX_ARGS_BYTES = 512, HEADER_BYTES = 256 };
+enum { MAX_ARGS_BYTES = 512, HEADER_BYTES = 256, LAST_RECORDS = 64 };
 
 typedef struct stream stream;
 
@@ -62,7 +62,11 @@ struct slow_device {
     int n_streams, n_events, n_graphs;
     const stream *capturing; /* its work goes to captured */
     mb_graph *captured;
-    uint64_t n_replays;
+    uint64_t n_replays, n_records;
+    uint64_t holds_after, refuses_after; /* a number of records, 0: never */
+    mb_event records[LAST_RECORDS];      /* the n-th at n % LAST_RECORDS */
+    const stream *limited;               /* begins no work behind its first n_limit pieces */
+    uint64_t n_limit;
     uint64_t n_waiting; /* pieces of work that have not run, on all streams */
     uint64_t total_bytes, used_bytes;
 };
@@ -126,7 +130,8 @@ static mb_status slow_memory(mb_device *device, uint64_t *total_bytes, uint64_t 
 /* ---- Streams --------------------------------------------------------------------------------------- */
 
 static int may_begin(const stream *s) {
-    return s->first && !s->slow->is_held &&
+    int is_beyond = s == s->slow->limited && s->n_done >= s->slow->n_limit;
+    return s->first && !s->slow->is_held && !is_beyond &&
            (!s->first->awaited || s->first->awaited->n_done >= s->first->n_awaited);
 }
 
@@ -185,6 +190,12 @@ static mb_status enqueue(mb_stream to, const work *what) {
     *w = *what;
     w->next = NULL;
     pthread_mutex_lock(&slow->lock);
+    if (what->is_operator && slow->refuses_after && slow->n_records >= slow->refuses_after) {
+        slow->refuses_after = 0;
+        pthread_mutex_unlock(&slow->lock);
+        free(w);
+        return mb_fail(MB_ERR_MEMORY, "slow device: an operator was refused");
+    }
     if (s == slow->capturing) {
         append(&slow->captured->first, &slow->captured->last, w);
     } else {
@@ -292,10 +303,21 @@ static void slow_event_close(mb_device *device, mb_event *event) {
     free(event);
 }
 
+/* No work behind the event begins. */
+static void limit(slow_device *slow, const mb_event *event) {
+    slow->limited = event->stream;
+    slow->n_limit = event->number;
+}
+
 static mb_status slow_event_record(mb_device *device, mb_event *event, mb_stream s) {
-    pthread_mutex_lock(&self(device)->lock);
+    slow_device *slow = self(device);
+    pthread_mutex_lock(&slow->lock);
     *event = (mb_event){.stream = s, .number = ((const stream *)s)->n_enqueued};
-    pthread_mutex_unlock(&self(device)->lock);
+    slow->records[++slow->n_records % LAST_RECORDS] = *event;
+    if (slow->n_records == slow->holds_after)
+        limit(slow, event);
+    pthread_cond_broadcast(&slow->changed);
+    pthread_mutex_unlock(&slow->lock);
     return MB_OK;
 }
 
@@ -494,6 +516,10 @@ mb_device *slow_device_of(slow_device *slow) {
 static void set_held(slow_device *slow, int is_held) {
     pthread_mutex_lock(&slow->lock);
     slow->is_held = is_held;
+    if (!is_held) {
+        slow->limited = NULL;
+        slow->holds_after = 0;
+    }
     pthread_cond_broadcast(&slow->changed);
     pthread_mutex_unlock(&slow->lock);
 }
@@ -506,10 +532,47 @@ void slow_device_go(slow_device *slow) {
     set_held(slow, 0);
 }
 
+int slow_device_has_work(slow_device *slow) {
+    pthread_mutex_lock(&slow->lock);
+    int has_work = slow->n_waiting > 0;
+    pthread_mutex_unlock(&slow->lock);
+    return has_work;
+}
+
 void slow_device_wait_for_work(slow_device *slow) {
     pthread_mutex_lock(&slow->lock);
     while (slow->n_waiting == 0)
         pthread_cond_wait(&slow->changed, &slow->lock);
+    pthread_mutex_unlock(&slow->lock);
+}
+
+uint64_t slow_device_n_records(slow_device *slow) {
+    pthread_mutex_lock(&slow->lock);
+    uint64_t n = slow->n_records;
+    pthread_mutex_unlock(&slow->lock);
+    return n;
+}
+
+void slow_device_wait_for_records(slow_device *slow, uint64_t n) {
+    pthread_mutex_lock(&slow->lock);
+    while (slow->n_records < n)
+        pthread_cond_wait(&slow->changed, &slow->lock);
+    pthread_mutex_unlock(&slow->lock);
+}
+
+void slow_device_hold_after(slow_device *slow, uint64_t n) {
+    pthread_mutex_lock(&slow->lock);
+    slow->is_held = 0;
+    slow->holds_after = n;
+    if (n > 0 && n <= slow->n_records)
+        limit(slow, &slow->records[n % LAST_RECORDS]);
+    pthread_cond_broadcast(&slow->changed);
+    pthread_mutex_unlock(&slow->lock);
+}
+
+void slow_device_refuse_after(slow_device *slow, uint64_t n) {
+    pthread_mutex_lock(&slow->lock);
+    slow->refuses_after = n;
     pthread_mutex_unlock(&slow->lock);
 }
 

@@ -21,11 +21,20 @@ mb_device *slow_device_of(slow_device *slow);
 /* Until slow_device_go no more work begins. */
 void slow_device_hold(slow_device *slow);
 void slow_device_go(slow_device *slow);
-/* Waits until there is work that has not run. */
+int slow_device_has_work(slow_device *slow); /* that has not run */
 void slow_device_wait_for_work(slow_device *slow);
+
+/* Events that were recorded; the engine records one behind each step. */
+uint64_t slow_device_n_records(slow_device *slow);
+void slow_device_wait_for_records(slow_device *slow, uint64_t n);
+/* Lets the stream of the n-th record, past or to come, work up to there: what is behind it does not begin before
+ * slow_device_go. Ends a hold. */
+void slow_device_hold_after(slow_device *slow, uint64_t n);
 
 /* The next operator that runs fails: enqueueing it succeeds, waiting for it does not. */
 void slow_device_fail_next(slow_device *slow);
+/* The first operator behind the n-th record cannot be enqueued. */
+void slow_device_refuse_after(slow_device *slow, uint64_t n);
 
 uint64_t slow_device_n_replays(slow_device *slow); /* of graphs */
 

@@ -121,13 +121,35 @@ static void test_sample_edges(void **state) {
     for (warm.seed = 0; warm.seed < 50; warm.seed++)
         assert_true(sample_one(ties, 4, &warm, &logprob) > 0);
     /* Ids outside of the vocabulary are passed over; a bias of -infinity forbids a token. */
-    const int32_t bias_ids[] = {-1, 4, 1}, counts[] = {1, 1, 0};
+    const int32_t bias_ids[] = {-1, 4, 1};
     const float biases[] = {50, 50, -INFINITY};
-    greedy.bias_ids = greedy.seen_ids = bias_ids;
+    greedy.bias_ids = bias_ids;
     greedy.biases = biases;
-    greedy.seen_counts = counts;
-    greedy.n_bias = greedy.n_seen = 3;
+    greedy.n_bias = 3;
     assert_int_equal(sample_one(ties, 4, &greedy, &logprob), 2);
+}
+
+/* What is drawn is counted, and weighs from the next draw on; a row that cannot be drawn from counts nothing.
+ */
+static void test_sample_counts_what_it_draws(void **state) {
+    (void)state;
+    enum { V = 4 };
+    const float logits[V] = {5, 4.5f, 4.25f, -1}, nan[V] = {NAN, 1, 2, 3};
+    static const int32_t expected[] = {0, 1, 2, 0, 1, 2, 0, 1};
+    const int32_t ids[] = {0, 3, 3};
+    int32_t seen[V];
+    float logprob;
+    const mb_count_tokens_args count = {.ids = ids, .seen = seen, .n_ids = 3, .n_prompt = 2, .vocab = V};
+    assert_int_equal(mb_count_tokens_ref(&count, NULL), MB_OK);
+    const mb_sample_row row = {.repetition_penalty = 1, .frequency_penalty = 1, .top_p = 1, .seen = seen};
+    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+        assert_int_equal(sample_one(logits, V, &row, &logprob), expected[i]);
+        assert_int_equal(sample_one(nan, V, &row, &logprob), -1);
+    }
+    assert_int_equal(seen[0], 1 + 2 * 3);
+    assert_int_equal(seen[1], 2 * 3);
+    assert_int_equal(seen[2], 2 * 2);
+    assert_int_equal(seen[3], 1 + 2);
 }
 
 /* Drawn as often as the probabilities say: a chi-squared test. */
@@ -202,6 +224,9 @@ static void test_refused_others(void **state) {
     ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "ids[1] is 4");
     ids[1] = -1;
     ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "ids[1] is -1");
+    const int32_t draw_of[2] = {-1, 0};
+    embed.draw_of = draw_of;
+    ASSERT_REFUSED(mb_embed_ref(&embed, NULL), "draws is NULL");
 
     mb_rms_norm_args norm = {.x = x,
                              .rows = ids,
@@ -296,6 +321,7 @@ int main(void) {
         cmocka_unit_test(test_route_not_finite),
         cmocka_unit_test(test_sample_edges),
         cmocka_unit_test(test_refused_gemm),
+        cmocka_unit_test(test_sample_counts_what_it_draws),
         cmocka_unit_test(test_sample_distribution),
         cmocka_unit_test(test_refused_others),
         cmocka_unit_test(test_check_can_fail),

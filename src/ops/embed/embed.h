@@ -1,13 +1,21 @@
-/* embed.h - token embedding lookup: out[t] = table[ids[t]]. */
+/*
+ * embed.h - token embedding lookup: out[t] = table[ids[t]].
+ *
+ * With draw_of, a token may be one that the sampler has drawn and the host does not know yet: where
+ * draw_of[t] >= 0 the id is draws[draw_of[t]], and ids[t] is not looked at. A draw that is no id of the table
+ * (it failed) gives row 0: whose draw failed has no use for the result.
+ */
 #ifndef MB_OPS_EMBED_H
 #define MB_OPS_EMBED_H
 
 #include "moebius/ops.h"
 
 typedef struct mb_embed_args {
-    const int32_t *ids; /* [T] in [0, table.rows) */
-    mb_weight table;    /* [1, vocab, H] any dtype without scales */
-    void *out;          /* [T, H] dtype */
+    const int32_t *ids;     /* [T] in [0, table.rows) */
+    const int32_t *draw_of; /* [T] place in draws, -1: none; NULL: none at all */
+    const int32_t *draws;
+    mb_weight table; /* [1, vocab, H] any dtype without scales */
+    void *out;       /* [T, H] dtype */
     int64_t n_tokens;
     mb_dtype dtype;
 } mb_embed_args;

@@ -9,13 +9,21 @@
 /* A row passes through fp32 in pieces of this length when table and output differ in dtype. */
 enum { PIECE = 256 };
 
+static int32_t id_of(const mb_embed_args *args, int64_t t) {
+    if (!args->draw_of || args->draw_of[t] < 0)
+        return args->ids[t];
+    int32_t id = args->draws[args->draw_of[t]];
+    return id >= 0 && id < args->table.rows ? id : 0;
+}
+
 static void copy_row(const void *context, int64_t t) {
     const mb_embed_args *args = context;
     const mb_weight *table = &args->table;
+    const int32_t id = id_of(args, t);
     float piece[PIECE];
     for (int64_t i = 0; i < table->cols; i += PIECE) {
         int64_t n = table->cols - i < PIECE ? table->cols - i : PIECE;
-        mb_weight_load(table, 0, args->ids[t], i, n, piece);
+        mb_weight_load(table, 0, id, i, n, piece);
         mb_store_f32(args->dtype, args->out, t * table->cols + i, n, piece);
     }
 }
@@ -30,6 +38,7 @@ mb_status mb_embed_check(const mb_embed_args *args) {
                table->cols);
     MB_TRY(mb_weight_check(table, "embed: table", 1, table->rows, table->cols, 0));
     MB_REQUIRE(args->n_tokens == 0 || (args->ids && args->out), "embed: ids or out is NULL");
+    MB_REQUIRE(!args->draw_of || args->draws, "embed: draw_of is given, but draws is NULL");
     return MB_OK;
 }
 
@@ -37,7 +46,7 @@ mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream) {
     const mb_weight *table = &args->table;
     MB_TRY(mb_embed_check(args));
     for (int64_t t = 0; t < args->n_tokens; t++)
-        MB_REQUIRE(args->ids[t] >= 0 && args->ids[t] < table->rows,
+        MB_REQUIRE(id_of(args, t) >= 0 && id_of(args, t) < table->rows,
                    "embed: ids[%" PRId64 "] is %d, outside of the table's %" PRId64 " rows", t, args->ids[t],
                    table->rows);
 

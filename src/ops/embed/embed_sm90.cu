@@ -10,8 +10,13 @@ enum { N_THREADS = 256 };
 static __global__ void __launch_bounds__(N_THREADS) embed(mb_embed_args args) {
     mb_grid_wait();
     const int64_t token = blockIdx.x, cols = args.table.cols;
-    const int32_t id = args.ids[token];
-    const int is_known = id >= 0 && id < args.table.rows;
+    const int32_t draw = args.draw_of ? args.draw_of[token] : -1;
+    int32_t id = draw >= 0 ? args.draws[draw] : args.ids[token];
+    int is_known = id >= 0 && id < args.table.rows;
+    if (draw >= 0 && !is_known) {
+        id = 0;
+        is_known = 1;
+    }
     for (int64_t i = threadIdx.x; i < cols; i += N_THREADS) {
         const float value =
             is_known ? mb_element_load(args.table.dtype, args.table.data, id * cols + i) : CUDART_NAN_F;

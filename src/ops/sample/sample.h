@@ -19,12 +19,13 @@ typedef struct mb_sample_row {
     int32_t top_k; /* 0: off */
     int32_t n_bias;
     uint64_t seed;
-    uint64_t position;          /* of the token being drawn: the generator's counter */
-    const int32_t *bias_ids;    /* [n_bias] device */
-    const float *biases;        /* [n_bias] device */
-    const int32_t *seen_ids;    /* [n_seen] device: distinct tokens of prompt and answer; for the penalties */
-    const int32_t *seen_counts; /* [n_seen] device: occurrences in the answer (0: prompt only) */
-    int32_t n_seen;
+    uint64_t position;       /* of the token being drawn: the generator's counter */
+    const int32_t *bias_ids; /* [n_bias] device */
+    const float *biases;     /* [n_bias] device */
+    /* [V] device, for the penalties: of each token twice its occurrences in the answer, plus 1 when it is in
+     * the prompt; so 0 is a token that was not seen. The token that is drawn is counted. No two rows share
+     * an array. NULL: no penalties. */
+    int32_t *seen;
 } mb_sample_row;
 
 typedef struct mb_sample_args {
@@ -47,6 +48,18 @@ mb_status mb_sample_check(const mb_sample_args *args);
 mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes);
 mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
                         mb_stream stream);
+
+/* Makes a row's `seen` from the tokens that a sequence has. */
+typedef struct mb_count_tokens_args {
+    const int32_t *ids; /* [n_ids] prompt, answer; ids outside of [0, V) are passed over */
+    int32_t *seen;      /* [V] out */
+    int64_t n_ids, n_prompt;
+    int32_t vocab;
+} mb_count_tokens_args;
+
+mb_status mb_count_tokens_check(const mb_count_tokens_args *args);
+mb_status mb_count_tokens_ref(const mb_count_tokens_args *args, mb_stream stream);
+mb_status mb_count_tokens_sm90(const mb_count_tokens_args *args, mb_stream stream);
 
 typedef struct mb_log_softmax_args {
     const float *logits; /* [n_rows, V] */

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct token {
     double logit;
@@ -39,14 +40,17 @@ static int32_t count_kept(const mb_sample_row *row, const token *sorted, int32_t
     return n;
 }
 
-static int32_t expect_id(const mb_sample_row *row, const float *logits, int32_t vocab, token *tokens) {
+/* seen: as it was before the draw. */
+static int32_t expect_id(const mb_sample_row *row, const int32_t *seen, const float *logits, int32_t vocab,
+                         token *tokens) {
     for (int32_t i = 0; i < vocab; i++)
         tokens[i] = (token){(double)logits[i], i};
-    for (int32_t i = 0; i < row->n_seen; i++) {
-        double *logit = &tokens[row->seen_ids[i]].logit, penalty = (double)row->repetition_penalty;
-        *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
-        if (row->seen_counts[i] > 0)
-            *logit -= (double)row->presence_penalty + (double)row->frequency_penalty * row->seen_counts[i];
+    for (int32_t i = 0; seen && i < vocab; i++) {
+        double *logit = &tokens[i].logit, penalty = (double)row->repetition_penalty;
+        if (seen[i] > 0)
+            *logit = *logit > 0 ? *logit / penalty : *logit * penalty;
+        if (seen[i] > 1)
+            *logit -= (double)row->presence_penalty + (double)row->frequency_penalty * (seen[i] >> 1);
     }
     for (int32_t i = 0; i < row->n_bias; i++)
         tokens[row->bias_ids[i]].logit += (double)row->biases[i];
@@ -75,8 +79,9 @@ static void expect_log_softmax(const float *logits, int32_t vocab, double *out) 
         out[i] = (double)logits[i] - log(total);
 }
 
-/* Every row asks for something else: all the filters in many combinations, with and without penalties. */
-static mb_sample_row random_row(mb_check *check, int32_t vocab, int32_t index) {
+/* Every row asks for something else: all the filters in many combinations, with and without penalties. seen
+ * NULL: no penalties. */
+static mb_sample_row random_row(mb_check *check, int32_t vocab, int32_t index, int32_t *seen) {
     static const float temperatures[] = {0, 1, 0.6f, 2}, top_ps[] = {1, 0.95f, 0.3f, 0}, min_ps[] = {0, 0.1f};
     static const int32_t top_ks[] = {0, 1, 20, 1 << 20};
     mb_sample_row row = {
@@ -92,17 +97,26 @@ static mb_sample_row random_row(mb_check *check, int32_t vocab, int32_t index) {
     };
     int32_t n = vocab < 9 ? vocab : 9, stride = vocab / n;
     int32_t *ids = mb_check_alloc(check, (size_t)n * sizeof *ids);
-    int32_t *counts = mb_check_alloc(check, (size_t)n * sizeof *counts);
+    for (int32_t i = 0; seen && i < vocab; i++)
+        seen[i] = 0;
     for (int32_t i = 0; i < n; i++) {
         ids[i] = i * stride;
-        counts[i] = (int32_t)(mb_check_random(check) % 4);
+        if (seen) /* in the prompt alone, in the answer alone, in both */
+            seen[ids[i]] = 1 + (int32_t)(mb_check_random(check) % 7);
     }
-    row.seen_ids = row.bias_ids = ids;
-    row.seen_counts = counts;
-    row.n_seen = n;
+    row.bias_ids = ids;
+    row.seen = seen;
     row.n_bias = index % 7 == 3 ? n : 0;
     row.biases = mb_check_values(check, MB_F32, n, -5, 5);
     return row;
+}
+
+/* Samples from the same counts each time. */
+static mb_status sample_again(mb_check *check, const mb_sample_args *args, void *workspace,
+                              size_t workspace_bytes, int32_t *seen, const int32_t *seen_before,
+                              size_t seen_bytes) {
+    memcpy(seen, seen_before, seen_bytes);
+    return check->ops->sample(args, workspace, workspace_bytes, check->stream);
 }
 
 static void check_sample(mb_check *check, int32_t n_rows, int32_t vocab, double spread) {
@@ -120,20 +134,29 @@ static void check_sample(mb_check *check, int32_t n_rows, int32_t vocab, double 
         .n_rows = n_rows,
         .vocab = vocab,
     };
+    size_t row_ints = (size_t)vocab, seen_bytes = n * row_ints * sizeof(int32_t);
+    int32_t *seen = mb_check_alloc(check, seen_bytes), *seen_before = mb_check_alloc(check, seen_bytes);
     for (int32_t r = 0; r < n_rows; r++)
-        rows[r] = random_row(check, vocab, r);
+        rows[r] = random_row(check, vocab, r, r % 4 == 3 ? NULL : seen + (size_t)r * row_ints);
+    memcpy(seen_before, seen, seen_bytes);
     size_t workspace_bytes = 0;
     mb_check_ok(check, check->ops->sample_workspace(&args, &workspace_bytes));
     void *workspace = mb_check_alloc(check, workspace_bytes);
-    MB_CHECK_CALL(check, check->ops->sample(&args, workspace, workspace_bytes, check->stream));
+    MB_CHECK_CALL(check,
+                  sample_again(check, &args, workspace, workspace_bytes, seen, seen_before, seen_bytes));
     for (int32_t r = 0; r < n_rows; r++) {
         const float *logits = args.logits + (int64_t)r * vocab;
-        int32_t id = expect_id(&rows[r], logits, vocab, tokens);
+        int32_t *before = rows[r].seen ? seen_before + (size_t)r * row_ints : NULL;
+        int32_t id = expect_id(&rows[r], before, logits, vocab, tokens);
         expect_log_softmax(logits, vocab, all);
         expected[r] = all[id];
         if (args.ids[r] != id)
             mb_check_fail(check, "ids[%d] is %d, expected %d", r, args.ids[r], id);
+        if (before)
+            before[id] += 2;
     }
+    if (memcmp(seen, seen_before, seen_bytes) != 0)
+        mb_check_fail(check, "seen is not what it was and the drawn tokens");
     mb_check_compare(check, "logprobs", MB_F32, args.logprobs, expected, n_rows);
     mb_check_end(check, 0, (double)n_rows * vocab * sizeof(float));
 }
@@ -157,7 +180,44 @@ static void check_log_softmax(mb_check *check, int32_t n_rows, int32_t vocab, in
     mb_check_end(check, 0, 2.0 * (double)n * sizeof(float));
 }
 
+static void check_count_tokens(mb_check *check, int64_t n_ids, int64_t n_prompt, int32_t vocab) {
+    mb_check_begin(check, "count_tokens n=%lld, %lld in the prompt, V=%d", (long long)n_ids,
+                   (long long)n_prompt, vocab);
+    int32_t *ids = mb_check_alloc(check, (size_t)n_ids * sizeof *ids);
+    int32_t *expected = mb_check_alloc(check, (size_t)vocab * sizeof *expected);
+    int32_t *is_in_prompt = mb_check_alloc(check, (size_t)vocab * sizeof *is_in_prompt);
+    mb_count_tokens_args args = {.ids = ids,
+                                 .seen = mb_check_alloc(check, (size_t)vocab * sizeof *args.seen),
+                                 .n_ids = n_ids,
+                                 .n_prompt = n_prompt,
+                                 .vocab = vocab};
+    for (int32_t i = 0; i < vocab; i++)
+        expected[i] = is_in_prompt[i] = 0;
+    for (int64_t i = 0; i < n_ids; i++) { /* few different ones, and some that are none */
+        ids[i] = (int32_t)(mb_check_random(check) % 50) * (vocab / 40 + 1) - 1;
+        if (ids[i] < 0 || ids[i] >= vocab)
+            continue;
+        if (i < n_prompt)
+            is_in_prompt[ids[i]] = 1;
+        else
+            expected[ids[i]] += 2;
+    }
+    for (int32_t i = 0; i < vocab; i++)
+        expected[i] += is_in_prompt[i];
+    MB_CHECK_CALL(check, check->ops->count_tokens(&args, check->stream));
+    if (memcmp(args.seen, expected, (size_t)vocab * sizeof *expected) != 0)
+        mb_check_fail(check, "seen is not what the ids say");
+    mb_check_end(check, 0, (double)vocab * sizeof(int32_t));
+}
+
 void mb_sample_cases(mb_check *check) {
+    static const struct {
+        int64_t n_ids, n_prompt;
+        int32_t vocab;
+    } histories[] = {{0, 0, 1}, {1, 1, 7}, {40, 0, 100}, {3000, 1777, 503}, {5000, 5000, 151936}};
+    for (size_t i = 0; i < sizeof histories / sizeof *histories; i++)
+        check_count_tokens(check, histories[i].n_ids, histories[i].n_prompt, histories[i].vocab);
+
     static const int32_t shapes[][2] = {{0, 100}, {1, 1}, {128, 7}, {256, 503}, {64, 4096}, {7, 151936}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         check_sample(check, shapes[i][0], shapes[i][1], 1);

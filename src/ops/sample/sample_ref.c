@@ -32,9 +32,9 @@ static int comes_before(candidate a, candidate b) {
 
 /* Ids outside of the vocabulary are passed over. */
 static void adjust_logits(const mb_sample_row *row, int32_t vocab, float *z) {
-    for (int32_t i = 0; i < row->n_seen; i++) {
-        int32_t id = row->seen_ids[i], count = row->seen_counts[i];
-        if (id < 0 || id >= vocab)
+    for (int32_t id = 0; row->seen && id < vocab; id++) {
+        int32_t seen = row->seen[id], count = seen / 2;
+        if (seen == 0)
             continue;
         float penalty = row->repetition_penalty;
         float logit = z[id] > 0 ? z[id] / penalty : z[id] * penalty;
@@ -155,6 +155,8 @@ static void sample_row(const void *context, int64_t r) {
             z[i] = (z[i] - maximum) / row->temperature;
         id = draw(row, args->vocab, z, s->buffers.candidates + r * args->vocab);
     }
+    if (row->seen && id >= 0)
+        row->seen[id] += 2;
     args->ids[r] = id;
     args->logprobs[r] =
         id < 0 ? -INFINITY : (float)((double)logits[id] - mb_log_sum_exp(logits, args->vocab));

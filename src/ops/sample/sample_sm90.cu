@@ -58,18 +58,14 @@ static __device__ __forceinline__ unsigned long long units_of(float z) {
 /* ---- adjust */
 
 static __device__ void adjust_logits(const mb_sample_row *row, const float *logits, int32_t vocab, float *z) {
-    for (int32_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS)
-        z[i] = logits[i];
-    __syncthreads();
-    for (int32_t i = threadIdx.x; i < row->n_seen; i += SAMPLE_THREADS) {
-        const int32_t id = row->seen_ids[i], count = row->seen_counts[i];
-        if (id < 0 || id >= vocab)
-            continue;
-        const float penalty = row->repetition_penalty;
-        float logit = z[id] > 0 ? z[id] / penalty : z[id] * penalty;
+    for (int32_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
+        const int32_t seen = row->seen ? row->seen[i] : 0, count = seen / 2;
+        float logit = logits[i];
+        if (seen != 0)
+            logit = logit > 0 ? logit / row->repetition_penalty : logit * row->repetition_penalty;
         if (count > 0)
             logit -= row->presence_penalty + row->frequency_penalty * (float)count;
-        z[id] = logit;
+        z[i] = logit;
     }
     __syncthreads();
     /* The thread of an id's first bias adds all of the id's, in order. */
@@ -328,7 +324,7 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS) sample(sample_params p)
     mb_grid_wait();
     const mb_sample_row *parameters = &args.rows[blockIdx.x];
     const float *logits = args.logits + (int64_t)blockIdx.x * args.vocab, *z = logits;
-    if (parameters->n_seen > 0 || parameters->n_bias > 0) {
+    if (parameters->seen || parameters->n_bias > 0) {
         float *adjusted = p.adjusted + (int64_t)blockIdx.x * args.vocab;
         adjust_logits(parameters, logits, args.vocab, adjusted);
         z = adjusted;
@@ -340,6 +336,8 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS) sample(sample_params p)
     }
     const double normaliser = log_sum_exp(logits, args.vocab, &s.scratch);
     if (threadIdx.x == 0) {
+        if (parameters->seen && id >= 0)
+            parameters->seen[id] += 2;
         args.ids[blockIdx.x] = id;
         args.logprobs[blockIdx.x] = id < 0 ? -CUDART_INF_F : (float)((double)logits[id] - normaliser);
     }

@@ -342,7 +342,9 @@ typedef struct mb_news {
  * once, in the order of their news. *n_news is 0 when timeout_ms passed first (negative: never; 0: only
  * looks) or mb_waiter_wake was called. A sequence whose news was handed out comes again when there is more;
  * so read it with mb_read until that gives fewer tokens than asked for. Several threads may wait on one
- * waiter; each piece of news goes to one of them. mb_release forgets news that was not handed out. */
+ * waiter; each piece of news goes to one of them. News may come before mb_submit has returned. mb_release forgets
+ * news that was not handed out: no mb_wait that begins afterwards speaks of the sequence, so what waiter_user
+ * points at may then be freed by the thread that waits. */
 MB_API mb_status mb_wait(mb_waiter *waiter, int64_t timeout_ms, mb_news *news, size_t capacity,
                          size_t *n_news);
 

@@ -8,9 +8,10 @@
  *
  * On a GPU two steps are in flight. mb_step launches step N+1, collects step N, and returns while the device
  * works on N+1: so the device has work while the host commits, delivers, plans and fills. An end of text is
- * seen when N is collected, and then N+1 draws one token too many, which is dropped. A sequence that is part of a step in flight leaves the
- * scheduler at once when it is cancelled, but its KV blocks and its memory stay until its last step was
- * collected.
+ * seen when N is collected, and then N+1 draws one token too many, which is dropped.
+ *
+ * A sequence that is part of a step in flight leaves the scheduler at once when it is cancelled, but its KV
+ * blocks and its memory stay until its last step was collected.
  *
  * mb_cancel and mb_release promise that on_logprobs is not called any more when they return. So
  * mb_session_report looks under the lock whether the sequence still runs and notes whose callback it calls;

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "engine/session.h"
 #include "model/model.h"
 #include "support/generation.h"
 #include "support/slow_device.h"
@@ -70,7 +71,7 @@ static int use_cpu(void **state) {
 }
 
 typedef struct shape {
-    int32_t steps_in_flight, max_sequences, max_step_tokens, prefill_chunk;
+    int32_t steps_in_flight, max_sequences, max_step_tokens, prefill_chunk, kv_tokens;
     int plain_launches;
 } shape;
 
@@ -80,7 +81,7 @@ static mb_session *session_of(mb_model *of, shape s) {
     mb_session_options_init(&options);
     options.steps_in_flight = s.steps_in_flight;
     options.plain_launches = s.plain_launches;
-    options.kv_tokens = KV_TOKENS;
+    options.kv_tokens = s.kv_tokens ? s.kv_tokens : KV_TOKENS;
     if (s.max_sequences)
         options.max_sequences = s.max_sequences;
     if (s.max_step_tokens)
@@ -302,6 +303,110 @@ static void test_two_steps_on_the_cpu(void **state) {
     generations_run(all, N, session);
     for (size_t i = 0; i < N; i++)
         assert_same(&all[i], &alone[i]);
+    mb_session_close(session);
+    free_all(all, N);
+    free_all(alone, N);
+}
+
+/* Sequences that lose their blocks while steps with them are in flight: their token counts are made again. */
+static void test_preemption_changes_no_result(void **state) {
+    (void)state;
+    enum { N = 6 };
+    for (int depth = 1; depth <= 2; depth++) {
+        generation all[N], alone[N];
+        for (int run = 0; run < 2; run++) {
+            generation *g = run ? alone : all;
+            model->device = run ? cpu : slow_device_of(slow);
+            mb_session *session =
+                session_of(model, run ? (shape){0} : (shape){.steps_in_flight = depth, .kv_tokens = 4 * 64});
+            for (uint64_t i = 0; i < N; i++) {
+                g[i] = random_generation(i, 50 + 2 * i, 24); /* crosses into a second block */
+                g[i].request.sampling.temperature = 1;
+                g[i].request.sampling.seed = i;
+                g[i].request.sampling.frequency_penalty = i % 2 ? 1.5f : 0;
+                g[i].request.sampling.repetition_penalty = i % 3 ? 1 : 1.5f;
+                if (i > 3)
+                    generation_keep_logprobs(&g[i], i == 5);
+                if (run)
+                    generation_run_alone(&g[i], session);
+                else
+                    generation_submit(&g[i], session);
+            }
+            if (!run) {
+                generations_run(g, N, session);
+                assert_true(session_stats(session).n_preemptions > 0);
+            }
+            assert_session_idle(session);
+            mb_session_close(session);
+        }
+        for (int i = 0; i < N; i++)
+            assert_same(&all[i], &alone[i]);
+        free_all(all, N);
+        free_all(alone, N);
+    }
+}
+
+/* A sequence finds blocks of another that is still in flight. */
+static void test_a_shared_prefix_changes_no_result(void **state) {
+    (void)state;
+    enum { N = 4 };
+    generation all[N], alone;
+    mb_session *session = session_of(model, (shape){.prefill_chunk = 40});
+    for (uint64_t i = 0; i < N; i++) {
+        all[i] = random_generation(1, 140, 12);
+        all[i].request.sampling.presence_penalty = 0.5f;
+        generation_submit(&all[i], session);
+        for (int k = 0; k < 4; k++)
+            session_step(session);
+    }
+    generations_run(all, N, session);
+    assert_true(session_stats(session).n_prefix_hits >= 128);
+    mb_session_close(session);
+
+    model->device = cpu;
+    alone = random_generation(1, 140, 12);
+    alone.request.sampling.presence_penalty = 0.5f;
+    session = session_of(model, (shape){0});
+    generation_run_alone(&alone, session);
+    for (int i = 0; i < N; i++)
+        assert_same(&all[i], &alone);
+    mb_session_close(session);
+    free_all(all, N);
+    generation_free(&alone);
+}
+
+/* Sequences whose next draw needs the last token on the host, beside others. */
+static void test_awaiting_a_token_changes_no_result(void **state) {
+    (void)state;
+    enum { N = 12 };
+    generation all[N], alone[N];
+    run_all_alone(alone, N);
+    mb_session *session = session_of(model, (shape){.max_sequences = 6});
+    for (size_t i = 0; i < N; i++) {
+        wild_generation_init(&all[i], i);
+        generation_submit(&all[i], session);
+    }
+    for (uint64_t i = 0; i <= session->bucket_mask; i++)
+        for (mb_sequence *sequence = session->buckets[i]; sequence; sequence = sequence->next_in_bucket)
+            sequence->job.awaits_token = sequence->id % 2 == 0;
+    int n_unfinished = 1;
+    while (n_unfinished > 0) {
+        assert_int_equal(mb_step(session, &n_unfinished), MB_OK);
+        for (int32_t i = 0; i < session->n_in_flight; i++) {
+            const mb_step_slot *slot = &session->runner.slots[(session->oldest_slot + i) % MB_STEP_SLOTS];
+            for (int32_t k = 0; k < slot->n_planned; k++) {
+                const mb_job *job = slot->plan[k].job;
+                if (job->awaits_token &&
+                    slot->plan[k].draws) /* all tokens but the one that it draws are known */
+                    assert_int_equal(slot->plan[k].first + slot->plan[k].n_tokens, job->n_tokens);
+            }
+        }
+        for (size_t i = 0; i < N; i++)
+            generation_read(&all[i], session);
+    }
+    for (size_t i = 0; i < N; i++)
+        assert_same(&all[i], &alone[i]);
+    assert_session_idle(session);
     mb_session_close(session);
     free_all(all, N);
     free_all(alone, N);
@@ -576,6 +681,9 @@ int main(void) {
         ON_SLOW(test_the_cpu_keeps_one_step),
         ON_SLOW(test_two_steps_change_no_result),
         ON_SLOW(test_two_steps_on_the_cpu),
+        ON_SLOW(test_preemption_changes_no_result),
+        ON_SLOW(test_a_shared_prefix_changes_no_result),
+        ON_SLOW(test_awaiting_a_token_changes_no_result),
         ON_SLOW(test_the_surplus_token_is_dropped),
         ON_SLOW(test_leaving_at_every_point),
         ON_SLOW(test_closing_with_steps_in_flight),

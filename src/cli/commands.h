@@ -6,6 +6,7 @@
 
 extern const cli_command cli_run_command;
 extern const cli_command cli_chat_command;
+extern const cli_command cli_batch_command;
 extern const cli_command cli_tokenize_command;
 extern const cli_command cli_logprobs_command;
 extern const cli_command cli_serve_command;

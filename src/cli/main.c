@@ -11,8 +11,9 @@
 
 /* The last one is a part of the one before it: moebius bench moe. */
 static const cli_command *const commands[] = {
-    &cli_run_command,      &cli_chat_command,     &cli_serve_command, &cli_info_command,
-    &cli_tokenize_command, &cli_logprobs_command, &cli_bench_command, &cli_bench_moe_command,
+    &cli_run_command,      &cli_chat_command,  &cli_serve_command,
+    &cli_batch_command,    &cli_info_command,  &cli_tokenize_command,
+    &cli_logprobs_command, &cli_bench_command, &cli_bench_moe_command,
 };
 enum { N_COMMANDS = CLI_COUNT(commands) - 1 };
 

@@ -289,14 +289,39 @@ static int report_unknown(const cli_command *command, const char *argument, int 
                            (int)(name - argument + (ptrdiff_t)near.length), argument, near.nearest);
 }
 
-/* An operand that the command does not take; `operand` is the one before, if any. */
-static int report_operand(const cli_command *command, const char *argument, const char *operand) {
+static size_t count_files(const cli_command *command) {
+    size_t n = 0;
+    while (command->files != NULL && command->files[n] != NULL)
+        n++;
+    return n;
+}
+
+/* An operand that the command does not take; `operands`: those before, as many as it takes. */
+static int report_operand(const cli_command *command, const char *argument, int takes_directory,
+                          const char *const *operands) {
     const char *hint = command->operand_hint, *semicolon = hint != NULL ? "; " : "";
-    if (operand == NULL)
+    if (!takes_directory)
         return cli_usage_error(command, "\"%.200s\" is one operand too many: there are only options%s%s",
                                argument, semicolon, hint != NULL ? hint : "");
-    return cli_usage_error(command, "\"%.200s\" is one operand too many: DIR is \"%.200s\" already%s%s",
-                           argument, operand, semicolon, hint != NULL ? hint : "");
+    size_t n_files = count_files(command);
+    const char *last = n_files > 0 ? command->files[n_files - 1] : "DIR";
+    return cli_usage_error(command, "\"%.200s\" is one operand too many: %.*s is \"%.200s\" already%s%s",
+                           argument, (int)strcspn(last, ":"), last, operands[n_files], semicolon,
+                           hint != NULL ? hint : "");
+}
+
+/* -1 when all operands are there. */
+static int check_operands(const cli_command *command, const char *const *operands, size_t n) {
+    if (n == 0 || *operands[0] == '\0')
+        return cli_usage_error(command,
+                               "DIR is missing: the folder of a checkpoint, e.g. models/demo, or the name "
+                               "of a downloaded model, e.g. Qwen/Qwen3-30B-A3B");
+    if (n - 1 < count_files(command)) {
+        const char *file = command->files[n - 1];
+        int length = (int)strcspn(file, ":");
+        return cli_usage_error(command, "%.*s is missing%s", length, file, file + length);
+    }
+    return -1;
 }
 
 /* Takes the option at argv[*i] and its value. */
@@ -374,13 +399,14 @@ int cli_parse(const cli_command *command, int argc, char **argv, void *settings,
     int status = set_defaults(command, settings), options_ended = 0;
     if (status < 0 && command->reads_environment)
         status = set_from_environment(command, settings);
-    const char *operand = NULL;
+    size_t n_operands = 0, most_operands = directory != NULL ? 1 + count_files(command) : 0;
     for (int i = 1; i < argc && status < 0; i++) {
         const char *argument = argv[i];
         if (options_ended || argument[0] != '-' || argument[1] == '\0') {
-            if (directory == NULL || operand != NULL)
-                status = report_operand(command, argument, operand);
-            operand = argument;
+            if (n_operands == most_operands)
+                status = report_operand(command, argument, directory != NULL, directory);
+            else
+                directory[n_operands++] = argument;
         } else if (strcmp(argument, "--") == 0) {
             options_ended = 1;
         } else if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
@@ -390,14 +416,10 @@ int cli_parse(const cli_command *command, int argc, char **argv, void *settings,
             status = parse_option(command, argc, argv, &i, settings);
         }
     }
-    if (status < 0 && directory != NULL && (operand == NULL || *operand == '\0'))
-        status = cli_usage_error(command,
-                                 "DIR is missing: the folder of a checkpoint, e.g. models/demo, or the name "
-                                 "of a downloaded model, e.g. Qwen/Qwen3-30B-A3B");
+    if (status < 0 && directory != NULL)
+        status = check_operands(command, directory, n_operands);
     if (status >= 0)
         cli_settings_free(command, settings);
-    else if (directory != NULL)
-        *directory = operand;
     return status;
 }
 

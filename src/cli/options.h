@@ -85,6 +85,8 @@ typedef struct cli_command {
     const char *description; /* paragraphs separated by an empty line */
     const char *examples;
     const char *operand_hint; /* ends the sentence about an operand too many; NULL: nothing to add */
+    const char *const
+        *files; /* operands after DIR, all needed: "IN: the requests"; the last is NULL; NULL: none */
     const cli_group *groups;
     size_t n_groups;
     int reads_environment; /* MOEBIUS_MAX_QUEUE stands for --max-queue, for containers; the command line wins */
@@ -94,7 +96,8 @@ typedef struct cli_command {
 #define CLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 /* Fills *settings (zeroed by the caller) with the defaults and then from argv, and *directory with the
- * one operand DIR (directory NULL: the command takes none). Returns -1 when the command should go on,
+ * one operand DIR (directory NULL: the command takes none); directory[1] and so on get the command's `files`.
+ * Returns -1 when the command should go on,
  * else the exit status: --help was printed, or a usage error reported. */
 int cli_parse(const cli_command *command, int argc, char **argv, void *settings, const char **directory);
 

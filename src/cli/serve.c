@@ -10,19 +10,17 @@
 #include "base/alloc.h"
 #include "base/file.h"
 #include "cli/commands.h"
+#include "cli/engine_settings.h"
 #include "cli/model_settings.h"
 #include "cli/output.h"
 #include "server/server.h"
 
 typedef struct settings {
-    const char *host, *api_key_file, *reasoning_parser, *tool_call_parser;
+    const char *host, *api_key_file;
     cli_integer port, max_queue, shutdown_timeout, receive_timeout;
     cli_texts api_keys, names;
-    int access_log, enable_auto_tool_choice;
-    cli_integer max_model_len, max_num_seqs, max_num_batched_tokens, prefill_chunk, kv_tokens;
-    cli_number gpu_memory_utilization;
-    const char *kv_cache_dtype;
-    int enable_prefix_caching, no_enable_prefix_caching, enforce_eager;
+    int access_log;
+    cli_engine_settings engine;
     cli_model_settings model;
 } settings;
 
@@ -96,105 +94,10 @@ static const cli_option http_options[] = {
     {0},
 };
 
-static const cli_option answer_options[] = {
-    {.name = "reasoning-parser",
-     .value_name = "NAME",
-     .kind = CLI_TEXT,
-     .offset = offsetof(settings, reasoning_parser),
-     .help =
-         "How answers mark their reasoning: qwen3, or none to leave it in the text. Without it: as the model's "
-         "chat template has it."},
-    {.name = "tool-call-parser",
-     .value_name = "NAME",
-     .kind = CLI_TEXT,
-     .offset = offsetof(settings, tool_call_parser),
-     .help =
-         "How answers call tools: hermes (also Qwen3's), qwen3_coder or qwen3_xml. Without it: as the model's "
-         "chat template has it."},
-    {.name = "enable-auto-tool-choice",
-     .kind = CLI_FLAG,
-     .offset = offsetof(settings, enable_auto_tool_choice),
-     .help = "Let the model decide when to call a tool. It always may; vLLM asks for this option."},
-    {0},
-};
-
-static const cli_option engine_options[] = {
-    {.name = "max-model-len",
-     .value_name = "N",
-     .kind = CLI_INTEGER,
-     .offset = offsetof(settings, max_model_len),
-     .minimum = 1,
-     .maximum = 16777216,
-     .help =
-         "Most tokens of a prompt and its answer together. Without it: as the model and the KV cache allow."},
-    {.name = "max-num-seqs",
-     .value_name = "N",
-     .kind = CLI_INTEGER,
-     .offset = offsetof(settings, max_num_seqs),
-     .minimum = 1,
-     .maximum = 4096,
-     .fallback = "256",
-     .help = "Most sequences in one step."},
-    {.name = "max-num-batched-tokens",
-     .value_name = "N",
-     .kind = CLI_INTEGER,
-     .offset = offsetof(settings, max_num_batched_tokens),
-     .minimum = 1,
-     .maximum = 1048576,
-     .fallback = "2048",
-     .help = "Most tokens in one step."},
-    {.name = "prefill-chunk",
-     .value_name = "N",
-     .kind = CLI_INTEGER,
-     .offset = offsetof(settings, prefill_chunk),
-     .minimum = 1,
-     .maximum = 1048576,
-     .fallback = "512",
-     .help = "Most tokens of one prompt in a step."},
-    {.name = "kv-tokens",
-     .value_name = "N",
-     .kind = CLI_INTEGER,
-     .offset = offsetof(settings, kv_tokens),
-     .minimum = 1,
-     .maximum = 2147483584,
-     .help =
-         "Size of the KV cache in tokens. Without it: 16384 on the CPU, on a GPU what its memory allows."},
-    {.name = "gpu-memory-utilization",
-     .value_name = "PART",
-     .kind = CLI_NUMBER,
-     .offset = offsetof(settings, gpu_memory_utilization),
-     .minimum = 0,
-     .maximum = 1,
-     .ends = CLI_OPEN_BELOW,
-     .help =
-         "On a GPU: the part of its memory that may be in use, by all programs together, when the server is up. "
-         "Without it: 0.92."},
-    {.name = "kv-cache-dtype",
-     .value_name = "TYPE",
-     .kind = CLI_CHOICE,
-     .offset = offsetof(settings, kv_cache_dtype),
-     .choices = "auto",
-     .fallback = "auto",
-     .help = "Type of the KV cache: that of the activations."},
-    {.name = "enable-prefix-caching",
-     .kind = CLI_FLAG,
-     .offset = offsetof(settings, enable_prefix_caching),
-     .help = "Keep the KV of prompts for later requests that begin the same. This is the default."},
-    {.name = "no-enable-prefix-caching",
-     .kind = CLI_FLAG,
-     .offset = offsetof(settings, no_enable_prefix_caching),
-     .help = "Compute every prompt anew."},
-    {.name = "enforce-eager",
-     .kind = CLI_FLAG,
-     .offset = offsetof(settings, enforce_eager),
-     .help = "On a GPU: launch kernel by kernel in place of a CUDA graph for each decode step."},
-    {0},
-};
-
 static const cli_group groups[] = {
     {"HTTP", http_options, 0},
-    {"Answers", answer_options, 0},
-    {"Engine", engine_options, 0},
+    {"Answers", cli_answer_options, offsetof(settings, engine)},
+    {"Engine", cli_engine_options, offsetof(settings, engine)},
     {"Model", cli_model_options, offsetof(settings, model)},
 };
 
@@ -244,48 +147,6 @@ static int read_keys(const settings *given, key_list *found) {
 
 /* ---- Running ------------------------------------------------------------------------------------------ */
 
-static int check(const settings *given) {
-    if (given->enable_prefix_caching && given->no_enable_prefix_caching)
-        return cli_usage_error(
-            &cli_serve_command,
-            "--enable-prefix-caching and --no-enable-prefix-caching contradict each other");
-    if (given->kv_tokens.given && given->gpu_memory_utilization.given)
-        return cli_usage_error(&cli_serve_command,
-                               "--kv-tokens and --gpu-memory-utilization both give the size of the KV cache");
-    return -1;
-}
-
-/* The last part of a path, without slashes at its end. */
-static const char *name_of_path(const char *path, char *name, size_t capacity) {
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/')
-        end--;
-    size_t start = end;
-    while (start > 0 && path[start - 1] != '/')
-        start--;
-    snprintf(name, capacity, "%.*s", (int)(end - start), path + start);
-    return name;
-}
-
-static int fill_session(const settings *given, const mb_model *model, mb_session_options *options) {
-    mb_session_options_init(options);
-    options->max_sequences = (int32_t)given->max_num_seqs.value;
-    options->max_step_tokens = (int32_t)given->max_num_batched_tokens.value;
-    options->prefill_chunk = (int32_t)given->prefill_chunk.value;
-    options->kv_tokens = given->kv_tokens.value;
-    options->plain_launches = given->enforce_eager;
-    options->prefix_caching = !given->no_enable_prefix_caching;
-    options->max_context = given->max_model_len.value;
-    mb_model_info info;
-    mb_model_get_info(model, &info);
-    if (given->gpu_memory_utilization.given && strcmp(info.device, "cpu") == 0)
-        return cli_failure("--gpu-memory-utilization goes with a GPU, and the model is on the CPU; give "
-                           "--kv-tokens");
-    if (given->gpu_memory_utilization.given)
-        options->memory_fraction = (float)given->gpu_memory_utilization.value;
-    return CLI_OK;
-}
-
 /* Until a signal comes, and then until the running requests have ended. The signals are blocked. */
 static int wait_for_end(const settings *given, mb_server *server, const sigset_t *signals) {
     const struct timespec moment = {.tv_nsec = 20 * 1000 * 1000};
@@ -308,24 +169,21 @@ static int wait_for_end(const settings *given, mb_server *server, const sigset_t
 
 static int serve(const settings *given, const char *directory, const key_list *keys, mb_model *model) {
     char name[256];
-    const char *names[2] = {name_of_path(directory, name, sizeof name), NULL};
+    const char *names[2] = {name, NULL};
     const char **all_names = names;
     mb_server *server = NULL;
     sigset_t signals;
     server_settings wanted = {.host = given->host,
                               .port = (int)given->port.value,
                               .keys = keys->count > 0 ? keys->items : NULL,
-                              .max_model_len = given->max_model_len.value,
+                              .max_model_len = given->engine.max_model_len.value,
                               .max_queue = (int32_t)given->max_queue.value,
                               .receive_timeout_s = (double)given->receive_timeout.value,
                               .access_log = given->access_log};
-    int status = fill_session(given, model, &wanted.session);
-    if (status == CLI_OK && (mb_answer_formats_of(model, &wanted.formats) != MB_OK ||
-                             mb_answer_formats_by_name(given->reasoning_parser, given->tool_call_parser,
-                                                       &wanted.formats) != MB_OK))
-        status = cli_report_failure();
+    int status = cli_apply_engine(&given->engine, model, &wanted.session, &wanted.formats);
     if (status != CLI_OK)
         return status;
+    cli_name_of_path(directory, name, sizeof name);
     if (given->names.count > 0) {
         all_names = mb_calloc(given->names.count + 1, sizeof *all_names);
         if (all_names == NULL)
@@ -359,7 +217,7 @@ static int serve_main(int argc, char **argv) {
     int status = cli_parse(&cli_serve_command, argc, argv, &given, &directory);
     if (status >= 0)
         return status;
-    status = check(&given);
+    status = cli_check_engine(&cli_serve_command, &given.engine);
     if (status < 0)
         status = read_keys(&given, &keys);
     if (status == CLI_OK)

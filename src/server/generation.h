@@ -72,6 +72,10 @@ typedef struct server_reading {
     int any_name;              /* every name is served */
 } server_reading;
 
+/* Formats are left to the caller. `names` must live as long; the last is NULL, and "*" stands for every name. */
+void server_reading_init(server_reading *reading, const mb_model *model, mb_session *session,
+                         const char *const *names, int64_t max_model_len);
+
 /* Greedy defaults come from generation_config.json. */
 void server_generation_init(server_generation *generation, const mb_model *model);
 void server_generation_free(server_generation *generation);

@@ -13,6 +13,8 @@ struct server_reply {
     pthread_mutex_t lock;
     int n_held;
     server_reply_listener listener;
+    server_reply_done done; /* NULL: a connection waits for the reply */
+    void *done_user;
     struct MHD_Connection *connection; /* NULL after detach */
     int suspended, gone, ended;
     phase phase;
@@ -38,6 +40,15 @@ server_reply *server_reply_open(struct MHD_Connection *connection) {
     }
     reply->n_held = 1;
     reply->connection = connection;
+    return reply;
+}
+
+server_reply *server_reply_open_offline(server_reply_done done, void *user) {
+    server_reply *reply = server_reply_open(NULL);
+    if (reply != NULL) {
+        reply->done = done;
+        reply->done_user = user;
+    }
     return reply;
 }
 
@@ -96,8 +107,10 @@ void server_reply_header(server_reply *reply, const char *name, const char *valu
 
 static void put_whole(server_reply *reply, int status, int retry_after_s, const char *content_type,
                       server_text *text) {
+    server_text taken = {0};
     pthread_mutex_lock(&reply->lock);
-    if (reply->phase == NOTHING) {
+    int is_first = reply->phase == NOTHING;
+    if (is_first) {
         reply->phase = WHOLE;
         reply->status = text->failed ? 503 : status;
         reply->retry_after_s = retry_after_s;
@@ -107,10 +120,16 @@ static void put_whole(server_reply *reply, int status, int retry_after_s, const 
             reply->text = *text;
             *text = (server_text){0};
         }
+        if (reply->done != NULL) {
+            taken = reply->text;
+            reply->text = (server_text){0};
+        }
         resume(reply);
     }
     pthread_mutex_unlock(&reply->lock);
     server_text_free(text);
+    if (is_first && reply->done != NULL)
+        reply->done(reply->done_user, reply->status, taken.bytes, taken.n_bytes);
 }
 
 void server_reply_whole(server_reply *reply, int status, const char *content_type, server_text *text) {

@@ -25,6 +25,10 @@ typedef struct server_reply_listener {
 } server_reply_listener;
 
 server_reply *server_reply_open(struct MHD_Connection *connection); /* held once; NULL: no memory */
+/* A reply that no connection waits for. The whole reply goes to `done`, once, on the thread that puts it in; the
+ * bytes (mb_malloc) are the callee's, and NULL when there was no memory for them. It cannot be a stream. */
+typedef void (*server_reply_done)(void *user, int status, char *bytes, size_t n_bytes);
+server_reply *server_reply_open_offline(server_reply_done done, void *user);
 void server_reply_hold(server_reply *reply);
 void server_reply_drop(server_reply *reply);
 

@@ -133,34 +133,6 @@ static void free_list(char **list) {
     mb_free(list);
 }
 
-static size_t longest_token(const mb_model *model, int32_t vocab) {
-    size_t longest = 1, n_bytes;
-    const char *bytes;
-    for (int32_t id = 0; id < vocab; id++)
-        if (mb_token_bytes(model, id, &bytes, &n_bytes, NULL) == MB_OK && n_bytes > longest)
-            longest = n_bytes;
-    return longest;
-}
-
-/* After the session is open, which knows the size of the KV cache. */
-static void prepare_reading(mb_server *server, mb_model *model) {
-    server_reading *reading = &server->reading;
-    mb_session_stats stats;
-    reading->model = model;
-    mb_model_get_info(model, &reading->info);
-    mb_session_get_stats(server->engine.session, &stats);
-    reading->formats = server->settings.formats;
-    reading->context = reading->info.max_positions;
-    if (64 * stats.kv_blocks_total < reading->context)
-        reading->context = 64 * stats.kv_blocks_total;
-    if (server->settings.max_model_len > 0 && server->settings.max_model_len < reading->context)
-        reading->context = server->settings.max_model_len;
-    reading->longest_token = longest_token(model, reading->info.vocab);
-    reading->names = (const char *const *)server->names;
-    for (char **name = server->names; *name != NULL; name++)
-        reading->any_name |= strcmp(*name, "*") == 0;
-}
-
 static int n_workers(void) {
     long n_cores = sysconf(_SC_NPROCESSORS_ONLN);
     return n_cores < 2 * MIN_WORKERS   ? MIN_WORKERS
@@ -177,7 +149,9 @@ static mb_status open_parts(mb_server *server, mb_model *model, const server_set
         return mb_fail(MB_ERR_MEMORY, "no memory for the server");
     MB_TRY(server_engine_open(&server->engine, model, &settings->session, info.max_positions));
     server->has_engine = 1;
-    prepare_reading(server, model);
+    server_reading_init(&server->reading, model, server->engine.session, (const char *const *)server->names,
+                        settings->max_model_len);
+    server->reading.formats = settings->formats;
     MB_TRY(server_watch_open(&server->watch));
     MB_TRY(server_workers_open(n_workers(), &server->workers));
     return listen_on(server);

@@ -7,7 +7,7 @@ import pytest
 
 from cli_support import ROOT
 
-COMMANDS = ["run", "chat", "info", "bench", "tokenize", "logprobs"]
+COMMANDS = ["run", "chat", "batch", "info", "bench", "tokenize", "logprobs"]
 MODEL = "tests/golden/plain_f32"
 
 

@@ -117,7 +117,7 @@ def bash_completes(script, *words):
 def test_bash_completion(moebius, tmp_path):
     script = tmp_path / "moebius.bash"
     script.write_bytes(moebius("help", "--completion", "bash").stdout)
-    assert bash_completes(script, "moebius", "") == ["run", "chat", "serve", "info", "tokenize", "logprobs", "bench", "help", "--help", "--version"]
+    assert bash_completes(script, "moebius", "") == ["run", "chat", "serve", "batch", "info", "tokenize", "logprobs", "bench", "help", "--help", "--version"]
     assert bash_completes(script, "moebius", "ben") == ["bench"]
     assert bash_completes(script, "moebius", "run", "mod") == ["models"]
     assert bash_completes(script, "moebius", "run", "models/demo", "--temp") == ["--temperature"]

@@ -1,0 +1,145 @@
+#include "cli/engine_settings.h"
+
+#include <string.h>
+
+#include "cli/output.h"
+
+#define FIELD(name) offsetof(cli_engine_settings, name)
+
+const cli_option cli_answer_options[] = {
+    {.name = "reasoning-parser",
+     .value_name = "NAME",
+     .kind = CLI_TEXT,
+     .offset = FIELD(reasoning_parser),
+     .help =
+         "How answers mark their reasoning: qwen3, or none to leave it in the text. Without it: as the model's "
+         "chat template has it."},
+    {.name = "tool-call-parser",
+     .value_name = "NAME",
+     .kind = CLI_TEXT,
+     .offset = FIELD(tool_call_parser),
+     .help =
+         "How answers call tools: hermes (also Qwen3's), qwen3_coder or qwen3_xml. Without it: as the model's "
+         "chat template has it."},
+    {.name = "enable-auto-tool-choice",
+     .kind = CLI_FLAG,
+     .offset = FIELD(enable_auto_tool_choice),
+     .help = "Let the model decide when to call a tool. It always may; vLLM asks for this option."},
+    {0},
+};
+
+const cli_option cli_engine_options[] = {
+    {.name = "max-model-len",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(max_model_len),
+     .minimum = 1,
+     .maximum = 16777216,
+     .help =
+         "Most tokens of a prompt and its answer together. Without it: as the model and the KV cache allow."},
+    {.name = "max-num-seqs",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(max_num_seqs),
+     .minimum = 1,
+     .maximum = 4096,
+     .fallback = "256",
+     .help = "Most sequences in one step."},
+    {.name = "max-num-batched-tokens",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(max_num_batched_tokens),
+     .minimum = 1,
+     .maximum = 1048576,
+     .fallback = "2048",
+     .help = "Most tokens in one step."},
+    {.name = "prefill-chunk",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(prefill_chunk),
+     .minimum = 1,
+     .maximum = 1048576,
+     .fallback = "512",
+     .help = "Most tokens of one prompt in a step."},
+    {.name = "kv-tokens",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = FIELD(kv_tokens),
+     .minimum = 1,
+     .maximum = 2147483584,
+     .help =
+         "Size of the KV cache in tokens. Without it: 16384 on the CPU, on a GPU what its memory allows."},
+    {.name = "gpu-memory-utilization",
+     .value_name = "PART",
+     .kind = CLI_NUMBER,
+     .offset = FIELD(gpu_memory_utilization),
+     .minimum = 0,
+     .maximum = 1,
+     .ends = CLI_OPEN_BELOW,
+     .help =
+         "On a GPU: the part of its memory that may be in use, by all programs together, when the server is up. "
+         "Without it: 0.92."},
+    {.name = "kv-cache-dtype",
+     .value_name = "TYPE",
+     .kind = CLI_CHOICE,
+     .offset = FIELD(kv_cache_dtype),
+     .choices = "auto",
+     .fallback = "auto",
+     .help = "Type of the KV cache: that of the activations."},
+    {.name = "enable-prefix-caching",
+     .kind = CLI_FLAG,
+     .offset = FIELD(enable_prefix_caching),
+     .help = "Keep the KV of prompts for later requests that begin the same. This is the default."},
+    {.name = "no-enable-prefix-caching",
+     .kind = CLI_FLAG,
+     .offset = FIELD(no_enable_prefix_caching),
+     .help = "Compute every prompt anew."},
+    {.name = "enforce-eager",
+     .kind = CLI_FLAG,
+     .offset = FIELD(enforce_eager),
+     .help = "On a GPU: launch kernel by kernel in place of a CUDA graph for each decode step."},
+    {0},
+};
+
+int cli_check_engine(const cli_command *command, const cli_engine_settings *given) {
+    if (given->enable_prefix_caching && given->no_enable_prefix_caching)
+        return cli_usage_error(
+            command, "--enable-prefix-caching and --no-enable-prefix-caching contradict each other");
+    if (given->kv_tokens.given && given->gpu_memory_utilization.given)
+        return cli_usage_error(command,
+                               "--kv-tokens and --gpu-memory-utilization both give the size of the KV cache");
+    return -1;
+}
+
+int cli_apply_engine(const cli_engine_settings *given, const mb_model *model, mb_session_options *options,
+                     mb_answer_formats *formats) {
+    mb_model_info info;
+    mb_session_options_init(options);
+    options->max_sequences = (int32_t)given->max_num_seqs.value;
+    options->max_step_tokens = (int32_t)given->max_num_batched_tokens.value;
+    options->prefill_chunk = (int32_t)given->prefill_chunk.value;
+    options->kv_tokens = given->kv_tokens.value;
+    options->plain_launches = given->enforce_eager;
+    options->prefix_caching = !given->no_enable_prefix_caching;
+    options->max_context = given->max_model_len.value;
+    mb_model_get_info(model, &info);
+    if (given->gpu_memory_utilization.given && strcmp(info.device, "cpu") == 0)
+        return cli_failure("--gpu-memory-utilization goes with a GPU, and the model is on the CPU; give "
+                           "--kv-tokens");
+    if (given->gpu_memory_utilization.given)
+        options->memory_fraction = (float)given->gpu_memory_utilization.value;
+    if (mb_answer_formats_of(model, formats) != MB_OK ||
+        mb_answer_formats_by_name(given->reasoning_parser, given->tool_call_parser, formats) != MB_OK)
+        return cli_report_failure();
+    return CLI_OK;
+}
+
+void cli_name_of_path(const char *path, char *name, size_t capacity) {
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    size_t start = end;
+    while (start > 0 && path[start - 1] != '/')
+        start--;
+    snprintf(name, capacity, "%.*s", (int)(end - start), path + start);
+}

@@ -1,0 +1,30 @@
+/* engine_settings.h - the options of commands that answer many requests at once: serve and batch. */
+#ifndef MB_CLI_ENGINE_SETTINGS_H
+#define MB_CLI_ENGINE_SETTINGS_H
+
+#include "cli/options.h"
+#include "moebius/answer.h"
+
+typedef struct cli_engine_settings {
+    const char *reasoning_parser, *tool_call_parser;
+    int enable_auto_tool_choice;
+    cli_integer max_model_len, max_num_seqs, max_num_batched_tokens, prefill_chunk, kv_tokens;
+    cli_number gpu_memory_utilization;
+    const char *kv_cache_dtype;
+    int enable_prefix_caching, no_enable_prefix_caching, enforce_eager;
+} cli_engine_settings;
+
+/* Two groups of one struct. */
+extern const cli_option cli_answer_options[], cli_engine_options[];
+
+/* -1 when the settings make sense together, else the exit status of a reported usage error. */
+int cli_check_engine(const cli_command *command, const cli_engine_settings *settings);
+
+/* Fills the options of a session, and the formats of the model's answers. Failures are reported. */
+int cli_apply_engine(const cli_engine_settings *settings, const mb_model *model, mb_session_options *options,
+                     mb_answer_formats *formats);
+
+/* What a model is called when nobody says: the last part of its path, without slashes at its end. */
+void cli_name_of_path(const char *path, char *name, size_t capacity);
+
+#endif

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, overload
 
 from . import _engine_library as c
 from ._library import LIBRARY, Error
-from ._sampling import Sampling, fill_request, integer
+from ._sampling import Sampling, fill_request, integer, number
 from ._session import Decoder, Session
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."} and so on, as in OpenAI's API
@@ -197,6 +197,8 @@ class Engine:
         prefill_chunk: int | None = None,
         max_queued: int | None = None,
         kv_tokens: int = 0,
+        memory_fraction: float | None = None,
+        max_context: int = 0,
         prefix_caching: bool = True,
     ) -> None:
         """
@@ -210,6 +212,8 @@ class Engine:
         step (64, 2048, 512).
         max_queued: most answers that are open at once; generate and stream wait beyond (1024).
         kv_tokens: tokens that the KV cache holds; 0: on the CPU 16384, on a GPU what its free memory allows.
+        memory_fraction: the part of a GPU's memory that may be in use, by all programs together (0.92).
+        max_context: most tokens of a prompt and its answer; 0: the model's.
         prefix_caching: prompts that begin alike are computed once, as long as the KV cache has the space.
         """
         model_options, session_options = c.ModelOptions(), c.SessionOptions()
@@ -226,6 +230,9 @@ class Engine:
             if size is not None:
                 setattr(session_options, name, integer(name, size, 1, 2**31 - 1))
         session_options.kv_tokens = integer("kv_tokens", kv_tokens, 0, 2**62)
+        session_options.max_context = integer("max_context", max_context, 0, 2**62)
+        if memory_fraction is not None:
+            session_options.memory_fraction = number("memory_fraction", memory_fraction)
         session_options.prefix_caching = bool(prefix_caching)
         self._session = Session(str(directory), model_options, session_options)
         # Runs at the end of the program too, before daemon threads are stopped wherever they are.

@@ -90,6 +90,8 @@ class SessionOptions(ctypes.Structure):
         ("prefill_chunk", c_int32),
         ("max_queued", c_int32),
         ("kv_tokens", c_int64),
+        ("memory_fraction", c_float),
+        ("max_context", c_int64),
         ("plain_launches", c_int),
         ("prefix_caching", c_int),
         ("max_decode_slowdown", c_float),

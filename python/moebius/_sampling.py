@@ -56,7 +56,7 @@ def integer(name: str, value: Any, minimum: int, maximum: int) -> int:
     return int(value)
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {value!r}; it must be a number")
     return float(value)
@@ -75,7 +75,7 @@ def fill_request(request: c.Request, ids: list[int], sampling: Sampling, index: 
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         value = getattr(sampling, name)
         if value is not None:
-            setattr(chosen, name, _number(name, value))
+            setattr(chosen, name, number(name, value))
     if sampling.top_k is not None:
         chosen.top_k = integer("top_k", sampling.top_k, 0, 2**31 - 1)
     if sampling.seed is None:
@@ -83,7 +83,7 @@ def fill_request(request: c.Request, ids: list[int], sampling: Sampling, index: 
     else:
         chosen.seed = (integer("seed", sampling.seed, 0, 2**64 - 1) + index) % 2**64
     biases = [
-        (integer("logit_bias", id, 0, 2**31 - 1), _number("logit_bias", bias))
+        (integer("logit_bias", id, 0, 2**31 - 1), number("logit_bias", bias))
         for id, bias in (sampling.logit_bias or {}).items()
     ]
     chosen.logit_bias, chosen.n_logit_bias = (c.LogitBias * len(biases))(*biases), len(biases)

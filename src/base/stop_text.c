@@ -114,7 +114,8 @@ static void hand_out(mb_stop_text *matcher, const char *before, size_t n_before,
     size_t n_old = n < n_before ? n : n_before;
     if (n == 0)
         return;
-    memcpy(matcher->out, before, n_old);
+    if (n_old > 0)
+        memcpy(matcher->out, before, n_old);
     memcpy(matcher->out + n_old, piece, n - n_old);
     *text = matcher->out;
     *n_bytes = n;

@@ -39,6 +39,7 @@ double mb_pace_prefill_work(mb_pace *pace, int32_t n_decodes) {
     }
     pace->n_pauses = 0;
     pace->n_owed = 0;
+    pace->allowed = 0;
     pace->n_mixed++;
     if (pace->n_until_probe-- <= 0) {
         pace->n_until_probe = PROBE;
@@ -46,14 +47,23 @@ double mb_pace_prefill_work(mb_pace *pace, int32_t n_decodes) {
     }
     if (pace->decode_seconds == 0 || pace->seconds_per_work == 0)
         return FIRST_WORK;
+    double decode = pace->decode_seconds;
+    if (n_decodes < pace->n_decodes) /* at the worst, the time is all theirs */
+        decode *= (double)n_decodes / pace->n_decodes;
     /* Of the limit four fifths, because a step's time varies. */
-    double spare = (pace->max_slowdown - 1) * pace->decode_seconds;
+    double spare = (pace->max_slowdown - 1) * decode;
     double fixed = pace->fixed_seconds, room = 0.8 * spare - fixed;
     if (room < 0.3 * spare) {
         room = 0.5 * spare;
         pace->n_owed = (int32_t)fmin(ceil((fixed + room) / (0.8 * spare)) - 1, MAX_OWED);
     }
-    return room / pace->seconds_per_work;
+    pace->allowed = room / pace->seconds_per_work;
+    return pace->allowed;
+}
+
+void mb_pace_spend(mb_pace *pace, double work) {
+    if (pace->allowed > 0 && work > pace->allowed)
+        pace->n_owed = (int32_t)fmin(pace->n_owed + ceil(work / pace->allowed) - 1, MAX_OWED);
 }
 
 /* Moves the figure towards a new measurement. One that is far off may be an accident, such as another program
@@ -77,7 +87,8 @@ static void learn_decode(mb_pace *pace, int32_t n_decodes, double seconds) {
 static void learn_mixed(mb_pace *pace, const mb_step_load *load, double seconds) {
     double added = fmax(seconds - pace->decode_seconds, 0), known = pace->seconds_per_work;
     if (load->prefill_tokens == 1) {
-        pace->fixed_seconds += 0.5 * (fmin(added, MAX_OWED * pace->decode_seconds) - pace->fixed_seconds);
+        double fixed = fmax(added - known * load->prefill_work, 0);
+        pace->fixed_seconds += 0.5 * (fmin(fixed, MAX_OWED * pace->decode_seconds) - pace->fixed_seconds);
         return;
     }
     double measured = fmax(added - pace->fixed_seconds, 0) / load->prefill_work;

@@ -29,6 +29,7 @@ typedef struct mb_pace {
     int32_t n_until_probe;   /* mixed steps before fixed_seconds is measured again */
     int32_t n_pauses;        /* steps in a row in which prompts paused */
     int32_t n_owed;          /* pauses that the last mixed step costs */
+    double allowed;          /* work that was allowed last; 0: it was not computed from figures */
 } mb_pace;
 
 /* What is in a step. */
@@ -47,6 +48,10 @@ double mb_pace_token_work(const mb_pace *pace, int64_t position);
  * whenever it is not 0. 0: none, this time. To be called once for each step that could be mixed. It is never 0
  * more than eight times in a row. */
 double mb_pace_prefill_work(mb_pace *pace, int32_t n_decodes);
+
+/* The step that was asked for last takes this much work: more than was allowed when a single token is. Then
+ * prompts pause for as long as makes the limit hold on average, but for no more than eight steps. */
+void mb_pace_spend(mb_pace *pace, double work);
 
 /* A step with this load took so long. */
 void mb_pace_learn(mb_pace *pace, const mb_step_load *load, double seconds);

@@ -178,6 +178,7 @@ static void admit_urgent(mb_scheduler *scheduler) {
 typedef struct budget {
     int32_t tokens, prompt_logits;
     double work;    /* of prompts; 0: they pause */
+    double spent;   /* of the work */
     int has_prompt; /* one got tokens */
 } budget;
 
@@ -232,6 +233,7 @@ static void grant(const mb_scheduler *scheduler, mb_job *job, budget *left, int6
     job->n_granted += (int32_t)n;
     left->tokens -= (int32_t)n;
     left->work -= (double)n * token_work;
+    left->spent += (double)n * token_work;
     left->prompt_logits -= extra_rows(job, job->n_granted) - n_extra;
     left->has_prompt = 1;
 }
@@ -239,7 +241,7 @@ static void grant(const mb_scheduler *scheduler, mb_job *job, budget *left, int6
 /* The step's room for prompts, when n_decoding jobs decode. */
 static budget room_for_prompts(mb_scheduler *scheduler, int32_t n_decoding) {
     const mb_schedule_limits *limits = &scheduler->limits;
-    budget room = {limits->max_step_tokens - n_decoding, limits->max_prompt_logits, INFINITY, 0};
+    budget room = {limits->max_step_tokens - n_decoding, limits->max_prompt_logits, INFINITY, 0, 0};
     int has_prompts = scheduler->running.n > n_decoding || scheduler->waiting.n > 0;
     if (n_decoding > 0 && has_prompts)
         room.work = mb_pace_prefill_work(&scheduler->pace, n_decoding);
@@ -274,6 +276,8 @@ static int32_t share_step(mb_scheduler *scheduler) {
     for (mb_job *job = scheduler->running.first; job && left.tokens > 0 && left.work > 0; job = job->next)
         if (job->n_granted < tokens_missing(job))
             grant(scheduler, job, &left, left.tokens, left.work);
+    if (n_decoding > 0 && left.has_prompt)
+        mb_pace_spend(&scheduler->pace, left.spent);
     return n_decoding;
 }
 
@@ -287,7 +291,7 @@ static int take_blocks(mb_scheduler *scheduler, mb_job *job) {
         if (scheduler->n_leaving > 0 || last == job)
             return 0;
         preempt(scheduler, last);
-        scheduler->share = scheduler->share < WHOLE / 2 ? 2 * scheduler->share : WHOLE;
+        scheduler->share = (int32_t)least(scheduler->share + scheduler->share / 8, WHOLE);
     }
     return 1;
 }

@@ -11,7 +11,8 @@
  * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be drawn.
  * Most answers end long before max_new_tokens, so reserving the worst case would leave most of the pool empty;
  * reserving nothing would preempt all the time. What is right depends on the requests, so the preemptions
- * themselves decide: each doubles the share, each admission lowers it a little.
+ * themselves decide: the share begins at a quarter, each preemption raises it by an eighth of itself, and each
+ * admission lowers it by a 64th, but not below a sixteenth.
  *
  * When a job needs a block and none is left, the last running job in the order is preempted: it loses its
  * blocks, goes back to those that wait, and later computes the KV of all its tokens again (of those blocks that

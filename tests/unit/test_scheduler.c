@@ -1,4 +1,4 @@
-/* The scheduler alone: what is in a step, the order in which sequences are admitted, and random loads against both. */
+/* The scheduler alone: what is in a step, who is admitted and preempted, and when blocks enter the prefix cache. */
 #include "engine/scheduler.h"
 
 #include <setjmp.h>
@@ -323,6 +323,52 @@ static void test_removed_in_flight_keeps_its_blocks(void **state) {
     close_scheduler(&f);
 }
 
+/* A block enters the prefix cache when the step that filled it is collected. A token that ended the answer is
+ * not kept, so neither is the block that a surplus step filled with it; nor is what a failed step computed. */
+static void test_blocks_are_published_when_collected(void **state) {
+    (void)state;
+    enum { KEPT, STOPPED, FAILED, PREEMPTED, CASES };
+    for (int end = 0; end < CASES; end++) {
+        fixture f;
+        mb_schedule_limits limits = roomy;
+        limits.prefix_caching = 1;
+        limits.prefill_chunk = limits.max_step_tokens;
+        limits.max_sequences = 1;
+        open_scheduler(&f, &limits, 16);
+        mb_planned plans[2][MAX_PLAN];
+        int32_t ids[70] = {0};
+        mb_job job = job_of(63, 7), urgent = job_of(5, 1), other = job_of(65, 1);
+        job.ids = other.ids = ids;
+        urgent.priority = -1;
+        mb_scheduler_submit(&f.scheduler, &job);
+        assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[0]), 1);
+        assert_int_equal(mb_scheduler_plan(&f.scheduler, plans[1]), 1); /* its 64th token */
+        if (end == PREEMPTED) {
+            mb_scheduler_submit(&f.scheduler, &urgent);
+            assert_int_equal(mb_scheduler_plan(&f.scheduler, f.plan), 0); /* its blocks are in use */
+            assert_int_equal(job.n_preemptions, 1);
+        }
+        job.n_tokens += end != STOPPED;
+        if (end == STOPPED)
+            mb_scheduler_remove(&f.scheduler, &job);
+        mb_scheduler_collect(&f.scheduler, &plans[0][0], 1);
+        assert_int_equal(f.kv.cache.n_cached, 0);
+        job.n_tokens += end != STOPPED;
+        mb_scheduler_collect(&f.scheduler, &plans[1][0], end != FAILED);
+        assert_int_equal(f.kv.cache.n_cached, end == KEPT || end == PREEMPTED);
+        mb_scheduler_remove(&f.scheduler, &job);
+        mb_scheduler_remove(&f.scheduler, &urgent);
+        mb_scheduler_submit(&f.scheduler, &other);
+        step(&f);
+        assert_int_equal(f.plan[0].first, end == KEPT || end == PREEMPTED ? 64 : 0);
+        assert_int_equal(other.n_hit_tokens, f.plan[0].first);
+        drop_step(&f);
+        mb_scheduler_remove(&f.scheduler, &other);
+        assert_int_equal(mb_kv_available(&f.kv), 16);
+        close_scheduler(&f);
+    }
+}
+
 /* ---- Priorities and preemption --------------------------------------------------------------------- */
 
 static void remove_all(fixture *f, mb_job *jobs, int n) {
@@ -515,6 +561,7 @@ int main(void) {
         cmocka_unit_test(test_a_prompt_goes_on_while_its_chunk_is_in_flight),
         cmocka_unit_test(test_a_decode_follows_its_draw),
         cmocka_unit_test(test_removed_in_flight_keeps_its_blocks),
+        cmocka_unit_test(test_blocks_are_published_when_collected),
         cmocka_unit_test(test_the_smaller_priority_is_admitted_first),
         cmocka_unit_test(test_the_newest_is_preempted),
         cmocka_unit_test(test_priority_preempts),

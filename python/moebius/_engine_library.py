@@ -95,6 +95,7 @@ class SessionOptions(ctypes.Structure):
         ("plain_launches", c_int),
         ("prefix_caching", c_int),
         ("max_decode_slowdown", c_float),
+        ("steps_in_flight", c_int32),
     ]
 
 

@@ -35,7 +35,8 @@ RULES = {
                     PUBLIC],
     "src/bench/": ["base/", "device/", "ops/common/dtype.h", "bench/", PUBLIC],
     "src/server/": ["base/", "server/", PUBLIC],
-    "src/cli/": ["base/", "bench/bench.h", "server/server.h", "server/offline.h", "cli/", PUBLIC],
+    "src/load/": ["base/", "load/", PUBLIC],
+    "src/cli/": ["base/", "bench/bench.h", "server/server.h", "server/offline.h", "load/summary.h", "cli/", PUBLIC],
     "include/": [PUBLIC],
     "examples/": [PUBLIC],
 }

@@ -211,6 +211,8 @@ static int run_all(mb_model *model, const char *directory, const settings *given
 static int bench_main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "moe") == 0)
         return cli_bench_moe_command.main(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "serve") == 0)
+        return cli_bench_serve_command.main(argc - 1, argv + 1);
     settings given = {0};
     const char *directory;
     mb_model *model = NULL;
@@ -232,10 +234,11 @@ static int bench_main(int argc, char **argv) {
 
 const cli_command cli_bench_command = {
     .name = "bench",
-    .summary = "measure prefill and decode speed, or the MoE operator",
+    .summary = "measure prefill and decode speed, the MoE operator, or a server",
     .synopsis = "moebius bench DIR [--prompt-lengths 128,512] [--batches 1,8] [-n 64] [--repeat 3]\n"
                 "                  [--json] [--output FILE]\n"
-                "moebius bench moe [--thiek T,H,I,E,K] ...",
+                "moebius bench moe [--thiek T,H,I,E,K] ...\n"
+                "moebius bench serve [--url URL] ...",
     .description =
         "Times random prompts, drawn over the whole vocabulary, at every combination of the given lengths and "
         "batches, and prints two speeds.\n"
@@ -244,8 +247,9 @@ const cli_command cli_bench_command = {
         "has its first new token. Decode is in output tokens per second: the tokens that all sequences together get "
         "in N steps after that, divided by the time of those steps; prompt tokens are not counted.\n"
         "\n"
-        "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. (A folder "
-        "that is called moe is given as ./moe.)",
+        "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. "
+        "moebius bench serve measures a server: see moebius bench serve --help. (A folder that is called moe or serve is "
+        "given as ./moe or ./serve.)",
     .examples = "moebius bench models/demo\n"
                 "moebius bench models/demo --prompt-lengths 256 --batches 1,2,4 --repeat 5\n"
                 "moebius bench models/demo --output results.jsonl",

@@ -1,4 +1,4 @@
-/* bench.h - timing prefill and decode at one length and batch, for bench.c; moebius bench moe. */
+/* bench.h - timing prefill and decode at one length and batch, for bench.c; the other benchmarks. */
 #ifndef MB_CLI_BENCH_H
 #define MB_CLI_BENCH_H
 
@@ -24,7 +24,7 @@ int64_t cli_bench_positions(const cli_bench_case *bench);
  * CLI_INTERRUPTED. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);
 
-/* moebius bench moe. */
-extern const cli_command cli_bench_moe_command;
+/* moebius bench moe, moebius bench serve. */
+extern const cli_command cli_bench_moe_command, cli_bench_serve_command;
 
 #endif

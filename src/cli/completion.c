@@ -78,7 +78,9 @@ static void print_bash(FILE *file, const cli_command *const *commands, size_t n)
         "        mapfile -t COMPREPLY < <(compgen -W \"$commands --help --version\" -- \"$word\")\n"
         "        return\n"
         "    fi\n"
-        "    [ \"$COMP_CWORD\" -gt 2 ] && [ \"$command ${COMP_WORDS[2]}\" = 'bench moe' ] && command='bench moe'\n"
+        "    if [ \"$COMP_CWORD\" -gt 2 ]; then\n"
+        "        case \"$command ${COMP_WORDS[2]}\" in 'bench moe' | 'bench serve') command+=\" ${COMP_WORDS[2]}\" ;; esac\n"
+        "    fi\n"
         "    case \"$command $before\" in\n",
         file);
     for (size_t i = 0; i < n; i++)
@@ -97,9 +99,10 @@ static void print_bash(FILE *file, const cli_command *const *commands, size_t n)
           "    esac\n"
           "    if [ \"${word#-}\" != \"$word\" ]; then\n"
           "        mapfile -t COMPREPLY < <(compgen -W \"$options\" -- \"$word\")\n"
-          "    elif [ \"$command\" != 'bench moe' ]; then\n"
+          "    elif [ \"${command% *}\" = \"$command\" ]; then\n"
           "        mapfile -t COMPREPLY < <(compgen -d -- \"$word\")\n"
-          "        [ \"$command\" = bench ] && [[ moe == \"$word\"* ]] && COMPREPLY+=(moe)\n"
+          "        [ \"$command\" = bench ] && mapfile -t -O \"${#COMPREPLY[@]}\" COMPREPLY < "
+          "<(compgen -W 'moe serve' -- \"$word\")\n"
           "    fi\n"
           "}\n"
           "complete -o filenames -F _moebius moebius\n",
@@ -159,8 +162,8 @@ static void print_zsh(FILE *file, const cli_command *const *commands, size_t n) 
           "    local command=\"$words[2] \"\n"
           "    shift words\n"
           "    (( CURRENT-- ))\n"
-          "    if [[ \"$command$words[2]\" == 'bench moe' ]] && (( CURRENT > 2 )); then\n"
-          "        command='bench moe'\n"
+          "    if [[ \"$command$words[2]\" == bench\\ (moe|serve) ]] && (( CURRENT > 2 )); then\n"
+          "        command+=$words[2]\n"
           "        shift words\n"
           "        (( CURRENT-- ))\n"
           "    fi\n"
@@ -206,16 +209,19 @@ static void print_fish(FILE *file, const cli_command *const *commands, size_t n)
     for (size_t i = 0; i < n; i++) {
         const cli_command *command = commands[i];
         char condition[128];
-        if (strcmp(command->name, "bench moe") == 0) {
+        const char *part = strchr(command->name, ' '); /* of "bench moe" */
+        if (part != NULL) {
             snprintf(condition, sizeof condition,
-                     "__fish_seen_subcommand_from bench; and __fish_seen_subcommand_from moe");
-            fputs(
-                "complete -c moebius -n '__fish_seen_subcommand_from bench' -a moe -d 'measure the MoE operator'\n",
-                file);
+                     "__fish_seen_subcommand_from bench; and __fish_seen_subcommand_from %s", part + 1);
+            fprintf(file, "complete -c moebius -n '__fish_seen_subcommand_from bench' -a %s -d '%s'\n",
+                    part + 1, command->summary);
         } else {
             snprintf(condition, sizeof condition,
-                     "__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from moe",
-                     command->name);
+                     "__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from moe%s",
+                     command->name,
+                     strcmp(command->name, "bench") == 0   ? " serve"
+                     : strcmp(command->name, "serve") == 0 ? " bench"
+                                                           : "");
             fprintf(file, "complete -c moebius -n __fish_use_subcommand -a %s -d '%s'\n", command->name,
                     command->summary);
             fprintf(file, "complete -c moebius -n '__fish_seen_subcommand_from help' -a %s -d '%s'\n",

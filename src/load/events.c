@@ -48,7 +48,7 @@ void load_events_take(load_events *events, const char *bytes, size_t n_bytes, lo
         keep(events, bytes, (size_t)(end - bytes));
 }
 
-/* Whether some key of the chunk has a value that begins with `first`, and is not the empty string. Within a JSON string
+/* Whether a key of the chunk has a value that begins with `first`, and is no empty string or list. Within a JSON string
  * a quote has a backslash before it, so no text of an answer looks like a key. */
 static int has_value(const char *data, size_t n_bytes, const char *key, char first) {
     const char *end = data + n_bytes, *at = data;
@@ -57,7 +57,7 @@ static int has_value(const char *data, size_t n_bytes, const char *key, char fir
         at += n;
         while (at < end && (*at == ' ' || *at == ':'))
             at++;
-        if (at + 1 < end && *at == first && at[1] != '"' && at[1] != ']')
+        if (at + 1 < end && *at == first && at[1] != (first == '"' ? '"' : ']'))
             return 1;
     }
     return 0;

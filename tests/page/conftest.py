@@ -7,9 +7,6 @@ import pytest
 from browser import Browser, chromium
 from scripted_server import ScriptedServer
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = pathlib.Path(os.environ.get("MOEBIUS_BIN", ROOT / "build/cpu/moebius")).resolve()
-
 
 @pytest.fixture(scope="session")
 def browser():
@@ -22,8 +19,7 @@ def browser():
 
 @pytest.fixture
 def server():
-    folder = BINARY.parent / "page"
-    one = ScriptedServer((folder / "page.html").read_bytes(), (folder / "page.csp").read_text())
+    one = ScriptedServer()
     yield one
     one.close()
 

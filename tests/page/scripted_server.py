@@ -3,8 +3,13 @@ errors, pauses)."""
 
 import http.server
 import json
+import os
+import pathlib
 import threading
 import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = pathlib.Path(os.environ.get("MOEBIUS_BIN", ROOT / "build/cpu/moebius")).resolve()
 
 
 class ScriptedServer:
@@ -12,8 +17,9 @@ class ScriptedServer:
     threading.Events (waited for) and RuntimeError (the connection ends). `requests` has the bodies that came, `gone` counts
     the clients that left early."""
 
-    def __init__(self, html, policy):
-        self.html, self.policy = html, policy
+    def __init__(self):
+        folder = BINARY.parent / "page"
+        self.html, self.policy = (folder / "page.html").read_bytes(), (folder / "page.csp").read_text()
         self.answer, self.requests, self.gone, self.key = [], [], 0, None
         self.models, self.closed = ["demo"], False
         self.counters = {"generation_tokens_total": 0, "prompt_tokens_total": 0, "prefix_cache_queries_total": 0,

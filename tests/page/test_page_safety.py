@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from scripted_server import ScriptedServer
 from test_page_chat import ANSWER, IDLE, ask, is_answered
 
 HOSTILE = r"""
@@ -88,10 +89,7 @@ def test_no_text_hangs_the_page(markdown_window, name):
 
 @pytest.fixture(scope="module")
 def markdown_window(browser):
-    from conftest import BINARY
-    from scripted_server import ScriptedServer
-
-    server = ScriptedServer((BINARY.parent / "page/page.html").read_bytes(), (BINARY.parent / "page/page.csp").read_text())
+    server = ScriptedServer()
     page = browser.page(server.url)
     yield page
     page.close()

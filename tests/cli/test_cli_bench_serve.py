@@ -265,7 +265,7 @@ def test_our_server(measure):
 
 # ---- The cost of the server
 
-N_STREAMS, N_TOKENS = 64, 40
+N_STREAMS, N_TOKENS = 64, 72
 
 
 def cpu_of(command):

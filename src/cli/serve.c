@@ -46,7 +46,7 @@ static const cli_option http_options[] = {
      .kind = CLI_TEXTS,
      .offset = offsetof(settings, api_keys),
      .help =
-         "Clients must send this key (Authorization: Bearer KEY) for everything but /health. It can be given "
+         "Clients must send this key (Authorization: Bearer KEY) for everything but /health and the page. It can be given "
          "several times. Other users of the machine can see a command line: --api-key-file is safer."},
     {.name = "api-key-file",
      .value_name = "FILE",

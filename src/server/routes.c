@@ -123,7 +123,8 @@ static const server_route routes[] = {
     {.path = "/version", .allow = "GET, HEAD", .get = get_version},
     {.path = "/load", .allow = "GET, HEAD", .get = get_load},
     {.path = "/metrics", .allow = "GET, HEAD", .get = get_metrics},
-    {.path = "/", .allow = "GET, HEAD", .get = get_page},
+    /* A browser cannot send a key before it has a page; the page asks for one. It holds nothing of its own. */
+    {.path = "/", .allow = "GET, HEAD", .get = get_page, .is_open = 1},
 };
 
 const server_route *server_find_route(const char *path) {

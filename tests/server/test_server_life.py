@@ -21,12 +21,13 @@ def run(*options, environment=None):
 # ---- Keys
 
 
-def test_every_path_but_health_needs_a_key(start, tmp_path):
+def test_every_path_but_health_and_the_page_needs_a_key(start, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("first-key\n\n  second-key  \n")
     server = start(DEMO, "--api-key-file", keys, "--api-key", "third-key")
     assert server.get("/health").status == 200
-    for path in ("/", "/v1/models", "/metrics", "/ready", "/version", "/load", "/ping", "/v1/nothing"):
+    assert server.get("/").status == 200
+    for path in ("/v1/models", "/metrics", "/ready", "/version", "/load", "/ping", "/v1/nothing"):
         reply = server.get(path)
         assert reply.status == 401 and reply.headers["WWW-Authenticate"] == "Bearer", path
         assert reply.error()["type"] == "AuthenticationError"

@@ -91,14 +91,14 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def page(self, url, width=1280, height=800, dark=False, phone=False):
-        return Page(self, url, width, height, dark, phone)
+    def page(self, url, width=1280, height=800, dark=False, phone=False, scale=0):
+        return Page(self, url, width, height, dark, phone, scale)
 
 
 class Page:
     """A window with storage of its own."""
 
-    def __init__(self, browser, url, width, height, dark, phone):
+    def __init__(self, browser, url, width, height, dark, phone, scale):
         self.browser = browser
         self.expected = set()  # complaints of the console that a test provokes
         self.context = browser.send("Target.createBrowserContext")["browserContextId"]
@@ -106,8 +106,8 @@ class Page:
         self.session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1,
-                  mobile=phone)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, mobile=phone,
+                  deviceScaleFactor=scale or (2 if phone else 1))
         if phone:
             self.send("Emulation.setTouchEmulationEnabled", enabled=True)
         self.media(**{"prefers-color-scheme": "dark" if dark else "light"})

@@ -51,7 +51,7 @@ function ratio(before, now, a, b) {
   return below > 0 && above >= 0 ? above / below : NaN;
 }
 
-const percent = (value) => (Number.isFinite(value) ? shortNumber(Math.round(value * 1000) / 10) + " %" : "–");
+const percent = (value) => (Number.isFinite(value) ? Math.round(value * 1000) / 10 + " %" : "–");
 
 /* A plot each: what its lines are, and how values are written. `share` plots reach from 0 to 1. */
 const PLOTS = [

@@ -77,6 +77,9 @@ typedef struct mb_model_options {
      * become fp8 (e4m3) with a scale for each block of 128x128, as in Qwen's FP8 checkpoints; embedding, router
      * and lm_head stay. A checkpoint that is in fp8 already stays as it is. */
     const char *quant;
+    /* NULL: the KV cache is kept in the compute type. "fp8": in e4m3, a half or a quarter of the memory; values
+     * beyond 448 become 448. */
+    const char *kv_dtype;
     int n_threads;           /* CPU threads; 0: one per core that the process may use */
     mb_load load;            /* MB_LOAD_ALL */
     mb_progress_fn progress; /* may be NULL */
@@ -107,6 +110,7 @@ typedef struct mb_model_info {
     const char *architecture; /* "Qwen3MoeForCausalLM" */
     const char *device;       /* "cpu", or the card's name; "none" with MB_LOAD_TEXT */
     const char *dtype;        /* compute type */
+    const char *kv_dtype;     /* of the KV cache */
     const char *weight_dtype; /* "bf16", "fp8_e4m3 (128x128 blocks)", ... or "mixed" */
     int32_t n_layers, n_moe_layers, hidden, n_heads, n_kv_heads, head_dim;
     int32_t n_experts, top_k, moe_intermediate, intermediate, vocab;

@@ -329,7 +329,7 @@ static int answer_lines(batch_state *batch, const char *directory) {
     server_offline_settings wanted = {.name = name,
                                       .max_model_len = batch->given->engine.max_model_len.value};
     size_t n_before = batch->lines.n_answered;
-    int status = cli_open_model(directory, &batch->given->model, &model);
+    int status = cli_open_for_engine(directory, &batch->given->model, &batch->given->engine, &model);
     if (status == CLI_OK)
         status = cli_apply_engine(&batch->given->engine, model, &wanted.session, &wanted.formats);
     if (status == CLI_OK) {

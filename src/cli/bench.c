@@ -94,7 +94,6 @@ static const cli_group groups[] = {
 typedef struct run_facts {
     mb_model_info info;
     char model[256], card[128], date[16], how[128];
-    const char *kv_dtype;
 } run_facts;
 
 /* The last part of a path, slashes at its end left out. */
@@ -108,19 +107,6 @@ static void name_of_path(const char *path, char *name, size_t capacity) {
     snprintf(name, capacity, "%.*s", (int)(end - start), path + start);
 }
 
-static const char *kv_dtype(const mb_model_info *info) {
-    uint64_t elements =
-        (uint64_t)2 * (uint64_t)info->n_layers * (uint64_t)info->n_kv_heads * (uint64_t)info->head_dim;
-    switch (elements > 0 ? info->kv_bytes_per_token / elements : 0) {
-    case 4:
-        return "fp32";
-    case 1:
-        return "fp8_e4m3";
-    default:
-        return info->dtype;
-    }
-}
-
 static void collect_facts(const char *directory, const settings *given, const mb_model *model,
                           run_facts *facts) {
     mb_model_get_info(model, &facts->info);
@@ -128,7 +114,6 @@ static void collect_facts(const char *directory, const settings *given, const mb
     int on_cpu = strcmp(facts->info.device, "cpu") == 0;
     cli_bench_card(facts->info.device, facts->card, sizeof facts->card);
     cli_bench_date(facts->date, sizeof facts->date);
-    facts->kv_dtype = kv_dtype(&facts->info);
     char threads[32] = "";
     if (on_cpu)
         snprintf(threads, sizeof threads, "%d threads, ",
@@ -144,7 +129,7 @@ static int write_row(cli_bench_rows *rows, const run_facts *facts, const char *b
         "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:s}", "bench", bench, "who",
         "moebius", "commit", cli_bench_commit(), "model", facts->model, "card", facts->card, "date",
         facts->date, "dtype", facts->info.dtype, "shape", "batch", shape->batch, "context", shape->length,
-        "weights", facts->info.weight_dtype, "kv", facts->kv_dtype, "tok_s", tok_s, "how", facts->how);
+        "weights", facts->info.weight_dtype, "kv", facts->info.kv_dtype, "tok_s", tok_s, "how", facts->how);
     return cli_bench_rows_write(rows, row);
 }
 
@@ -172,7 +157,12 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
         print_head(facts);
     ++*n_run;
     int status = cli_bench_run(model, bench, &result);
-    if (status != CLI_OK)
+    if (status == CLI_OK && result.is_left_out) {
+        --*n_run;
+        fprintf(stderr, "moebius: left out: prompts of %d tokens, batch %d: %s\n", (int)bench->length,
+                (int)bench->batch, mb_last_error());
+    }
+    if (status != CLI_OK || result.is_left_out)
         return status;
     if (!rows->on_stdout) {
         cli_print("%8d  %6d  %20.1f  %20.1f\n", (int)bench->length, (int)bench->batch, result.prefill_tok_s,
@@ -204,7 +194,8 @@ static int run_all(mb_model *model, const char *directory, const settings *given
         }
     }
     if (status == CLI_OK && n_run == 0)
-        status = cli_failure("no length fits this model; give smaller --prompt-lengths or -n");
+        status = cli_failure(
+            "no combination fits this model and its memory; give smaller --prompt-lengths, --batches or -n");
     return status;
 }
 

@@ -15,13 +15,15 @@ typedef struct cli_bench_case {
 typedef struct cli_bench_result {
     double prefill_tok_s; /* prompt tokens of all sequences per second until each has its first new token */
     double decode_tok_s;  /* new tokens of all sequences per second, all of them running */
+    int is_left_out;
 } cli_bench_result;
 
 /* Positions that one sequence takes. The model must have at least as many. */
 int64_t cli_bench_positions(const cli_bench_case *bench);
 
 /* One warm-up and n_repeat timed runs of each; the medians. Failures are reported; Ctrl-C gives
- * CLI_INTERRUPTED. */
+ * CLI_INTERRUPTED. When the device's memory cannot hold the batch, mb_last_error() says so, nothing is
+ * reported, and result->is_left_out is 1 with CLI_OK. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);
 
 /* moebius bench moe, moebius bench serve. */

@@ -156,17 +156,22 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     options.plain_launches = bench->plain_launches;
     options.prefix_caching = 0;      /* every prompt is computed */
     options.max_decode_slowdown = 0; /* prefill is timed, and those who decode may wait */
+    options.max_context = cli_bench_positions(bench);
     options.kv_tokens = (int64_t)bench->batch * ((cli_bench_positions(bench) + 63) / 64 * 64);
     mb_request_init(model, &run.request);
     run.request.n_ids = (size_t)bench->length;
     run.request.ignore_eos = 1;
     run.request.sampling = (mb_sampling){.top_p = 1, .repetition_penalty = 1};
-    if (status == CLI_OK && mb_session_open(model, &options, &run.session) != MB_OK)
+    mb_status opened = MB_OK;
+    if (status == CLI_OK)
+        opened = mb_session_open(model, &options, &run.session);
+    *result = (cli_bench_result){.is_left_out = opened == MB_ERR_MEMORY};
+    if (opened != MB_OK && !result->is_left_out)
         status = cli_report_failure();
-    if (status == CLI_OK)
+    if (status == CLI_OK && opened == MB_OK)
         status = repeat_all(&run, decode_tokens, prefill, decode);
-    if (status == CLI_OK)
-        *result = (cli_bench_result){mb_median(prefill, n_repeat), mb_median(decode, n_repeat)};
+    if (status == CLI_OK && opened == MB_OK)
+        *result = (cli_bench_result){mb_median(prefill, n_repeat), mb_median(decode, n_repeat), 0};
     mb_session_close(run.session);
     mb_free(run.sequences);
     mb_free(run.ids);

@@ -83,9 +83,9 @@ const cli_option cli_engine_options[] = {
      .value_name = "TYPE",
      .kind = CLI_CHOICE,
      .offset = FIELD(kv_cache_dtype),
-     .choices = "auto",
+     .choices = "auto|fp8|fp8_e4m3",
      .fallback = "auto",
-     .help = "Type of the KV cache: that of the activations."},
+     .help = "Another name of --kv-dtype: auto is the type that is computed in, the others are fp8."},
     {.name = "enable-prefix-caching",
      .kind = CLI_FLAG,
      .offset = FIELD(enable_prefix_caching),
@@ -109,6 +109,14 @@ int cli_check_engine(const cli_command *command, const cli_engine_settings *give
         return cli_usage_error(command,
                                "--kv-tokens and --gpu-memory-utilization both give the size of the KV cache");
     return -1;
+}
+
+int cli_open_for_engine(const char *directory, const cli_model_settings *model_settings,
+                        const cli_engine_settings *given, mb_model **model) {
+    cli_model_settings settings = *model_settings;
+    if (strcmp(given->kv_cache_dtype, "auto") != 0)
+        settings.kv_dtype = "fp8";
+    return cli_open_model(directory, &settings, model);
 }
 
 int cli_apply_engine(const cli_engine_settings *given, const mb_model *model, mb_session_options *options,

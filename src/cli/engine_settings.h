@@ -2,6 +2,7 @@
 #ifndef MB_CLI_ENGINE_SETTINGS_H
 #define MB_CLI_ENGINE_SETTINGS_H
 
+#include "cli/model_settings.h"
 #include "cli/options.h"
 #include "moebius/answer.h"
 
@@ -19,6 +20,10 @@ extern const cli_option cli_answer_options[], cli_engine_options[];
 
 /* -1 when the settings make sense together, else the exit status of a reported usage error. */
 int cli_check_engine(const cli_command *command, const cli_engine_settings *settings);
+
+/* Opens the model with what both settings say of it, as cli_open_model. */
+int cli_open_for_engine(const char *directory, const cli_model_settings *model_settings,
+                        const cli_engine_settings *settings, mb_model **model);
 
 /* Fills the options of a session, and the formats of the model's answers. Failures are reported. */
 int cli_apply_engine(const cli_engine_settings *settings, const mb_model *model, mb_session_options *options,

@@ -1,6 +1,7 @@
 /* moebius info: what a checkpoint is, how large, and what fits beside it. */
 #include <inttypes.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "cli/commands.h"
@@ -44,9 +45,14 @@ static uint64_t tokens_beside(uint64_t memory, uint64_t weight_bytes, uint64_t k
     return memory > weight_bytes && kv_bytes_per_token > 0 ? (memory - weight_bytes) / kv_bytes_per_token : 0;
 }
 
-/* On the cards the cache is kept in bf16, whatever this run computes in. */
-static uint64_t kv_bytes_in_bf16(const mb_model_info *info) {
-    return (uint64_t)2 * 2 * (uint64_t)info->n_layers * (uint64_t)info->n_kv_heads * (uint64_t)info->head_dim;
+static int has_fp8_cache(const mb_model_info *info) {
+    return strcmp(info->kv_dtype, "fp8_e4m3") == 0;
+}
+
+/* On the cards the cache is kept in bf16, whatever this run computes in, or in fp8. */
+static uint64_t kv_bytes_on_card(const mb_model_info *info) {
+    return (uint64_t)2 * (has_fp8_cache(info) ? 1 : 2) * (uint64_t)info->n_layers *
+           (uint64_t)info->n_kv_heads * (uint64_t)info->head_dim;
 }
 
 static void print_count(const char *label, uint64_t count) {
@@ -111,7 +117,9 @@ static void print_table(const char *directory, const mb_model_info *info) {
     cli_print("%-20s %s\n", "computes in", info->dtype);
     print_bytes("memory", info->device_memory_bytes, "");
     print_bytes("free memory", info->device_free_bytes, "");
-    print_bytes("KV cache", info->kv_bytes_per_token, " for each token");
+    char remark[64];
+    snprintf(remark, sizeof remark, " for each token, in %s", info->kv_dtype);
+    print_bytes("KV cache", info->kv_bytes_per_token, remark);
 
     cli_print("\nWhat fits, in tokens of KV cache over all sequences\n");
     uint64_t here = tokens_beside(info->device_free_bytes, info->weight_bytes, info->kv_bytes_per_token);
@@ -120,9 +128,10 @@ static void print_table(const char *directory, const mb_model_info *info) {
     else
         cli_print("%-20s none: the weights are larger than the free memory\n", "here");
     for (size_t i = 0; i < CLI_COUNT(cards); i++) {
-        uint64_t tokens = tokens_beside(cards[i].bytes, info->weight_bytes, kv_bytes_in_bf16(info));
+        uint64_t tokens = tokens_beside(cards[i].bytes, info->weight_bytes, kv_bytes_on_card(info));
         if (tokens > 0)
-            cli_print("%-20s %" PRIu64 " (these weights, KV cache in bf16)\n", cards[i].name, tokens);
+            cli_print("%-20s %" PRIu64 " (these weights, KV cache in %s)\n", cards[i].name, tokens,
+                      has_fp8_cache(info) ? "fp8" : "bf16");
         else
             cli_print("%-20s none: the weights are larger than the card\n", cards[i].name);
     }
@@ -141,7 +150,7 @@ static json_t *make_json(const char *directory, const mb_model_info *info) {
     for (size_t i = 0; i < CLI_COUNT(cards); i++)
         json_object_set_new(fits, cards[i].key,
                             json_integer((json_int_t)tokens_beside(cards[i].bytes, info->weight_bytes,
-                                                                   kv_bytes_in_bf16(info))));
+                                                                   kv_bytes_on_card(info))));
     json_t *object = json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}",
                                "model", directory, "architecture", info->architecture, "layers",
                                info->n_layers, "moe_layers", info->n_moe_layers, "hidden", info->hidden,
@@ -150,10 +159,10 @@ static json_t *make_json(const char *directory, const mb_model_info *info) {
                                "moe_intermediate", info->moe_intermediate, "intermediate", info->intermediate,
                                "vocab", info->vocab, "max_positions", info->max_positions);
     json_t *sized = json_pack(
-        "{s:I, s:I, s:s, s:I, s:o, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:b, s:b}", "parameters",
+        "{s:I, s:I, s:s, s:I, s:o, s:s, s:s, s:s, s:I, s:I, s:I, s:o, s:o, s:b, s:b}", "parameters",
         (json_int_t)info->n_parameters, "active_parameters", (json_int_t)info->n_active_parameters,
         "weight_dtype", info->weight_dtype, "weight_bytes", (json_int_t)info->weight_bytes, "bytes_in", sizes,
-        "device", info->device, "dtype", info->dtype, "device_memory_bytes",
+        "device", info->device, "dtype", info->dtype, "kv_dtype", info->kv_dtype, "device_memory_bytes",
         (json_int_t)info->device_memory_bytes, "device_free_bytes", (json_int_t)info->device_free_bytes,
         "kv_bytes_per_token", (json_int_t)info->kv_bytes_per_token, "kv_tokens_that_fit", fits, "eos_ids",
         eos, "has_tokenizer", info->has_tokenizer, "has_chat_template", info->has_chat_template);

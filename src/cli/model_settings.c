@@ -27,6 +27,14 @@ const cli_option cli_model_options[] = {
      .choices = "fp8",
      .help = "Make the matrices of attention and experts fp8 while they load, with a scale for each block of "
              "128x128: half the memory of bf16. Without it: weights keep their type."},
+    {.name = "kv-dtype",
+     .value_name = "TYPE",
+     .kind = CLI_CHOICE,
+     .offset = FIELD(kv_dtype),
+     .choices = "fp8",
+     .help =
+         "Keep the KV cache in fp8, in a half or a quarter of the memory. Without it: in the type that is "
+         "computed in."},
     {.name = "threads",
      .value_name = "N",
      .kind = CLI_INTEGER,
@@ -84,6 +92,7 @@ int cli_open_part(const char *directory, const cli_model_settings *settings, mb_
     options.device = settings->device;
     options.dtype = settings->dtype;
     options.quant = settings->quant;
+    options.kv_dtype = settings->kv_dtype;
     options.chat_template = settings->chat_template;
     options.n_threads = (int)settings->n_threads.value;
     options.load = load;

@@ -5,7 +5,7 @@
 #include "cli/options.h"
 
 typedef struct cli_model_settings {
-    const char *device, *dtype, *quant, *chat_template;
+    const char *device, *dtype, *quant, *kv_dtype, *chat_template;
     cli_integer n_threads;
     int quiet;
 } cli_model_settings;

@@ -221,7 +221,7 @@ static int serve_main(int argc, char **argv) {
     if (status < 0)
         status = read_keys(&given, &keys);
     if (status == CLI_OK)
-        status = cli_open_model(directory, &given.model, &model);
+        status = cli_open_for_engine(directory, &given.model, &given.engine, &model);
     if (status == CLI_OK)
         status = serve(&given, directory, &keys, model);
     mb_model_close(model);

@@ -79,6 +79,13 @@ static mb_status choose_quantization(const char *name, const mb_model *model, in
     return MB_OK;
 }
 
+static mb_status choose_kv_dtype(const char *name, mb_model *model) {
+    model->kv_dtype = name ? MB_F8_E4M3 : model->dtype;
+    if (name && strcmp(name, "fp8") != 0)
+        return mb_fail(MB_ERR_ARGUMENT, "kv_dtype \"%s\" is not known; choose fp8, or leave it out", name);
+    return MB_OK;
+}
+
 /* A model can be asked what fits before its weights are downloaded. */
 static mb_status measure_weights(const char *directory, mb_weight_types types, mb_model *model) {
     mb_status status = mb_weights_measure(directory, &model->config, types, &model->weights);
@@ -93,12 +100,15 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
     MB_TRY(check_directory(directory));
     MB_TRY(read_configs(directory, model));
     MB_TRY(mb_model_open_text(model, directory, options->chat_template));
-    if (options->load == MB_LOAD_TEXT)
-        return choose_dtype(options->dtype, 1, &model->dtype);
+    if (options->load == MB_LOAD_TEXT) {
+        MB_TRY(choose_dtype(options->dtype, 1, &model->dtype));
+        return choose_kv_dtype(options->kv_dtype, model);
+    }
     MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
     MB_TRY(choose_dtype(options->dtype, model->device->host_memory, &model->dtype));
     /* The CPU's operators take weights of any type; kernels take those of the type that is computed with. */
     mb_weight_types types = {.matrix_dtype = model->device->host_memory ? NULL : &model->dtype};
+    MB_TRY(choose_kv_dtype(options->kv_dtype, model));
     MB_TRY(choose_quantization(options->quant, model, &types.to_fp8));
     if (options->load == MB_LOAD_RANDOM)
         return mb_weights_random(&model->config, model->device, types, &model->weights);
@@ -155,6 +165,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .architecture = "Qwen3MoeForCausalLM",
         .device = model->device ? model->device->name : "none",
         .dtype = mb_dtype_name(model->dtype),
+        .kv_dtype = mb_dtype_name(model->kv_dtype),
         .weight_dtype = model->weights.dtype_name,
         .n_layers = config->n_layers,
         .hidden = config->hidden,
@@ -170,7 +181,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .n_parameters = model->weights.n_parameters,
         .n_active_parameters = model->weights.n_active_parameters,
         .weight_bytes = model->weights.n_bytes,
-        .kv_bytes_per_token = mb_kv_bytes_per_token(config, model->dtype),
+        .kv_bytes_per_token = mb_kv_bytes_per_token(config, model->kv_dtype),
         .eos_ids = model->generation.eos_ids,
         .n_eos_ids = model->generation.n_eos_ids,
         .has_tokenizer = model->tokenizer != NULL,

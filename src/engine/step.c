@@ -107,7 +107,7 @@ static mb_status open_buffers(mb_runner *runner) {
 }
 
 static uint64_t kv_block_bytes(const mb_runner *runner) {
-    return MB_KV_BLOCK * mb_kv_bytes_per_token(&runner->model->config, runner->model->dtype);
+    return MB_KV_BLOCK * mb_kv_bytes_per_token(&runner->model->config, runner->model->kv_dtype);
 }
 
 /* Blocks that `available` bytes of the device's memory hold, but no more than the sequences could ever
@@ -160,7 +160,7 @@ static mb_status open_kv(mb_runner *runner) {
                                 .v = (char *)memory + half,
                                 .layer_bytes = half / (size_t)model->config.n_layers,
                                 .n_blocks = n_blocks,
-                                .dtype = model->dtype};
+                                .dtype = model->kv_dtype};
     return MB_OK;
 }
 
@@ -172,7 +172,8 @@ static mb_status open_parts(mb_runner *runner) {
     mb_forward_limits forward_limits = {.max_tokens = limits->max_step_tokens,
                                         .max_sequences = limits->max_sequences,
                                         .max_logits = limits->max_logits,
-                                        .max_blocks = limits->max_blocks};
+                                        .max_blocks = limits->max_blocks,
+                                        .kv_dtype = model->kv_dtype};
     /* (A trace waits for the stream after every operator, which a capture cannot.) */
     runner->uses_graphs = device->n_sms > 0 && !limits->plain_launches && !mb_trace_is_on();
     MB_TRY(device->stream_open(device, &runner->stream));

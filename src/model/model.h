@@ -27,6 +27,7 @@ struct mb_model {
     mb_weights weights;
     mb_device *device;       /* NULL: MB_LOAD_TEXT */
     mb_dtype dtype;          /* compute type */
+    mb_dtype kv_dtype;       /* of the KV cache: dtype, or fp8 */
     mb_tokenizer *tokenizer; /* NULL: the checkpoint has none, or none that can be used: tokenizer_failure */
     mb_chat_template chat_template;
     mb_kept_failure tokenizer_failure, chat_failure;

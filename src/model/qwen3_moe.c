@@ -156,7 +156,7 @@ static mb_status needed_workspace(const mb_forward *f, size_t *size) {
     *size = 0;
     mb_gemm_args head = linear_f32(f, NULL, &f->weights->lm_head, NULL, f->limits.max_logits);
     AT_LEAST(size, gemm, &head);
-    mb_kv_memory kv = {.dtype = f->dtype};
+    mb_kv_memory kv = {.dtype = f->limits.kv_dtype};
     mb_batch batch = {.n_tokens = f->limits.max_tokens,
                       .n_sequences = f->limits.max_sequences,
                       .max_blocks = f->limits.max_blocks,

@@ -13,6 +13,7 @@
 typedef struct mb_forward_limits {
     int32_t max_tokens, max_sequences, max_logits; /* rows of logits wanted at once */
     int32_t max_blocks;                            /* KV blocks of one sequence */
+    mb_dtype kv_dtype;                             /* of the KV cache */
 } mb_forward_limits;
 
 /* Paged KV memory of all layers: layer l's K is k + l * layer_bytes, each [n_blocks, Hkv, 64, D]. */

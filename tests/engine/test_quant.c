@@ -1,6 +1,6 @@
 /*
- * Weights that become fp8 while they load: the distributions of the demo model's next tokens stay near those
- * of its bf16 weights.
+ * Weights that become fp8 while they load, and a KV cache in fp8: the distributions of the demo model's next
+ * tokens stay near those without.
  */
 #include <jansson.h>
 #include <math.h>
@@ -17,10 +17,11 @@
 
 enum { ROWS = 40, EVERY = 50 };
 
-static mb_model *open_demo(const char *quant) {
+static mb_model *open_demo(const char *quant, const char *kv_dtype) {
     mb_model_options options;
     mb_model_options_init(&options);
     options.quant = quant;
+    options.kv_dtype = kv_dtype;
     mb_model *model;
     if (mb_model_open("models/demo", &options, &model) != MB_OK)
         fail_msg("%s", mb_last_error());
@@ -62,13 +63,14 @@ static void add_position(const float *p, const float *q, int32_t vocab, sums *s)
     s->n++;
 }
 
-static void test_fp8_weights_stay_near(void **state) {
-    (void)state;
-    mb_model *plain = open_demo(NULL), *quantised = open_demo("fp8");
-    mb_session *a = session_with(plain, 0, 0, 0, 0), *b = session_with(quantised, 0, 0, 0, 0);
+/* Mean KL(bf16 weights || these), over the positions of 40 held-out prompts and their answers. */
+static double mean_kl(const char *quant, const char *kv_dtype) {
+    mb_model *plain = open_demo(NULL, NULL), *other = open_demo(quant, kv_dtype);
+    mb_session *a = session_with(plain, 0, 0, 0, 0), *b = session_with(other, 0, 0, 0, 0);
     mb_model_info info;
-    mb_model_get_info(quantised, &info);
-    assert_string_equal(info.weight_dtype, "fp8_e4m3 (128x128 blocks)");
+    mb_model_get_info(other, &info);
+    assert_string_equal(info.weight_dtype, quant ? "fp8_e4m3 (128x128 blocks)" : "bf16");
+    assert_string_equal(info.kv_dtype, kv_dtype ? "fp8_e4m3" : "fp32");
     FILE *file = fopen("models/demo/heldout.jsonl", "r");
     assert_non_null(file);
     char *line = NULL;
@@ -83,7 +85,7 @@ static void test_fp8_weights_stay_near(void **state) {
         size_t n_ids = conversation_ids(row, ids);
         generation p, q;
         keep_distributions(plain, a, ids, n_ids, &p);
-        keep_distributions(quantised, b, ids, n_ids, &q);
+        keep_distributions(other, b, ids, n_ids, &q);
         assert_int_equal(p.n_rows, q.n_rows);
         for (int64_t i = 0; i < p.n_rows; i++)
             add_position(p.rows + i * info.vocab, q.rows + i * info.vocab, info.vocab, &s);
@@ -93,14 +95,23 @@ static void test_fp8_weights_stay_near(void **state) {
     }
     free(line);
     fclose(file);
-    print_message("%lld positions of %d answers: mean KL %.2e, same best token in %.2f %%\n", (long long)s.n,
-                  ROWS, s.kl / (double)s.n, 100 * (double)s.n_same_best / (double)s.n);
-    assert_true(s.kl / (double)s.n <= 5e-3);
-    assert_true(s.kl > 0);
+    print_message(
+        "weights %s, KV %s: %lld positions of %d answers: mean KL %.2e, same best token in %.2f %%\n",
+        info.weight_dtype, info.kv_dtype, (long long)s.n, ROWS, s.kl / (double)s.n,
+        100 * (double)s.n_same_best / (double)s.n);
     mb_session_close(a);
     mb_session_close(b);
     mb_model_close(plain);
-    mb_model_close(quantised);
+    mb_model_close(other);
+    return s.kl / (double)s.n;
+}
+
+static void test_fp8_stays_near(void **state) {
+    (void)state;
+    double weights = mean_kl("fp8", NULL), kv = mean_kl(NULL, "fp8"), both = mean_kl("fp8", "fp8");
+    assert_true(weights > 0 && weights <= 5e-3);
+    assert_true(kv > 0 && kv <= 5e-3);
+    assert_true(both > 0 && both <= 5e-3);
 }
 
 static void test_unknown_names_are_refused(void **state) {
@@ -111,11 +122,15 @@ static void test_unknown_names_are_refused(void **state) {
     mb_model *model;
     assert_int_equal(mb_model_open("models/demo", &options, &model), MB_ERR_ARGUMENT);
     assert_non_null(strstr(mb_last_error(), "int4"));
+    options.quant = NULL;
+    options.kv_dtype = "int4";
+    assert_int_equal(mb_model_open("models/demo", &options, &model), MB_ERR_ARGUMENT);
+    assert_non_null(strstr(mb_last_error(), "kv_dtype"));
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fp8_weights_stay_near),
+        cmocka_unit_test(test_fp8_stays_near),
         cmocka_unit_test(test_unknown_names_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -96,10 +96,12 @@ template <int n_dims> static __global__ void __launch_bounds__(N_THREADS) attent
     if (token >= args.q_start[args.n_sequences]) /* padding of the batch */
         return;
     const int32_t n_visible = args.kv_len[sequence] - args.q_start[sequence + 1] + token + 1;
+    const float q_scale = args.k_scale ? args.scale * args.k_scale[kv_head] : args.scale;
+    const float v_scale = args.v_scale ? args.v_scale[kv_head] : 1;
     const int32_t *blocks = args.block_table + (int64_t)sequence * args.max_blocks;
     for (int i = threadIdx.x; i < HEADS * d; i += N_THREADS) {
         const int h = i / d;
-        s.q[h][i % d] = h < n_heads ? mb_element_load(args.dtype, args.q, head_row * d + i) * args.scale : 0;
+        s.q[h][i % d] = h < n_heads ? mb_element_load(args.dtype, args.q, head_row * d + i) * q_scale : 0;
     }
     __syncthreads();
 
@@ -134,7 +136,8 @@ template <int n_dims> static __global__ void __launch_bounds__(N_THREADS) attent
         for (int i = 0; i < n_dims; i++) {
             const int dim = threadIdx.x + i * N_THREADS;
             if (h < n_heads && dim < d)
-                mb_element_store(args.dtype, args.out, (head_row + h) * d + dim, sums[h][i] / s.total[h]);
+                mb_element_store(args.dtype, args.out, (head_row + h) * d + dim,
+                                 sums[h][i] / s.total[h] * v_scale);
         }
     mb_grid_launch_dependents();
 }

@@ -28,7 +28,8 @@ static void expect_head(const mb_attention_args *args, int32_t s, int64_t t, int
         scores[p] = 0;
         for (int32_t i = 0; i < d; i++)
             scores[p] += mb_check_value(args->dtype, args->q, (t * args->n_heads + head) * d + i) *
-                         mb_check_value(args->cache_dtype, args->k_cache, row + i) * (double)args->scale;
+                         mb_check_value(args->cache_dtype, args->k_cache, row + i) * (double)args->scale *
+                         (args->k_scale ? (double)args->k_scale[kv_head] : 1);
         maximum = fmax(maximum, scores[p]);
     }
     for (int32_t p = 0; p < n; p++)
@@ -38,10 +39,20 @@ static void expect_head(const mb_attention_args *args, int32_t s, int64_t t, int
     for (int32_t p = 0; p < n; p++)
         for (int32_t i = 0; i < d; i++)
             out[i] += exp(scores[p] - maximum) / total *
-                      mb_check_value(args->cache_dtype, args->v_cache, cache_row(args, s, kv_head, p) + i);
+                      mb_check_value(args->cache_dtype, args->v_cache, cache_row(args, s, kv_head, p) + i) *
+                      (args->v_scale ? (double)args->v_scale[kv_head] : 1);
 }
 
-static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype, mb_dtype cache_dtype) {
+/* A scale for each head, not a power of two. */
+static float *head_scales(mb_check *check, int32_t n) {
+    float *scales = mb_check_alloc(check, (size_t)n * sizeof *scales);
+    for (int32_t i = 0; i < n; i++)
+        scales[i] = 0.3f + 0.1f * (float)i;
+    return scales;
+}
+
+static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype, mb_dtype cache_dtype,
+                       int has_scales) {
     int32_t n_tokens = 0, n_blocks = 0, max_q_len = 0, max_kv_len = 0;
     for (int32_t s = 0; s < b->n_sequences; s++) {
         n_tokens += b->q_len[s];
@@ -50,9 +61,9 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
         max_kv_len = b->kv_len[s] > max_kv_len ? b->kv_len[s] : max_kv_len;
     }
     int64_t n_cache = (int64_t)n_blocks * h.n_kv * BLOCK * h.dim;
-    mb_check_begin(check, "attention %s cache=%s S=%d T=%d longest=%d Hq=%d Hkv=%d D=%d",
-                   mb_dtype_name(dtype), mb_dtype_name(cache_dtype), b->n_sequences, n_tokens, max_kv_len,
-                   h.n, h.n_kv, h.dim);
+    mb_check_begin(check, "attention %s cache=%s%s S=%d T=%d longest=%d Hq=%d Hkv=%d D=%d",
+                   mb_dtype_name(dtype), mb_dtype_name(cache_dtype), has_scales ? " scaled" : "",
+                   b->n_sequences, n_tokens, max_kv_len, h.n, h.n_kv, h.dim);
     int32_t max_blocks = (max_kv_len + BLOCK - 1) / BLOCK + 1;
     int32_t *block_table =
         mb_check_alloc(check, (size_t)b->n_sequences * (size_t)max_blocks * sizeof *block_table);
@@ -69,7 +80,8 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
     mb_attention_args args = {
         .q = mb_check_values(check, dtype, n_out, -2, 2),
         .k_cache = mb_check_values(check, cache_dtype, n_cache, -2, 2),
-        .v_cache = mb_check_values(check, cache_dtype, n_cache, -1, 1),
+        /* Not around 0: with one value a head, the sum of many would nearly vanish beside its terms. */
+        .v_cache = mb_check_values(check, cache_dtype, n_cache, -0.5, 1),
         .q_start = q_start,
         .kv_len = kv_len,
         .block_table = block_table,
@@ -85,6 +97,8 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
         .scale = (float)(1 / sqrt(h.dim)),
         .dtype = dtype,
         .cache_dtype = cache_dtype,
+        .k_scale = has_scales ? head_scales(check, h.n_kv) : NULL,
+        .v_scale = has_scales ? head_scales(check, h.n_kv) : NULL,
     };
     /* The pool's blocks are dealt out backwards and in turn; entries behind the last one stay poisoned. */
     for (int32_t i = 0, next = n_blocks; i < max_blocks; i++)
@@ -109,7 +123,7 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
 }
 
 void mb_attention_cases(mb_check *check) {
-    static const mb_dtype dtypes[] = {MB_F32, MB_BF16, MB_F16};
+    static const mb_dtype dtypes[] = {MB_F32, MB_BF16, MB_F16, MB_F8_E4M3};
     static const batch batches[] = {
         {1, {0}, {0}},
         {1, {1}, {1}},
@@ -122,8 +136,8 @@ void mb_attention_cases(mb_check *check) {
     for (size_t i = 0; i < sizeof batches / sizeof batches[0]; i++)
         for (size_t j = 0; j < sizeof shapes / sizeof shapes[0]; j++)
             for (int a = 0; a < 3; a++)
-                for (int c = 0; c < 3; c++)
-                    check_case(check, &batches[i], shapes[j], dtypes[a], dtypes[c]);
+                for (int c = 0; c < 4; c++)
+                    check_case(check, &batches[i], shapes[j], dtypes[a], dtypes[c], c == 3 && j % 2);
     static const heads widest = {2, 1, 512};
-    check_case(check, &batches[4], widest, MB_F32, MB_F32);
+    check_case(check, &batches[4], widest, MB_F32, MB_F32, 0);
 }

@@ -99,13 +99,14 @@ static void attend(const mb_attention_args *args, int64_t t, int32_t kv_head, in
     int32_t s = sequence_of_token(args, t), d = args->head_dim;
     int32_t n_visible = args->kv_len[s] - args->q_start[s + 1] + (int32_t)t + 1;
     const int32_t *blocks = args->block_table + (int64_t)s * args->max_blocks;
+    float q_scale = args->k_scale ? args->scale * args->k_scale[kv_head] : args->scale;
     head_state heads[HEAD_GROUP];
     for (int h = 0; h < n_heads; h++) {
         memset(&heads[h], 0, sizeof heads[h]);
         heads[h].maximum = -INFINITY;
         mb_load_f32(args->dtype, args->q, (t * args->n_heads + first_head + h) * d, d, heads[h].q);
         for (int32_t i = 0; i < d; i++)
-            heads[h].q[i] *= args->scale;
+            heads[h].q[i] *= q_scale;
     }
     for (int32_t position = 0; position < n_visible; position += BLOCK) {
         int n = n_visible - position < BLOCK ? n_visible - position : BLOCK;
@@ -115,6 +116,8 @@ static void attend(const mb_attention_args *args, int64_t t, int32_t kv_head, in
     for (int h = 0; h < n_heads; h++) {
         for (int32_t i = 0; i < d; i++)
             heads[h].sum[i] /= heads[h].total;
+        for (int32_t i = 0; args->v_scale && i < d; i++)
+            heads[h].sum[i] *= args->v_scale[kv_head];
         mb_store_f32(args->dtype, args->out, (t * args->n_heads + first_head + h) * d, d, heads[h].sum);
     }
 }
@@ -142,8 +145,12 @@ mb_status mb_attention_check_sizes(const mb_attention_args *args) {
                "attention: head_dim is %d, not in 1 .. %d", args->head_dim, MAX_HEAD_DIM);
     MB_REQUIRE(mb_dtype_is_activation(args->dtype), "attention: dtype %s is not one of activations",
                mb_dtype_name(args->dtype));
-    MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype),
-               "attention: cache_dtype %s is not one of fp32, bf16, fp16", mb_dtype_name(args->cache_dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype) || args->cache_dtype == MB_F8_E4M3,
+               "attention: cache_dtype %s is not one of fp32, bf16, fp16, fp8_e4m3",
+               mb_dtype_name(args->cache_dtype));
+    MB_REQUIRE(args->cache_dtype == MB_F8_E4M3 || (!args->k_scale && !args->v_scale),
+               "attention: k_scale or v_scale is set, but a cache of %s has none",
+               mb_dtype_name(args->cache_dtype));
     return MB_OK;
 }
 

@@ -222,8 +222,25 @@ double mb_check_round(mb_dtype dtype, double value) {
     return ldexp(nearbyint(ldexp(value, -step)), step);
 }
 
+/* fp8 without scales: off by half a step at most, which is 1/16 of a value, or 2^-10 where values are
+ * subnormal, and by what the value was off before it was rounded. */
+static void compare_f8(mb_check *check, const char *what, const void *got, const double *expected,
+                       int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        double x = mb_check_value(MB_F8_E4M3, got, i), y = fmax(-448, fmin(448, expected[i]));
+        if (!(fabs(x - y) <= fmax(fabs(y) / 16, 0x1p-10) + 1e-5 * fmax(1, fabs(y)))) {
+            mb_check_fail(check, "%s[%lld] is %f, expected %g", what, (long long)i, x, y);
+            return;
+        }
+    }
+}
+
 void mb_check_compare(mb_check *check, const char *what, mb_dtype dtype, const void *got,
                       const double *expected, int64_t n) {
+    if (dtype == MB_F8_E4M3) {
+        compare_f8(check, what, got, expected, n);
+        return;
+    }
     double max_error = dtype == MB_F32 ? 5e-6 : dtype == MB_F16 ? 0x1p-10 : 0x1p-7;
     double max_diff = dtype == MB_F32 ? 1e-11 : dtype == MB_F16 ? 1e-6 : 1e-5;
     double error = 0, largest = 0, xx = 0, xy = 0, yy = 0;

@@ -62,6 +62,13 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype cache_
         .dtype = dtype,
         .cache_dtype = cache_dtype,
     };
+    float *scales = NULL;
+    if (cache_dtype == MB_F8_E4M3 && with_norm) {
+        scales = mb_check_alloc(check, (size_t)s.n_kv_heads * sizeof *scales);
+        for (int32_t h = 0; h < s.n_kv_heads; h++)
+            scales[h] = 0.3f + 0.1f * (float)h;
+        args.k_scale = args.v_scale = scales;
+    }
     if (with_norm) {
         args.q_norm = mb_check_weight(check, MB_BF16, 1, 1, d);
         args.k_norm = mb_check_weight(check, MB_F32, 1, 1, d);
@@ -83,9 +90,13 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype cache_
         for (int32_t h = 0; h < s.n_kv_heads && slots[t] >= 0; h++) {
             int64_t row = ((int64_t)(slots[t] / 64) * s.n_kv_heads + h) * 64 + slots[t] % 64;
             expect_head(&args, &args.k_norm, (t * heads + s.n_heads + h) * d, positions[t], k + row * d);
-            for (int32_t i = 0; i < d; i++)
+            double scale = scales ? (double)scales[h] : 1;
+            for (int32_t i = 0; i < d; i++) {
+                k[row * d + i] /= scale;
                 v[row * d + i] =
-                    mb_check_value(dtype, args.qkv, (t * heads + s.n_heads + s.n_kv_heads + h) * d + i);
+                    mb_check_value(dtype, args.qkv, (t * heads + s.n_heads + s.n_kv_heads + h) * d + i) /
+                    scale;
+            }
         }
     }
     MB_CHECK_CALL(check, check->ops->qk_norm_rope_store(&args, check->stream));
@@ -97,12 +108,12 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype cache_
 }
 
 void mb_rope_cases(mb_check *check) {
-    static const mb_dtype dtypes[] = {MB_F32, MB_BF16, MB_F16};
+    static const mb_dtype dtypes[] = {MB_F32, MB_BF16, MB_F16, MB_F8_E4M3};
     static const shape shapes[] = {{0, 4, 2, 64},  {1, 1, 1, 2},     {3, 3, 1, 18},
                                    {13, 8, 2, 64}, {70, 32, 4, 128}, {2, 4, 4, 512}};
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (int a = 0; a < 3; a++)
-            for (int b = 0; b < 3; b++)
+            for (int b = 0; b < 4; b++)
                 for (int norm = 0; norm < 2; norm++)
                     check_case(check, shapes[s], dtypes[a], dtypes[b], norm);
 }

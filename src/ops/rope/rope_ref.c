@@ -30,6 +30,14 @@ static void rotate_head(const float *cosines, const float *sines, int32_t half, 
     }
 }
 
+/* Into the cache's row, divided by the head's scale if there is one. */
+static void store_head(const mb_qk_norm_rope_store_args *args, void *cache, int64_t at, const float *scale,
+                       float *head) {
+    for (int32_t i = 0; scale && i < args->head_dim; i++)
+        head[i] /= *scale;
+    mb_store_f32(args->cache_dtype, cache, at, args->head_dim, head);
+}
+
 static int64_t cache_index(const mb_qk_norm_rope_store_args *args, int32_t slot, int32_t head) {
     int64_t block = slot / MB_KV_BLOCK, offset = slot % MB_KV_BLOCK;
     return ((block * args->n_kv_heads + head) * MB_KV_BLOCK + offset) * args->head_dim;
@@ -57,9 +65,11 @@ static void process_token(const void *context, int64_t t) {
         mb_load_f32(args->dtype, args->qkv, (row + n_q + h) * d, d, head);
         norm_head(&args->k_norm, args->eps, d, head);
         rotate_head(cosines, sines, d / 2, head);
-        mb_store_f32(args->cache_dtype, args->k_cache, cache_index(args, slot, h), d, head);
+        store_head(args, args->k_cache, cache_index(args, slot, h), args->k_scale ? &args->k_scale[h] : NULL,
+                   head);
         mb_load_f32(args->dtype, args->qkv, (row + n_q + n_kv + h) * d, d, head);
-        mb_store_f32(args->cache_dtype, args->v_cache, cache_index(args, slot, h), d, head);
+        store_head(args, args->v_cache, cache_index(args, slot, h), args->v_scale ? &args->v_scale[h] : NULL,
+                   head);
     }
 }
 
@@ -73,8 +83,11 @@ mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
                MAX_HEAD_DIM);
     MB_REQUIRE(mb_dtype_is_activation(args->dtype), "qk_norm_rope_store: dtype %s is not one of activations",
                mb_dtype_name(args->dtype));
-    MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype),
-               "qk_norm_rope_store: cache_dtype %s is not one of fp32, bf16, fp16",
+    MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype) || args->cache_dtype == MB_F8_E4M3,
+               "qk_norm_rope_store: cache_dtype %s is not one of fp32, bf16, fp16, fp8_e4m3",
+               mb_dtype_name(args->cache_dtype));
+    MB_REQUIRE(args->cache_dtype == MB_F8_E4M3 || (!args->k_scale && !args->v_scale),
+               "qk_norm_rope_store: k_scale or v_scale is set, but a cache of %s has none",
                mb_dtype_name(args->cache_dtype));
     if (args->q_norm.data)
         MB_TRY(mb_weight_check(&args->q_norm, "qk_norm_rope_store: q_norm", 1, 1, args->head_dim, 0));

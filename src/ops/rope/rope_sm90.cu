@@ -73,6 +73,26 @@ static __device__ __forceinline__ void rotate_head(const float *cosines, const f
     }
 }
 
+/* Into the cache, whose type is fp8 or one of activations. */
+static __device__ __forceinline__ void cache_element(mb_dtype dtype, void *cache, int64_t at, float value) {
+    if (dtype == MB_F8_E4M3)
+        ((__nv_fp8_e4m3 *)cache)[at] = __nv_fp8_e4m3(value);
+    else
+        mb_element_store(dtype, cache, at, value);
+}
+
+static __device__ __forceinline__ void cache_head(mb_dtype dtype, void *cache, int64_t at, int half, int lane,
+                                                  float scale, const head_pairs *head) {
+#pragma unroll
+    for (int i = 0; i < MAX_PAIRS; i++) {
+        const int pair = lane + 32 * i;
+        if (pair < half) {
+            cache_element(dtype, cache, at + pair, head->low[i] / scale);
+            cache_element(dtype, cache, at + half + pair, head->high[i] / scale);
+        }
+    }
+}
+
 static __device__ __forceinline__ void store_head(mb_dtype dtype, void *to, int64_t at, int half, int lane,
                                                   const head_pairs *head) {
 #pragma unroll
@@ -116,8 +136,10 @@ static __global__ void __launch_bounds__(N_THREADS) qk_norm_rope_store(mb_qk_nor
             norm_head(&args.k_norm, args.eps, d, lane, &head);
             rotate_head(cosines, sines, half, lane, &head);
         }
-        store_head(args.cache_dtype, is_v ? args.v_cache : args.k_cache,
-                   ((block * n_kv + kv_head) * MB_KV_BLOCK + offset) * d, half, lane, &head);
+        const float *scales = is_v ? args.v_scale : args.k_scale;
+        cache_head(args.cache_dtype, is_v ? args.v_cache : args.k_cache,
+                   ((block * n_kv + kv_head) * MB_KV_BLOCK + offset) * d, half, lane,
+                   scales ? scales[kv_head] : 1, &head);
     }
     mb_grid_launch_dependents();
 }

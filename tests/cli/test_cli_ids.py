@@ -153,7 +153,7 @@ def test_penalties_change_the_answer(moebius, golden_model):
     (["run", "tests/golden/plain_f32", "--ids", "1", "--logit-bias", "80:1", "--print-ids"], "--logit-bias: there is no token 80; the model's vocabulary has the ids 0 to 79"),
     (["chat", "tests/golden/plain_f32"], "tokenizer"),
     (["tokenize", "tests/golden/plain_f32", "-p", "x"], "tokenizer"),
-    (["bench", "tests/golden/plain_f32", "--prompt-lengths", "300"], "no length fits"),
+    (["bench", "tests/golden/plain_f32", "--prompt-lengths", "300"], "no combination fits"),
     (["bench", "tests/golden/plain_f32", "--output", "no/such/folder/x"], "No such file"),
     (["run", "tests/golden/plain_f32", "--ids", "1", "--chat-template", "qwen9", "--print-ids"], "qwen9"),
 ])  # fmt: skip

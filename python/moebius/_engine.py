@@ -190,6 +190,7 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         quant: str | None = None,
+        kv_dtype: str | None = None,
         threads: int = 0,
         chat_template: str | None = None,
         max_sequences: int | None = None,
@@ -206,6 +207,7 @@ class Engine:
         device: "cpu", "cuda" or "cuda:N"; None: the GPU when there is one, else the CPU.
         dtype: "fp32", "bf16" or "fp16", the type that activations are computed in; None: fp32 on the CPU, else bf16.
         quant: "fp8": the matrices of attention and experts become fp8 while they load; None: weights stay as they are.
+        kv_dtype: "fp8": the KV cache is kept in fp8; None: in dtype.
         threads: CPU threads; 0: one for each core that the process may use.
         chat_template: the name of a known chat template, in place of the checkpoint's.
         max_sequences, max_step_tokens, prefill_chunk: most sequences and tokens in a step, most tokens of a prompt in a
@@ -219,7 +221,8 @@ class Engine:
         model_options, session_options = c.ModelOptions(), c.SessionOptions()
         LIBRARY.mb_model_options_init(byref(model_options))
         LIBRARY.mb_session_options_init(byref(session_options))
-        texts = {"device": device, "dtype": dtype, "quant": quant, "chat_template": chat_template}
+        texts = {"device": device, "dtype": dtype, "quant": quant, "kv_dtype": kv_dtype}
+        texts["chat_template"] = chat_template
         for name, value in texts.items():
             if value is not None and not isinstance(value, str):
                 raise TypeError(f"{name} is {value!r}; it must be a text")

@@ -17,6 +17,7 @@ class ModelOptions(ctypes.Structure):
         ("dtype", c_char_p),
         ("chat_template", c_char_p),
         ("quant", c_char_p),
+        ("kv_dtype", c_char_p),
         ("n_threads", c_int),
         ("load", c_int),
         ("progress", c_void_p),
@@ -28,7 +29,7 @@ class ModelInfo(ctypes.Structure):
     """mb_model_info"""
 
     _fields_ = [
-        *((name, c_char_p) for name in ("architecture", "device", "dtype", "weight_dtype")),
+        *((name, c_char_p) for name in ("architecture", "device", "dtype", "kv_dtype", "weight_dtype")),
         *(
             (name, c_int32)
             for name in (

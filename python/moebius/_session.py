@@ -35,6 +35,8 @@ class Session:
         LIBRARY.mb_model_get_info(self.model, byref(self.info))
         LIBRARY.mb_session_get_stats(self._session, byref(stats))
         self.context = min(self.info.max_positions, 64 * stats.kv_blocks_total)
+        if session_options.max_context > 0:
+            self.context = min(self.context, session_options.max_context)
         # Sequences that are open at once, in all threads: no more than the queue holds.
         self.room = threading.BoundedSemaphore(session_options.max_queued)
         self._changed = threading.Condition()  # guards all that follows

@@ -252,7 +252,7 @@ static void test_refused_others(void **state) {
     ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "head_dim");
     rope.head_dim = 514;
     ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "head_dim");
-    rope.head_dim = 8, rope.cache_dtype = MB_F8_E4M3;
+    rope.head_dim = 8, rope.cache_dtype = MB_F8_E8M0;
     ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "cache_dtype");
 
     mb_attention_args attention = {.q = x,

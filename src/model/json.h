@@ -35,4 +35,8 @@ const char *mb_json_describe(char *buffer, size_t capacity, const json_t *value)
  * This is what |tojson gives in chat templates. *text is freed with mb_free. */
 mb_status mb_json_dump_python(const json_t *value, char **text);
 
+/* As Python's repr of a float: the fewest digits that read back as the same number. It must be finite. */
+enum { MB_JSON_REAL_ROOM = 64 };
+void mb_json_format_real(char text[MB_JSON_REAL_ROOM], double value);
+
 #endif

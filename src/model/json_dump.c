@@ -34,7 +34,7 @@ static void append_string(mb_text_buffer *out, const char *text, size_t n_bytes)
 }
 
 /* float.__repr__: the fewest digits that read back as the same number; scientific outside of 1e-4 to 1e16. */
-static void append_real(mb_text_buffer *out, double value) {
+void mb_json_format_real(char text[MB_JSON_REAL_ROOM], double value) {
     char scientific[40];
     int precision = 0;
     do
@@ -50,7 +50,6 @@ static void append_real(mb_text_buffer *out, double value) {
             digits[n++] = *c;
     long exponent = strtol(exponent_at + 1, NULL, 10);
 
-    char text[64];
     size_t length = 0;
     if (scientific[0] == '-')
         text[length++] = '-';
@@ -61,8 +60,8 @@ static void append_real(mb_text_buffer *out, double value) {
             memcpy(text + length, digits + 1, n - 1);
             length += n - 1;
         }
-        length += (size_t)snprintf(text + length, sizeof text - length, "e%c%02ld", exponent < 0 ? '-' : '+',
-                                   labs(exponent));
+        length += (size_t)snprintf(text + length, MB_JSON_REAL_ROOM - length, "e%c%02ld",
+                                   exponent < 0 ? '-' : '+', labs(exponent));
     } else {
         /* Digit i stands at decimal place exponent - i; what is not among the digits is 0. */
         long last = exponent + 1 > (long)n - 1 ? exponent + 1 : (long)n - 1;
@@ -72,7 +71,7 @@ static void append_real(mb_text_buffer *out, double value) {
             text[length++] = i >= 0 && i < (long)n ? digits[i] : '0';
         }
     }
-    mb_text_append(out, text, length);
+    text[length] = '\0';
 }
 
 static void append_value(mb_text_buffer *out, const json_t *value);
@@ -105,7 +104,7 @@ static void append_object(mb_text_buffer *out, const json_t *object) {
 
 /* Recursion is bounded by mb_json_parse's limit on depth. */
 static void append_value(mb_text_buffer *out, const json_t *value) {
-    char number[32];
+    char number[MB_JSON_REAL_ROOM];
     const char *large = mb_json_number(value);
     if (large) { /* Python's integers have no limit: the digits are kept */
         mb_text_append_string(out, large);
@@ -126,7 +125,8 @@ static void append_value(mb_text_buffer *out, const json_t *value) {
         mb_text_append_string(out, number);
         break;
     case JSON_REAL:
-        append_real(out, json_real_value(value));
+        mb_json_format_real(number, json_real_value(value));
+        mb_text_append_string(out, number);
         break;
     case JSON_TRUE:
         mb_text_append_string(out, "true");

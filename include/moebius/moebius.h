@@ -70,9 +70,11 @@ typedef enum mb_load {
 } mb_load;
 
 typedef struct mb_model_options {
-    const char *device;        /* "cpu", "cuda", "cuda:1"; NULL: cuda when there is one, else cpu */
-    const char *dtype;         /* compute type: "fp32", "bf16", "fp16"; NULL: fp32 on cpu, bf16 on cuda */
-    const char *chat_template; /* NULL: the checkpoint's; else the name of a known one, e.g. "qwen3" */
+    const char *device; /* "cpu", "cuda", "cuda:1"; NULL: cuda when there is one, else cpu */
+    const char *dtype;  /* compute type: "fp32", "bf16", "fp16"; NULL: fp32 on cpu, bf16 on cuda */
+    /* NULL: the checkpoint's own; else a file with a Jinja template, or the name of a known one: "qwen3",
+     * "qwen3-instruct", "qwen3-thinking", "chatml". */
+    const char *chat_template;
     /* NULL: weights stay as they are. "fp8": while they load, the matrices of attention and of the experts
      * become fp8 (e4m3) with a scale for each block of 128x128, as in Qwen's FP8 checkpoints; embedding, router
      * and lm_head stay. A checkpoint that is in fp8 already stays as it is. */
@@ -125,7 +127,9 @@ typedef struct mb_model_info {
     const int32_t *eos_ids;                          /* [n_eos_ids] generation stops at these */
     int32_t n_eos_ids;
     int has_tokenizer, has_chat_template;
-    int has_unknown_chat_template; /* there is one, but it is not recognised: mb_chat_render refuses */
+    int has_unknown_chat_template;     /* there is one, but it cannot be used */
+    const char *chat_template_problem; /* why, a sentence; else NULL */
+    const char *chat_template;         /* the Jinja text of the template in use; NULL: none */
     const char *tokenizer_problem; /* why the checkpoint's tokenizer cannot be used, a sentence; else NULL */
 } mb_model_info;
 
@@ -159,15 +163,25 @@ MB_API mb_status mb_decoder_finish(mb_decoder *decoder, const char **text, size_
 
 typedef struct mb_chat_options {
     int add_generation_prompt; /* end with the assistant's opening */
-    int enable_thinking;       /* Qwen3's switch: 0 opens the answer with an empty <think> block */
-    const char *tools_json;    /* JSON array of tool definitions, or NULL */
+    /* Qwen3's switch: 1 on, 0 off (opens the answer with an empty <think> block); negative: not given, so the
+     * template does what it does by itself. */
+    int enable_thinking;
+    const char *tools_json; /* JSON array of tool definitions, or NULL */
+    const char
+        *kwargs_json; /* JSON object of more variables for the template (chat_template_kwargs), or NULL */
 } mb_chat_options;
 
-MB_API void mb_chat_options_init(mb_chat_options *options); /* 1, 1, NULL */
+MB_API void mb_chat_options_init(mb_chat_options *options); /* 1, -1, NULL, NULL */
 
-/* messages_json: a JSON array of {"role","content"[,"reasoning_content","tool_calls"]} as in the OpenAI API;
- * "reasoning" and "thinking" are other names for "reasoning_content". Integers may have any number of digits.
- * *text: the rendered prompt, zero-terminated; free with mb_free_text. */
+/*
+ * Renders the model's chat template (docs/text.md). messages_json: a JSON array of {"role", "content" [,
+ * "reasoning_content", "tool_calls" ...]} as in the OpenAI API; "reasoning" and "thinking" are other names for
+ * "reasoning_content"; content is a string or an array of {"type": "text", "text": ...}; the arguments of calls
+ * are an object or JSON in a string. Integers may have any number of digits. Any number of threads may render
+ * with one model. *text: the rendered prompt, zero-terminated; free with mb_free_text.
+ * MB_ERR_FORMAT: malformed JSON. MB_ERR_ARGUMENT: a message or tool that is none, that the template would leave
+ * out, or that the template refuses. MB_ERR_UNSUPPORTED: no template, or one that cannot be used.
+ */
 MB_API mb_status mb_chat_render(const mb_model *model, const char *messages_json,
                                 const mb_chat_options *options, char **text);
 

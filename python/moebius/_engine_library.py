@@ -49,6 +49,8 @@ class ModelInfo(ctypes.Structure):
         ("has_tokenizer", c_int),
         ("has_chat_template", c_int),
         ("has_unknown_chat_template", c_int),
+        ("chat_template_problem", c_char_p),
+        ("chat_template", c_char_p),
         ("tokenizer_problem", c_char_p),
     ]
 
@@ -56,7 +58,12 @@ class ModelInfo(ctypes.Structure):
 class ChatOptions(ctypes.Structure):
     """mb_chat_options"""
 
-    _fields_ = [("add_generation_prompt", c_int), ("enable_thinking", c_int), ("tools_json", c_char_p)]
+    _fields_ = [
+        ("add_generation_prompt", c_int),
+        ("enable_thinking", c_int),
+        ("tools_json", c_char_p),
+        ("kwargs_json", c_char_p),
+    ]
 
 
 class LogitBias(ctypes.Structure):

@@ -92,10 +92,11 @@ static int open_chat(chat_state *chat, const char *directory) {
         return cli_failure("%s", info.tokenizer_problem);
     if (!info.has_tokenizer)
         return cli_failure("%s has no tokenizer.json, which a chat needs", directory);
+    if (info.chat_template_problem != NULL)
+        return cli_failure("%s; choose another with --chat-template", info.chat_template_problem);
     if (!info.has_chat_template)
-        return cli_failure("%s has %s; name one with --chat-template, or use moebius run --raw", directory,
-                           info.has_unknown_chat_template ? "a chat template that is not known"
-                                                          : "no chat template");
+        return cli_failure(
+            "%s has no chat template; choose one with --chat-template, or use moebius run --raw", directory);
     mb_session_options_init(&options);
     options.max_sequences = 1;
     options.max_step_tokens = options.prefill_chunk;

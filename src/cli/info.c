@@ -99,10 +99,10 @@ static void print_table(const char *directory, const mb_model_info *info) {
         cli_print("%-20s cannot be used: %s\n", "tokenizer", info->tokenizer_problem);
     else
         cli_print("%-20s %s\n", "tokenizer", info->has_tokenizer ? "yes" : "no: use token ids");
-    cli_print("%-20s %s\n\n", "chat template",
-              info->has_chat_template           ? "yes"
-              : info->has_unknown_chat_template ? "not known: name one with --chat-template"
-                                                : "no");
+    if (info->chat_template_problem != NULL)
+        cli_print("%-20s cannot be used: %s\n\n", "chat template", info->chat_template_problem);
+    else
+        cli_print("%-20s %s\n\n", "chat template", info->has_chat_template ? "yes" : "no");
 
     print_count("parameters", info->n_parameters);
     print_count("active for a token", info->n_active_parameters);

@@ -43,12 +43,11 @@ const cli_option cli_model_options[] = {
      .maximum = 1024,
      .help = "CPU threads. Without it: one for each core that the process may use."},
     {.name = "chat-template",
-     .value_name = "NAME",
+     .value_name = "FILE",
      .kind = CLI_TEXT,
      .offset = FIELD(chat_template),
-     .help =
-         "Use the known chat template NAME (qwen3, qwen3-instruct, qwen3-thinking, chatml) in place of the "
-         "checkpoint's own."},
+     .help = "Use the Jinja chat template in FILE, or a known one by its name (qwen3, qwen3-instruct, "
+             "qwen3-thinking, chatml), in place of the checkpoint's own."},
     {.letter = 'q',
      .name = "quiet",
      .kind = CLI_FLAG,

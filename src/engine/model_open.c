@@ -185,9 +185,10 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .eos_ids = model->generation.eos_ids,
         .n_eos_ids = model->generation.n_eos_ids,
         .has_tokenizer = model->tokenizer != NULL,
-        .has_chat_template = model->chat_template != MB_CHAT_NONE && model->chat_template != MB_CHAT_UNKNOWN,
-        .has_unknown_chat_template =
-            model->chat_template == MB_CHAT_UNKNOWN || model->chat_failure.sentence != NULL,
+        .has_chat_template = model->chat_template != NULL,
+        .has_unknown_chat_template = model->chat_failure.sentence != NULL,
+        .chat_template_problem = model->chat_failure.sentence,
+        .chat_template = model->chat_template ? model->chat_template->source : NULL,
         .tokenizer_problem = model->tokenizer_failure.sentence,
     };
     for (int i = 0; i < config->n_layers; i++)

@@ -116,7 +116,7 @@ mb_status mb_decoder_finish(mb_decoder *decoder, const char **text, size_t *n_by
 /* ---- Chat --------------------------------------------------------------------------------------------- */
 
 void mb_chat_options_init(mb_chat_options *options) {
-    *options = (mb_chat_options){.add_generation_prompt = 1, .enable_thinking = 1};
+    *options = (mb_chat_options){.add_generation_prompt = 1, .enable_thinking = -1};
 }
 
 mb_status mb_chat_render(const mb_model *model, const char *messages_json, const mb_chat_options *options,
@@ -127,6 +127,8 @@ mb_status mb_chat_render(const mb_model *model, const char *messages_json, const
     *text = NULL;
     MB_TRY(mb_need(model, "mb_chat_render: model"));
     MB_TRY(mb_need(messages_json, "mb_chat_render: messages_json"));
-    MB_TRY(mb_kept_failure_report(&model->chat_failure));
+    if (model->chat_failure.sentence)
+        return mb_fail(model->chat_failure.status, "%s; choose another with --chat-template",
+                       model->chat_failure.sentence);
     return mb_chat_template_render(model->chat_template, messages_json, options ? options : &defaults, text);
 }

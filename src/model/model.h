@@ -29,14 +29,15 @@ struct mb_model {
     mb_dtype dtype;          /* compute type */
     mb_dtype kv_dtype;       /* of the KV cache: dtype, or fp8 */
     mb_tokenizer *tokenizer; /* NULL: the checkpoint has none, or none that can be used: tokenizer_failure */
-    mb_chat_template chat_template;
+    mb_chat_template
+        *chat_template; /* NULL: the checkpoint has none, or none that can be used: chat_failure */
     mb_kept_failure tokenizer_failure, chat_failure;
     struct mb_grammar_store *grammars; /* compiled ones, shared by all threads; the engine's */
 };
 
 /* The tokenizer and the chat template of a checkpoint whose config.json is read already. template_name:
  * instead of the checkpoint's template, or NULL. What is wrong with the files is kept in the model;
- * failures are running out of memory and a template_name that nobody knows. */
+ * failures are running out of memory and a template_name that cannot be used. */
 mb_status mb_model_open_text(mb_model *model, const char *directory, const char *template_name);
 void mb_model_close_text(mb_model *model);
 

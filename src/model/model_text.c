@@ -47,36 +47,17 @@ static mb_status read_tokenizer(const char *directory, int32_t vocab, mb_tokeniz
     return status;
 }
 
-/* chat_template.jinja goes before the template inside tokenizer_config.json, as in transformers. */
-static mb_status read_chat_template(const char *directory, mb_chat_template *which) {
-    static const struct {
-        const char *name;
-        int is_jinja;
-    } sources[] = {{"chat_template.jinja", 1}, {"tokenizer_config.json", 0}};
-    for (size_t i = 0; i < 2 && *which == MB_CHAT_NONE; i++) {
-        mb_small_file file;
-        MB_TRY(mb_file_read_optional(directory, sources[i].name, MAX_CONFIG_BYTES, &file));
-        if (!file.bytes)
-            continue;
-        mb_status status =
-            mb_chat_template_find(file.path, file.bytes, file.n_bytes, sources[i].is_jinja, which);
-        mb_free(file.bytes);
-        MB_TRY(status);
-    }
-    return MB_OK;
-}
-
 mb_status mb_model_open_text(mb_model *model, const char *directory, const char *template_name) {
-    model->chat_template = MB_CHAT_NONE;
     if (template_name)
-        MB_TRY(mb_chat_template_by_name(template_name, &model->chat_template));
+        MB_TRY(mb_chat_template_open_named(directory, template_name, &model->chat_template));
     else
-        MB_TRY(keep(read_chat_template(directory, &model->chat_template), &model->chat_failure));
+        MB_TRY(keep(mb_chat_template_open(directory, &model->chat_template), &model->chat_failure));
     return keep(read_tokenizer(directory, model->config.vocab, &model->tokenizer), &model->tokenizer_failure);
 }
 
 void mb_model_close_text(mb_model *model) {
     mb_tokenizer_close(model->tokenizer);
+    mb_chat_template_close(model->chat_template);
     mb_free(model->tokenizer_failure.sentence);
     mb_free(model->chat_failure.sentence);
 }

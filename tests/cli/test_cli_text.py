@@ -81,15 +81,15 @@ def test_failures_say_why(moebius, arguments, sentence):
 def test_unknown_chat_template_is_refused(moebius, tmp_path):
     """A prompt must never reach a chat model without the frame that it was trained with, unasked."""
     directory = shutil.copytree(DEMO, tmp_path / "model")
-    (directory / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (directory / "chat_template.jinja").write_text("a\n {{ messages | frobnicate }}")
     for arguments in (["run", directory, "-p", "Hi", "-n", 1], ["chat", directory]):
         result = moebius(*arguments, input="Hi\n")
         assert result.returncode == 1 and result.stdout == b""
-        assert "a chat template that is not known" in result.stderr.decode() and "--chat-template" in result.stderr.decode()
+        assert "chat_template.jinja, line 2, column 16: the filter \"frobnicate\" is not supported; choose" in result.stderr.decode() and "--chat-template" in result.stderr.decode()
         named = moebius(*arguments, "--chat-template", "qwen3", "--greedy", input="Hi\n")
         assert named.returncode == 0 and named.stdout != b""
     assert moebius("run", directory, "-p", "Hi", "-n", 1, "--raw").returncode == 0
-    assert "not known" in moebius("info", directory).stdout.decode()
+    assert "chat_template.jinja, line 2, column 16" in moebius("info", directory).stdout.decode()
 
 
 def test_prompt_that_leaves_no_room_for_an_answer(moebius, golden_model):

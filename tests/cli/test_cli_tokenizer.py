@@ -72,11 +72,17 @@ def test_plain_chatml(moebius, demo):
     assert result.stdout == named.stdout
 
 
-def test_another_template_is_named_as_unknown(moebius, demo):
-    (demo / "chat_template.jinja").write_text(CHATML.replace("assistant", "model"))
-    result = moebius("run", demo, "-p", "hi")
+def test_the_template_in_a_file(moebius, demo):
+    """--chat-template FILE; what the template refuses is said with its name and line."""
+    template = demo / "my.jinja"
+    template.write_text(CHATML)
+    options = ["-p", "hi", "-n", 3, "--greedy", "--print-ids", "-q"]
+    assert moebius("run", DEMO, *options, "--chat-template", template).stdout == \
+        moebius("run", DEMO, *options, "--chat-template", "chatml").stdout != b""
+    template.write_text("\n{{ raise_exception('Only\\033[2J poems, please.') }}")
+    result = moebius("run", DEMO, *options, "--chat-template", template)
     assert result.returncode == 1
-    assert b"has a chat template that is not known; choose one with --chat-template NAME" in result.stderr
+    assert b"my.jinja, line 2: the template refuses: Only [2J poems, please." in result.stderr
 
 
 def test_tokens_in_three_files(moebius, roomy):

@@ -8,10 +8,13 @@
  *   decode SKIP CHUNK N                  ids, separated by spaces; CHUNK: one by one, or all at once.
  *                                        Answer {"text": "..."}
  *   pieces N_PATTERN N                   pattern, then text; N counts both. Answer {"pieces": [bytes, ...]}
- *   recognise IS_JINJA N                 tokenizer_config.json or a template. Answer {"template": n}
- *   render NAME PROMPT THINK N_TOOLS N   tools, then messages; N counts both; N_TOOLS -1: no tools.
- *                                        Answer {"text": "..."}
- *   dump N                               JSON. Answer {"text": "..."}
+ *   builtin NAME N                       nothing. Answer {"text": the template of this name}
+ *   template N_CONFIG N                  tokenizer_config.json (N_CONFIG -1: none), then a template (none: the
+ *                                        one of the config). N counts both. It is used from here on. Answer {}
+ *   render PROMPT THINK N_TOOLS N_KWARGS N   tools, chat_template_kwargs, then messages; N counts all, -1: there
+ *                                        are none. Answer {"text": "..."}
+ *   jinja N_VARIABLES N                  an object of variables, then a template, rendered as it is; N counts
+ *                                        both. Answer {"text": "..."}
  *
  * A failure answers {"status": "MB_ERR_...", "error": "..."}.
  */
@@ -21,11 +24,13 @@
 
 #include "base/alloc.h"
 #include "model/chat/chat_template.h"
+#include "model/jinja/jinja.h"
 #include "model/json.h"
 #include "model/tokenizer/pretokenize.h"
 #include "model/tokenizer/tokenizer.h"
 
 static mb_tokenizer *tokenizer;
+static mb_chat_template *chat_template;
 
 static void reply(json_t *answer) {
     char *line = json_dumps(answer, JSON_COMPACT | JSON_ENSURE_ASCII);
@@ -93,28 +98,73 @@ static void decode(const char *words, char *text, size_t n_bytes) {
     (void)n_bytes;
 }
 
-static void render(const char *words, char *text, size_t n_bytes) {
-    char name[32];
-    long n_tools;
-    mb_chat_options options = {0};
-    mb_chat_template which;
-    char *rendered;
-    if (sscanf(words, "%31s %d %d %ld", name, &options.add_generation_prompt, &options.enable_thinking,
-               &n_tools) != 4)
-        exit(2);
-    char *tools = n_tools >= 0 ? strndup(text, (size_t)n_tools) : NULL;
-    options.tools_json = tools;
-    mb_status status = mb_chat_template_by_name(name, &which);
-    if (status == MB_OK)
-        status = mb_chat_template_render(which, text + (n_tools > 0 ? n_tools : 0), &options, &rendered);
-    free(tools);
+/* The bytes of a request's part that begins at *at; NULL when its count is negative. */
+static char *take_part(char **at, long n) {
+    if (n < 0)
+        return NULL;
+    char *part = strndup(*at, (size_t)n);
+    *at += n;
+    return part;
+}
+
+static void reply_rendered(mb_status status, char *rendered) {
     if (status != MB_OK) {
         reply_failure(status);
         return;
     }
     reply_text(rendered, strlen(rendered));
     mb_free(rendered);
-    (void)n_bytes;
+}
+
+static void render(const char *words, char *text) {
+    long n_tools, n_kwargs;
+    mb_chat_options options = {0};
+    char *rendered = NULL;
+    if (sscanf(words, "%d %d %ld %ld", &options.add_generation_prompt, &options.enable_thinking, &n_tools,
+               &n_kwargs) != 4)
+        exit(2);
+    char *tools = take_part(&text, n_tools), *kwargs = take_part(&text, n_kwargs);
+    options.tools_json = tools;
+    options.kwargs_json = kwargs;
+    mb_status status = mb_chat_template_render(chat_template, text, &options, &rendered);
+    reply_rendered(status, rendered);
+    free(tools);
+    free(kwargs);
+}
+
+static void open_template(const char *words, char *text, size_t n_bytes) {
+    long n_config = strtol(words, NULL, 10);
+    char *config = take_part(&text, n_config);
+    size_t n = n_bytes - (size_t)(n_config > 0 ? n_config : 0);
+    mb_chat_template_close(chat_template);
+    mb_status status = mb_chat_template_open_text("template", n > 0 ? text : NULL, n, config, &chat_template);
+    if (status != MB_OK)
+        reply_failure(status);
+    else
+        reply(json_object());
+    free(config);
+}
+
+static void jinja(const char *words, char *text, size_t n_bytes) {
+    long n_variables = strtol(words, NULL, 10);
+    char *variables = take_part(&text, n_variables), *rendered = NULL;
+    json_t *parsed = NULL;
+    mb_jinja *template = NULL;
+    mb_status status = mb_json_parse("variables", variables, (size_t)n_variables, &parsed);
+    if (status == MB_OK)
+        status = mb_jinja_parse("template", text, n_bytes - (size_t)n_variables, &template);
+    if (status == MB_OK)
+        status = mb_jinja_render(template, (const json_t *const[]){parsed}, 1, &rendered);
+    reply_rendered(status, rendered);
+    mb_jinja_free(template);
+    mb_json_free(parsed);
+    free(variables);
+}
+
+static void builtin(const char *words) {
+    char name[32];
+    const char *text = sscanf(words, "%31s", name) == 1 ? mb_chat_template_builtin(name) : NULL;
+    reply_text(text ? text : "", text ? strlen(text) : 0);
 }
 
 static void open_tokenizer(const char *words, const char *json, size_t n_bytes) {
@@ -164,31 +214,6 @@ static void cut_pieces(const char *words, const char *bytes, size_t n_bytes) {
     }
 }
 
-static void recognise(const char *words, const char *text, size_t n_bytes) {
-    mb_chat_template which;
-    mb_status status = mb_chat_template_find("template", text, n_bytes, atoi(words), &which);
-    if (status != MB_OK)
-        reply_failure(status);
-    else
-        reply(json_pack("{s:i}", "template", (int)which));
-}
-
-static void dump(const char *json, size_t n_bytes) {
-    json_t *value;
-    char *text;
-    mb_status status = mb_json_parse("value", json, n_bytes, &value);
-    if (status == MB_OK) {
-        status = mb_json_dump_python(value, &text);
-        mb_json_free(value);
-    }
-    if (status != MB_OK) {
-        reply_failure(status);
-        return;
-    }
-    reply_text(text, strlen(text));
-    mb_free(text);
-}
-
 int main(void) {
     char line[256];
     while (fgets(line, sizeof line, stdin)) {
@@ -208,17 +233,20 @@ int main(void) {
             decode(line + 7, bytes, n_bytes);
         else if (strncmp(line, "pieces ", 7) == 0)
             cut_pieces(line + 7, bytes, n_bytes);
-        else if (strncmp(line, "recognise ", 10) == 0)
-            recognise(line + 10, bytes, n_bytes);
+        else if (strncmp(line, "builtin ", 8) == 0)
+            builtin(line + 8);
+        else if (strncmp(line, "template ", 9) == 0)
+            open_template(line + 9, bytes, n_bytes);
         else if (strncmp(line, "render ", 7) == 0)
-            render(line + 7, bytes, n_bytes);
-        else if (strncmp(line, "dump ", 5) == 0)
-            dump(bytes, n_bytes);
+            render(line + 7, bytes);
+        else if (strncmp(line, "jinja ", 6) == 0)
+            jinja(line + 6, bytes, n_bytes);
         else
             return 2;
         fflush(stdout);
         free(bytes);
     }
     mb_tokenizer_close(tokenizer);
+    mb_chat_template_close(chat_template);
     return 0;
 }

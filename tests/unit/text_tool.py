@@ -51,7 +51,22 @@ class TextTool:
     def decode(self, ids, skip_special=False, one_by_one=True):
         return self.ask(f"decode {int(skip_special)} {int(one_by_one)}", " ".join(map(str, ids)))["text"]
 
-    def render(self, name, messages, tools=None, prompt=True, thinking=True):
-        tools = b"" if tools is None else json.dumps(tools).encode()
-        n_tools = len(tools) if tools else -1
-        return self.ask(f"render {name} {int(prompt)} {int(thinking)} {n_tools}", tools + json.dumps(messages).encode())
+    def builtin(self, name):
+        """The text of a template that is compiled in."""
+        return self.ask(f"builtin {name}", "")["text"]
+
+    def template(self, source, config=None):
+        """Opens a template (None: the one in the tokenizer_config.json `config`); the answer."""
+        config = b"" if config is None else json.dumps(config).encode()
+        return self.ask(f"template {len(config) or -1}", config + (source or "").encode())
+
+    def render(self, messages, tools=None, prompt=True, thinking=True, kwargs=None):
+        """With the template opened last. thinking None: not given."""
+        parts = [b"" if part is None else json.dumps(part).encode() for part in (tools, kwargs)]
+        sizes = " ".join(str(len(part) or -1) for part in parts)
+        thinking = -1 if thinking is None else int(thinking)
+        return self.ask(f"render {int(prompt)} {thinking} {sizes}", b"".join(parts) + json.dumps(messages).encode())
+
+    def jinja(self, source, variables):
+        variables = json.dumps(variables).encode()
+        return self.ask(f"jinja {len(variables)}", variables + source.encode("utf-8", "surrogatepass"))

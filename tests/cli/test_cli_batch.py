@@ -13,7 +13,7 @@ import pytest
 
 from cli_support import BINARY, DEMO, ROOT
 
-N_LINES = int(os.environ.get("BATCH_LINES", 400))
+N_LINES = int(os.environ.get("BATCH_LINES", 300))
 
 
 def line(custom_id, body, url="/v1/chat/completions", **other):
@@ -152,7 +152,7 @@ def test_ctrl_c_and_progress(terminal, undisturbed, tmp_path):
     n = len(answers(out))
     assert 0 < n < N_LINES
     quiet = terminal("batch", DEMO, undisturbed[0], out, "-q")
-    assert quiet.wait() == 0 and quiet.output == "" and len(answers(out)) == N_LINES
+    assert quiet.wait(600) == 0 and quiet.output == "" and len(answers(out)) == N_LINES
 
 
 @pytest.mark.parametrize("content, sentence", [

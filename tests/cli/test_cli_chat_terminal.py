@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from cli_support import DEMO, token_id
+from cli_support import DEMO
 
 BABBLE = ["--ignore-eos", "--temperature", "1", "--seed", "5"]
 SUM = "What is 7 + 8?"
@@ -217,6 +217,19 @@ def test_status(chat):
     one.leave()
 
 
+def test_a_turn_uses_the_kv_of_the_turns_before(chat, endless_model):
+    """The second question computes its own tokens alone, but for those of a block that is not full."""
+    one = chat(endless_model, "-n", 40, *BABBLE)
+    first = one.ask("word " * 100, "40 generated")
+    second = one.ask("and now?", "from the cache")
+    n_first, n_second = (int(re.search(r"(\d+) prompt tokens", text)[1]) for text in (first, second))
+    n_cached = int(re.search(r"(\d+) from the cache", second)[1])
+    assert "from the cache" not in first and n_cached % 64 == 0 and n_first - 64 < n_cached < n_second
+    assert f"{n_second} prompt tokens ({n_cached} from the cache)" in one.ask("/status", "last answer")
+    assert "from the cache" in one.ask("/regen", "40 generated")
+    one.leave()
+
+
 def test_files_are_for_persons(moebius, tmp_path):
     """From a pipe such lines are questions: whoever's questions a program passes on, they name no files."""
     file = tmp_path / "c.json"
@@ -284,4 +297,3 @@ def test_an_answer_cannot_write_to_the_terminal_through_status(terminal, endless
     listed = one.ask(f"/read {tmp_path}/\t", "1 bytes|moebius:")
     assert "\x1b]0;" not in listed
     one.leave()
-    assert token_id("<think>") is not None

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "moebius/moebius.h"
 #include "moebius/stop_text.h"
 
 /* The meaning, as plainly as possible: the first end of a text, of several the longest. */
@@ -128,11 +129,50 @@ static void refuses_an_empty_text(void **unused) {
     mb_stop_text_close(NULL);
 }
 
+/* ---- Memory runs out ---------------------------------------------------------------------------------- */
+
+static int n_allowed, n_live;
+
+static void *allocate(void *user, void *pointer, size_t n_bytes) {
+    (void)user;
+    if (n_bytes == 0) {
+        n_live -= pointer != NULL;
+        free(pointer);
+        return NULL;
+    }
+    if (n_allowed-- <= 0)
+        return NULL;
+    n_live += pointer == NULL;
+    return realloc(pointer, n_bytes);
+}
+
+static void tells_that_memory_ran_out(void **unused) {
+    (void)unused;
+    static const char *const stops[] = {"one", "two"};
+    mb_stop_text *matcher;
+    const char *text;
+    size_t n_bytes;
+    mb_status status = MB_ERR_MEMORY;
+    mb_set_allocator(allocate, NULL);
+    for (int n = 0; status == MB_ERR_MEMORY; n++) {
+        n_allowed = n;
+        status = mb_stop_text_open(stops, 2, &matcher);
+        if (status == MB_OK)
+            status = mb_stop_text_push(matcher, "tw", 2, &text, &n_bytes);
+        mb_stop_text_close(matcher);
+        assert_int_equal(n_live, 0);
+        assert_true(n < 20);
+    }
+    mb_set_allocator(NULL, NULL);
+    assert_int_equal(status, MB_OK);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(finds_every_stop_across_any_border),
         cmocka_unit_test(keeps_characters_whole),
         cmocka_unit_test(refuses_an_empty_text),
+        cmocka_unit_test(tells_that_memory_ran_out),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

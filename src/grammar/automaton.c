@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "grammar/countdown.h"
 #include "grammar/determinize.h"
 #include "grammar/nfa.h"
 
@@ -24,6 +25,17 @@ static void build_rule(mb_builder *builder, mb_determinizer *d, mb_nfa *nfa, mb_
         mb_intersect_last(d, (uint32_t)builder->rules[rule].both_with, a);
 }
 
+/* The first one has the states of the longest, and all others use them. */
+static void build_countdown(mb_builder *builder, int longest, uint32_t *chain, mb_automaton *a) {
+    int n = builder->rules[a->n_rules].countdown;
+    if (*chain == MB_NO_STATE) {
+        *chain = (uint32_t)a->n_rules;
+        mb_countdown_append(&builder->pool, longest, n, a);
+    } else {
+        mb_countdown_append_part(&builder->pool, *chain, longest, n, a);
+    }
+}
+
 static void build_rules(mb_builder *builder, mb_determinizer *d, mb_automaton *a) {
     mb_nfa nfa = {.builder = builder};
     mb_nullable nullable = {0};
@@ -33,10 +45,17 @@ static void build_rules(mb_builder *builder, mb_determinizer *d, mb_automaton *a
         if (builder->rules[i].both_with >= 0)
             is_paired[i] = is_paired[builder->rules[i].both_with] = 1;
     mb_nullable_find(builder, &nullable);
+    uint32_t chain = MB_NO_STATE;
+    int longest = 0;
+    for (size_t i = 0; i < n_first; i++)
+        longest = longest > builder->rules[i].countdown ? longest : builder->rules[i].countdown;
     while (a->n_rules < builder->n_rules && builder->pool.status == MB_OK) {
         size_t rule = a->n_rules; /* those beyond the first are parts of long repeats */
         nfa.may_call = rule >= n_first || !is_paired[rule];
-        build_rule(builder, d, &nfa, &nullable, a);
+        if (builder->rules[rule].countdown >= 0)
+            build_countdown(builder, longest, &chain, a);
+        else
+            build_rule(builder, d, &nfa, &nullable, a);
     }
     mb_nfa_free(&nfa);
     mb_free(nullable.of);

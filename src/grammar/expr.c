@@ -163,8 +163,18 @@ int mb_rule_add(mb_builder *builder, const mb_expr *body) {
     if (mb_grammar_grow(&builder->pool, (void **)&builder->rules, &builder->capacity, builder->n_rules + 1,
                         sizeof *builder->rules) != 0)
         return -1;
-    builder->rules[builder->n_rules] = (mb_rule){.body = body, .both_with = -1};
+    builder->rules[builder->n_rules] = (mb_rule){.body = body, .both_with = -1, .countdown = -1};
     return (int)builder->n_rules++;
+}
+
+int mb_rule_add_countdown(mb_builder *builder, int n_characters) {
+    for (size_t i = 0; i < builder->n_rules; i++)
+        if (builder->rules[i].countdown == n_characters)
+            return (int)i;
+    int rule = mb_rule_add(builder, &never);
+    if (rule >= 0)
+        builder->rules[rule].countdown = n_characters;
+    return rule;
 }
 
 void mb_rule_set(mb_builder *builder, int rule, const mb_expr *body) {

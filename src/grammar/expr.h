@@ -47,7 +47,12 @@ typedef struct mb_expr {
 typedef struct mb_rule {
     const mb_expr *body;
     int both_with; /* another rule that must match the same text; -1: none. Then neither may call rules. */
+    int countdown; /* no body: at most so many characters of a JSON string and its closing quote; -1: none */
 } mb_rule;
+
+/* A rule `countdown` is one of a chain of automata, each of which goes on to that of one character less. So all
+ * strings of a grammar share their states, whatever their lengths. */
+enum { MB_MAX_COUNTDOWN = 8192 };
 
 typedef struct mb_builder {
     mb_grammar_pool pool;
@@ -82,6 +87,7 @@ const mb_expr *mb_expr_pair(mb_builder *builder, const mb_expr *first, const mb_
 
 /* A new rule; its body may be set later. -1 on failure. */
 int mb_rule_add(mb_builder *builder, const mb_expr *body);
+int mb_rule_add_countdown(mb_builder *builder, int n_characters); /* at most MB_MAX_COUNTDOWN */
 void mb_rule_set(mb_builder *builder, int rule, const mb_expr *body);
 
 /* Items that are collected one by one. mb_expr_list_* end the list and free it. */

@@ -7,7 +7,7 @@
 #include "grammar/regex.h"
 #include "grammar/utf8_ranges.h"
 
-enum { CHAR_BLOCK = 64, MAX_INDENT = 20 };
+enum { MAX_INDENT = 20 };
 
 void mb_json_rules_init(mb_json_rules *rules) {
     *rules = (mb_json_rules){-1, -1, -1, -1, -1, -1, -1, -1};
@@ -82,8 +82,8 @@ const mb_expr *mb_json_string(mb_builder *b) {
     return mb_expr_call(b, b->json->string);
 }
 
-/* Whole blocks are calls of one rule that all strings share. The last part has the closing quote, so that a
- * string's end is known within its rule. */
+/* After the characters that must be there comes one rule that ends with the closing quote, so that a string's end is
+ * known within its rule. */
 const mb_expr *mb_json_string_of_length(mb_builder *b, int min, int max) {
     if (min > max)
         return mb_expr_never();
@@ -91,27 +91,18 @@ const mb_expr *mb_json_string_of_length(mb_builder *b, int min, int max) {
         return mb_json_string(b);
     const mb_expr *kinds[] = {raw_char(b), short_escape(b)};
     const mb_expr *c = mb_expr_choice(b, kinds, 2), *quote = mb_expr_string(b, "\"");
-    if (b->json->char_block < 0)
-        b->json->char_block = mb_rule_add(b, mb_expr_repeat(b, c, CHAR_BLOCK, CHAR_BLOCK));
-    const mb_expr *block = mb_expr_call(b, b->json->char_block);
-    int blocks = min / CHAR_BLOCK, rest = min % CHAR_BLOCK;
-    const mb_expr *first[] = {quote, mb_expr_repeat(b, block, blocks, blocks),
-                              mb_expr_repeat(b, c, rest, rest)};
-    const mb_expr *last;
+    const mb_expr *rest;
     if (max == MB_UNBOUNDED) {
-        last = mb_expr_repeat(b, c, 0, MB_UNBOUNDED);
-    } else if (max - min < 2 * CHAR_BLOCK) {
-        last = mb_expr_repeat(b, c, 0, max - min);
+        if (b->json->string_rest < 0)
+            b->json->string_rest =
+                mb_rule_add(b, mb_expr_pair(b, mb_expr_repeat(b, c, 0, MB_UNBOUNDED), quote));
+        rest = mb_expr_call(b, b->json->string_rest);
     } else {
-        blocks = (max - min) / CHAR_BLOCK;
-        rest = (max - min) % CHAR_BLOCK;
-        const mb_expr *ways[] = {
-            mb_expr_pair(b, mb_expr_repeat(b, block, 0, blocks - 1), mb_expr_repeat(b, c, 0, CHAR_BLOCK - 1)),
-            mb_expr_pair(b, mb_expr_repeat(b, block, blocks, blocks), mb_expr_repeat(b, c, 0, rest))};
-        last = mb_expr_choice(b, ways, 2);
+        int more = max - min < MB_MAX_COUNTDOWN ? max - min : MB_MAX_COUNTDOWN;
+        rest = mb_expr_call(b, mb_rule_add_countdown(b, more));
     }
-    const mb_expr *all[] = {mb_expr_sequence(b, first, 3), last, quote};
-    return mb_expr_call(b, mb_rule_add(b, mb_expr_sequence(b, all, 3)));
+    const mb_expr *all[] = {quote, mb_expr_repeat(b, c, min, min), rest};
+    return mb_expr_sequence(b, all, 3);
 }
 
 /* Parts of the set that lie in [first, last]; `out` has room for n. */

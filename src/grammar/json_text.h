@@ -14,14 +14,15 @@
 /* Rules that are made when they are first needed. */
 typedef struct mb_json_rules {
     int space, string, number, integer, value, object, array;
-    int char_block; /* CHAR_BLOCK characters within a string */
+    int string_rest; /* any characters and the closing quote */
 } mb_json_rules;
 
 void mb_json_rules_init(mb_json_rules *rules);
 
 const mb_expr *mb_json_space(mb_builder *builder); /* maybe white space */
 const mb_expr *mb_json_string(mb_builder *builder);
-const mb_expr *mb_json_string_of_length(mb_builder *builder, int min, int max); /* characters */
+/* Characters; beyond min, at most MB_MAX_COUNTDOWN, however large max is. */
+const mb_expr *mb_json_string_of_length(mb_builder *builder, int min, int max);
 const mb_expr *mb_json_any_number(mb_builder *builder);
 const mb_expr *mb_json_integer(mb_builder *builder);
 const mb_expr *mb_json_value(mb_builder *builder);  /* any */

@@ -20,12 +20,15 @@ struct mb_mask_entry {
     uint32_t words[];
 };
 
-/* The configurations after the bytes down to a node of the tree. One alone, which is most frequent, stands
- * in the level itself. */
+/* The configurations after the bytes down to a node of the tree. One alone, which is most frequent, is looked up
+ * without its set. */
 typedef struct mb_mask_level {
-    mb_stack_config one;
-    mb_stack_set set; /* n 1: `one` */
-    mb_stack_mark mark;
+    const uint32_t *row;     /* the one configuration's transitions; NULL: there are several, or none */
+    const uint8_t *class_of; /* of a byte, in its rule */
+    uint32_t node;           /* its node */
+    uint32_t mark;           /* the level whose mark counts here: nothing was made since */
+    mb_stack_set set;        /* not kept where row is not NULL */
+    mb_stack_mark after;     /* what the stack held with the set */
 } mb_mask_level;
 
 /* ---- Plain characters ------------------------------------------------------------------------------- */
@@ -167,34 +170,34 @@ typedef struct walk {
     int keeps_escapes;
 } walk;
 
-static void set_level(const mb_stack *stack, mb_mask_level *level, mb_stack_set set) {
-    level->set = set;
-    level->mark = mb_stack_get_mark(stack);
-    if (set.n == 1)
-        level->one = stack->configs[set.first];
+static void point_at(const mb_automaton *a, mb_mask_level *level, uint32_t state, uint32_t node) {
+    const mb_automaton_state *s = &a->states[state];
+    level->row = a->next + s->row;
+    level->class_of = a->rules[s->rule].class_of;
+    level->node = node;
 }
 
-/* One configuration whose next state neither may end nor calls needs no set. Returns 0 when nothing can
- * follow. */
-static int step_level(walk *w, const mb_mask_level *from, uint8_t byte, mb_mask_level *to) {
-    const mb_automaton *a = w->cache->automaton;
-    if (from->set.n == 1) {
-        uint32_t next = mb_automaton_next(a, from->one.state, byte);
-        if (next == MB_NO_STATE)
-            return 0;
-        if (is_inner(a, next)) {
-            to->one = (mb_stack_config){next, from->one.node};
-            to->set = (mb_stack_set){.n = 1};
-            to->mark = from->mark;
-            return 1;
-        }
-        mb_stack_cut(w->stack, from->mark);
-        set_level(w->stack, to, mb_stack_at(w->stack, (mb_stack_config){next, from->one.node}));
-    } else {
-        mb_stack_cut(w->stack, from->mark);
-        set_level(w->stack, to, mb_stack_step(w->stack, from->set, byte));
+static void set_level(const walk *w, uint32_t depth, mb_stack_set set) {
+    mb_mask_level *level = &w->work->levels[depth];
+    level->set = set;
+    level->after = mb_stack_get_mark(w->stack);
+    level->mark = depth;
+    level->row = NULL;
+    if (set.n == 1) {
+        mb_stack_config config = w->stack->configs[set.first];
+        point_at(w->cache->automaton, level, config.state, config.node);
     }
-    return to->set.n > 0 || to->set.ended;
+}
+
+/* What follows the byte at `depth`, in a state that may end or that calls, or with several configurations. Returns
+ * 0 when nothing can. */
+static int step_set(const walk *w, uint32_t depth, uint8_t byte, uint32_t next) {
+    const mb_mask_level *from = &w->work->levels[depth - 1];
+    mb_stack_cut(w->stack, w->work->levels[from->mark].after);
+    mb_stack_set set = from->row ? mb_stack_at(w->stack, (mb_stack_config){next, from->node})
+                                 : mb_stack_step(w->stack, from->set, byte);
+    set_level(w, depth, set);
+    return set.n > 0 || set.ended;
 }
 
 static void keep_escape(walk *w, uint32_t node) {
@@ -209,21 +212,35 @@ static void keep_escape(walk *w, uint32_t node) {
 /* Over the nodes first to end - 1, which hang at depth base; what is before them has led to `set`. */
 static void run(walk *w, uint32_t first, uint32_t end, uint32_t base, mb_stack_set set) {
     const mb_trie_node *nodes = w->part->nodes;
+    const mb_automaton *a = w->cache->automaton;
     mb_mask_level *levels = w->work->levels;
-    set_level(w->stack, &levels[0], set);
+    set_level(w, 0, set);
     for (uint32_t i = first; i < end;) {
         const mb_trie_node *node = &nodes[i];
         uint32_t depth = node->depth - base;
-        mb_mask_level *level = &levels[depth];
-        if (!step_level(w, &levels[depth - 1], node->byte, level)) {
+        const mb_mask_level *from = &levels[depth - 1];
+        mb_mask_level *to = &levels[depth];
+        uint32_t next = from->row ? from->row[from->class_of[node->byte]] : 0;
+        if (next == MB_NO_STATE) {
+            i = node->end;
+            continue;
+        }
+        if (from->row && is_inner(a, next)) {
+            to->row = a->next + a->states[next].row;
+            to->class_of = from->class_of;
+            to->node = from->node;
+            to->mark = from->mark;
+        } else if (from->row && from->node == 0 && a->states[next].is_end) {
+            *to = (mb_mask_level){.mark = depth, .set = {.ended = 1}};
+        } else if (!step_set(w, depth, node->byte, next)) {
             i = node->end;
             continue;
         }
         if (node->token >= 0)
             mb_trie_set_bits(w->cache->trie, node->token, w->bits);
-        if (level->set.ended && w->keeps_escapes && node->end > i + 1)
+        if (to->mark == depth && to->set.ended && w->keeps_escapes && node->end > i + 1)
             keep_escape(w, i);
-        i = level->set.n > 0 ? i + 1 : node->end;
+        i = to->mark != depth || to->set.n > 0 ? i + 1 : node->end;
     }
 }
 

@@ -12,7 +12,7 @@ enum {
     MAX_STATES = 1 << 17, /* of all rules */
     MAX_NEXT = 1 << 24,   /* transitions of all rules */
     FEW_SLOTS = 256,
-    MAX_WORK = 1 << 26, /* members of sets that are looked at: about a second */
+    MAX_WORK = 1 << 24, /* members of sets that are looked at: about half a second */
 };
 
 /* A transition while the rule's classes are not yet known: bytes first to last lead to a state. */

@@ -287,6 +287,11 @@ typedef struct mb_request {
     uint64_t cache_salt; /* the prefix cache is shared by requests of the same salt alone; 0 */
     mb_waiter *waiter;   /* of the same session: hears of the sequence's news; NULL: nobody waits */
     void *waiter_user;   /* comes back with the news */
+    /* What the answer looks like (moebius/grammar.h), of the same model; the sequence holds it. Tokens that end
+     * the answer are drawn only where it is complete, and an answer that can have no more text ends by itself
+     * (MB_FINISHED_STOP). NULL: any text. */
+    struct mb_grammar *grammar;
+    int grammar_after_think; /* the grammar begins after "</think>" in the answer */
 } mb_request;
 
 /* Fills sampling and stop behaviour from the model's generation_config.json; without one: greedy. A

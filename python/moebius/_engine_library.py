@@ -126,6 +126,8 @@ class Request(ctypes.Structure):
         ("cache_salt", c_uint64),
         ("waiter", c_void_p),
         ("waiter_user", c_void_p),
+        ("grammar", c_void_p),
+        ("grammar_after_think", c_int),
     ]
 
 

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/log.h"
+#include "grammar/store.h"
 #include "model/model.h"
 
 /* ---- Checks ------------------------------------------------------------------------------------------- */
@@ -92,6 +94,9 @@ static mb_status check_request(const mb_model *model, const mb_request *request)
                        (int)request->n_stop_ids, request->stop_ids ? "is not" : "is");
     if (request->prompt_logprobs && !request->on_logprobs)
         return mb_fail(MB_ERR_ARGUMENT, "request.prompt_logprobs is set but request.on_logprobs is NULL");
+    if (request->grammar && !mb_grammar_store_has(model->grammars, request->grammar))
+        return mb_fail(MB_ERR_ARGUMENT,
+                       "request.grammar was compiled for another model; compile it for this one");
     MB_TRY(check_ids("ids", request->ids, request->n_ids, vocab));
     MB_TRY(check_ids("stop_ids", request->stop_ids, (size_t)request->n_stop_ids, vocab));
     MB_TRY(check_sampling(&request->sampling, vocab));
@@ -180,11 +185,21 @@ mb_status mb_sequence_create(const mb_model *model, const mb_request *request, m
         add_bias(s, request->sampling.logit_bias[i].id, request->sampling.logit_bias[i].bias);
     for (int64_t i = 0; i < n_bans(model, request); i++)
         add_bias(s, s->stop_ids[i], -INFINITY);
+    s->job.awaits_token = request->grammar != NULL; /* the mask of a draw depends on the token before */
+    if (request->grammar) {
+        mb_grammar_start start = request->grammar_after_think ? MB_GRAMMAR_AFTER_THINK : MB_GRAMMAR_AT_ONCE;
+        mb_status status = mb_grammar_state_open(request->grammar, start, &s->grammar);
+        if (status != MB_OK) {
+            mb_sequence_destroy(s);
+            return status;
+        }
+    }
     *sequence = s;
     return MB_OK;
 }
 
 void mb_sequence_destroy(mb_sequence *sequence) {
+    mb_grammar_state_close(sequence->grammar);
     mb_free(sequence); /* the first piece of its block */
 }
 
@@ -197,6 +212,26 @@ int32_t mb_sequence_n_bias(const mb_sequence *sequence, int64_t position) {
     return has_bans ? sequence->n_bias : sequence->sampling.n_logit_bias;
 }
 
+void mb_sequence_mask(mb_sequence *sequence, uint32_t *bits, size_t n_words) {
+    if (mb_grammar_mask(sequence->grammar, bits, n_words) != MB_OK) {
+        mb_log(MB_LOG_WARN, "sequence %" PRIu64 ": %s", sequence->id, mb_last_error());
+        memset(bits, 0, n_words * sizeof *bits);
+    } else if (mb_grammar_can_end(sequence->grammar)) {
+        for (int32_t i = 0; i < sequence->n_stop_ids; i++)
+            bits[sequence->stop_ids[i] / 32] |= 1u << (sequence->stop_ids[i] % 32);
+    }
+}
+
+/* Follows the grammar; the answer may be complete then, or lost. */
+static void follow_grammar(mb_sequence *sequence, int32_t id) {
+    if (mb_grammar_advance(sequence->grammar, id) != MB_OK) {
+        mb_log(MB_LOG_WARN, "sequence %" PRIu64 ": %s", sequence->id, mb_last_error());
+        sequence->state = MB_FAILED;
+    } else if (mb_grammar_is_finished(sequence->grammar)) {
+        sequence->state = MB_FINISHED_STOP;
+    }
+}
+
 void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob) {
     for (int32_t i = 0; i < sequence->n_stop_ids; i++)
         if (sequence->stop_ids[i] == id) {
@@ -207,4 +242,6 @@ void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob) {
     sequence->ids[sequence->job.n_tokens++] = id;
     if (sequence->job.n_tokens == sequence->job.max_tokens)
         sequence->state = MB_FINISHED_LENGTH;
+    if (sequence->grammar)
+        follow_grammar(sequence, id);
 }

@@ -3,6 +3,7 @@
 #define MB_ENGINE_SEQUENCE_H
 
 #include "engine/scheduler.h"
+#include "moebius/grammar.h"
 #include "moebius/moebius.h"
 
 /* Biases of one request that its place on the device has room for. */
@@ -35,6 +36,7 @@ typedef struct mb_sequence {
     int64_t min_new_tokens;
     int32_t *stop_ids; /* those of the model included */
     int32_t n_stop_ids;
+    mb_grammar_state *grammar; /* where the answer is in its grammar; NULL: any text */
     mb_logprobs_fn on_logprobs;
     void *on_logprobs_user;
 } mb_sequence;
@@ -49,7 +51,12 @@ mb_sequence *mb_sequence_of(mb_job *job);
 /* How many of the biases hold for the draw of the token at this position. */
 int32_t mb_sequence_n_bias(const mb_sequence *sequence, int64_t position);
 
-/* Takes in a drawn token: ends the answer at a stop token or at its length, else appends. */
+/* The tokens that the grammar allows next, a bit for each; those that end the answer, where it is complete. None,
+ * with a warning, when the grammar cannot be followed. */
+void mb_sequence_mask(mb_sequence *sequence, uint32_t *bits, size_t n_words);
+
+/* Takes in a drawn token: ends the answer at a stop token, at its length, or when its grammar has no more text, else
+ * appends. */
 void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob);
 
 #endif

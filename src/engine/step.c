@@ -23,6 +23,7 @@ static mb_step_counts most_counts(const mb_runner *runner) {
                             .n_sequences = limits->max_sequences,
                             .n_logits = limits->max_logits,
                             .n_draws = limits->max_sequences,
+                            .n_masks = limits->max_sequences,
                             .max_blocks = limits->max_blocks};
 }
 
@@ -76,7 +77,7 @@ static mb_status open_buffers(mb_runner *runner) {
     mb_step_counts most = most_counts(runner);
     mb_arena inputs;
     mb_arena_measure(&inputs);
-    mb_step_cut_inputs(&inputs, &most, &runner->slots[0].in);
+    mb_step_cut_inputs(&inputs, &most, model->config.vocab, &runner->slots[0].in);
     runner->inputs_bytes = inputs.used;
     runner->staging_bytes = STAGING_BYTES + (size_t)model->config.max_positions * sizeof(int32_t);
     mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};

@@ -41,6 +41,7 @@ typedef struct mb_runner_limits {
 typedef struct mb_step_counts {
     int32_t n_tokens, n_sequences, n_logits, n_draws, max_blocks;
     int32_t n_prompt_rows; /* rows of logits that are reported but not drawn from: the first ones */
+    int32_t n_masks;       /* drawn rows that a grammar restricts */
     int32_t n_reported;    /* rows that are reported: prompt rows, then the first of the drawn ones */
     int32_t max_q_len, max_kv_len;
 } mb_step_counts;
@@ -49,6 +50,8 @@ typedef struct mb_step_counts {
 typedef struct mb_step_inputs {
     int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *block_table, *logit_rows;
     mb_sample_row *rows;
+    uint32_t *
+        masks; /* [n_masks, (vocab + 31) / 32]; the last piece, so that a graph's places do not depend on it */
 } mb_step_inputs;
 
 /* A sequence whose sampler place is made by this step, before its first draw. */
@@ -142,7 +145,7 @@ void mb_runner_close(mb_runner *runner); /* a zeroed runner is allowed; no step 
 void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv);
 
 /* The parts of the input buffer for these counts; with a measuring arena their size. */
-void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs *in);
+void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab, mb_step_inputs *in);
 /* Where a place of slot->inputs is on the device. */
 void *mb_step_on_device(const mb_step_slot *slot, const void *input);
 

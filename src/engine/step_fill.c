@@ -4,7 +4,11 @@
 
 #include "engine/step.h"
 
-void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs *in) {
+static size_t mask_words(int32_t vocab) {
+    return ((size_t)vocab + 31) / 32;
+}
+
+void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab, mb_step_inputs *in) {
     size_t n_tokens = (size_t)n->n_tokens, n_sequences = (size_t)n->n_sequences;
     in->ids = mb_arena_push(arena, n_tokens, sizeof *in->ids);
     in->draw_of = mb_arena_push(arena, n_tokens, sizeof *in->draw_of);
@@ -15,6 +19,7 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, mb_step_inputs
     in->block_table = mb_arena_push(arena, n_sequences * (size_t)n->max_blocks, sizeof *in->block_table);
     in->logit_rows = mb_arena_push(arena, (size_t)n->n_logits, sizeof *in->logit_rows);
     in->rows = mb_arena_push(arena, (size_t)n->n_draws, sizeof *in->rows);
+    in->masks = mb_arena_push(arena, (size_t)n->n_masks * mask_words(vocab), sizeof *in->masks);
 }
 
 void *mb_step_on_device(const mb_step_slot *slot, const void *input) {
@@ -30,6 +35,7 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
         n.n_tokens += item->n_tokens;
         n.n_logits += item->n_logits;
         n.n_draws += item->draws;
+        n.n_masks += item->draws && sequence->grammar;
         n.n_prompt_rows += item->n_logits - item->draws;
         n.n_reported += sequence->on_logprobs ? item->n_logits : 0;
         int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len);
@@ -47,7 +53,7 @@ static mb_step_counts count(const mb_planned *plan, int32_t n_planned) {
  * then draws that are reported, then the other draws; so that sampling and log-softmax each get one
  * contiguous range. */
 typedef struct cursor {
-    int32_t token, prompt_row, reported_draw, silent_draw;
+    int32_t token, prompt_row, reported_draw, silent_draw, mask;
 } cursor;
 
 /* Makes sure that the sequence's sampler place holds what the draw at `position` needs. It does already when the
@@ -64,8 +70,19 @@ static void use_sampler_place(mb_runner *runner, mb_step_slot *slot, const mb_se
     *place = (mb_sampler_place){.id = sequence->id, .n_counted = position + 1};
 }
 
-static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, const mb_planned *item) {
-    const mb_sequence *sequence = mb_sequence_of(item->job);
+/* Where the row's mask is on the device; NULL: it has none. */
+static const uint32_t *fill_mask(const mb_runner *runner, mb_step_slot *slot, mb_sequence *sequence,
+                                 cursor *at) {
+    size_t n_words = mask_words(runner->model->config.vocab);
+    if (!sequence->grammar)
+        return NULL;
+    uint32_t *bits = slot->in.masks + (size_t)at->mask++ * n_words;
+    mb_sequence_mask(sequence, bits, n_words);
+    return mb_step_on_device(slot, bits);
+}
+
+static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, const mb_planned *item, cursor *at) {
+    mb_sequence *sequence = mb_sequence_of(item->job);
     const mb_sampling *s = &sequence->sampling;
     const int64_t position = item->first + item->n_tokens;
     const size_t table = (size_t)item->job->table, vocab = (size_t)runner->model->config.vocab;
@@ -83,7 +100,8 @@ static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, const mb_
                            .position = (uint64_t)position,
                            .bias_ids = runner->bias_ids + table * MB_MAX_LOGIT_BIAS,
                            .biases = runner->biases + table * MB_MAX_LOGIT_BIAS,
-                           .seen = sequence->has_penalties ? runner->seen + table * vocab : NULL};
+                           .seen = sequence->has_penalties ? runner->seen + table * vocab : NULL,
+                           .allowed = fill_mask(runner, slot, sequence, at)};
 }
 
 static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_planned, cursor *at) {
@@ -96,7 +114,7 @@ static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_pla
         if (draws) {
             row = sequence->on_logprobs ? at->reported_draw++ : at->silent_draw++;
             int32_t draw = row - slot->counts.n_prompt_rows;
-            in->rows[draw] = sample_row(runner, slot, item);
+            in->rows[draw] = sample_row(runner, slot, item, at);
             slot->draw_planned[draw] = i_planned;
             sequence->i_draw = draw;
         } else {
@@ -169,7 +187,7 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     if (slot->is_graph)
         round_up(&runner->limits, &slot->counts);
     mb_arena_init(&slot->inputs_arena, slot->inputs, runner->inputs_bytes, 1);
-    mb_step_cut_inputs(&slot->inputs_arena, &slot->counts, &slot->in);
+    mb_step_cut_inputs(&slot->inputs_arena, &slot->counts, runner->model->config.vocab, &slot->in);
     cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
     for (int32_t i = 0; i < slot->n_planned; i++) {
         slot->outcomes[i] = (mb_outcome){.id = -1};

@@ -78,6 +78,13 @@ static void keep(mb_grammar_store *store, mb_grammar *grammar) {
     }
 }
 
+int mb_grammar_store_has(mb_grammar_store *store, const mb_grammar *grammar) {
+    pthread_mutex_lock(&store->lock);
+    int has = grammar->masks.trie == store->trie;
+    pthread_mutex_unlock(&store->lock);
+    return has;
+}
+
 mb_status mb_grammar_store_get(mb_grammar_store *store, mb_make_trie_fn make_trie, const void *user,
                                mb_grammar_kind kind, const char *text, size_t n_bytes, mb_grammar **grammar) {
     mb_status status = MB_OK;

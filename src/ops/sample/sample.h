@@ -1,7 +1,7 @@
 /*
  * sample.h - from logits to the next token, one row per sequence.
  *
- * Order: repetition, presence, frequency penalties and bias on the logits; NaN check; greedy when temperature
+ * Order: repetition, presence, frequency penalties, bias and the mask on the logits; NaN check; greedy when temperature
  * is 0; else divide by temperature, keep the top_k largest, of these the smallest set with probability >=
  * top_p, of these the ones with probability >= min_p * max; draw with the counter-based generator
  * Philox4x32-10 (Salmon et al. 2011) keyed by (seed, position). Ties go to the lower id. The row's neighbours
@@ -26,12 +26,16 @@ typedef struct mb_sample_row {
      * the prompt; so 0 is a token that was not seen. The token that is drawn is counted. No two rows share
      * an array. NULL: no penalties. */
     int32_t *seen;
+    /* [(V + 31) / 32] device: token i is bit i % 32 of word i / 32; tokens whose bit is 0 are not drawn. NULL: all
+     * may be. */
+    const uint32_t *allowed;
 } mb_sample_row;
 
 typedef struct mb_sample_args {
     const float *logits;       /* [n_rows, V]; not changed */
     const mb_sample_row *rows; /* [n_rows] */
-    int32_t *ids;              /* [n_rows] out; -1 when the row has a NaN, a +inf, or nothing but -inf */
+    int32_t *ids;              /* [n_rows] out; -1 when the row has a NaN, a +inf, or nothing but -inf
+                                  among the allowed */
     float *logprobs; /* [n_rows] out: log softmax of the untouched logits at the chosen id (-1: -inf) */
     int64_t n_rows;
     int32_t vocab;

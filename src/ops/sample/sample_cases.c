@@ -54,6 +54,9 @@ static int32_t expect_id(const mb_sample_row *row, const int32_t *seen, const fl
     }
     for (int32_t i = 0; i < row->n_bias; i++)
         tokens[row->bias_ids[i]].logit += (double)row->biases[i];
+    for (int32_t i = 0; row->allowed && i < vocab; i++)
+        if (!(row->allowed[i / 32] >> (i % 32) & 1))
+            tokens[i].logit = -INFINITY;
     qsort(tokens, (size_t)vocab, sizeof *tokens, compare_tokens);
     if (row->temperature == 0)
         return tokens[0].id;
@@ -77,6 +80,20 @@ static void expect_log_softmax(const float *logits, int32_t vocab, double *out) 
         total += exp((double)logits[i]);
     for (int32_t i = 0; i < vocab; i++)
         out[i] = (double)logits[i] - log(total);
+}
+
+/* From few tokens to most; token `one` is allowed. */
+static uint32_t *random_mask(mb_check *check, int32_t vocab, int32_t index, int32_t one) {
+    size_t n_words = ((size_t)vocab + 31) / 32;
+    uint32_t *mask = mb_check_alloc(check, n_words * sizeof *mask);
+    for (size_t i = 0; i < n_words; i++) {
+        mask[i] = (uint32_t)mb_check_random(check);
+        for (int32_t k = index % 3; k > 0; k--)
+            mask[i] = index % 2 ? mask[i] | (uint32_t)mb_check_random(check)
+                                : mask[i] & (uint32_t)mb_check_random(check);
+    }
+    mask[one / 32] |= 1u << (one % 32);
+    return mask;
 }
 
 /* Every row asks for something else: all the filters in many combinations, with and without penalties. seen
@@ -108,6 +125,9 @@ static mb_sample_row random_row(mb_check *check, int32_t vocab, int32_t index, i
     row.seen = seen;
     row.n_bias = index % 7 == 3 ? n : 0;
     row.biases = mb_check_values(check, MB_F32, n, -5, 5);
+    row.allowed = index % 5 == 1
+                      ? random_mask(check, vocab, index, (int32_t)(mb_check_random(check) % (uint64_t)vocab))
+                      : NULL;
     return row;
 }
 

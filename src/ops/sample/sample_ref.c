@@ -45,6 +45,9 @@ static void adjust_logits(const mb_sample_row *row, int32_t vocab, float *z) {
     for (int32_t i = 0; i < row->n_bias; i++)
         if (row->bias_ids[i] >= 0 && row->bias_ids[i] < vocab)
             z[row->bias_ids[i]] += row->biases[i];
+    for (int32_t i = 0; row->allowed && i < vocab; i++)
+        if (!(row->allowed[i / 32] >> (i % 32) & 1) && z[i] < INFINITY) /* a NaN stays for find_best to see */
+            z[i] = -INFINITY;
 }
 
 /* The largest logit, the first of equal ones; -1 when there is a NaN, a +infinity, or only -infinity. */

@@ -1,7 +1,7 @@
 /*
  * sample_sm90.cu - the next token of each row of logits, one CTA a row, without sorting the vocabulary.
  *
- *   adjust    penalties and bias, into the workspace (rows without either are read where they are)
+ *   adjust    penalties, bias and mask, into the workspace (rows without any are read where they are)
  *   best      largest logit, lowest id first; greedy rows end here
  *   cutoff    top_k and top_p are a place in the order of candidates (larger z, then lower id). A radix
  *             search finds the place in four passes over z, eight bits of the key each, by counts (top_k) and
@@ -79,6 +79,12 @@ static __device__ void adjust_logits(const mb_sample_row *row, const float *logi
                 z[id] += row->biases[j];
     }
     __syncthreads();
+    if (row->allowed) {
+        for (int32_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS)
+            if (!(row->allowed[i / 32] >> (i % 32) & 1) && z[i] < CUDART_INF_F) /* a NaN stays to be seen */
+                z[i] = -CUDART_INF_F;
+        __syncthreads();
+    }
 }
 
 /* ---- best */
@@ -324,7 +330,7 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS) sample(sample_params p)
     mb_grid_wait();
     const mb_sample_row *parameters = &args.rows[blockIdx.x];
     const float *logits = args.logits + (int64_t)blockIdx.x * args.vocab, *z = logits;
-    if (parameters->seen || parameters->n_bias > 0) {
+    if (parameters->seen || parameters->n_bias > 0 || parameters->allowed) {
         float *adjusted = p.adjusted + (int64_t)blockIdx.x * args.vocab;
         adjust_logits(parameters, logits, args.vocab, adjusted);
         z = adjusted;

@@ -326,7 +326,7 @@ static void test_against_pcre2(void **unused) {
     (void)unused;
     uint64_t random = 11;
     int n_accepted = 0, n_too_large = 0;
-    for (int round = 0; round < 1500; round++) {
+    for (int round = 0; round < 500; round++) {
         char pattern[MAX_PATTERN] = "", subject[64];
         make_pattern(&random, pattern, 0);
         int error;
@@ -358,7 +358,7 @@ static void test_against_pcre2(void **unused) {
         mb_grammar_state_close(state);
         mb_grammar_close(grammar);
     }
-    assert_true(n_accepted > 3000 && n_too_large < 20);
+    assert_true(n_accepted > 1000 && n_too_large < 10);
 }
 
 int main(void) {

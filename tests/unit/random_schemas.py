@@ -1,7 +1,7 @@
 """Random JSON schemas of the subset that docs/text.md describes, small enough that random answers end."""
 import random
 
-WORDS = ["a", "b", "name", "na", "né", "x y", "quote\"s", "type", "very_long_property_name"]
+WORDS = ["a", "b", "name", "na", "né", "x y", "quote\"s", "type", "long_name"]
 
 
 def scalar(r):
@@ -79,8 +79,8 @@ def schema_of(r, depth):
     return scalar(r)
 
 
-def schema(seed):
+def schema(seed, depth=3):
     r = random.Random(seed)
-    top = object_of(r, 3) if r.random() < 0.7 else schema_of(r, 3)
+    top = object_of(r, depth) if r.random() < 0.7 else schema_of(r, depth)
     return {**top, "$defs": {"list": {"type": "object", "required": ["value"], "properties": {
         "value": scalar(r), "next": {"anyOf": [{"$ref": "#/$defs/list"}, {"type": "null"}]}}}}}

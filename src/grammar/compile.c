@@ -41,6 +41,8 @@ static const mb_expr *parse(mb_builder *builder, mb_grammar_kind kind, const cha
 
 static mb_status build(mb_grammar *grammar, const mb_token_trie *trie, mb_builder *builder) {
     int root = mb_rule_add(builder, mb_expr_never());
+    if (root < 0)
+        return builder->pool.status;
     const mb_expr *expr = parse(builder, grammar->kind, grammar->text, grammar->n_bytes);
     if (!expr && builder->pool.status == MB_OK)
         return mb_fail(MB_ERR_INTERNAL, "a grammar was refused without a reason");

@@ -194,6 +194,8 @@ static const mb_expr *list_of(mb_builder *b, const mb_expr *item) {
 const mb_expr *mb_json_value(mb_builder *b) {
     if (b->json->value < 0) {
         b->json->value = mb_rule_add(b, mb_expr_never()); /* arrays and objects call the rule */
+        if (b->json->value < 0)
+            return mb_expr_never();
         const mb_expr *kinds[] = {mb_json_object(b),         mb_json_array(b),
                                   mb_json_string(b),         mb_json_any_number(b),
                                   mb_expr_string(b, "true"), mb_expr_string(b, "false"),
@@ -206,6 +208,8 @@ const mb_expr *mb_json_value(mb_builder *b) {
 const mb_expr *mb_json_array(mb_builder *b) {
     if (b->json->array < 0) {
         b->json->array = mb_rule_add(b, mb_expr_never());
+        if (b->json->array < 0)
+            return mb_expr_never();
         mb_rule_set(b, b->json->array, mb_json_brackets(b, "[]", list_of(b, mb_json_value(b)), 1));
     }
     return mb_expr_call(b, b->json->array);
@@ -214,6 +218,8 @@ const mb_expr *mb_json_array(mb_builder *b) {
 const mb_expr *mb_json_object(mb_builder *b) {
     if (b->json->object < 0) {
         b->json->object = mb_rule_add(b, mb_expr_never());
+        if (b->json->object < 0)
+            return mb_expr_never();
         const mb_expr *member[] = {mb_json_string(b), mb_json_colon(b), mb_json_value(b)};
         mb_rule_set(b, b->json->object,
                     mb_json_brackets(b, "{}", list_of(b, mb_expr_sequence(b, member, 3)), 1));

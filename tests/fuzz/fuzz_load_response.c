@@ -20,6 +20,7 @@ static void take_body(void *context, const char *bytes, size_t n_bytes) {
     load_error_message(bytes, n_bytes, message, sizeof message);
 }
 
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static load_response response;
     if (size == 0)

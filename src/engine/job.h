@@ -34,6 +34,7 @@ typedef struct mb_job {
     int32_t n_in_flight; /* steps that were planned with it and are not collected */
     int32_t n_drawing;   /* of these, steps that draw a token */
     int32_t n_granted;   /* tokens that the step being planned takes of it */
+    int32_t is_held;     /* another computes its next block, so the step being planned takes none of it */
     int32_t has_failed;  /* its blocks do not enter the prefix cache */
     mb_prefix prefix;    /* the blocks of its table that are in the prefix cache */
     mb_job_list list;

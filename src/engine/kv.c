@@ -58,20 +58,29 @@ int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens, const int32_t *shared, int32_
     return table;
 }
 
-int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens) {
+static void append(mb_kv *kv, int32_t table, int32_t block) {
     mb_kv_table *owner = &kv->tables[table];
+    row_of(kv, table)[owner->n_blocks++] = block;
+    kv->n_holders[block]++;
+    if (owner->n_blocks <= owner->n_reserved)
+        kv->n_promised--;
+    else
+        owner->n_reserved = owner->n_blocks;
+}
+
+void mb_kv_append_shared(mb_kv *kv, int32_t table, int32_t block) {
+    if (kv->n_holders[block] == 0)
+        mb_prefix_cache_hold(&kv->cache, block);
+    append(kv, table, block);
+}
+
+int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens) {
+    const mb_kv_table *owner = &kv->tables[table];
     int64_t n = mb_kv_blocks_for(n_tokens);
     if (n > kv->max_blocks || n - owner->n_blocks > mb_kv_available(kv))
         return -1;
-    while (owner->n_blocks < n) {
-        int32_t block = kv->n_free > 0 ? kv->free_blocks[--kv->n_free] : mb_prefix_cache_evict(&kv->cache);
-        row_of(kv, table)[owner->n_blocks++] = block;
-        kv->n_holders[block] = 1;
-        if (owner->n_blocks <= owner->n_reserved)
-            kv->n_promised--;
-        else
-            owner->n_reserved = owner->n_blocks;
-    }
+    while (owner->n_blocks < n)
+        append(kv, table, kv->n_free > 0 ? kv->free_blocks[--kv->n_free] : mb_prefix_cache_evict(&kv->cache));
     return 0;
 }
 

@@ -63,6 +63,9 @@ int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens, const int32_t *shared, int32_
  * when they are more than max_blocks, and then nothing is taken. */
 int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens);
 
+/* Appends a cached block, idle or held by other tables, to the table's blocks. The block must not be written. */
+void mb_kv_append_shared(mb_kv *kv, int32_t table, int32_t block);
+
 /* The table's blocks in the order of positions, and the cache row of a position that it holds. */
 const int32_t *mb_kv_blocks(const mb_kv *kv, int32_t table);
 int32_t mb_kv_slot(const mb_kv *kv, int32_t table, int64_t position);

@@ -94,6 +94,10 @@ void mb_scheduler_collect(mb_scheduler *scheduler, const mb_planned *item, int i
     }
 }
 
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 /* ---- Admission ------------------------------------------------------------------------------------- */
 
 /* Tokens that the job is likely to have: with at least the next one. */
@@ -103,31 +107,42 @@ static int64_t likely_tokens(const mb_scheduler *scheduler, const mb_job *job) {
     return job->n_tokens + (likely > 0 ? likely : left > 0);
 }
 
-/* Cached blocks that the job can start with. The last token is always computed, because its logits give the
- * next one, and so is every token whose logits are wanted. Sets job->prefix. */
-static int32_t find_cached(mb_scheduler *scheduler, mb_job *job) {
-    int64_t most = job->n_tokens - 1;
-    if (job->all_logits && most > job->n_logits)
-        most = job->n_logits;
-    job->prefix = mb_prefix_begin(job->cache_salt);
+/* Tokens that the job may take from the prefix cache. The last one is always computed, because its logits give
+ * the next, and so is every token whose logits are wanted. */
+static int64_t most_shared(const mb_scheduler *scheduler, const mb_job *job) {
     if (!scheduler->limits.prefix_caching || !job->ids)
         return 0;
+    return job->all_logits ? least(job->n_logits, job->n_tokens - 1) : job->n_tokens - 1;
+}
+
+/* The tokens of the job's first block that is not in the prefix cache; NULL: it takes no further block. */
+static const int32_t *next_shared_tokens(const mb_scheduler *scheduler, const mb_job *job) {
+    int64_t first = (int64_t)job->prefix.n_blocks * MB_KV_BLOCK_TOKENS;
+    return first + MB_KV_BLOCK_TOKENS <= most_shared(scheduler, job) ? job->ids + first : NULL;
+}
+
+/* The next block of the job, which goes on behind it; -1: it is not in the cache. */
+static int32_t find_next(const mb_scheduler *scheduler, mb_job *job) {
+    const int32_t *tokens = next_shared_tokens(scheduler, job);
+    return tokens ? mb_prefix_cache_find(&scheduler->kv->cache, &job->prefix, tokens) : -1;
+}
+
+/* Cached blocks that the job can start with. Sets job->prefix. */
+static int32_t find_cached(mb_scheduler *scheduler, mb_job *job) {
     int32_t n = 0;
-    for (; (int64_t)(n + 1) * MB_KV_BLOCK_TOKENS <= most; n++) {
-        const int32_t *tokens = job->ids + (int64_t)n * MB_KV_BLOCK_TOKENS;
-        scheduler->found[n] = mb_prefix_cache_find(&scheduler->kv->cache, &job->prefix, tokens);
-        if (scheduler->found[n] < 0)
-            break;
-    }
+    job->prefix = mb_prefix_begin(job->cache_salt);
+    while ((scheduler->found[n] = find_next(scheduler, job)) >= 0)
+        n++;
     return n;
 }
 
-static void count_hits(mb_scheduler *scheduler, mb_job *job) {
-    if (job->n_preemptions > 0 || !scheduler->limits.prefix_caching || !job->ids || job->all_logits)
+/* Once for each request: not after a preemption. */
+static void count_hits(mb_scheduler *scheduler, mb_job *job, int64_t n_queries, int64_t n_hits) {
+    if (job->n_preemptions > 0 || most_shared(scheduler, job) == 0)
         return;
-    job->n_hit_tokens = job->n_cached;
-    scheduler->n_prefix_queries += (uint64_t)job->n_tokens;
-    scheduler->n_prefix_hits += (uint64_t)job->n_cached;
+    job->n_hit_tokens += n_hits;
+    scheduler->n_prefix_queries += (uint64_t)n_queries;
+    scheduler->n_prefix_hits += (uint64_t)n_hits;
 }
 
 static int admit(mb_scheduler *scheduler, mb_job *job) {
@@ -138,7 +153,7 @@ static int admit(mb_scheduler *scheduler, mb_job *job) {
     if (job->table < 0)
         return 0;
     job->n_cached = (int64_t)n_found * MB_KV_BLOCK_TOKENS;
-    count_hits(scheduler, job);
+    count_hits(scheduler, job, job->n_tokens, job->n_cached);
     mb_waiting_remove(&scheduler->waiting, job);
     mb_running_add(&scheduler->running, job);
     if (scheduler->share > LEAST_SHARE)
@@ -172,6 +187,51 @@ static void admit_urgent(mb_scheduler *scheduler) {
     }
 }
 
+/* ---- Prompts that begin alike and run at the same time --------------------------------------------- */
+
+/* Nothing of the job but shared blocks is computed or in flight: its next token starts a block that may be
+ * shared too. */
+static int can_share_more(const mb_scheduler *scheduler, const mb_job *job) {
+    return job->n_in_flight == 0 && scheduler->kv->tables[job->table].n_blocks == job->prefix.n_blocks &&
+           job->n_cached == (int64_t)job->prefix.n_blocks * MB_KV_BLOCK_TOKENS &&
+           mb_prefix_cache_has(&scheduler->kv->cache, &job->prefix) &&
+           next_shared_tokens(scheduler, job) != NULL;
+}
+
+/* Takes what others have computed since the job was admitted. */
+static void catch_up(mb_scheduler *scheduler, mb_job *job) {
+    for (int32_t block; (block = find_next(scheduler, job)) >= 0;) {
+        mb_kv_append_shared(scheduler->kv, job->table, block);
+        job->n_cached += MB_KV_BLOCK_TOKENS;
+        count_hits(scheduler, job, 0, MB_KV_BLOCK_TOKENS);
+    }
+}
+
+/* Whether the next block that the other publishes is the job's next one: the other has all its tokens. */
+static int computes_next_of(const mb_scheduler *scheduler, const mb_job *other, const mb_job *job) {
+    int32_t n = job->prefix.n_blocks;
+    int64_t first = (int64_t)n * MB_KV_BLOCK_TOKENS;
+    const int32_t *blocks = mb_kv_blocks(scheduler->kv, other->table);
+    return other->ids && other->cache_salt == job->cache_salt && !other->has_failed &&
+           other->prefix.n_blocks == n && other->n_tokens >= first + MB_KV_BLOCK_TOKENS &&
+           (n == 0 || blocks[n - 1] == job->prefix.block) &&
+           memcmp(other->ids + first, job->ids + first, MB_KV_BLOCK_TOKENS * sizeof *job->ids) == 0;
+}
+
+/* The job leaves a block to one that precedes it and computes the same: so many answers to one prompt, or many
+ * prompts with one beginning, take the time of one. */
+static int leaves_next_block(mb_scheduler *scheduler, mb_job *job) {
+    if (!can_share_more(scheduler, job))
+        return 0;
+    catch_up(scheduler, job);
+    if (!next_shared_tokens(scheduler, job))
+        return 0;
+    for (const mb_job *other = job->previous; other; other = other->previous)
+        if (computes_next_of(scheduler, other, job))
+            return 1;
+    return 0;
+}
+
 /* ---- How many tokens of which job ------------------------------------------------------------------ */
 
 /* What a step has room for. */
@@ -192,10 +252,6 @@ static int64_t tokens_missing(const mb_job *job) {
 
 static int is_decoding(const mb_job *job) {
     return tokens_missing(job) == 1;
-}
-
-static int64_t least(int64_t a, int64_t b) {
-    return a < b ? a : b;
 }
 
 /* Of the job's next tokens those whose logits were planned before, when it was not preempted yet. */
@@ -249,8 +305,9 @@ static budget room_for_prompts(mb_scheduler *scheduler, int32_t n_decoding) {
 }
 
 /* Half of what is left, so that those after it have some too. */
-static void grant_half(const mb_scheduler *scheduler, mb_job *job, budget *left) {
-    if (left->tokens > 0 && left->work > 0)
+static void grant_half(mb_scheduler *scheduler, mb_job *job, budget *left) {
+    job->is_held = leaves_next_block(scheduler, job);
+    if (left->tokens > 0 && left->work > 0 && !job->is_held)
         grant(scheduler, job, left, (left->tokens + 1) / 2, left->work / 2);
 }
 
@@ -274,7 +331,7 @@ static int32_t share_step(mb_scheduler *scheduler) {
         grant_half(scheduler, job, &left);
     }
     for (mb_job *job = scheduler->running.first; job && left.tokens > 0 && left.work > 0; job = job->next)
-        if (job->n_granted < tokens_missing(job))
+        if (job->n_granted < tokens_missing(job) && !job->is_held)
             grant(scheduler, job, &left, left.tokens, left.work);
     if (n_decoding > 0 && left.has_prompt)
         mb_pace_spend(&scheduler->pace, left.spent);

@@ -6,7 +6,7 @@
  * overtaken for ever. A step takes first one token of every sequence that lacks just one (decodes), then chunks
  * of prompts up to the token budget. While sequences decode, the prompts' share is what mb_pace allows. Of that
  * share each prompt gets half of what those before it leave, so a short one is not kept waiting by a long one;
- * what nobody needs goes to the first.
+ * what nobody needs goes to the first. Of prompts that begin alike the first computes the blocks that they share.
  *
  * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be drawn.
  * Most answers end long before max_new_tokens, so reserving the worst case would leave most of the pool empty;

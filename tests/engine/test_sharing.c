@@ -260,6 +260,32 @@ static void test_running_sequences_share(void **state) {
     mb_session_close(plain);
 }
 
+/* Several answers to one prompt, asked for at once: the prompt is computed once. */
+static void test_one_prompt_many_answers(void **state) {
+    (void)state;
+    enum { N = 6 };
+    mb_session *session = open_session(model, 8, 2048, 1), *plain = open_session(model, 1, 512, 0);
+    generation g[N];
+    for (uint64_t i = 0; i < N; i++) {
+        g[i] = prompt_of(11, 200, 11, 200, 30);
+        sample_wildly(&g[i], 6 * i + 1);
+        generation_submit(&g[i], session);
+    }
+    generations_run(g, N, session);
+    for (uint64_t i = 0; i < N; i++) {
+        generation alone = prompt_of(11, 200, 11, 200, 30);
+        sample_wildly(&alone, 6 * i + 1);
+        generation_run_alone(&alone, plain);
+        assert_same(&g[i], &alone);
+        assert_int_equal(usage_of(session, &g[i]).n_cached_tokens, i == 0 ? 0 : 192);
+        generation_free(&alone);
+        generation_free(&g[i]);
+    }
+    assert_session_idle(session);
+    mb_session_close(session);
+    mb_session_close(plain);
+}
+
 /* ---- Preemption ------------------------------------------------------------------------------------ */
 
 /* A pool that runs dry, and requests that come one after another, each more urgent than those before; with the
@@ -437,6 +463,7 @@ int main(void) {
         cmocka_unit_test(test_turns_of_a_chat),
         cmocka_unit_test(test_salts_and_prompt_logprobs),
         cmocka_unit_test(test_running_sequences_share),
+        cmocka_unit_test(test_one_prompt_many_answers),
         cmocka_unit_test(test_preemption_changes_no_bit),
         cmocka_unit_test(test_a_preempted_sequence_can_leave),
         cmocka_unit_test(test_an_urgent_request_goes_first),

@@ -369,6 +369,58 @@ static void test_blocks_are_published_when_collected(void **state) {
     }
 }
 
+/* Many answers to one prompt, and a prompt with the same beginning, at once: the first computes what all have,
+ * and the others wait for it. When it leaves, the next one goes on. */
+static void test_prompts_that_begin_alike_are_computed_once(void **state) {
+    (void)state;
+    enum { N = 6 };
+    for (int leaves = 0; leaves < 2; leaves++) {
+        fixture f;
+        mb_schedule_limits limits = roomy;
+        limits.prefix_caching = 1;
+        limits.max_step_tokens = 400;
+        limits.prefill_chunk = 80;
+        open_scheduler(&f, &limits, 40);
+        int32_t ids[300], other_ids[300];
+        for (int i = 0; i < 300; i++) {
+            ids[i] = i;
+            other_ids[i] = i < 150 ? i : -i;
+        }
+        mb_job jobs[N];
+        for (int i = 0; i < N; i++) {
+            jobs[i] = job_of(260, 3);
+            jobs[i].ids = i == 4 ? other_ids : ids;
+            jobs[i].cache_salt = i == 5;
+            mb_scheduler_submit(&f.scheduler, &jobs[i]);
+        }
+        int64_t n_tokens = 0;
+        for (int n_steps = 0; f.scheduler.waiting.n + f.scheduler.running.n > 0; n_steps++) {
+            assert_true(n_steps < 30);
+            step(&f);
+            for (int32_t i = 0; i < f.n; i++)
+                n_tokens += f.plan[i].n_tokens;
+            if (n_steps < 2) { /* at first those that differ from the start */
+                assert_int_equal(f.n, 2);
+                assert_non_null(planned(&f, &jobs[0]));
+                assert_non_null(planned(&f, &jobs[5]));
+            }
+            commit(&f);
+            if (leaves && n_steps == 1)
+                mb_scheduler_remove(&f.scheduler, &jobs[0]);
+        }
+        int64_t own =
+            260 - 128 + 2; /* of the prompt that differs after two blocks: tokens that only it has */
+        int64_t ends = 3 * (260 - 256 + 2), first = leaves ? 160 + 260 - 128 + 2 - 6 : 260 + 2;
+        assert_int_equal(n_tokens, first + ends + own + 260 + 2);
+        assert_int_equal(jobs[3].n_hit_tokens, 256);
+        assert_int_equal(jobs[4].n_hit_tokens, 128);
+        assert_int_equal(jobs[5].n_hit_tokens, 0);
+        assert_int_equal(f.scheduler.n_prefix_queries, N * 260);
+        assert_int_equal(mb_kv_available(&f.kv), 40);
+        close_scheduler(&f);
+    }
+}
+
 /* ---- Priorities and preemption --------------------------------------------------------------------- */
 
 static void remove_all(fixture *f, mb_job *jobs, int n) {
@@ -562,6 +614,7 @@ int main(void) {
         cmocka_unit_test(test_a_decode_follows_its_draw),
         cmocka_unit_test(test_removed_in_flight_keeps_its_blocks),
         cmocka_unit_test(test_blocks_are_published_when_collected),
+        cmocka_unit_test(test_prompts_that_begin_alike_are_computed_once),
         cmocka_unit_test(test_the_smaller_priority_is_admitted_first),
         cmocka_unit_test(test_the_newest_is_preempted),
         cmocka_unit_test(test_priority_preempts),

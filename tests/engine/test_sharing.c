@@ -134,7 +134,7 @@ static void test_cached_blocks_change_no_bit(void **state) {
             generation g[2];
             int64_t n_cached[2];
             for (int k = 0; k < 2; k++) {
-                g[k] = prompt_of(1000, cases[i].n_common, 2000 + 10 * i + kind, cases[i].n_ids, 20);
+                g[k] = prompt_of(1000, cases[i].n_common, 2000 + 10 * i + kind, cases[i].n_ids, 12);
                 sample_wildly(&g[k], kind == 2 ? 7 : kind); /* (2 would want the prompt's too) */
                 n_cached[k] = run_one(&g[k], k == 0 ? cached : plain);
             }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "server/format.h"
 #include "server/json_read.h"
 
 /* The text of a content part; NULL with a problem when the part is something else. */
@@ -110,6 +111,7 @@ static void set_parsing(const server_reading *reading, const server_conversation
     generation->parse.tools_json = generation->tools_json;
     generation->parse.one_call = !conversation->parallel_tool_calls;
     generation->parses = formats->reasoning != MB_REASONING_NONE || generation->tools_json != NULL;
+    generation->grammar_start = mb_answer_grammar_start(formats, prompt);
     generation->drops_reasoning = conversation->drops_reasoning;
     if (formats->tags_are_special && generation->parses)
         generation->skip_special = 0;
@@ -132,16 +134,17 @@ static int render(const server_reading *reading, const server_conversation *conv
                                 problem);
 }
 
-/* tool_choice. What forbids calls keeps the tools from the template and from the parser. */
+/* tool_choice. What forbids calls keeps the tools from the template and from the parser; what forces calls is a
+ * grammar. */
 static int choose_tools(const server_reading *reading, const server_conversation *conversation,
                         server_generation *generation, server_problem *problem) {
-    char *choice = NULL;
-    mb_tool_use use;
+    char *choice = NULL, *structure = NULL;
+    mb_tool_use use = MB_TOOL_USE_NONE;
     if (conversation->tool_choice != NULL &&
         (choice = server_json_dump(conversation->tool_choice, problem)) == NULL)
         return -1;
     mb_status status = mb_answer_tool_choice(&reading->formats, generation->tools_json, choice,
-                                             conversation->parallel_tool_calls, &use, &generation->structure);
+                                             conversation->parallel_tool_calls, &use, &structure);
     mb_free_text(choice);
     if (status != MB_OK) {
         const char *field = strncmp(mb_last_error(), "tools", 5) == 0 ? "tools" : "tool_choice";
@@ -152,7 +155,10 @@ static int choose_tools(const server_reading *reading, const server_conversation
         generation->tools_json = NULL;
     }
     generation->call_was_named = json_object_get(conversation->tool_choice, "function") != NULL;
-    return 0;
+    int failed = use == MB_TOOL_USE_FORCED && server_set_grammar(reading, MB_GRAMMAR_STRUCTURE, structure,
+                                                                 "tool_choice", generation, problem) != 0;
+    mb_free_text(structure);
+    return failed ? -1 : 0;
 }
 
 void server_conversation_init(server_conversation *conversation) {

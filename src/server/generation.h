@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "moebius/answer.h"
+#include "moebius/grammar.h"
 #include "moebius/moebius.h"
 #include "server/problem.h"
 
@@ -49,10 +50,11 @@ typedef struct server_generation {
     int echo;                /* the prompt is part of the reply */
     int return_token_ids;
 
+    mb_grammar *grammar; /* that the answer follows, or NULL */
+    mb_grammar_start grammar_start;
     int parses; /* answers are divided into reasoning, content and calls, as `parse` says */
     mb_answer_options parse;
     char *tools_json;    /* of parse */
-    char *structure;     /* tool_choice forces calls: their grammar, for MB_GRAMMAR_STRUCTURE */
     int drops_reasoning; /* it is not shown */
     int call_was_named;  /* tool_choice named a tool: OpenAI's finish_reason is then "stop" */
 
@@ -63,7 +65,7 @@ typedef struct server_generation {
 
 /* What readers need to know of the server. */
 typedef struct server_reading {
-    const mb_model *model;
+    mb_model *model;
     mb_model_info info;
     int64_t context;           /* most tokens of prompt and answer together */
     size_t longest_token;      /* bytes of the longest token, at least 1 */

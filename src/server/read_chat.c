@@ -2,11 +2,13 @@
 #include <stdio.h>
 
 #include "server/conversation.h"
+#include "server/format.h"
 #include "server/json_read.h"
 
 static const char chat_fields[] =
     "messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls chat_template_kwargs "
-    "response_format add_generation_prompt continue_final_message modalities reasoning_effort verbosity "
+    "response_format structured_outputs guided_json guided_regex guided_choice guided_json_object guided_grammar "
+    "add_generation_prompt continue_final_message modalities reasoning_effort verbosity "
     "include_reasoning";
 
 static int read_conversation(const server_reading *reading, const json_t *body, server_generation *generation,
@@ -28,8 +30,8 @@ static int read_conversation(const server_reading *reading, const json_t *body, 
     if (continue_message)
         return server_refuse(problem, 400, "continue_final_message",
                              "continue_final_message is not supported");
-    conversation.tool_choice = server_json_get(body, "tool_choice");
     conversation.messages = json_object_get(body, "messages");
+    conversation.tool_choice = server_json_get(body, "tool_choice");
     conversation.drops_reasoning = !include_reasoning;
     return server_read_conversation(reading, &conversation, generation, problem);
 }
@@ -58,6 +60,7 @@ int server_read_chat(const server_reading *reading, const json_t *body, server_g
         server_json_integer(body, "max_tokens", 1, INT32_MAX, problem, &generation->max_new_tokens) != 0 ||
         server_json_integer(body, "max_completion_tokens", 1, INT32_MAX, problem,
                             &generation->max_new_tokens) != 0 ||
+        server_read_format(reading, body, generation, problem) != 0 ||
         read_conversation(reading, body, generation, problem) != 0)
         return -1;
     return server_finish_reading(reading, "messages", generation, problem);

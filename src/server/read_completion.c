@@ -3,10 +3,12 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "server/generation.h"
+#include "server/format.h"
 #include "server/json_read.h"
 
-static const char completion_fields[] = "prompt suffix echo response_format";
+static const char completion_fields[] =
+    "prompt suffix echo response_format structured_outputs "
+    "guided_json guided_regex guided_choice guided_json_object guided_grammar";
 
 enum { DEFAULT_NEW_TOKENS = 16 }; /* OpenAI's */
 
@@ -87,6 +89,8 @@ int server_read_completion(const server_reading *reading, const json_t *body, se
         server_json_int32(body, "logprobs", 0, SERVER_MAX_TOP_LOGPROBS, problem, &generation->top_logprobs) !=
             0 ||
         server_json_integer(body, "max_tokens", 0, INT32_MAX, problem, &generation->max_new_tokens) != 0)
+        return -1;
+    if (server_read_format(reading, body, generation, problem) != 0)
         return -1;
     if (*suffix != '\0')
         return server_refuse(problem, 400, "suffix", "suffix is not supported");

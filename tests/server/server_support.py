@@ -192,3 +192,4 @@ class Server:
         self.process.stdout.close()
         self._reader.join(LIMIT)
         self.process.stderr.close()
+        assert b"Sanitizer" not in self.messages and b"runtime error" not in self.messages, self.messages.decode()

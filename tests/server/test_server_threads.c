@@ -1,0 +1,135 @@
+/*
+ * A server under clients that ask, stream, leave and come back, in one process: short enough for ThreadSanitizer. The Python tests
+ * beside check what is answered; here only the threads count.
+ */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "server/server.h"
+
+enum { N_CLIENTS = 4, N_VISITS = 6 };
+
+static mb_server *server;
+
+static int connect_client(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)server_port(server))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    struct timeval limit = {.tv_sec = 60};
+    setsockopt(client, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return connect(client, (struct sockaddr *)&address, sizeof address) == 0 ? client : -1;
+}
+
+/* Sends a request and reads up to n_bytes of the reply, or all of it. Returns the bytes read, -1 on failure. */
+static long visit(const char *path, const char *body, size_t n_bytes) {
+    char buffer[4096], head[256];
+    long n_read = 0;
+    ssize_t n = 1;
+    int client = connect_client();
+    if (client < 0)
+        return -1;
+    int length = snprintf(head, sizeof head,
+                          "%s %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n",
+                          *body != '\0' ? "POST" : "GET", path, strlen(body));
+    if (send(client, head, (size_t)length, MSG_NOSIGNAL) < 0 ||
+        send(client, body, strlen(body), MSG_NOSIGNAL) < 0)
+        n = 0;
+    while (n > 0 && (size_t)n_read < n_bytes && (n = recv(client, buffer, sizeof buffer, 0)) > 0)
+        n_read += n;
+    close(client);
+    return n < 0 ? -1 : n_read;
+}
+
+static void *be_client(void *number) {
+    static const char *const bodies[] = {
+        "{\"prompt\":[1,2,3],\"max_tokens\":3,\"ignore_eos\":true}",
+        "{\"prompt\":[1,2,3],\"max_tokens\":3,\"ignore_eos\":true,\"stream\":true,\"logprobs\":2}",
+        "{\"prompt\":[4,5],\"n\":3,\"max_tokens\":2,\"stream\":true,\"stop\":[\"a\"]}",
+        "{\"prompt\":[]}",
+    };
+    intptr_t failures = 0;
+    for (int i = 0; i < N_VISITS; i++) {
+        unsigned choice = (unsigned)((intptr_t)number * 5 + i * 3);
+        size_t patience = choice % 3 == 0 ? 0 : choice % 3 == 1 ? 200 : (size_t)-1;
+        if (i == N_VISITS / 2)
+            failures += visit("/metrics", "", (size_t)-1) <= 0;
+        long n = visit("/v1/completions", bodies[choice % 4], patience);
+        failures += n < 0 || (patience > 0 && n == 0);
+    }
+    return (void *)failures;
+}
+
+static void test_clients(void **state) {
+    pthread_t threads[N_CLIENTS];
+    (void)state;
+    for (intptr_t i = 0; i < N_CLIENTS; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, be_client, (void *)i), 0);
+    for (int i = 0; i < N_CLIENTS; i++) {
+        void *failures;
+        pthread_join(threads[i], &failures);
+        assert_null(failures);
+    }
+    for (int i = 0; i < 6000 && !server_is_idle(server); i++)
+        nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+    assert_true(server_is_idle(server));
+}
+
+/* Requests are in every state when the server is closed. */
+static void test_closing(void **state) {
+    static const char body[] = "{\"prompt\":[1,2,3],\"max_tokens\":900,\"ignore_eos\":true,\"stream\":true}";
+    char head[128], buffer[256];
+    int clients[8];
+    (void)state;
+    int length = snprintf(head, sizeof head, "POST /v1/completions HTTP/1.1\r\nContent-Length: %zu\r\n\r\n",
+                          sizeof body - 1);
+    for (int i = 0; i < 8; i++) {
+        clients[i] = connect_client();
+        assert_true(clients[i] >= 0);
+        assert_int_equal(send(clients[i], head, (size_t)length, MSG_NOSIGNAL), length);
+        if (i != 7) /* one is still to send its body */
+            assert_int_equal(send(clients[i], body, sizeof body - 1, MSG_NOSIGNAL), sizeof body - 1);
+    }
+    assert_true(recv(clients[0], buffer, sizeof buffer, 0) > 0);
+    server_begin_shutdown(server);
+    server_end_requests(server);
+    server_close(server);
+    server = NULL;
+    for (int i = 0; i < 8; i++)
+        close(clients[i]);
+}
+
+int main(void) {
+    static const char *const names[] = {"demo", NULL};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_clients), cmocka_unit_test(test_closing)};
+    mb_model *model;
+    mb_model_options options;
+    server_settings settings = {
+        .host = "127.0.0.1", .names = names, .max_queue = 64, .receive_timeout_s = 60};
+    mb_session_options_init(&settings.session);
+    settings.session.max_sequences = 4;
+    settings.session.kv_tokens = 4096;
+    mb_model_options_init(&options);
+    options.n_threads = 1;
+    if (mb_model_open("models/demo", &options, &model) != MB_OK ||
+        mb_answer_formats_of(model, &settings.formats) != MB_OK ||
+        server_open(model, &settings, &server) != MB_OK) {
+        fprintf(stderr, "%s\n", mb_last_error());
+        return 1;
+    }
+    int status = cmocka_run_group_tests(tests, NULL, NULL);
+    server_close(server);
+    mb_model_close(model);
+    return status;
+}

@@ -241,7 +241,8 @@ int server_run_advance(server_run *run) {
         server_answer *answer = &run->answers[i];
         if (answer->finish != NULL || !atomic_exchange(&answer->news, 0))
             continue;
-        if (read_answer(answer, now) == 0 && is_streamed)
+        read_answer(answer, now);
+        if (is_streamed) /* before a problem, too: what was generated until then */
             write_news(run, answer);
     }
     if (run->out.n_bytes > 0 || run->out.failed)

@@ -243,9 +243,11 @@ static int n_warned;
 
 static int is_listed(const char *names, const char *name) {
     size_t length = strlen(name);
+    if (length == 0)
+        return 0;
     for (const char *at = names; (at = strstr(at, name)) != NULL; at += length)
         if ((at == names || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0'))
-            return length > 0;
+            return 1;
     return 0;
 }
 

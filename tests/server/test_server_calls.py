@@ -116,7 +116,6 @@ def test_without_tools_all_is_content(parrot):
     ({"guided_regex": 5}, "guided_regex"),
     ({"guided_grammar": "root ::= x"}, "guided_grammar"),
     ({"structured_outputs": {"choice": []}}, "choice"),
-    ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(parrot, fields, field):
     reply = parrot.post("/v1/chat/completions", body("plain", **fields))

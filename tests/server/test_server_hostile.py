@@ -111,6 +111,11 @@ def test_odd_text_is_answered(server):
         assert json.dumps(server.complete(prompt, max_tokens=2))
 
 
+def test_odd_names_of_fields_are_ignored(server):
+    for name in ("", " ", "max_tokens ", "a" * 100000, "\u0001", "prompt suffix"):
+        assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 1, name: 1}).status == 200
+
+
 def test_a_key_twice_and_large_numbers(server):
     assert server.post("/v1/completions", b'{"prompt":"a","prompt":"Hi","max_tokens":1,"seed":9223372036854775807}').status == 200
     assert server.post("/v1/completions", b'{"prompt":"Hi","max_tokens":1,"seed":9223372036854775808}').status == 400

@@ -75,7 +75,7 @@ typedef struct server_reading {
 } server_reading;
 
 /* Formats are left to the caller. `names` must live as long; the last is NULL, and "*" stands for every name. */
-void server_reading_init(server_reading *reading, const mb_model *model, mb_session *session,
+void server_reading_init(server_reading *reading, mb_model *model, mb_session *session,
                          const char *const *names, int64_t max_model_len);
 
 /* Greedy defaults come from generation_config.json. */

@@ -12,7 +12,7 @@ static size_t longest_token(const mb_model *model, int32_t vocab) {
     return longest;
 }
 
-void server_reading_init(server_reading *reading, const mb_model *model, mb_session *session,
+void server_reading_init(server_reading *reading, mb_model *model, mb_session *session,
                          const char *const *names, int64_t max_model_len) {
     mb_session_stats stats;
     *reading = (server_reading){.model = model, .names = names};

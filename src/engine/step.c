@@ -27,6 +27,11 @@ static mb_step_counts most_counts(const mb_runner *runner) {
                             .max_blocks = limits->max_blocks};
 }
 
+/* Of one sequence. */
+static size_t most_positions(const mb_runner *runner) {
+    return (size_t)runner->limits.max_blocks * MB_KV_BLOCK;
+}
+
 /* An arena for each kind of memory. Each holds the runner's own pieces, then those of every slot. */
 typedef struct arenas {
     mb_arena device, pinned, host;
@@ -55,8 +60,7 @@ static void cut_sampler_places(mb_runner *runner, arenas *a) {
     runner->seen = mb_arena_push(&a->device, n * vocab, sizeof *runner->seen);
     runner->bias_ids = mb_arena_push(&a->device, n * MB_MAX_LOGIT_BIAS, sizeof *runner->bias_ids);
     runner->biases = mb_arena_push(&a->device, n * MB_MAX_LOGIT_BIAS, sizeof *runner->biases);
-    runner->history =
-        mb_arena_push(&a->device, (size_t)runner->model->config.max_positions, sizeof *runner->history);
+    runner->history = mb_arena_push(&a->device, most_positions(runner), sizeof *runner->history);
     runner->places = mb_arena_push(&a->host, n, sizeof *runner->places);
     for (size_t i = 0; i < n && a->host.base; i++)
         runner->places[i] = (mb_sampler_place){0};
@@ -79,7 +83,7 @@ static mb_status open_buffers(mb_runner *runner) {
     mb_arena_measure(&inputs);
     mb_step_cut_inputs(&inputs, &most, model->config.vocab, &runner->slots[0].in);
     runner->inputs_bytes = inputs.used;
-    runner->staging_bytes = STAGING_BYTES + (size_t)model->config.max_positions * sizeof(int32_t);
+    runner->staging_bytes = STAGING_BYTES + most_positions(runner) * sizeof(int32_t);
     mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};
     MB_TRY(device->ops->sample_workspace(&sample, &runner->sample_workspace_bytes));
 

@@ -131,7 +131,7 @@ typedef struct mb_runner {
     int32_t *seen;            /* device [max_sequences, vocab] token counts for penalties */
     int32_t *bias_ids;        /* device [max_sequences, MB_MAX_LOGIT_BIAS] */
     float *biases;
-    int32_t *history; /* device [max_tokens]: the tokens that are being counted */
+    int32_t *history; /* device [max_blocks * 64]: the tokens that are being counted */
     float *rows;      /* pinned [reported rows at a time, vocab] */
     mb_step_slot slots[MB_STEP_SLOTS];
 } mb_runner;

@@ -89,6 +89,7 @@ static outcome run_scenario(void) {
     outcome o = {0};
     mb_model *model = NULL;
     mb_session *session = NULL;
+    mb_waiter *waiter = NULL;
     mb_decoder *decoder = NULL;
     char *text = NULL;
     const mb_model_options model_options = {.device = "cpu", .n_threads = 1};
@@ -99,6 +100,7 @@ static outcome run_scenario(void) {
     session_options.max_sequences = 2;
     CALL(mb_model_open(directory, &model_options, &model));
     CALL(mb_session_open(model, &session_options, &session));
+    CALL(mb_waiter_open(session, &waiter));
     CALL(mb_decoder_open(model, 0, &decoder));
     mb_chat_options chat;
     mb_chat_options_init(&chat);
@@ -114,6 +116,7 @@ static outcome run_scenario(void) {
     request.max_new_tokens = 1;
     request.ignore_eos = 1;
     request.sampling.repetition_penalty = 1.1f;
+    request.waiter = waiter;
     uint64_t id;
     CALL(mb_submit(session, &request, &id));
     mb_state state;
@@ -122,6 +125,10 @@ static outcome run_scenario(void) {
         CALL(mb_step(session, NULL));
         CALL(mb_read(session, id, &token, 1, &n_read, &state));
     } while (state == MB_WAITING || state == MB_RUNNING);
+    mb_news news;
+    size_t n_news;
+    CALL(mb_wait(waiter, 0, &news, 1, &n_news));
+    assert_int_equal(n_news, 1);
     assert_int_equal(state, MB_FINISHED_LENGTH);
     assert_int_equal(n_read, 1);
     o.drawn = token.id;
@@ -131,6 +138,7 @@ static outcome run_scenario(void) {
 done:
     mb_free_text(text);
     mb_decoder_close(decoder);
+    mb_waiter_close(waiter);
     mb_session_close(session);
     mb_model_close(model);
     return o;

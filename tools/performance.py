@@ -111,6 +111,29 @@ def engine_table(rows):
                f"| {r['tok_s']:.0f} | {r['commit']} |")
 
 
+def serve_load(shape):
+    parts = [f"{shape['rate']:g} arrive in a second"] if "rate" in shape else []
+    return ", ".join(parts + ([f"{shape['concurrency']} at once"] if "concurrency" in shape else []))
+
+
+def serve_prompts(shape):
+    if "in" not in shape:
+        return f"{shape['prompts']}, up to {shape['longest']}"
+    prefix = f"one of {shape['prefixes']} prefixes of {shape['prefix']}, then " if "prefix" in shape else ""
+    return f"{prefix}{shape['in']} in, {shape['out']} out"
+
+
+def serve_table(rows):
+    yield ("| server | model | load | tokens | first token ms, p50, p99 | per token ms, p50, p99 | output tokens/s | requests/s "
+           "| good requests/s | commit |")
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for r in sorted(rows, key=lambda r: (r["who"] != "moebius", r["who"], r["model"], serve_prompts(r["shape"]))):
+        yield (f"| {r['who']} | {r['model']} | {serve_load(r['shape'])} | {serve_prompts(r['shape'])} "
+               f"| {r['ttft_ms']['p50']:.1f}, {r['ttft_ms']['p99']:.1f} | {r['tpot_ms']['p50']:.2f}, {r['tpot_ms']['p99']:.2f} "
+               f"| {r['tok_s']:.0f} | {r['requests_s']:.2f} | {format(r['goodput_s'], '.2f') if 'goodput_s' in r else ''} "
+               f"| {r['commit']} |")
+
+
 SECTIONS = [
     ("moe", "The MoE layer", "From tokens and router logits to the combined output. Other contenders stand beside moebius, with their "
      "share of the floor. The floor is the larger of two times: the bytes of the distinct experts hit at 3.0 TB/s (H200: 4.3), and the "
@@ -125,6 +148,8 @@ SECTIONS = [
      moe_block_table),
     ("decode", "Decode", "Output tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
     ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
+    ("serve", "Serving", "What the clients of a server see. `moebius bench serve --output FILE`; bench/README.md tells what is "
+     "measured.", serve_table),
 ]
 
 

@@ -260,7 +260,7 @@ static void print_spread(const char *name, const load_spread *spread) {
 
 /* Each sentence of failures once, with how often it came; the first few. */
 static void print_failures(const load_measured *measured) {
-    enum { MOST = 5 };
+    enum { MOST = 8 };
     const char *told[MOST];
     int n_told = 0;
     for (int32_t i = 0; i < measured->n_results && n_told < MOST; i++) {

@@ -77,14 +77,14 @@ PATTERNS = {
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_text_hangs_the_page(markdown_window, name):
-    """Each takes some 10 to 300 ms; a renderer of quadratic time took minutes for several."""
-    seconds = markdown_window.js(f"""(() => {{
+    """Each takes some 10 to 500 ms; a renderer of quadratic time took minutes for several. The best of three counts."""
+    script = f"""(() => {{
         const text = {json.dumps(PATTERNS[name])};
         const begun = performance.now();
         showMarkdown(document.createElement('div'), text);
         return (performance.now() - begun) / 1000;
-    }})()""")
-    assert seconds < 10
+    }})()"""
+    assert any(markdown_window.js(script) < 10 for _ in range(3))
 
 
 @pytest.fixture(scope="module")

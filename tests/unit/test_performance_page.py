@@ -49,6 +49,20 @@ def test_newest_row_stands_and_peers_are_beside_us(results):
     ]
 
 
+def test_serving(results):
+    spread = {"mean": 1.0, "p50": 1.0, "p90": 2.0, "p99": 3.0, "max": 4.0}
+    facts = {"bench": "serve", "commit": "abc", "card": CARD, "date": "2026-11-27", "dtype": "bf16", "model": "m", "how": "x",
+             "ttft_ms": spread, "tpot_ms": spread, "tok_s": 99.4, "requests_s": 2}
+    rate = {"prompts": "shared-prefix", "endpoint": "chat", "rate": 4.0, "in": 5, "out": 6, "prefix": 70, "prefixes": 8}
+    closed = {"prompts": "sharegpt", "endpoint": "chat", "concurrency": 64, "longest": 1024}
+    results({**facts, "who": "vllm", "shape": closed}, {**facts, "who": "moebius", "shape": rate, "goodput_s": 1.5})
+    lines = [line for line in performance.page().splitlines() if line.startswith(("| moebius", "| vllm"))]
+    assert lines == [
+        "| moebius | m | 4 arrive in a second | one of 8 prefixes of 70, then 5 in, 6 out | 1.0, 3.0 | 1.00, 3.00 | 99 | 2.00 | 1.50 | abc |",
+        "| vllm | m | 64 at once | sharegpt, up to 1024 | 1.0, 3.0 | 1.00, 3.00 | 99 | 2.00 |  | abc |",
+    ]
+
+
 def test_dtypes_activations_and_biases_do_not_replace_each_other(results):
     others = [row(2.0, activation="relu2"), row(3.0, bias=True), row(4.0, dtype="fp8_block"), row(5.0, dtype="tf32")]
     results(row(1.0), *others, row(6.0, "torch._scaled_grouped_mm", "fp8_row"))

@@ -77,6 +77,10 @@ def test_retry_and_edit(window, server, picture):
     page.key("Enter")
     page.until(f"{IDLE} && {ANSWER} === 'four'")
     assert server.requests[3]["messages"] == [{"role": "user", "content": "first and last"}]
+    page.click(".toast button")  # Undo
+    page.until(f"{ANSWER} === 'two|three'")
+    page.reload()
+    assert page.js("conversations[0].messages.map((m) => m.content).join()") == "first,two,second,three"
 
 
 def test_conversations_outlast_a_reload(window, server):

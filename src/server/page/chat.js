@@ -77,9 +77,21 @@ class Chat {
     byId("prompt").focus();
   }
 
+  /* Removes the message and what follows. More than a question and its answer can be had back. */
   dropFrom(message) {
-    const at = this.conversation.messages.indexOf(message);
-    if (at >= 0) this.conversation.messages.length = at;
+    const conversation = this.conversation;
+    const at = conversation.messages.indexOf(message);
+    if (at < 0) return;
+    const dropped = conversation.messages.splice(at);
+    if (dropped.length > 2) toast("Later messages were replaced.", { label: "Undo", run: () => this.restore(conversation, at, dropped) });
+  }
+
+  restore(conversation, at, dropped) {
+    if (this.run && this.run.conversation === conversation) this.stop();
+    conversation.messages.splice(at, Infinity, ...dropped);
+    saveConversation(conversation);
+    if (conversation === this.conversation) this.show(conversation);
+    this.changed();
   }
 
   /* Whether a call of a tool still waits for its result: only those of the last answer do. */

@@ -61,26 +61,6 @@ static int flatten_content(json_t *message, const char *name, size_t i, server_p
     return status;
 }
 
-/* The arguments of an earlier call come back as the text that the client got, and templates want an object. A text
- * that is none stays. */
-static int parse_arguments(json_t *message, server_problem *problem) {
-    const json_t *calls = json_object_get(message, "tool_calls");
-    for (size_t i = 0; i < json_array_size(calls); i++) {
-        json_t *function = json_object_get(json_array_get(calls, i), "function");
-        const json_t *text = json_object_get(function, "arguments");
-        json_t *arguments = NULL;
-        if (!json_is_string(text) ||
-            !server_json_is_shallow(json_string_value(text), json_string_length(text)))
-            continue;
-        arguments = json_loadb(json_string_value(text), json_string_length(text), 0, NULL);
-        if (!json_is_object(arguments))
-            json_decref(arguments);
-        else if (json_object_set_new(function, "arguments", arguments) != 0)
-            return server_refuse(problem, 503, NULL, "no memory for the messages");
-    }
-    return 0;
-}
-
 /* The messages as JSON text, for mb_chat_render. */
 static char *dump_messages(const server_conversation *conversation, server_problem *problem) {
     const char *field = conversation->field;
@@ -96,7 +76,7 @@ static char *dump_messages(const server_conversation *conversation, server_probl
                           server_json_kind(message));
             return NULL;
         }
-        if (flatten_content(message, field, i, problem) != 0 || parse_arguments(message, problem) != 0)
+        if (flatten_content(message, field, i, problem) != 0)
             return NULL;
     }
     return server_json_dump(messages, problem);
@@ -120,12 +100,17 @@ static void set_parsing(const server_reading *reading, const server_conversation
 static int render(const server_reading *reading, const server_conversation *conversation,
                   server_generation *generation, server_problem *problem) {
     mb_chat_options options = conversation->options;
-    char *text = NULL, *messages = dump_messages(conversation, problem);
-    if (messages == NULL)
+    char *text = NULL, *messages = dump_messages(conversation, problem), *kwargs = NULL;
+    if (messages == NULL || (conversation->kwargs != NULL &&
+                             (kwargs = server_json_dump(conversation->kwargs, problem)) == NULL)) {
+        mb_free(messages);
         return -1;
+    }
     options.tools_json = generation->tools_json;
+    options.kwargs_json = kwargs;
     mb_status rendered = mb_chat_render(reading->model, messages, &options, &text);
     mb_free(messages);
+    mb_free(kwargs);
     if (rendered != MB_OK)
         return server_refuse(problem, rendered == MB_ERR_MEMORY ? 503 : 400, conversation->field, "%s",
                              mb_last_error());

@@ -5,15 +5,15 @@
 #include "server/generation.h"
 
 typedef struct server_conversation {
-    /* An array as in the chat API. It is changed: contents that are lists of text parts become strings, and the text of
-     * arguments becomes an object. */
+    /* An array as in the chat API. It is changed: contents that are lists of text parts become strings. */
     json_t *messages;
     const char *field;         /* what problems call the messages */
     const json_t *tools;       /* an array as in the chat API, or NULL */
     const json_t *tool_choice; /* as in the chat API, or NULL */
     int parallel_tool_calls;
     int drops_reasoning;     /* it is generated, but not shown */
-    mb_chat_options options; /* of the template; tools_json is set here */
+    const json_t *kwargs;    /* more variables of the template, an object, or NULL */
+    mb_chat_options options; /* of the template; tools_json and kwargs_json are set here */
 } server_conversation;
 
 void server_conversation_init(server_conversation *conversation); /* "messages", no tools, defaults */

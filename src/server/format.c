@@ -14,8 +14,7 @@ int server_set_grammar(const server_reading *reading, mb_grammar_kind kind, cons
     mb_status status =
         mb_grammar_open(reading->model, kind, text, text != NULL ? strlen(text) : 0, &generation->grammar);
     if (status == MB_OK)
-        return server_refuse(problem, 400, field, "%s cannot be followed yet: sessions know no grammars",
-                             field);
+        return 0;
     return server_refuse(problem, status == MB_ERR_MEMORY ? 503 : 400, field, "%s", mb_last_error());
 }
 

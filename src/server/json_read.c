@@ -34,17 +34,13 @@ static size_t depth_of(const char *bytes, size_t n_bytes) {
     return deepest;
 }
 
-int server_json_is_shallow(const char *bytes, size_t n_bytes) {
-    return depth_of(bytes, n_bytes) <= SERVER_JSON_DEPTH;
-}
-
 json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *problem) {
     json_error_t error;
     if (n_bytes == 0) {
         server_refuse(problem, 400, NULL, "the request has no body; send a JSON object");
         return NULL;
     }
-    if (!server_json_is_shallow(bytes, n_bytes)) {
+    if (depth_of(bytes, n_bytes) > SERVER_JSON_DEPTH) {
         server_refuse(problem, 400, NULL, "the JSON is nested deeper than %d levels", SERVER_JSON_DEPTH);
         return NULL;
     }

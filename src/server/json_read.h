@@ -17,9 +17,6 @@ enum { SERVER_JSON_DEPTH = 100 };
  * string is refused. Free with json_decref. */
 json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *problem);
 
-/* 1 for a text that jansson may see: nested at most SERVER_JSON_DEPTH deep. */
-int server_json_is_shallow(const char *bytes, size_t n_bytes);
-
 /* The value of a field; NULL when it is absent or null. */
 const json_t *server_json_get(const json_t *object, const char *field);
 

@@ -14,7 +14,7 @@ static const char chat_fields[] =
 static int read_conversation(const server_reading *reading, const json_t *body, server_generation *generation,
                              server_problem *problem) {
     server_conversation conversation;
-    const json_t *kwargs = NULL, *messages = NULL;
+    const json_t *messages = NULL;
     int continue_message = 0, include_reasoning = 1;
     server_conversation_init(&conversation);
     mb_chat_options *options = &conversation.options;
@@ -22,8 +22,8 @@ static int read_conversation(const server_reading *reading, const json_t *body, 
         server_json_array(body, "tools", problem, &conversation.tools) != 0 ||
         server_json_bool(body, "parallel_tool_calls", problem, &conversation.parallel_tool_calls) != 0 ||
         server_json_bool(body, "include_reasoning", problem, &include_reasoning) != 0 ||
-        server_json_object(body, "chat_template_kwargs", problem, &kwargs) != 0 ||
-        server_json_bool(kwargs, "enable_thinking", problem, &options->enable_thinking) != 0 ||
+        server_json_object(body, "chat_template_kwargs", problem, &conversation.kwargs) != 0 ||
+        server_json_bool(conversation.kwargs, "enable_thinking", problem, &options->enable_thinking) != 0 ||
         server_json_bool(body, "add_generation_prompt", problem, &options->add_generation_prompt) != 0 ||
         server_json_bool(body, "continue_final_message", problem, &continue_message) != 0)
         return -1;

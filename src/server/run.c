@@ -104,6 +104,8 @@ void server_run_submit(server_run *run) {
             request.on_logprobs_user = answer;
         }
         request.min_new_tokens = generation->min_new_tokens;
+        request.grammar = generation->grammar;
+        request.grammar_after_think = generation->grammar_start == MB_GRAMMAR_AFTER_THINK;
         request.waiter = run->engine->waiter;
         request.waiter_user = answer;
         answer->first_row = request.prompt_logprobs ? 0 : (int64_t)request.n_ids - 1;

@@ -41,3 +41,17 @@ def endless_model(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def start_for_module():
+    """As start, for servers that a module's tests share."""
+    opened = []
+
+    def call(*arguments, **options):
+        opened.append(Server(*arguments, **options))
+        return opened[-1]
+
+    yield call
+    for one in opened:
+        one.close()

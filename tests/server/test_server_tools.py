@@ -10,7 +10,7 @@ import pytest
 from server_support import DEMO, LIMIT, Server
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "support"))
-from parrot import write_parrot  # noqa: E402
+from parrot import CODER_TEMPLATE, write_parrot  # noqa: E402
 
 MEANT = {"city": "Zürich 😀", "days": [1, 2], "note": 'a "}" </tool_call> in a string\n', "deep": {"x": None, "y": -1.5e3}}
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": %s}\n</tool_call>'
@@ -184,8 +184,9 @@ def test_without_tools_there_are_no_calls(parrot, stream):
         assert (answer.content, answer.calls, answer.finish) == (SCRIPTS["call"], [], "stop")
 
 
-def test_calls_and_their_results_go_back_into_the_prompt(parrot):
-    """Arguments come back as text, and the template gets an object: it writes them as it always does."""
+def test_calls_and_their_results_go_back_into_the_prompt(start, tmp_path):
+    """Arguments come back as text. A template that takes an object apart gets one."""
+    server = start(write_parrot(tmp_path / "parrot", {"plain": SCRIPTS["plain"]}, CODER_TEMPLATE))
 
     def prompt_tokens(arguments):
         call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
@@ -194,13 +195,23 @@ def test_calls_and_their_results_go_back_into_the_prompt(parrot):
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "call_1", "content": "It rains. <say plain>"},
         ]
-        reply = parrot.post("/v1/chat/completions", {"messages": messages, "tools": TOOLS, "temperature": 0}).json()
-        assert reply["choices"][0]["message"]["content"] == SCRIPTS["plain"]
-        return reply["usage"]["prompt_tokens"]
+        reply = server.post("/v1/chat/completions", {"messages": messages, "tools": TOOLS, "temperature": 0})
+        assert reply.status == 200, reply.body
+        assert reply.json()["choices"][0]["message"]["content"] == SCRIPTS["plain"]
+        return reply.json()["usage"]["prompt_tokens"]
 
-    n_tokens = prompt_tokens({"city": "Bergen"})
-    assert prompt_tokens('{ "city":\n"Bergen"}') == n_tokens
-    assert prompt_tokens('{"city": "Bergen"') != n_tokens  # no JSON: as it is
+    assert prompt_tokens('{ "city":\n"Bergen"}') == prompt_tokens({"city": "Bergen"})
+
+
+KWARGS = "{{ '<say ' ~ who ~ '>' }}{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}{{ '\\n' }}{% endif %}"
+
+
+def test_chat_template_kwargs(start, tmp_path):
+    server = start(write_parrot(tmp_path / "parrot", {"a": "I am a.", "b": "I am b."}, KWARGS), "--served-model-name", "parrot")
+    messages = [{"role": "user", "content": "Who?"}]
+    for who in ("a", "b"):
+        answer = ask(server, "none", False, messages=messages, extra_body={"chat_template_kwargs": {"who": who}})
+        assert answer.content == f"I am {who}."
 
 
 @pytest.mark.parametrize(
@@ -220,6 +231,20 @@ def test_what_is_refused(parrot, fields, field, sentence):
         ask(parrot, "plain", False, extra_body=fields)
     assert sentence in caught.value.message
     assert caught.value.param == field
+
+
+OPENED = """{%- for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
+
+
+@both
+def test_a_template_that_opens_the_reasoning(start, tmp_path, stream):
+    scripts = {"all": "Hm.\n</think>\n\nNo.", "cut": "Hm, and so on."}
+    server = start(write_parrot(tmp_path / "parrot", scripts, OPENED), "--served-model-name", "parrot")
+    answer = ask(server, "all", stream)
+    assert (answer.reasoning, answer.content) == ("Hm.", "No.")
+    answer = ask(server, "cut", stream)
+    assert (answer.reasoning, answer.content) == ("Hm, and so on.", None)
 
 
 @both

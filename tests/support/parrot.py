@@ -22,6 +22,14 @@ SCRIPT, CODE = 2, 2 + MAX_SCRIPTS  # where in the hidden vector: 0 is always 1, 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TAGS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 
+# Shows calls as Qwen3-Coder's template does. (The demo model's is Qwen3's.)
+CODER_TEMPLATE = """{%- if tools %}{{ '<|im_start|>system\\n' ~ (tools | tojson) ~ '<|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ (m.content or '') }}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>\\n<function=' ~ call.function.name ~ '>\\n' }}
+{%- for key, value in call.function.arguments.items() %}{{ '<parameter=' ~ key ~ '>\\n' ~ value ~ '\\n</parameter>\\n' }}
+{%- endfor %}{{ '</function>\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
 
 def byte_letters():
     """The letters that byte-level tokenizers write bytes as."""

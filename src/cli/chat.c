@@ -18,6 +18,13 @@ static const cli_option chat_options[] = {
      .kind = CLI_TEXT,
      .offset = offsetof(chat_settings, system),
      .help = "The system message; /system changes it later."},
+    {.name = "tools",
+     .value_name = "FILE",
+     .kind = CLI_TEXT,
+     .offset = offsetof(chat_settings, tools),
+     .help =
+         "Definitions of tools that the model may call: a JSON array as in OpenAI's API. The calls are printed "
+         "as the model writes them."},
     {.name = "no-think",
      .kind = CLI_FLAG,
      .offset = offsetof(chat_settings, no_think),
@@ -113,6 +120,8 @@ static int open_chat(chat_state *chat, const char *directory) {
                            given->sampling.max_new_tokens.value, chat->context,
                            chat->context < info.max_positions ? ", or a larger --kv-tokens" : "");
     status = cli_conversation_open(&chat->conversation);
+    if (status == CLI_OK && given->tools != NULL)
+        status = cli_conversation_read_tools(&chat->conversation, given->tools);
     if (status == CLI_OK && given->system != NULL)
         status = cli_conversation_set_system(&chat->conversation, given->system);
     if (status == CLI_OK)

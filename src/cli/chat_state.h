@@ -9,7 +9,7 @@
 #include "cli/sampling_settings.h"
 
 typedef struct chat_settings {
-    const char *system;
+    const char *system, *tools;
     int no_think;
     cli_model_settings model;
     cli_sampling_settings sampling;

@@ -2,16 +2,18 @@
 
 #include <string.h>
 
+#include "base/alloc.h"
 #include "cli/output.h"
 
 int cli_conversation_open(cli_conversation *conversation) {
-    conversation->messages = json_array();
+    *conversation = (cli_conversation){.messages = json_array()};
     return conversation->messages != NULL ? CLI_OK : cli_failure("no memory for the conversation");
 }
 
 void cli_conversation_close(cli_conversation *conversation) {
     json_decref(conversation->messages);
-    conversation->messages = NULL;
+    mb_free(conversation->tools_json);
+    *conversation = (cli_conversation){0};
 }
 
 /* A message; NULL after a reported failure. */
@@ -114,6 +116,7 @@ int cli_conversation_render(const cli_conversation *conversation, const mb_model
     mb_chat_options options;
     mb_chat_options_init(&options);
     options.enable_thinking = thinking;
+    options.tools_json = conversation->tools_json;
     char *json = json_dumps(conversation->messages, JSON_COMPACT);
     if (json == NULL)
         return cli_failure("no memory for the conversation");

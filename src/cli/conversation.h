@@ -8,6 +8,7 @@
 
 typedef struct cli_conversation {
     json_t *messages; /* array, as in the OpenAI API; a system message is the first one */
+    char *tools_json; /* definitions of tools for the chat template, or NULL */
 } cli_conversation;
 
 /* All of these report their failures. */
@@ -42,6 +43,9 @@ int cli_conversation_save(const cli_conversation *conversation, const char *path
 /* Replaces the conversation by that of a file: an array of messages, or an object with "messages". On failure, also
  * when the model's chat template refuses the messages, the conversation stays as it was. */
 int cli_conversation_load(cli_conversation *conversation, const mb_model *model, const char *path);
+
+/* Takes the tools from a file: a JSON array of definitions, or an object with "tools". */
+int cli_conversation_read_tools(cli_conversation *conversation, const char *path);
 
 /* Replaces the system message; an empty text removes it. */
 int cli_conversation_set_system(cli_conversation *conversation, const char *text);

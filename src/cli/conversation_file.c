@@ -13,8 +13,9 @@
 
 enum { MAX_FILE_BYTES = 64 << 20 };
 
-/* The array of messages in a file; freed with json_decref, NULL after a reported failure. */
-static json_t *read_messages(const char *path) {
+/* The array in a file, or the one called `name` in the file's object; freed with json_decref, NULL after a reported
+ * failure. `wanted` says what the array holds. */
+static json_t *read_array(const char *path, const char *name, const char *wanted) {
     char *bytes;
     size_t n_bytes;
     json_error_t error;
@@ -24,19 +25,32 @@ static json_t *read_messages(const char *path) {
     }
     json_t *document = json_loadb(bytes, n_bytes, 0, &error);
     mb_free(bytes);
-    json_t *messages = json_is_object(document) ? json_object_get(document, "messages") : document;
+    json_t *array = json_is_object(document) ? json_object_get(document, name) : document;
     if (document == NULL)
-        cli_failure("%s: line %d: %s; a conversation is a JSON array of messages", path, error.line,
-                    error.text);
-    else if (!json_is_array(messages))
-        cli_failure("%s: there is no conversation: give a JSON array of messages", path);
-    json_t *result = json_is_array(messages) ? json_incref(messages) : NULL;
+        cli_failure("%s: line %d: %s; give a JSON array of %s", path, error.line, error.text, wanted);
+    else if (!json_is_array(array))
+        cli_failure("%s: there are no %s: give a JSON array of %s", path, wanted, wanted);
+    json_t *result = json_is_array(array) ? json_incref(array) : NULL;
     json_decref(document);
     return result;
 }
 
+int cli_conversation_read_tools(cli_conversation *conversation, const char *path) {
+    json_malloc_t allocate;
+    json_free_t release;
+    json_t *tools = read_array(path, "tools", "definitions of tools");
+    if (tools == NULL)
+        return CLI_FAILED;
+    char *text = json_dumps(tools, JSON_COMPACT);
+    json_decref(tools);
+    conversation->tools_json = text != NULL ? mb_strdup(text) : NULL;
+    json_get_alloc_funcs(&allocate, &release);
+    release(text);
+    return conversation->tools_json != NULL ? CLI_OK : cli_failure("no memory for the tools");
+}
+
 int cli_conversation_load(cli_conversation *conversation, const mb_model *model, const char *path) {
-    cli_conversation loaded = {.messages = read_messages(path)};
+    cli_conversation loaded = {.messages = read_array(path, "messages", "messages")};
     char *prompt = NULL;
     int status = loaded.messages != NULL ? CLI_OK : CLI_FAILED;
     if (status == CLI_OK && json_array_size(loaded.messages) > 0)

@@ -15,7 +15,7 @@
 enum { DEFAULT_NEW_TOKENS = 2048 };
 
 typedef struct settings {
-    const char *prompt, *system;
+    const char *prompt, *system, *tools;
     cli_ids ids;
     int raw, no_think, print_ids, json;
     cli_model_settings model;
@@ -35,6 +35,13 @@ static const cli_option prompt_options[] = {
      .kind = CLI_TEXT,
      .offset = offsetof(settings, system),
      .help = "A system message in front of the prompt."},
+    {.name = "tools",
+     .value_name = "FILE",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, tools),
+     .help =
+         "Definitions of tools that the model may call: a JSON array as in OpenAI's API. The calls are printed "
+         "as the model writes them."},
     {.name = "no-think",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, no_think),
@@ -75,11 +82,12 @@ static int check(const settings *given) {
                                "the prompt is missing: give -p TEXT, -p - for standard input, or --ids");
     if (given->prompt != NULL && given->ids.items != NULL)
         return cli_usage_error(command, "-p and --ids are two prompts; give one of them");
-    if (given->ids.items != NULL && (given->raw || given->system != NULL || given->no_think))
-        return cli_usage_error(command, "--raw, --system and --no-think go with -p, not with --ids");
-    if (given->raw && (given->system != NULL || given->no_think))
-        return cli_usage_error(command,
-                               "--system and --no-think need the chat template that --raw leaves out");
+    int for_template = given->system != NULL || given->tools != NULL || given->no_think;
+    if (given->ids.items != NULL && (given->raw || for_template))
+        return cli_usage_error(command, "--raw, --system, --tools and --no-think go with -p, not with --ids");
+    if (given->raw && for_template)
+        return cli_usage_error(
+            command, "--system, --tools and --no-think need the chat template that --raw leaves out");
     if (given->print_ids && given->sampling.stop_texts.count > 0)
         return cli_usage_error(
             command, "--stop needs the answer's text, which --print-ids leaves out; use --stop-ids");
@@ -94,12 +102,14 @@ static int render_prompt(const settings *given, const mb_model *model, const cha
     cli_conversation conversation;
     mb_model_get_info(model, &info);
     if (given->raw || (!info.has_chat_template && !info.has_unknown_chat_template)) {
-        if (given->system != NULL || given->no_think)
+        if (given->system != NULL || given->tools != NULL || given->no_think)
             return cli_failure(
-                "--system and --no-think need a chat template, which this model does not have");
+                "--system, --tools and --no-think need a chat template, which this model does not have");
         return CLI_OK;
     }
     int status = cli_conversation_open(&conversation);
+    if (status == CLI_OK && given->tools != NULL)
+        status = cli_conversation_read_tools(&conversation, given->tools);
     if (status == CLI_OK && given->system != NULL)
         status = cli_conversation_set_system(&conversation, given->system);
     if (status == CLI_OK)

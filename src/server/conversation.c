@@ -97,6 +97,17 @@ static void set_parsing(const server_reading *reading, const server_conversation
         generation->skip_special = 0;
 }
 
+/* The sentence begins with the name of what is wrong, unless the template itself refuses. */
+static int refuse_rendering(const server_conversation *conversation, mb_status rendered,
+                            server_problem *problem) {
+    static const char *const fields[] = {"chat_template_kwargs", "tools"};
+    const char *sentence = mb_last_error(), *field = conversation->field;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (strncmp(sentence, fields[i], strlen(fields[i])) == 0)
+            field = fields[i];
+    return server_refuse(problem, rendered == MB_ERR_MEMORY ? 503 : 400, field, "%s", sentence);
+}
+
 static int render(const server_reading *reading, const server_conversation *conversation,
                   server_generation *generation, server_problem *problem) {
     mb_chat_options options = conversation->options;
@@ -112,8 +123,7 @@ static int render(const server_reading *reading, const server_conversation *conv
     mb_free(messages);
     mb_free(kwargs);
     if (rendered != MB_OK)
-        return server_refuse(problem, rendered == MB_ERR_MEMORY ? 503 : 400, conversation->field, "%s",
-                             mb_last_error());
+        return refuse_rendering(conversation, rendered, problem);
     set_parsing(reading, conversation, text, generation);
     return server_encode_prompt(reading, text, strlen(text), conversation->field, &generation->prompts[0],
                                 problem);

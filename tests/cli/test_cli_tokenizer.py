@@ -72,6 +72,25 @@ def test_plain_chatml(moebius, demo):
     assert result.stdout == named.stdout
 
 
+def test_tools(moebius, demo, tmp_path):
+    """--tools FILE reaches the template, in run and in chat; a file that is none is refused."""
+    (demo / "chat_template.jinja").write_text("{% if tools %}{{ raise_exception(tools[0].function.name) }}{% endif %}x")
+    definitions = [{"type": "function", "function": {"name": "get_weather", "parameters": {"maximum": 1.5}}}]
+    file = tmp_path / "tools.json"
+    for text in (json.dumps(definitions), json.dumps({"tools": definitions})):
+        file.write_text(text)
+        for command in (["run", demo, "-p", "hi"], ["chat", demo]):
+            result = moebius(*command, "--tools", file, input="hi\n")
+            assert result.returncode == 1 and b"the template refuses: get_weather" in result.stderr, result.stderr
+    assert moebius("run", demo, "-p", "hi", "-n", 1).returncode == 0
+    for text, sentence in (("[", b"line 1"), ("{}", b"there are no definitions of tools"), ("[1]", b"tools[0] is not an object")):
+        file.write_text(text)
+        result = moebius("run", demo, "-p", "hi", "--tools", file)
+        assert result.returncode == 1 and sentence in result.stderr, result.stderr
+    assert b"no-such" in moebius("chat", demo, "--tools", tmp_path / "no-such", input="hi\n").stderr
+    assert moebius("run", demo, "-p", "hi", "--raw", "--tools", file).returncode == 2
+
+
 def test_the_template_in_a_file(moebius, demo):
     """--chat-template FILE; what the template refuses is said with its name and line."""
     template = demo / "my.jinja"

@@ -21,6 +21,7 @@ WRONG = [
     ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ("chat", {"logprobs": 1}, "logprobs"),
     ("chat", {"chat_template_kwargs": {"enable_thinking": "no"}}, "enable_thinking"),
+    ("chat", {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ("chat", {"continue_final_message": True}, "continue_final_message"),
     ("chat", {"tools": {}}, "tools"),
     ("text", {"prompt": None}, "prompt"),

@@ -1,5 +1,6 @@
 /* Chat templates through their own headers: choice, how messages are prepared, and every way of failing. That
  * templates render as jinja2 does is checked in test_jinja.py and test_chat_template_jinja.py. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -263,6 +266,84 @@ static void test_config(void **state) {
     }
 }
 
+static void write_file(const char *directory, const char *name, const char *text) {
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+}
+
+/* chat_template.jinja goes before the config; a template for tools may be in a file of its own. */
+static void test_directory(void **state) {
+    (void)state;
+    static const char one[] = "[{\"role\": \"user\", \"content\": \"Hi\"}]";
+    const mb_chat_options with_tools = {.tools_json = "[{\"f\": 1}]"};
+    char directory[] = "/tmp/moebius-template-XXXXXX", path[256];
+    mb_chat_template *template;
+    assert_non_null(mkdtemp(directory));
+    assert_int_equal(mb_chat_template_open(directory, &template), MB_OK);
+    assert_null(template);
+    write_file(directory, "tokenizer_config.json", "{\"bos_token\": \"<s>\", \"chat_template\": \"config\"}");
+    assert_int_equal(mb_chat_template_open(directory, &template), MB_OK);
+    check_render(template, one, &defaults, "config");
+    mb_chat_template_close(template);
+    write_file(directory, "chat_template.jinja", "{{ bos_token }}file\n");
+    snprintf(path, sizeof path, "%s/additional_chat_templates", directory);
+    assert_int_equal(mkdir(path, 0700), 0);
+    write_file(directory, "additional_chat_templates/tool_use.jinja", "{{ tools }}");
+    assert_int_equal(mb_chat_template_open(directory, &template), MB_OK);
+    check_render(template, one, &defaults, "<s>file");
+    check_render(template, one, &with_tools, "[{'f': 1}]");
+    assert_string_equal(template->source, "{{ bos_token }}file\n");
+    mb_chat_template_close(template);
+    static const char pointer[] = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4116\n";
+    write_file(directory, "chat_template.jinja", pointer);
+    assert_int_equal(mb_chat_template_open(directory, &template), MB_ERR_FORMAT);
+    assert_non_null(strstr(mb_last_error(), "chat_template.jinja: this is a Git LFS pointer"));
+    assert_null(template);
+    static const char *const names[] = {"additional_chat_templates/tool_use.jinja",
+                                        "additional_chat_templates", "chat_template.jinja",
+                                        "tokenizer_config.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        assert_int_equal(remove(path), 0);
+    }
+    assert_int_equal(rmdir(directory), 0);
+}
+
+/* ---- Threads ------------------------------------------------------------------------------------------ */
+
+static void *render_often(void *template) {
+    static const char messages[] = "[{\"role\": \"user\", \"content\": \"Hi\"}, {\"role\": \"assistant\", "
+                                   "\"content\": \"<think>\\na\\n</think>\\n\\nb\"}]";
+    size_t n_wrong = 0;
+    for (int i = 0; i < 200; i++) {
+        char *text;
+        if (mb_chat_template_render(template, messages, &defaults, &text) != MB_OK ||
+            strcmp(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\na\n</think>\n\n"
+                         "b<|im_end|>\n<|im_start|>assistant\n") != 0)
+            n_wrong++;
+        mb_free(text);
+    }
+    return (void *)n_wrong;
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    mb_chat_template *template = open_named("qwen3");
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, render_often, template), 0);
+    for (int i = 0; i < 4; i++) {
+        void *n_wrong;
+        pthread_join(threads[i], &n_wrong);
+        assert_null(n_wrong);
+    }
+    mb_chat_template_close(template);
+}
+
 /* ---- Hostile templates -------------------------------------------------------------------------------- */
 
 /* Each ends with a sentence. The time is the thread's own, the bar ten times what a slow machine needs; under a
@@ -331,7 +412,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_named),       cmocka_unit_test(test_broken_conversations),
         cmocka_unit_test(test_preparation), cmocka_unit_test(test_variables),
-        cmocka_unit_test(test_config),      cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_config),      cmocka_unit_test(test_directory),
+        cmocka_unit_test(test_threads),     cmocka_unit_test(test_hostile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

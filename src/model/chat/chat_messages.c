@@ -2,7 +2,9 @@
 
 #include <string.h>
 
+#include "base/alloc.h"
 #include "model/json.h"
+#include "model/json_prepare.h"
 #include "model/json_values.h"
 
 enum { SHOWN = 64 };
@@ -68,17 +70,23 @@ static mb_status prepare_content(const mb_chat_variant *variant, json_t *message
 /* ---- Calls of tools ----------------------------------------------------------------------------------- */
 
 /* Arguments that are JSON in a string, as clients send them, become what they say when it is an object. */
-static void parse_arguments(json_t *call) {
+static mb_status parse_arguments(json_t *call) {
     const json_t *arguments = json_object_get(call, "arguments");
-    json_t *parsed;
+    mb_json_text text;
     if (!json_is_string(arguments))
-        return;
-    const char *text = json_string_value(arguments);
-    parsed = json_loads(*text ? text : "{}", JSON_REJECT_DUPLICATES, NULL);
-    if (json_is_object(parsed))
+        return MB_OK;
+    size_t n = json_string_length(arguments);
+    mb_status status =
+        mb_json_prepare("arguments", n > 0 ? json_string_value(arguments) : "{}", n > 0 ? n : 2, &text);
+    if (status != MB_OK) /* too deep or with a zero byte: no JSON that we read, so it stays a string */
+        return status == MB_ERR_MEMORY ? status : MB_OK;
+    json_t *parsed = json_loadb(text.bytes, text.n_bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, NULL);
+    mb_free(text.owned);
+    if (mb_json_is_object(parsed))
         set(call, "arguments", parsed);
     else
         json_decref(parsed);
+    return MB_OK;
 }
 
 static mb_status prepare_call(const mb_chat_variant *variant, json_t *call, size_t i, size_t k) {
@@ -90,9 +98,7 @@ static mb_status prepare_call(const mb_chat_variant *variant, json_t *call, size
                        "messages[%zu].tool_calls[%zu] has no function with a string \"name\"", i, k);
     if (!json_object_get(call, "arguments"))
         return mb_fail(MB_ERR_ARGUMENT, "messages[%zu].tool_calls[%zu] has no \"arguments\"", i, k);
-    if (!variant->prints_json_strings)
-        parse_arguments(call);
-    return MB_OK;
+    return variant->prints_json_strings ? MB_OK : parse_arguments(call);
 }
 
 static mb_status prepare_calls(const mb_chat_variant *variant, json_t *message, size_t i) {

@@ -344,7 +344,7 @@ static const jinja_value *named_argument(const jinja_call *call, const char *nam
 /* Without its first n positional arguments. */
 static jinja_call rest_of(const jinja_call *call, size_t n) {
     jinja_call rest = *call;
-    rest.positional += n;
+    rest.positional = n > 0 ? rest.positional + n : rest.positional;
     rest.n_positional -= n;
     return rest;
 }

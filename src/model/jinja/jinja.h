@@ -14,7 +14,7 @@
  *              cycle(), changed()
  * Functions    range, namespace, dict, raise_exception, strftime_now; caller in a macro that is called by call
  * Filters      the tables in filters.c and filters_lists.c; tests: tests.c; methods of strings, lists and
- *              dicts: methods.c
+ *              dicts: methods_strings.c, methods.c
  *
  * Left out: inheritance and include, import, do, autoescape, recursive loops, strings formatted with %,
  * varargs and kwargs of macros, and filters that make HTML. Integers have 64 bits (longer

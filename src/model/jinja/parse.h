@@ -41,15 +41,26 @@ mb_status jinja_intern(jinja_parser *parser, const char *bytes, size_t n_bytes, 
 mb_status jinja_new_node(jinja_parser *parser, jinja_node_kind kind, jinja_node **node);
 mb_status jinja_nest(jinja_parser *parser);
 
-/* ---- Expressions: parse_expressions.c ------------------------------------------------------------------ */
+/* Appends to a list by .next. */
+static inline void jinja_append(jinja_node ***end, jinja_node *node) {
+    **end = node;
+    *end = &node->next;
+}
+
+/* ---- Expressions: parse_operators.c -------------------------------------------------------------------- */
 
 mb_status jinja_parse_expression(jinja_parser *parser, jinja_node **node);
 /* Without a conditional at the top: for x in y if z. */
 mb_status jinja_parse_plain_expression(jinja_parser *parser, jinja_node **node);
+
+/* ---- Their parts: parse_expressions.c ------------------------------------------------------------------ */
+
 /* One expression, or a tuple when commas follow; up to the end of the tag or the name `end` (NULL: none). */
 mb_status jinja_parse_tuple(jinja_parser *parser, int with_conditional, const char *end, jinja_node **node);
 mb_status jinja_parse_primary(jinja_parser *parser, jinja_node **node);
 mb_status jinja_parse_postfix(jinja_parser *parser, jinja_node **node);
+/* Filters and tests bind closer than operators, but not closer than a sign. */
+mb_status jinja_parse_filters_and_tests(jinja_parser *parser, jinja_node **node);
 /* A chain of filters on *node, which may be NULL for the text of a block; is_first: the | was left out. */
 mb_status jinja_parse_filters(jinja_parser *parser, int is_first, jinja_node **node);
 

@@ -18,7 +18,7 @@ void jinja_put_case(jinja_builder *out, const char *bytes, size_t n_bytes, jinja
 /* 1: an upper-case letter, -1: a lower-case one, 0: neither. */
 int jinja_case_of(int32_t code);
 
-/* Whether there are letters of the case (1: upper, -1: lower) and none of the other. methods.c */
+/* Whether there are letters of the case (1: upper, -1: lower) and none of the other. methods_strings.c */
 int jinja_has_only_case(const jinja_string *s, int wanted);
 
 /* All append the pieces to a list. most: at most so many cuts, negative: no limit. The separator is not

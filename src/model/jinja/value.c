@@ -21,6 +21,8 @@ mb_status jinja_string_over(jinja_run *run, const char *bytes, size_t n_bytes, j
     jinja_string *string = jinja_alloc(&run->arena, sizeof *string);
     if (!string)
         return jinja_no_memory(run);
+    if (!bytes) /* nothing was built */
+        bytes = "";
     *string = (jinja_string){bytes, n_bytes, count_chars(bytes, n_bytes), 0};
     *value = (jinja_value){.kind = JINJA_STRING, .of.string = string};
     return jinja_charge_bytes(run, n_bytes);
@@ -409,7 +411,7 @@ mb_status jinja_iterate(jinja_run *run, jinja_value v, jinja_list **items) {
     if (v.kind == JINJA_ITERATOR) { /* what is left of it */
         jinja_list *from = v.of.list;
         MB_TRY(jinja_new_list(run, JINJA_LIST, 0, &list));
-        list.of.list->items = from->items + from->at;
+        list.of.list->items = from->n > 0 ? from->items + from->at : NULL;
         list.of.list->n = list.of.list->capacity = from->n - from->at;
         from->at = from->n;
     } else if (jinja_is_listed(v)) {

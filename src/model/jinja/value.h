@@ -146,7 +146,7 @@ static inline int jinja_is_listed(jinja_value v) {
     return v.kind >= JINJA_LIST && v.kind <= JINJA_ITERATOR;
 }
 
-/* A string over bytes that live as long as the rendering. */
+/* A string over bytes that live as long as the rendering; NULL: no bytes. */
 mb_status jinja_string_over(jinja_run *run, const char *bytes, size_t n_bytes, jinja_value *value);
 /* A string of a constant. */
 mb_status jinja_text(jinja_run *run, const char *text, jinja_value *value);

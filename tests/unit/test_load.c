@@ -1,12 +1,16 @@
 /* The load generator without a server: responses and events in pieces of any size, plans, bodies, summaries. */
 #include <jansson.h>
 #include <math.h>
+#include <netinet/in.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -16,6 +20,7 @@
 #include "load/plan.h"
 #include "load/response.h"
 #include "load/summary.h"
+#include "moebius/moebius.h"
 
 typedef struct body {
     char bytes[4096];
@@ -381,6 +386,103 @@ static void test_goodput(void **state) {
     assert_int_equal(summary.n_good, 2);
 }
 
+/* ---- A run when memory runs out */
+
+static const char stream[] =
+    "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+    "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"text\":\"b\"}]}\n\n"
+    "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":2}}\n\n"
+    "data: [DONE]\n\n";
+
+/* Answers every connection with the stream, in pieces that cut lines. */
+static void *answer_all(void *listener) {
+    int fd;
+    while ((fd = accept(*(int *)listener, NULL, NULL)) >= 0) {
+        char request[8192];
+        size_t n = 0;
+        ssize_t got = 1;
+        do {
+            got = recv(fd, request + n, sizeof request - 1 - n, 0);
+            n += got > 0 ? (size_t)got : 0;
+            request[n] = 0;
+        } while (got > 0 && strstr(request, "]}") == NULL); /* the end of the body */
+        for (size_t at = 0; got > 0 && at < sizeof stream - 1; at += 60)
+            if (send(fd, stream + at, sizeof stream - 1 - at < 60 ? sizeof stream - 1 - at : 60,
+                     MSG_NOSIGNAL) < 0)
+                break;
+        close(fd);
+    }
+    return NULL;
+}
+
+typedef struct failing {
+    int n_calls, fail_at, n_live;
+} failing;
+
+static void *allocate_or_fail(void *user, void *pointer, size_t n_bytes) {
+    failing *record = user;
+    if (n_bytes == 0) {
+        record->n_live -= pointer != NULL;
+        free(pointer);
+        return NULL;
+    }
+    if (++record->n_calls == record->fail_at)
+        return NULL;
+    record->n_live += pointer == NULL;
+    return realloc(pointer, n_bytes);
+}
+
+static int never(void) {
+    return 0;
+}
+
+static void ignore(int32_t n_done, int32_t n_requests) {
+    (void)n_done;
+    (void)n_requests;
+}
+
+static void test_a_run_when_each_allocation_fails(void **state) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    load_address address = {.host = "127.0.0.1", .socket_bytes = sizeof any};
+    load_plan_options plan = {
+        .n_requests = 3, .n_prompt = 2, .n_output = 2, .vocabulary = 9, .model_json = "\"m\""};
+    load_run_options options = {.concurrency = 2, .timeout_s = 60, .is_stopped = never, .report = ignore};
+    pthread_t thread;
+    int n_failed = 0, n_whole = 0;
+    (void)state;
+    assert_int_equal(bind(listener, (struct sockaddr *)&any, sizeof any), 0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&any, &address.socket_bytes), 0);
+    assert_int_equal(listen(listener, 16), 0);
+    memcpy(&address.socket_address, &any, sizeof any);
+    assert_int_equal(pthread_create(&thread, NULL, answer_all, &listener), 0);
+    for (int k = 1; n_whole < 2; k++) {
+        failing record = {.fail_at = k};
+        load_measured measured;
+        load_summary summary;
+        mb_set_allocator(allocate_or_fail, &record);
+        mb_status status = load_run(&address, &plan, &options, &measured);
+        if (status == MB_OK)
+            status = load_summarise(&measured, 0, 0, &summary);
+        if (status == MB_OK && record.n_calls < k) { /* nothing failed any more */
+            n_whole++;
+            assert_int_equal(summary.n_completed, 3);
+            assert_int_equal(summary.n_output, 6);
+            assert_int_equal(measured.n_gaps, 3);
+        } else if (status != MB_OK) {
+            n_failed++;
+            assert_int_equal(status, MB_ERR_MEMORY);
+        }
+        load_measured_free(&measured);
+        mb_set_allocator(NULL, NULL);
+        assert_int_equal(record.n_live, 0);
+    }
+    assert_true(n_failed >= 6);
+    shutdown(listener, SHUT_RDWR);
+    pthread_join(thread, NULL);
+    close(listener);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_responses_in_pieces),
@@ -398,6 +500,7 @@ int main(void) {
         cmocka_unit_test(test_requests),
         cmocka_unit_test(test_spread),
         cmocka_unit_test(test_goodput),
+        cmocka_unit_test(test_a_run_when_each_allocation_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

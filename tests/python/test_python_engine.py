@@ -252,8 +252,8 @@ def test_a_program_ends_with_an_engine_that_works():
 def test_ctrl_c_ends_generate():
     running = program("""
 import _thread, threading
-threading.Timer(0.2, _thread.interrupt_main).start()
 try:
+    threading.Timer(0.2, _thread.interrupt_main).start()
     while True:
         engine.generate([5], max_new_tokens=2000, ignore_eos=True)
 except KeyboardInterrupt:
@@ -264,18 +264,23 @@ except KeyboardInterrupt:
 
 
 def test_steps_run_without_the_gil(engine):
-    """Python code of another thread goes on while the model computes."""
-    count, done = 0, threading.Event()
+    """Python code of another thread goes on while the model computes. On a busy machine that thread may get no time:
+    then once more."""
 
-    def work():
-        engine.generate("x " * 900, max_new_tokens=1)
-        done.set()
+    def count_turns(i):
+        count, done = 0, threading.Event()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    n_before = engine._session.n_steps
-    while not done.is_set():
-        count += engine._session.n_steps == n_before
-        time.sleep(0.001)
-    thread.join()
-    assert count > 3
+        def work():
+            engine.generate([i + 1, *[7] * 900], max_new_tokens=1)  # a prompt that the cache does not have
+            done.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        n_before = engine._session.n_steps
+        while not done.is_set():
+            count += engine._session.n_steps == n_before
+            time.sleep(0.001)
+        thread.join()
+        return count
+
+    assert any(count_turns(i) > 3 for i in range(20))

@@ -108,8 +108,6 @@ void server_run_submit(server_run *run) {
         request.grammar_after_think = generation->grammar_start == MB_GRAMMAR_AFTER_THINK;
         request.waiter = run->engine->waiter;
         request.waiter_user = answer;
-        request.grammar = generation->grammar;
-        request.grammar_after_think = generation->grammar_start == MB_GRAMMAR_AFTER_THINK;
         answer->first_row = request.prompt_logprobs ? 0 : (int64_t)request.n_ids - 1;
         mb_status status = mb_submit(run->engine->session, &request, &answer->id);
         if (status != MB_OK) {

@@ -163,8 +163,13 @@ mb_status server_open(mb_model *model, const server_settings *settings, mb_serve
     if (made == NULL)
         return mb_fail(MB_ERR_MEMORY, "no memory for the server");
     made->settings = *settings;
+    mb_session_options *session =
+        &made->settings.session; /* the server's queue is full before the session's */
+    int32_t most = session->max_sequences + settings->max_queue + SERVER_MAX_ANSWERS;
+    if (session->max_queued < most)
+        session->max_queued = most;
     made->created = (int64_t)time(NULL);
-    mb_status status = open_parts(made, model, settings);
+    mb_status status = open_parts(made, model, &made->settings);
     if (status != MB_OK) {
         server_close(made);
         return status;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "cli/answer_grammar.h"
 #include "cli/answer_json.h"
 #include "cli/commands.h"
 #include "cli/conversation.h"
@@ -11,6 +12,7 @@
 #include "cli/model_settings.h"
 #include "cli/output.h"
 #include "cli/sampling_settings.h"
+#include "moebius/grammar.h"
 
 enum { DEFAULT_NEW_TOKENS = 2048 };
 
@@ -18,6 +20,7 @@ typedef struct settings {
     const char *prompt, *system, *tools;
     cli_ids ids;
     int raw, no_think, print_ids, json;
+    cli_answer_form form;
     cli_model_settings model;
     cli_sampling_settings sampling;
 } settings;
@@ -57,6 +60,17 @@ static const cli_option prompt_options[] = {
      .minimum = 0,
      .maximum = INT32_MAX,
      .help = "The prompt as token ids, in place of -p; needs no tokenizer."},
+    {.name = "json-schema",
+     .value_name = "FILE",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, form.schema_path),
+     .help =
+         "The answer is a JSON value that the schema in FILE accepts. After the thinking, if the model thinks."},
+    {.name = "regex",
+     .value_name = "EXPRESSION",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, form.regex),
+     .help = "The regular expression matches the answer, from its start to its end."},
     {.name = "print-ids",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, print_ids),
@@ -91,6 +105,9 @@ static int check(const settings *given) {
     if (given->print_ids && given->sampling.stop_texts.count > 0)
         return cli_usage_error(
             command, "--stop needs the answer's text, which --print-ids leaves out; use --stop-ids");
+    if (given->form.schema_path != NULL && given->form.regex != NULL)
+        return cli_usage_error(command,
+                               "--json-schema and --regex are two forms of one answer; give one of them");
     return cli_check_sampling(command, &given->sampling);
 }
 
@@ -233,6 +250,8 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
 
     int status = cli_apply_sampling(&given->sampling, &request);
     if (status == CLI_OK)
+        status = cli_set_grammar(model, &given->form, prompt, &request);
+    if (status == CLI_OK)
         status = open_session(given, model, &request, &session);
     if (status == CLI_OK && !given->print_ids)
         status = cli_answer_open(&to.answer, model, &given->sampling.stop_texts,
@@ -244,6 +263,7 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
     cli_answer_close(&to.answer);
     mb_free(to.ids.items);
     mb_session_close(session);
+    mb_grammar_close(request.grammar);
     return status;
 }
 
@@ -321,6 +341,7 @@ const cli_command cli_run_command = {
                 "git diff | moebius run models/demo --system \"Summarise.\" -p -\n"
                 "moebius run models/demo --raw -p \"Once upon a time\" --temperature 0.8 --seed 1\n"
                 "moebius run models/demo -p \"Tell me a story.\" --stop \".\" --json\n"
+                "moebius run models/demo -p \"A colour?\" --no-think --regex \"red|green|blue\"\n"
                 "moebius run models/demo --ids 5,17,42 -n 24 --greedy --print-ids",
     .operand_hint = "the prompt is given with -p TEXT",
     .groups = groups,

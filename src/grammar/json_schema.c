@@ -125,6 +125,41 @@ static int push(mb_schemas *s, mb_part_set *set, mb_schema_part part) {
     return 1;
 }
 
+/* A schema that only points at others, as {"$ref": "#/$defs/a", "title": "A"} does, is no part: sets that differ in
+ * such schemas alone are one set. */
+static int says_something(const json_t *schema) {
+    static const char *const words[] = {
+        "type",
+        "enum",
+        "const",
+        "properties",
+        "required",
+        "additionalProperties",
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "propertyNames",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "multipleOf",
+        "anyOf",
+        "oneOf",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "unevaluatedProperties",
+    };
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (json_object_get(schema, words[i]))
+            return 1;
+    return 0;
+}
+
 static void follow(mb_schemas *s, mb_part_set *set, const json_t *reference, const char *path) {
     const char *text = json_string_value(reference);
     const json_t *target = text ? mb_schema_resolve(s, text) : NULL;
@@ -138,7 +173,7 @@ static void follow(mb_schemas *s, mb_part_set *set, const json_t *reference, con
         mb_parts_add(s, set, target, text);
 }
 
-/* Recursion: at most as deep as there are parts. */
+/* Recursion: at most MAX_PARTS deep. */
 void mb_parts_add(mb_schemas *s, mb_part_set *set, const json_t *schema, const char *path) {
     if (has_failed(s) || json_is_true(schema))
         return;
@@ -150,8 +185,14 @@ void mb_parts_add(mb_schemas *s, mb_part_set *set, const json_t *schema, const c
         mb_schema_refuse(s, MB_ERR_FORMAT, path, NULL, "a schema is an object, true or false");
         return;
     }
-    if (!push(s, set, (mb_schema_part){schema, path, 0}))
+    if (says_something(schema) && !push(s, set, (mb_schema_part){schema, path, 0}))
         return;
+    if (set->depth == MAX_PARTS) {
+        mb_schema_refuse(s, MB_ERR_FORMAT, path, NULL,
+                         "references that lead to themselves, or too many of them");
+        return;
+    }
+    set->depth++;
     mb_schema_check_words(s, schema, path);
     const json_t *reference = json_object_get(schema, "$ref"), *all = json_object_get(schema, "allOf");
     if (reference)
@@ -160,6 +201,7 @@ void mb_parts_add(mb_schemas *s, mb_part_set *set, const json_t *schema, const c
         mb_schema_refuse(s, MB_ERR_FORMAT, path, "allOf", "it must be an array");
     for (size_t i = 0; i < json_array_size(all) && !has_failed(s); i++)
         mb_parts_add(s, set, json_array_get(all, i), mb_schema_path(s, path, "allOf"));
+    set->depth--;
 }
 
 static int are_same(const mb_part_set *a, const mb_part_set *b) {

@@ -23,6 +23,7 @@ typedef struct mb_part_set {
     mb_schema_part *parts;
     size_t n, capacity;
     int is_never; /* one of them is the schema `false` */
+    int depth;    /* of references, while parts are added */
 } mb_part_set;
 
 typedef struct mb_part_rule { /* a set that became a rule */

@@ -1,0 +1,37 @@
+"""run --json-schema and --regex: the answer has the form that was asked for."""
+import json
+import re
+
+import jsonschema
+from cli_support import DEMO
+
+SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 9, "minimum": 0}},
+          "required": ["colour", "n"]}  # fmt: skip
+ARGUMENTS = ("-p", "A colour?", "--no-think", "--temperature", 2, "--seed", 5, "--quiet")
+
+
+def test_schema(moebius, tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    done = moebius("run", DEMO, *ARGUMENTS, "--json-schema", path)
+    assert done.returncode == 0, done.stderr
+    jsonschema.validate(json.loads(done.stdout), SCHEMA)
+
+
+def test_regex_with_json(moebius):
+    done = moebius("run", DEMO, *ARGUMENTS, "--regex", r"[a-z]{3,6} \d\.", "--json")
+    answer = json.loads(done.stdout)
+    assert re.fullmatch(r"[a-z]{3,6} \d\.", answer["text"]) and answer["finish_reason"] == "stop"
+
+
+def test_what_is_wrong(moebius, tmp_path):
+    path = tmp_path / "schema.json"
+    path.write_text('{"properties": {"a": {"not": {}}}}')
+    done = moebius("run", DEMO, *ARGUMENTS, "--json-schema", path)
+    assert done.returncode == 1 and b"#/properties/a/not" in done.stderr, done.stderr
+    done = moebius("run", DEMO, *ARGUMENTS, "--json-schema", tmp_path / "none.json")
+    assert done.returncode == 1 and b"none.json" in done.stderr, done.stderr
+    done = moebius("run", DEMO, *ARGUMENTS, "--json-schema", path, "--regex", "a")
+    assert done.returncode == 2 and b"--regex" in done.stderr, done.stderr
+    done = moebius("run", DEMO, *ARGUMENTS, "--regex", "a)")
+    assert done.returncode == 1 and b"parenthesis" in done.stderr, done.stderr

@@ -391,6 +391,39 @@ static void test_an_urgent_request_goes_first(void **state) {
     mb_session_close(session);
 }
 
+/* ---- Prompts beside those who decode --------------------------------------------------------------- */
+
+/* The session times its steps, and the limit acts: with next to nothing allowed a prompt takes many steps beside a
+ * sequence that decodes; without a limit a few. */
+static void test_prompts_wait_for_those_who_decode(void **state) {
+    (void)state;
+    enum { PROMPT = 300, STEPS = 60 };
+    for (int has_limit = 0; has_limit < 2; has_limit++) {
+        mb_session_options options;
+        mb_session_options_init(&options);
+        assert_true(options.max_decode_slowdown == 2);
+        options.max_decode_slowdown = has_limit ? 1.001f : 0;
+        options.kv_tokens = 2048;
+        mb_session *session;
+        assert_int_equal(mb_session_open(model, &options, &session), MB_OK);
+        generation decoding = prompt_of(12, 0, 12, 20, 400), arriving = prompt_of(13, 0, 13, PROMPT, 10);
+        generation_submit(&decoding, session);
+        for (int i = 0; i < 5; i++)
+            session_step(session);
+        generation_submit(&arriving, session);
+        for (int i = 0; i < STEPS; i++)
+            session_step(session);
+        generation_read(&decoding, session);
+        generation_read(&arriving, session);
+        assert_int_equal(decoding.n_tokens, STEPS + 5); /* one in each step */
+        assert_int_equal(arriving.n_tokens, has_limit ? 0 : 10);
+        assert_true(session_stats(session).n_prompt_tokens > 20); /* but it advances */
+        generation_free(&decoding);
+        generation_free(&arriving);
+        mb_session_close(session);
+    }
+}
+
 /* ---- What failed leaves nothing behind ------------------------------------------------------------- */
 
 static const mb_ops *true_ops;
@@ -467,6 +500,7 @@ int main(void) {
         cmocka_unit_test(test_preemption_changes_no_bit),
         cmocka_unit_test(test_a_preempted_sequence_can_leave),
         cmocka_unit_test(test_an_urgent_request_goes_first),
+        cmocka_unit_test(test_prompts_wait_for_those_who_decode),
         cmocka_unit_test(test_blocks_of_a_failed_step_are_not_found),
         cmocka_unit_test(test_nan_is_not_found),
     };

@@ -333,6 +333,7 @@ static int answer_lines(batch_state *batch, const char *directory) {
     if (status == CLI_OK)
         status = cli_apply_engine(&batch->given->engine, model, &wanted.session, &wanted.formats);
     if (status == CLI_OK) {
+        wanted.session.max_decode_slowdown = 0; /* nobody reads along: the most tokens in all */
         cli_name_of_path(directory, name, sizeof name);
         wanted.max_requests = 2 * wanted.session.max_sequences; /* the next ones are ready when these end */
         batch->most_running = (size_t)wanted.max_requests;

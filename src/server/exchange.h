@@ -53,10 +53,11 @@ typedef struct server_route {
 /* NULL: there is no such path. */
 const server_route *server_find_route(const char *path);
 
-/* Reads a job's body with an API's reader, and runs the generation with its writer. */
+/* Reads a job's body with an API's reader. Returns 0, and the generation is the caller's; or -1, and the reply has
+ * the problem. */
 typedef int (*server_reader)(const server_reading *reading, const json_t *body, server_generation *generation,
                              server_problem *problem);
-void server_generate(server_job *job, server_reader reader, const server_writer *writer);
+int server_read_job(server_job *job, server_reader reader, server_generation *generation);
 
 /* The calls that libmicrohttpd makes (http.c). */
 enum MHD_Result server_handle(void *user, struct MHD_Connection *connection, const char *url,

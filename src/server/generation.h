@@ -94,6 +94,8 @@ extern const char server_shared_fields[]; /* their names, for server_json_warn_u
 /* Turns text into a prompt's ids. Takes over `text` (mb_malloc), also on failure. */
 int server_encode_prompt(const server_reading *reading, char *text, size_t n_bytes, const char *field,
                          server_prompt *prompt, server_problem *problem);
+/* The text of a prompt that came as ids. */
+int server_decode_prompt(const server_reading *reading, server_prompt *prompt, server_problem *problem);
 /* Checks lengths against the context and sets each prompt's max_new_tokens: to be called last. */
 int server_finish_reading(const server_reading *reading, const char *prompt_field,
                           server_generation *generation, server_problem *problem);

@@ -51,29 +51,6 @@ static int read_prompts(const server_reading *reading, const json_t *body, serve
     return 0;
 }
 
-/* The text of a prompt that came as ids, to be echoed. */
-static int decode_prompt(const server_reading *reading, server_prompt *prompt, server_problem *problem) {
-    mb_decoder *decoder = NULL;
-    server_text text = {0};
-    const char *piece;
-    size_t n_bytes;
-    mb_status status = mb_decoder_open(reading->model, 0, &decoder);
-    for (size_t i = 0; i <= prompt->n_ids && status == MB_OK; i++) {
-        status = i < prompt->n_ids ? mb_decoder_push(decoder, prompt->ids[i], &piece, &n_bytes)
-                                   : mb_decoder_finish(decoder, &piece, &n_bytes);
-        if (status == MB_OK)
-            server_text_put(&text, piece, n_bytes);
-    }
-    mb_decoder_close(decoder);
-    if (status != MB_OK || text.failed) {
-        server_text_free(&text);
-        return server_refuse(problem, 503, NULL, "no memory for the prompt's text");
-    }
-    prompt->text = text.bytes;
-    prompt->n_bytes = text.n_bytes;
-    return 0;
-}
-
 int server_read_completion(const server_reading *reading, const json_t *body, server_generation *generation,
                            server_problem *problem) {
     char known[sizeof completion_fields + 1024];
@@ -100,7 +77,7 @@ int server_read_completion(const server_reading *reading, const json_t *body, se
         return -1;
     for (size_t i = 0; i < generation->n_prompts && generation->echo; i++)
         if (generation->prompts[i].text == NULL &&
-            decode_prompt(reading, &generation->prompts[i], problem) != 0)
+            server_decode_prompt(reading, &generation->prompts[i], problem) != 0)
             return -1;
     return server_finish_reading(reading, "prompt", generation, problem);
 }

@@ -8,26 +8,34 @@
 #include "server/exchange.h"
 #include "server/json_read.h"
 #include "server/page.h"
+#include "server/tokens.h"
 #include "server/writer.h"
 
 /* ---- Generation --------------------------------------------------------------------------------------- */
 
-void server_generate(server_job *job, server_reader reader, const server_writer *writer) {
+int server_read_job(server_job *job, server_reader reader, server_generation *generation) {
     mb_server *server = job->server;
-    server_generation generation;
     server_problem problem = {0};
-    server_generation_init(&generation, server->reading.model);
-    generation.key = job->key;
+    server_generation_init(generation, server->reading.model);
+    generation->key = job->key;
     json_t *body = server_json_parse(job->body, job->n_body, &problem);
     mb_free(job->body); /* jansson's tree is a copy */
     job->body = NULL;
-    int status = body != NULL ? reader(&server->reading, body, &generation, &problem) : -1;
+    int status = body != NULL ? reader(&server->reading, body, generation, &problem) : -1;
     json_decref(body);
-    if (status != 0) {
-        server_generation_free(&generation);
-        server_reply_problem(job->reply, &problem);
+    if (status == 0)
+        return 0;
+    server_generation_free(generation);
+    server_reply_problem(job->reply, &problem);
+    return -1;
+}
+
+static void generate(server_job *job, server_reader reader, const server_writer *writer) {
+    mb_server *server = job->server;
+    server_generation generation;
+    server_problem problem = {0};
+    if (server_read_job(job, reader, &generation) != 0)
         return;
-    }
     server_run *run = server_run_open(&server->engine, job->reply, writer, &generation, job->arrived);
     if (run != NULL) {
         job->is_run = 1;
@@ -39,11 +47,11 @@ void server_generate(server_job *job, server_reader reader, const server_writer 
 }
 
 static void post_chat(server_job *job) {
-    server_generate(job, server_read_chat, &server_chat_writer);
+    generate(job, server_read_chat, &server_chat_writer);
 }
 
 static void post_completion(server_job *job) {
-    server_generate(job, server_read_completion, &server_completion_writer);
+    generate(job, server_read_completion, &server_completion_writer);
 }
 
 /* ---- What the server says of itself -------------------------------------------------------------------- */
@@ -116,6 +124,8 @@ static void get_page(mb_server *server, server_reply *reply) {
 static const server_route routes[] = {
     {.path = "/v1/chat/completions", .allow = "POST", .post = post_chat},
     {.path = "/v1/completions", .allow = "POST", .post = post_completion},
+    {.path = "/tokenize", .allow = "POST", .post = server_post_tokenize},
+    {.path = "/detokenize", .allow = "POST", .post = server_post_detokenize},
     {.path = "/v1/models", .allow = "GET, HEAD", .get = get_models},
     {.path = "/health", .allow = "GET, HEAD", .get = get_health, .is_open = 1},
     {.path = "/ping", .allow = "GET, HEAD", .get = get_health},

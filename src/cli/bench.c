@@ -16,6 +16,7 @@ typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
     int json, random_weights, plain_launches;
+    cli_integer steps_in_flight;
     const char *output;
     cli_model_settings model;
 } settings;
@@ -67,6 +68,15 @@ static const cli_option bench_options[] = {
      .kind = CLI_FLAG,
      .offset = offsetof(settings, plain_launches),
      .help = "On a GPU: launch kernel by kernel in place of a CUDA graph for each decode step."},
+    {.name = "steps-in-flight",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = offsetof(settings, steps_in_flight),
+     .minimum = 1,
+     .maximum = 2,
+     .help =
+         "2: the next step is planned and launched while the device runs one. Without it: 2 on a GPU, 1 on "
+         "the CPU. The results have the same bits."},
     {.name = "random-weights",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, random_weights),
@@ -187,7 +197,8 @@ static int run_all(mb_model *model, const char *directory, const settings *given
                                     .n_new = (int32_t)given->n_new.value,
                                     .n_repeat = (int32_t)given->n_repeat.value,
                                     .seed = (uint64_t)given->seed.value,
-                                    .plain_launches = given->plain_launches};
+                                    .plain_launches = given->plain_launches,
+                                    .steps_in_flight = (int32_t)given->steps_in_flight.value};
             status = run_case(model, &facts, &bench, rows, &n_run);
             if (cli_output_failed())
                 status = CLI_FAILED;

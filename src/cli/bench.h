@@ -10,6 +10,7 @@ typedef struct cli_bench_case {
     int32_t n_repeat;
     uint64_t seed;
     int plain_launches;
+    int32_t steps_in_flight; /* 0: the default */
 } cli_bench_case;
 
 typedef struct cli_bench_result {

@@ -158,6 +158,7 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     options.max_sequences = bench->batch;
     options.max_queued = bench->batch;
     options.plain_launches = bench->plain_launches;
+    options.steps_in_flight = bench->steps_in_flight;
     options.prefix_caching = 0;      /* every prompt is computed */
     options.max_decode_slowdown = 0; /* prefill is timed, and those who decode may wait */
     options.max_context = cli_bench_positions(bench);

@@ -37,16 +37,21 @@ typedef struct arenas {
     mb_arena device, pinned, host;
 } arenas;
 
+/* The log-probabilities, which follow the n drawn ids; NULL while sizes are measured. */
+static float *after_ids(int32_t *ids, size_t n) {
+    return ids ? (float *)(ids + n) : NULL;
+}
+
 static void cut_slot(const mb_runner *runner, mb_step_slot *slot, arenas *a) {
     size_t n_sequences = (size_t)runner->limits.max_sequences, n_logits = (size_t)runner->limits.max_logits;
     slot->device_inputs = mb_arena_push(&a->device, runner->inputs_bytes, 1);
     slot->device_drawn_ids = mb_arena_push(&a->device, 2 * n_sequences, sizeof(int32_t));
-    slot->device_drawn_logprobs = (float *)slot->device_drawn_ids + (a->device.base ? n_sequences : 0);
+    slot->device_drawn_logprobs = after_ids(slot->device_drawn_ids, n_sequences);
     slot->logits =
         mb_arena_push(&a->device, n_logits * (size_t)runner->model->config.vocab, sizeof *slot->logits);
     slot->inputs = mb_arena_push(&a->pinned, runner->inputs_bytes, 1);
     slot->drawn_ids = mb_arena_push(&a->pinned, 2 * n_sequences, sizeof(int32_t));
-    slot->drawn_logprobs = (float *)slot->drawn_ids + (a->pinned.base ? n_sequences : 0);
+    slot->drawn_logprobs = after_ids(slot->drawn_ids, n_sequences);
     slot->staging_memory = mb_arena_push(&a->pinned, runner->staging_bytes, 1);
     slot->plan = mb_arena_push(&a->host, n_sequences, sizeof *slot->plan);
     slot->starts = mb_arena_push(&a->host, n_sequences, sizeof *slot->starts);

@@ -53,12 +53,17 @@ static mb_rms_norm_args norm(const mb_forward *f, const void *x, const mb_weight
                               .dtype = f->dtype};
 }
 
+/* One layer's K or V; NULL while workspaces are measured. */
+static void *layer_cache(const mb_kv_memory *kv, void *cache, int32_t layer) {
+    return cache ? (char *)cache + (size_t)layer * kv->layer_bytes : NULL;
+}
+
 static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch,
                                    int layer) {
     const mb_config *c = f->config;
     return (mb_attention_args){.q = f->q,
-                               .k_cache = (const char *)kv->k + (size_t)layer * kv->layer_bytes,
-                               .v_cache = (const char *)kv->v + (size_t)layer * kv->layer_bytes,
+                               .k_cache = layer_cache(kv, kv->k, layer),
+                               .v_cache = layer_cache(kv, kv->v, layer),
                                .q_start = batch->q_start,
                                .kv_len = batch->kv_len,
                                .block_table = batch->block_table,
@@ -305,8 +310,8 @@ static mb_status attention_block(const pass *p, int layer) {
                                           .slots = p->batch->slots,
                                           .inv_freq = f->inv_freq,
                                           .q = f->q,
-                                          .k_cache = (char *)p->kv->k + (size_t)layer * p->kv->layer_bytes,
-                                          .v_cache = (char *)p->kv->v + (size_t)layer * p->kv->layer_bytes,
+                                          .k_cache = layer_cache(p->kv, p->kv->k, layer),
+                                          .v_cache = layer_cache(p->kv, p->kv->v, layer),
                                           .n_tokens = n_tokens,
                                           .n_heads = c->n_heads,
                                           .n_kv_heads = c->n_kv_heads,

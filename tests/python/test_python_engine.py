@@ -251,7 +251,8 @@ def test_a_program_ends_with_an_engine_that_works():
 
 def test_ctrl_c_ends_generate():
     running = program("""
-import _thread, threading
+import _thread, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that was started in the background ignores it
 try:
     threading.Timer(0.2, _thread.interrupt_main).start()
     while True:

@@ -94,6 +94,8 @@ static void check_request(exchange *x, struct MHD_Connection *connection, const 
                           const char *method) {
     const server_route *route = server_find_route(url);
     server_problem *problem = &x->problem;
+    if (route != NULL && route->write_problem != NULL)
+        server_reply_problem_writer(x->reply, route->write_problem);
     x->key = server_find_key(x->server, connection);
     if ((route == NULL || !route->is_open) && x->key == 0) {
         server_refuse(problem, 401, NULL, "the API key is missing or wrong; send Authorization: Bearer KEY");

@@ -48,6 +48,7 @@ typedef struct server_route {
     int is_open;                                         /* no key is asked for */
     void (*get)(mb_server *server, server_reply *reply); /* puts a whole reply in */
     void (*post)(server_job *job);
+    server_problem_writer write_problem; /* NULL: as OpenAI */
 } server_route;
 
 /* NULL: there is no such path. */

@@ -23,6 +23,7 @@ void server_generation_free(server_generation *generation) {
     mb_free(generation->stop_ids);
     mb_free(generation->biases);
     mb_free(generation->tools_json);
+    mb_free(generation->echoed);
     mb_grammar_close(generation->grammar);
     memset(generation, 0, sizeof *generation);
 }

@@ -61,6 +61,7 @@ typedef struct server_generation {
     int stream, include_usage, usage_always;
     int has_kv_transfer; /* kv_transfer_params was an empty object, which the reply echoes */
     char model[256];     /* as the request calls it */
+    char *echoed;        /* of responses: JSON that the reply repeats, or NULL */
 } server_generation;
 
 /* What readers need to know of the server. */
@@ -105,5 +106,10 @@ int server_read_chat(const server_reading *reading, const json_t *body, server_g
                      server_problem *problem);
 int server_read_completion(const server_reading *reading, const json_t *body, server_generation *generation,
                            server_problem *problem);
+/* Anthropic's messages, and OpenAI's responses: read as chats (translate.h). */
+int server_read_messages(const server_reading *reading, const json_t *body, server_generation *generation,
+                         server_problem *problem);
+int server_read_responses(const server_reading *reading, const json_t *body, server_generation *generation,
+                          server_problem *problem);
 
 #endif

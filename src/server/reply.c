@@ -20,6 +20,7 @@ struct server_reply {
     phase phase;
     int status, retry_after_s;
     const char *content_type;
+    server_problem_writer write_problem;
     struct {
         const char *name, *value;
     } headers[MAX_HEADERS];
@@ -40,6 +41,7 @@ server_reply *server_reply_open(struct MHD_Connection *connection) {
     }
     reply->n_held = 1;
     reply->connection = connection;
+    reply->write_problem = server_problem_write;
     return reply;
 }
 
@@ -96,6 +98,12 @@ void server_reply_listen(server_reply *reply, const server_reply_listener *liste
     pthread_mutex_unlock(&reply->lock);
 }
 
+void server_reply_problem_writer(server_reply *reply, server_problem_writer writer) {
+    pthread_mutex_lock(&reply->lock);
+    reply->write_problem = writer;
+    pthread_mutex_unlock(&reply->lock);
+}
+
 void server_reply_header(server_reply *reply, const char *name, const char *value) {
     pthread_mutex_lock(&reply->lock);
     if (reply->n_headers < MAX_HEADERS) {
@@ -138,7 +146,10 @@ void server_reply_whole(server_reply *reply, int status, const char *content_typ
 
 void server_reply_problem(server_reply *reply, const server_problem *problem) {
     server_text text = {0};
-    server_problem_write(problem, &text);
+    pthread_mutex_lock(&reply->lock);
+    server_problem_writer write = reply->write_problem;
+    pthread_mutex_unlock(&reply->lock);
+    write(problem, &text);
     put_whole(reply, problem->status, problem->retry_after_s, "application/json", &text);
 }
 

@@ -37,6 +37,10 @@ void server_reply_drop(server_reply *reply);
 /* Before anything is put in. */
 void server_reply_listen(server_reply *reply, const server_reply_listener *listener);
 
+/* How problems are written in place of server_problem_write, before anything is put in. */
+typedef void (*server_problem_writer)(const server_problem *problem, server_text *text);
+void server_reply_problem_writer(server_reply *reply, server_problem_writer writer);
+
 /* A header of the reply, before anything is put in; both are literals. */
 void server_reply_header(server_reply *reply, const char *name, const char *value);
 

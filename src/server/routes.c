@@ -7,9 +7,22 @@
 
 #include "server/exchange.h"
 #include "server/json_read.h"
+#include "server/messages.h"
 #include "server/page.h"
 #include "server/tokens.h"
 #include "server/writer.h"
+
+__attribute__((format(printf, 3, 4))) static void reply_json(server_reply *reply, int status,
+                                                             const char *format, ...) {
+    char line[256];
+    server_text body = {0};
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    server_text_puts(&body, line);
+    server_reply_whole(reply, status, "application/json", &body);
+}
 
 /* ---- Generation --------------------------------------------------------------------------------------- */
 
@@ -54,6 +67,22 @@ static void post_completion(server_job *job) {
     generate(job, server_read_completion, &server_completion_writer);
 }
 
+static void post_messages(server_job *job) {
+    generate(job, server_read_messages, &server_messages_writer);
+}
+
+static void post_responses(server_job *job) {
+    generate(job, server_read_responses, &server_responses_writer);
+}
+
+static void post_count_tokens(server_job *job) {
+    server_generation generation;
+    if (server_read_job(job, server_read_messages, &generation) != 0)
+        return;
+    reply_json(job->reply, 200, "{\"input_tokens\":%zu}", generation.prompts[0].n_ids);
+    server_generation_free(&generation);
+}
+
 /* ---- What the server says of itself -------------------------------------------------------------------- */
 
 static void get_models(mb_server *server, server_reply *reply) {
@@ -70,18 +99,6 @@ static void get_models(mb_server *server, server_reply *reply) {
     }
     server_text_puts(&body, "]}");
     server_reply_whole(reply, 200, "application/json", &body);
-}
-
-__attribute__((format(printf, 3, 4))) static void reply_json(server_reply *reply, int status,
-                                                             const char *format, ...) {
-    char line[256];
-    server_text body = {0};
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    server_text_puts(&body, line);
-    server_reply_whole(reply, status, "application/json", &body);
 }
 
 static void get_health(mb_server *server, server_reply *reply) {
@@ -124,6 +141,15 @@ static void get_page(mb_server *server, server_reply *reply) {
 static const server_route routes[] = {
     {.path = "/v1/chat/completions", .allow = "POST", .post = post_chat},
     {.path = "/v1/completions", .allow = "POST", .post = post_completion},
+    {.path = "/v1/messages",
+     .allow = "POST",
+     .post = post_messages,
+     .write_problem = server_messages_problem},
+    {.path = "/v1/messages/count_tokens",
+     .allow = "POST",
+     .post = post_count_tokens,
+     .write_problem = server_messages_problem},
+    {.path = "/v1/responses", .allow = "POST", .post = post_responses},
     {.path = "/tokenize", .allow = "POST", .post = server_post_tokenize},
     {.path = "/detokenize", .allow = "POST", .post = server_post_detokenize},
     {.path = "/v1/models", .allow = "GET, HEAD", .get = get_models},

@@ -72,6 +72,7 @@ void server_run_close(server_run *run) {
     mb_free(run->answers);
     server_generation_free(&run->generation);
     server_text_free(&run->out);
+    server_blocks_free(&run->blocks);
     server_reply_drop(run->reply);
     pthread_mutex_destroy(&run->lock);
     mb_free(run);

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 #include "server/answer.h"
+#include "server/blocks.h"
 #include "server/reply.h"
 
 typedef struct server_engine server_engine;
@@ -41,6 +42,7 @@ struct server_run {
     int is_streaming; /* the first events are written */
     server_problem problem;
     server_text out;
+    server_blocks blocks; /* of a stream, for writers whose APIs have blocks */
 
     double arrived, started; /* seconds; started: the first sequence ran */
     int64_t n_prompt_tokens, n_cached_tokens;

@@ -4,7 +4,8 @@
 
 #include "server/run.h"
 
-extern const server_writer server_chat_writer, server_completion_writer;
+extern const server_writer server_chat_writer, server_completion_writer, server_messages_writer,
+    server_responses_writer;
 
 /* "usage":{...} without a comma. */
 void server_write_usage(const server_run *run, server_text *out);

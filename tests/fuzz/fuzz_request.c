@@ -8,6 +8,9 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 
+static int (*const readers[])(const server_reading *, const json_t *, server_generation *,
+                              server_problem *) = {server_read_chat, server_read_completion,
+                                                   server_read_messages, server_read_responses};
 static const char *const names[] = {"demo", NULL};
 static server_reading reading = {.context = 2048, .longest_token = 16, .names = names};
 
@@ -57,8 +60,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     server_generation_init(&generation, reading.model);
     int status = -1;
     if (body != NULL)
-        status = data[0] & 1 ? server_read_completion(&reading, body, &generation, &problem)
-                             : server_read_chat(&reading, body, &generation, &problem);
+        status = readers[data[0] % 4](&reading, body, &generation, &problem);
     if ((status == 0) != (problem.status == 0))
         abort();
     if (status == 0)

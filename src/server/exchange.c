@@ -198,12 +198,16 @@ static int take_place(mb_server *server) {
     return 0;
 }
 
+static void refuse_job(exchange *x, const char *why) {
+    server_refuse(&x->problem, 503, NULL, "%s", why);
+    x->problem.retry_after_s = SERVER_RETRY_AFTER_S;
+    server_reply_problem(x->reply, &x->problem);
+}
+
 static void give_to_worker(exchange *x) {
     server_job *job = mb_calloc(1, sizeof *job);
     if (job == NULL || !take_place(x->server)) {
-        server_refuse(&x->problem, 503, NULL, "the queue is full; try again later");
-        x->problem.retry_after_s = SERVER_RETRY_AFTER_S;
-        server_reply_problem(x->reply, &x->problem);
+        refuse_job(x, "the queue is full; try again later");
         mb_free(job);
         return;
     }
@@ -218,10 +222,18 @@ static void give_to_worker(exchange *x) {
                         .arrived = x->arrived,
                         .key = x->key,
                         .route = x->route};
-    x->body = NULL;
-    x->n_body = x->body_capacity = 0;
     server_reply_hold(x->reply);
-    server_workers_give(x->server->workers, &job->work);
+    if (server_workers_give(x->server->workers, &job->work) == 0) {
+        x->body = NULL; /* the job's, as is what it takes of n_body_bytes */
+        x->n_body = x->body_capacity = 0;
+        return;
+    }
+    /* The body came so late that the server is being closed. */
+    x->closes = 1;
+    refuse_job(x, "the server is shutting down");
+    server_reply_drop(x->reply);
+    atomic_fetch_sub(&x->server->engine.n_places, 1);
+    mb_free(job);
 }
 
 static void answer(exchange *x) {

@@ -200,11 +200,12 @@ void server_close(mb_server *server) {
     if (server == NULL)
         return;
     atomic_store(&server->is_stopping, 1);
-    server_workers_close(server->workers);
+    server_workers_stop(server->workers);
     if (server->has_engine)
         server_engine_stop(&server->engine);
     if (server->daemon != NULL)
         MHD_stop_daemon(server->daemon);
+    server_workers_close(server->workers); /* until now a body that came late could be given to them */
     server_watch_close(server->watch);
     if (server->has_engine)
         server_engine_close(&server->engine);

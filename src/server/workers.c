@@ -53,7 +53,7 @@ mb_status server_workers_open(int n_threads, server_workers **workers) {
     return MB_OK;
 }
 
-void server_workers_close(server_workers *workers) {
+void server_workers_stop(server_workers *workers) {
     if (workers == NULL)
         return;
     pthread_mutex_lock(&workers->lock);
@@ -62,17 +62,28 @@ void server_workers_close(server_workers *workers) {
     pthread_mutex_unlock(&workers->lock);
     for (int i = 0; i < workers->n_threads; i++)
         pthread_join(workers->threads[i], NULL);
+    workers->n_threads = 0;
+}
+
+void server_workers_close(server_workers *workers) {
+    if (workers == NULL)
+        return;
+    server_workers_stop(workers);
     mb_free(workers->threads);
     pthread_cond_destroy(&workers->given);
     pthread_mutex_destroy(&workers->lock);
     mb_free(workers);
 }
 
-void server_workers_give(server_workers *workers, server_work *work) {
+int server_workers_give(server_workers *workers, server_work *work) {
     work->next = NULL;
     pthread_mutex_lock(&workers->lock);
-    *workers->last = work;
-    workers->last = &work->next;
-    pthread_cond_signal(&workers->given);
+    int takes = !workers->is_closing;
+    if (takes) {
+        *workers->last = work;
+        workers->last = &work->next;
+        pthread_cond_signal(&workers->given);
+    }
     pthread_mutex_unlock(&workers->lock);
+    return takes ? 0 : -1;
 }

@@ -86,27 +86,42 @@ static void test_clients(void **state) {
     assert_true(server_is_idle(server));
 }
 
+enum { N_CLOSING = 64, N_IN_TIME = 7 };
+static const char long_body[] = "{\"prompt\":[1,2,3],\"max_tokens\":900,\"ignore_eos\":true,\"stream\":true}";
+
+/* Bodies that come while the server is being closed: after its workers have ended, too. */
+static void *send_late_bodies(void *clients) {
+    for (int i = N_IN_TIME; i < N_CLOSING - 1; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = 200 * 1000}, NULL);
+        send(((const int *)clients)[i], long_body, sizeof long_body - 1, MSG_NOSIGNAL); /* may fail by then */
+    }
+    return NULL;
+}
+
 /* Requests are in every state when the server is closed. */
 static void test_closing(void **state) {
-    static const char body[] = "{\"prompt\":[1,2,3],\"max_tokens\":900,\"ignore_eos\":true,\"stream\":true}";
     char head[128], buffer[256];
-    int clients[8];
+    int clients[N_CLOSING];
+    pthread_t late;
     (void)state;
     int length = snprintf(head, sizeof head, "POST /v1/completions HTTP/1.1\r\nContent-Length: %zu\r\n\r\n",
-                          sizeof body - 1);
-    for (int i = 0; i < 8; i++) {
+                          sizeof long_body - 1);
+    for (int i = 0; i < N_CLOSING; i++) {
         clients[i] = connect_client();
         assert_true(clients[i] >= 0);
         assert_int_equal(send(clients[i], head, (size_t)length, MSG_NOSIGNAL), length);
-        if (i != 7) /* one is still to send its body */
-            assert_int_equal(send(clients[i], body, sizeof body - 1, MSG_NOSIGNAL), sizeof body - 1);
+        if (i < N_IN_TIME) /* the last one never sends its body */
+            assert_int_equal(send(clients[i], long_body, sizeof long_body - 1, MSG_NOSIGNAL),
+                             sizeof long_body - 1);
     }
     assert_true(recv(clients[0], buffer, sizeof buffer, 0) > 0);
     server_begin_shutdown(server);
+    assert_int_equal(pthread_create(&late, NULL, send_late_bodies, clients), 0);
     server_end_requests(server);
     server_close(server);
     server = NULL;
-    for (int i = 0; i < 8; i++)
+    pthread_join(late, NULL);
+    for (int i = 0; i < N_CLOSING; i++)
         close(clients[i]);
 }
 

@@ -111,8 +111,7 @@ void server_metrics_finish(server_metrics *metrics, const server_answer *answer,
     pthread_mutex_unlock(&metrics->lock);
 }
 
-void server_metrics_end(server_metrics *metrics, const server_run *run, double now) {
-    (void)now;
+void server_metrics_end(server_metrics *metrics, const server_run *run) {
     pthread_mutex_lock(&metrics->lock);
     observe(&metrics->answers, run->generation.n_answers);
     pthread_mutex_unlock(&metrics->lock);

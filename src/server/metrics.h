@@ -42,7 +42,7 @@ struct server_run;
 /* A token has come; before it is counted in the answer. Sets the answer's times. */
 void server_metrics_token(server_metrics *metrics, struct server_answer *answer, double now);
 void server_metrics_finish(server_metrics *metrics, const struct server_answer *answer, double now);
-void server_metrics_end(server_metrics *metrics, const struct server_run *run, double now);
+void server_metrics_end(server_metrics *metrics, const struct server_run *run);
 void server_metrics_failure(server_metrics *metrics, const struct server_run *run);
 void server_metrics_gone(server_metrics *metrics, const struct server_run *run);
 void server_metrics_step(server_metrics *metrics, uint64_t n_tokens);

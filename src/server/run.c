@@ -228,7 +228,16 @@ static void reply_end(server_run *run) {
         run->writer->whole(run, &text);
         server_reply_whole(run->reply, 200, "application/json", &text);
     }
-    server_metrics_end(&run->engine->metrics, run, server_now());
+    server_metrics_end(&run->engine->metrics, run);
+}
+
+/* An echo with log-probabilities shows those of the prompt, which the first answer to the prompt reports. Its first
+ * token, or its end, tells that all of them are there. Until then the other answers to the prompt wait. */
+static int awaits_prompt_rows(const server_answer *answer) {
+    const server_generation *generation = &answer->run->generation;
+    const server_answer *first = answer - answer->index % generation->n_answers;
+    return generation->echo && generation->prompt_logprobs >= 0 && first != answer &&
+           first->n_generated == 0 && first->finish == NULL;
 }
 
 int server_run_advance(server_run *run) {
@@ -242,7 +251,7 @@ int server_run_advance(server_run *run) {
         return 0;
     for (int32_t i = 0; i < run->n_answers && run->problem.status == 0; i++) {
         server_answer *answer = &run->answers[i];
-        if (answer->finish != NULL || !atomic_exchange(&answer->news, 0))
+        if (answer->finish != NULL || awaits_prompt_rows(answer) || !atomic_exchange(&answer->news, 0))
             continue;
         read_answer(answer, now);
         if (is_streamed) /* before a problem, too: what was generated until then */

@@ -108,6 +108,18 @@ def test_log_probabilities_of_a_completion_with_its_prompt(server):
         assert [value for c in streamed for value in c["logprobs"][name]] == lists[name]
 
 
+def test_every_answer_echoes_the_log_probabilities_of_a_long_prompt(server):
+    """The first answer computes them, in several steps; another may have its first token sooner."""
+    body = {"prompt": [5 + 7 * i % 200 for i in range(300)], "n": 3, "echo": True, "logprobs": 1, "max_tokens": 2,
+            "ignore_eos": True, "temperature": 0}  # fmt: skip
+    whole = server.post("/v1/completions", body).json()["choices"]
+    streamed = [c for chunk in server.stream("/v1/completions", body) for c in chunk["choices"]]
+    for choice in whole:
+        pieces = [c["logprobs"] for c in streamed if c["index"] == choice["index"] and c["logprobs"]]
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            assert [value for piece in pieces for value in piece[name]] == choice["logprobs"][name]
+
+
 def test_a_prompt_can_be_scored_without_an_answer(server):
     reply = server.complete("What is 7 + 8?", max_tokens=0, logprobs=0, echo=True)
     choice = reply["choices"][0]

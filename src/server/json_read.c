@@ -11,9 +11,18 @@
 
 /* ---- Parsing ------------------------------------------------------------------------------------------ */
 
-/* The deepest nesting in a text, which need not be JSON. */
-static size_t depth_of(const char *bytes, size_t n_bytes) {
-    size_t depth = 0, deepest = 0;
+/* A value takes about 32 bytes of memory, an empty object ten times as much. */
+enum { MAX_WEIGHT = 4 * 1024 * 1024, WEIGHT_OF_CONTAINER = 8 };
+
+typedef struct extent {
+    size_t deepest; /* nesting */
+    size_t weight;  /* of all values: what a document takes in memory */
+} extent;
+
+/* Of a text, which need not be JSON. */
+static extent measure(const char *bytes, size_t n_bytes) {
+    extent found = {0};
+    size_t depth = 0;
     int in_string = 0;
     for (size_t i = 0; i < n_bytes; i++) {
         char byte = bytes[i];
@@ -25,13 +34,16 @@ static size_t depth_of(const char *bytes, size_t n_bytes) {
         } else if (byte == '"') {
             in_string = 1;
         } else if (byte == '[' || byte == '{') {
-            if (++depth > deepest)
-                deepest = depth;
+            found.weight += WEIGHT_OF_CONTAINER;
+            if (++depth > found.deepest)
+                found.deepest = depth;
         } else if ((byte == ']' || byte == '}') && depth > 0) {
             depth--;
+        } else if (byte == ',') {
+            found.weight++;
         }
     }
-    return deepest;
+    return found;
 }
 
 json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *problem) {
@@ -40,8 +52,13 @@ json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *pro
         server_refuse(problem, 400, NULL, "the request has no body; send a JSON object");
         return NULL;
     }
-    if (depth_of(bytes, n_bytes) > SERVER_JSON_DEPTH) {
+    const extent found = measure(bytes, n_bytes);
+    if (found.deepest > SERVER_JSON_DEPTH) {
         server_refuse(problem, 400, NULL, "the JSON is nested deeper than %d levels", SERVER_JSON_DEPTH);
+        return NULL;
+    }
+    if (found.weight > MAX_WEIGHT) {
+        server_refuse(problem, 413, NULL, "the JSON has too many values; send several smaller requests");
         return NULL;
     }
     json_t *root = json_loadb(bytes, n_bytes, JSON_DECODE_ANY, &error);

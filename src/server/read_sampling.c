@@ -13,7 +13,13 @@
 #include "server/generation.h"
 #include "server/json_read.h"
 
-enum { MAX_STOP_BYTES = 4096, MAX_STOP_IDS = 1024, MAX_BIASES = 1024 };
+enum {
+    MAX_STOP_BYTES = 4096,
+    MAX_ALL_STOP_BYTES =
+        16 * 1024, /* every answer prepares all of them: n answers take n times their memory */
+    MAX_STOP_IDS = 1024,
+    MAX_BIASES = 1024,
+};
 
 const char server_shared_fields[] =
     "model stream stream_options temperature top_p top_k min_p repetition_penalty presence_penalty "
@@ -41,7 +47,7 @@ int server_read_model(const server_reading *reading, const json_t *body, server_
 
 static int read_stops(const json_t *body, server_generation *generation, server_problem *problem) {
     const json_t *stop = server_json_get(body, "stop");
-    size_t n = json_is_array(stop) ? json_array_size(stop) : stop != NULL;
+    size_t n_bytes = 0, n = json_is_array(stop) ? json_array_size(stop) : stop != NULL;
     if (stop != NULL && !json_is_array(stop) && !json_is_string(stop))
         return server_refuse(problem, 400, "stop", "stop is %s; it must be a string or an array of strings",
                              server_json_kind(stop));
@@ -60,6 +66,10 @@ static int read_stops(const json_t *body, server_generation *generation, server_
         if (length == 0 || length > MAX_STOP_BYTES)
             return server_refuse(problem, 400, "stop", "a stop string has %zu bytes; it must have 1 to %d",
                                  length, MAX_STOP_BYTES);
+        n_bytes += length;
+        if (n_bytes > MAX_ALL_STOP_BYTES)
+            return server_refuse(problem, 400, "stop", "the stop strings have more than %d bytes together",
+                                 MAX_ALL_STOP_BYTES);
         generation->stops[i] = mb_strdup(json_string_value(item));
         if (generation->stops[i] == NULL)
             return server_refuse(problem, 503, NULL, "no memory for stop strings");

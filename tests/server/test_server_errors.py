@@ -56,6 +56,8 @@ WRONG = [
     ("text", {"stop": [""]}, "stop"),
     ("text", {"stop": ["a", 5]}, "stop"),
     ("text", {"stop": ["a"] * 65}, "stop"),
+    ("text", {"stop": ["a" * 4097]}, "stop"),
+    ("text", {"stop": ["a" * 4096] * 5}, "stop"),
     ("text", {"stop_token_ids": [640]}, "stop_token_ids"),
     ("text", {"stop_token_ids": 5}, "stop_token_ids"),
     ("text", {"min_tokens": 17}, "min_tokens"),

@@ -106,6 +106,19 @@ def test_text_that_is_no_text(server, prompt):
         assert reply.status == 400 and reply.error()["message"], reply.body
 
 
+def test_json_of_too_many_values(server):
+    """A few bytes of JSON take a hundred times as many of memory: {},{},{} would fill it."""
+    before = server.memory()
+    for value, n in ((b"{}", 600000), (b"[]", 600000), (b"0", 5000000)):
+        reply = server.post("/v1/completions", b'{"prompt":"Hi","max_tokens":1,"x":[' + value + (b"," + value) * n + b"]}")
+        assert reply.status == 413 and "too many values" in reply.error()["message"], reply.body
+    assert server.memory() - before < 100 << 20
+    in_text = b'{"prompt":"Hi","max_tokens":1,"x":"' + b"{}," * 2000000 + b'"}'
+    assert server.post("/v1/completions", in_text).status == 200
+    ids = b'{"max_tokens":1,"prompt":[' + b"1," * 1000000 + b"1]}"
+    assert "context" in server.post("/v1/completions", ids).error()["message"]
+
+
 def test_odd_text_is_answered(server):
     for prompt in ("\U0001f600", "\u0301" * 30, "\u202e", "\ufffe", "<|im_end|>", "a\r\nb", "\x7f"):
         assert json.dumps(server.complete(prompt, max_tokens=2))

@@ -201,6 +201,15 @@ __attribute__((format(printf, 3, 4))) static void refuse(batch_request *request,
     va_end(arguments);
 }
 
+/* Bytes of the text's whole characters within the first `most` bytes. */
+static int cut_text(const char *text, size_t most) {
+    size_t n = strnlen(text, most);
+    while (n > 0 &&
+           ((unsigned char)text[n] & 0xc0) == 0x80) /* the byte after the cut goes on with a character */
+        n--;
+    return (int)n;
+}
+
 /* A field that must be a string; NULL with the request refused. */
 static const char *need_string(batch_request *request, const char *field) {
     const json_t *value = json_object_get(request->document, field);
@@ -225,7 +234,8 @@ void batch_request_read(batch_request *request, const char *line, size_t length,
     const char *method = need_string(request, "method");
     request->url = need_string(request, "url");
     if (request->code == NULL && strcmp(method, "POST") != 0)
-        refuse(request, "invalid_method", "method is \"%.100s\"; it must be POST", method);
+        refuse(request, "invalid_method", "method is \"%.*s\"; it must be POST", cut_text(method, 100),
+               method);
     request->body = json_object_get(request->document, "body");
     if (request->code == NULL && !json_is_object(request->body))
         refuse(request, request->body == NULL ? "missing_required_parameter" : "invalid_type",
@@ -257,6 +267,19 @@ static void free_quoted(char *quoted) {
         release(quoted);
 }
 
+/* The body may be larger than an int says, so printf cannot write it. */
+static size_t write_response(char *line, size_t capacity, const char *custom_id, size_t number, int status,
+                             const char *body, size_t n_body) {
+    static const char end[] = "}, \"error\": null}\n";
+    size_t n = (size_t)snprintf(line, capacity,
+                                "%s%zu\", \"custom_id\": %s, \"response\": {\"status_code\": %d, "
+                                "\"request_id\": \"batch_req_%zu\", \"body\": ",
+                                ANSWER_BEGINS, number, custom_id, status, number);
+    memcpy(line + n, body, n_body);
+    memcpy(line + n + n_body, end, sizeof end - 1);
+    return n + n_body + sizeof end - 1;
+}
+
 char *batch_answer_line(const batch_request *request, size_t number, int status, const char *body,
                         size_t n_body, size_t *length) {
     char place[64] = "", *line = NULL, *custom_id = quote(request->custom_id);
@@ -274,11 +297,7 @@ char *batch_answer_line(const batch_request *request, size_t number, int status,
                              "\"message\": %s%s}}\n",
                              ANSWER_BEGINS, number, custom_id, request->code, message, place);
     else if (line != NULL)
-        *length = (size_t)snprintf(
-            line, capacity,
-            "%s%zu\", \"custom_id\": %s, \"response\": {\"status_code\": %d, \"request_id\": "
-            "\"batch_req_%zu\", \"body\": %.*s}, \"error\": null}\n",
-            ANSWER_BEGINS, number, custom_id, status, number, (int)n_body, body);
+        *length = write_response(line, capacity, custom_id, number, status, body, n_body);
     free_quoted(custom_id);
     free_quoted(message);
     return line;

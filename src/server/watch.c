@@ -16,6 +16,7 @@ struct server_watched {
     uint64_t id;
     int socket;
     double deadline;     /* 0: none */
+    int has_left;        /* the client's side has ended */
     server_reply *reply; /* held; NULL: no request in progress */
 };
 
@@ -31,15 +32,30 @@ struct server_watch {
 
 enum { N_EVENTS = 64, SWEEP_MS = 500 };
 
+/* After the client's side has ended: what it sent before may be a request that libmicrohttpd has yet to read. */
+static const double LEFT_S = 1;
+
 /* ---- The thread --------------------------------------------------------------------------------------- */
 
-/* The reply of the connection, held; NULL when there is none any more. */
-static server_reply *find_reply(server_watch *watch, uint64_t id) {
+/* With the lock: when the connection is overdue, if it has `timeout_s` while the client is there. */
+static void set_deadline(server_watched *watched, double timeout_s) {
+    watched->deadline = server_now() + (watched->has_left && timeout_s > LEFT_S ? LEFT_S : timeout_s);
+}
+
+/* The client's side of a connection has ended. Returns the connection's reply, held, or NULL. */
+static server_reply *note_end(server_watch *watch, uint64_t id) {
     server_reply *reply = NULL;
     pthread_mutex_lock(&watch->lock);
-    for (server_watched *at = watch->list.next; at != &watch->list && reply == NULL; at = at->next)
-        if (at->id == id && at->reply != NULL)
+    server_watched *at = watch->list.next;
+    while (at != &watch->list && at->id != id)
+        at = at->next;
+    if (at != &watch->list) {
+        at->has_left = 1;
+        if (at->reply != NULL)
             server_reply_hold(reply = at->reply);
+        else
+            set_deadline(at, LEFT_S);
+    }
     pthread_mutex_unlock(&watch->lock);
     return reply;
 }
@@ -76,7 +92,7 @@ static void *watch_loop(void *user) {
                 (void)ignored;
                 continue;
             }
-            server_reply *reply = find_reply(watch, events[i].data.u64);
+            server_reply *reply = note_end(watch, events[i].data.u64);
             if (reply == NULL)
                 continue;
             server_reply_leave(reply);
@@ -136,25 +152,33 @@ void server_watch_close(server_watch *watch) {
 
 /* ---- Connections -------------------------------------------------------------------------------------- */
 
+/* One event when the client's side ends, or at once when it has ended. */
+static void poll_for_end(server_watch *watch, const server_watched *watched, int how) {
+    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = watched->id};
+    epoll_ctl(watch->poll, how, watched->socket, &event);
+}
+
 server_watched *server_watch_add(server_watch *watch, int socket, double timeout_s) {
     server_watched *watched = mb_calloc(1, sizeof *watched);
     if (watched == NULL)
         return NULL;
     watched->socket = socket;
-    watched->deadline = server_now() + timeout_s;
     pthread_mutex_lock(&watch->lock);
+    set_deadline(watched, timeout_s);
     watched->id = ++watch->last_id;
     watched->next = watch->list.next;
     watched->previous = &watch->list;
     watched->next->previous = watched->previous->next = watched;
     int is_first = watched->next == &watch->list;
     pthread_mutex_unlock(&watch->lock);
+    poll_for_end(watch, watched, EPOLL_CTL_ADD);
     if (is_first)
         wake(watch); /* it sleeps without a limit */
     return watched;
 }
 
 void server_watch_remove(server_watch *watch, server_watched *watched) {
+    epoll_ctl(watch->poll, EPOLL_CTL_DEL, watched->socket, NULL);
     pthread_mutex_lock(&watch->lock);
     watched->next->previous = watched->previous;
     watched->previous->next = watched->next;
@@ -164,28 +188,25 @@ void server_watch_remove(server_watch *watch, server_watched *watched) {
 
 void server_watch_expect(server_watch *watch, server_watched *watched, double timeout_s) {
     pthread_mutex_lock(&watch->lock);
-    watched->deadline = server_now() + timeout_s;
+    set_deadline(watched, timeout_s);
     pthread_mutex_unlock(&watch->lock);
 }
 
 void server_watch_reply(server_watch *watch, server_watched *watched, server_reply *reply) {
-    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = watched->id};
     server_reply_hold(reply);
     pthread_mutex_lock(&watch->lock);
     watched->deadline = 0;
     watched->reply = reply;
     pthread_mutex_unlock(&watch->lock);
-    epoll_ctl(watch->poll, EPOLL_CTL_ADD, watched->socket, &event);
+    poll_for_end(watch, watched, EPOLL_CTL_MOD); /* the end may have been seen before there was a reply */
 }
 
 void server_watch_forget(server_watch *watch, server_watched *watched, double timeout_s) {
     pthread_mutex_lock(&watch->lock);
     server_reply *reply = watched->reply;
     watched->reply = NULL;
-    watched->deadline = server_now() + timeout_s;
+    set_deadline(watched, timeout_s);
     pthread_mutex_unlock(&watch->lock);
-    if (reply == NULL)
-        return;
-    epoll_ctl(watch->poll, EPOLL_CTL_DEL, watched->socket, NULL);
-    server_reply_drop(reply);
+    if (reply != NULL)
+        server_reply_drop(reply);
 }

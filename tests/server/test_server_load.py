@@ -107,6 +107,17 @@ def test_random_disconnects_leave_nothing_behind_and_disturb_nobody(start, endle
     wait_until(lambda: server.n_files() < 40, "closed connections")
 
 
+def test_clients_that_leave_before_their_request_is_whole_are_let_go(start):
+    """Their connections close soon, although the server would wait an hour for the rest."""
+    server = start("models/demo", "--receive-timeout", 3600)
+    files = server.n_files()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    for part in (b"", b"POST /v1/", head, head + 50000 * b" ") * 25:
+        with contextlib.closing(server.socket()) as client:
+            client.sendall(part)
+    wait_until(lambda: server.n_files() <= files, "closed connections")
+
+
 def test_ten_times_the_load_leaves_memory_and_files_flat(start):
     """Each of 64 clients sends a request as soon as the one before is answered, for a few seconds and then for some more."""
     server = start("models/demo", "--max-num-seqs", 4, "--max-queue", 4, "--kv-tokens", 1024)  # its pages are touched once

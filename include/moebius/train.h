@@ -172,7 +172,7 @@ typedef struct mb_moe_token_rounding_args {
     mb_moe_rounding_report *report; /* [1] out, or NULL */
     int64_t n_tokens;
     int32_t n_experts, top_k; /* as in mb_moe_route */
-    int32_t max_choices;      /* top_k .. 32; top_k: nothing can be added */
+    int32_t max_choices;      /* top_k .. min(n_experts, 32); top_k: nothing can be added */
     int32_t tile_rows;        /* at least 1 */
     mb_rounding rounding;
     mb_dtype logits_dtype; /* MB_F32 or MB_BF16 */

@@ -3,6 +3,7 @@
  * and the properties of token rounding.
  */
 #include "moebius/train.h"
+#include "ops/common/dtype.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -391,6 +392,56 @@ static void rounding_by_hand(void **state) {
     assert_int_equal(report.routed, 0);
 }
 
+/* Logits in bf16 give the bits of the same logits in fp32. */
+static void bf16_logits(void **state) {
+    (void)state;
+    static uint16_t narrow[MANY * EXPERTS];
+    static float dweights[MANY * CHOICES], dlogits[2][MANY * EXPERTS], weights[2][MANY * PLACES];
+    static int32_t ids[2][MANY * PLACES];
+    float losses[2][2], one = 1;
+    route_many(0.05f);
+    mb_store_f32(MB_BF16, narrow, 0, MANY * EXPERTS, r.logits);
+    mb_load_f32(MB_BF16, narrow, 0, MANY * EXPERTS, r.logits);
+    for (int i = 0; i < MANY * CHOICES; i++)
+        dweights[i] = uniform();
+    for (int type = 0; type < 2; type++) {
+        const void *logits = type ? (const void *)narrow : r.logits;
+        mb_dtype dtype = type ? MB_BF16 : MB_F32;
+        mb_moe_router_losses_args of_router = {.logits = logits,
+                                               .ids = r.ids,
+                                               .counts = r.counts,
+                                               .load_balance = &losses[type][0],
+                                               .z = &losses[type][1],
+                                               .n_tokens = MANY,
+                                               .n_experts = EXPERTS,
+                                               .top_k = CHOICES,
+                                               .logits_dtype = dtype};
+        assert_int_equal(mb_moe_router_losses(&of_router, workspace, sizeof workspace, NULL), MB_OK);
+        mb_moe_route_backward_args backward = {.logits = logits,
+                                               .ids = r.ids,
+                                               .dweights = dweights,
+                                               .counts = r.counts,
+                                               .d_load_balance = &one,
+                                               .d_z = &one,
+                                               .dlogits = dlogits[type],
+                                               .n_tokens = MANY,
+                                               .n_experts = EXPERTS,
+                                               .top_k = CHOICES,
+                                               .logits_dtype = dtype};
+        assert_int_equal(mb_moe_route_backward(&backward, NULL), MB_OK);
+        mb_moe_token_rounding_args args = rounding_args(MB_ROUNDING_NEAREST, PLACES);
+        args.logits = logits;
+        args.logits_dtype = dtype;
+        args.out_ids = ids[type];
+        args.out_weights = weights[type];
+        run_rounding(&args);
+    }
+    assert_memory_equal(losses[0], losses[1], sizeof losses[0]);
+    assert_memory_equal(dlogits[0], dlogits[1], sizeof dlogits[0]);
+    assert_memory_equal(ids[0], ids[1], sizeof ids[0]);
+    assert_memory_equal(weights[0], weights[1], sizeof weights[0]);
+}
+
 /* ---- Refusals ------------------------------------------------------------------------------------------ */
 
 static void refusals(void **state) {
@@ -404,8 +455,9 @@ static void refusals(void **state) {
         assert_int_equal(mb_moe_token_rounding(&args, workspace, sizeof workspace, NULL), MB_ERR_ARGUMENT); \
         assert_string_equal(mb_last_error(), "moe_token_rounding: " sentence);                              \
     } while (0)
-    REFUSED(args.max_choices = 3, "max_choices is 3, not in top_k, 4, .. 32");
-    REFUSED(args.max_choices = 33, "max_choices is 33, not in top_k, 4, .. 32");
+    REFUSED(args.max_choices = 3, "max_choices is 3, not in top_k, 4, .. min(n_experts, 32)");
+    REFUSED(args.max_choices = 17, "max_choices is 17, not in top_k, 4, .. min(n_experts, 32)");
+    REFUSED(args.max_choices = 33, "max_choices is 33, not in top_k, 4, .. min(n_experts, 32)");
     REFUSED(args.tile_rows = 0, "tile_rows is 0");
     REFUSED(args.rounding = (mb_rounding)7, "rounding 7 is unknown");
     REFUSED(args.counts = NULL, "counts is NULL");
@@ -448,6 +500,7 @@ int main(void) {
         cmocka_unit_test(balanced_keeps_the_expected_total),
         cmocka_unit_test(no_rounding_is_the_router),
         cmocka_unit_test(rounding_by_hand),
+        cmocka_unit_test(bf16_logits),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

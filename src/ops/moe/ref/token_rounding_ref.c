@@ -41,9 +41,10 @@ static mb_status check_sizes(const mb_moe_token_rounding_args *args) {
     mb_status status = mb_moe_route_check_sizes(&route);
     if (status != MB_OK)
         return mb_fail_context(status, "moe_token_rounding");
-    MB_REQUIRE(args->max_choices >= args->top_k && args->max_choices <= MB_SOFTMAX_CHOICES,
-               "moe_token_rounding: max_choices is %d, not in top_k, %d, .. %d", args->max_choices,
-               args->top_k, MB_SOFTMAX_CHOICES);
+    int32_t most_choices = args->n_experts < MB_SOFTMAX_CHOICES ? args->n_experts : MB_SOFTMAX_CHOICES;
+    MB_REQUIRE(args->max_choices >= args->top_k && args->max_choices <= most_choices,
+               "moe_token_rounding: max_choices is %d, not in top_k, %d, .. min(n_experts, %d)",
+               args->max_choices, args->top_k, MB_SOFTMAX_CHOICES);
     MB_REQUIRE(args->n_tokens <= INT32_MAX / args->max_choices,
                "moe_token_rounding: n_tokens is %" PRId64 ", with max_choices %d more than %d rows",
                args->n_tokens, args->max_choices, INT32_MAX);

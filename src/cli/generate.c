@@ -70,7 +70,8 @@ int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on
     if (enough)
         figures->state = MB_FINISHED_STOP;
     if (status == CLI_OK && figures->state == MB_FAILED)
-        status = cli_failure("the answer failed: the model's logits held NaN");
+        status = cli_failure(
+            "no token could be drawn: the model's logits are not numbers, or the request forbids every token");
     mb_usage usage;
     if (mb_get_usage(session, id, &usage) == MB_OK)
         figures->n_cached = (size_t)usage.n_cached_tokens;

@@ -50,11 +50,10 @@ static void commit_item(mb_session *session, mb_sequence *sequence, const mb_pla
         sequence->state = MB_FAILED;
     } else if (outcome->failed) {
         sequence->state = MB_FAILED;
-        mb_log(
-            MB_LOG_WARN,
-            "sequence %" PRIu64
-            " failed: its logits are not numbers; check the weights (with a grammar: or the model has no token that it allows)",
-            sequence->id);
+        mb_log(MB_LOG_WARN,
+               "sequence %" PRIu64 " failed, because no token could be drawn: its logits are not numbers, or "
+               "its grammar and biases forbid every token",
+               sequence->id);
     } else {
         advance(session, sequence, item, outcome);
     }

@@ -77,7 +77,7 @@ typedef struct mb_report {
 typedef struct mb_outcome {
     int32_t id; /* drawn token, when it drew */
     float logprob;
-    int failed; /* its logits were not numbers */
+    int failed; /* its logits are not numbers, or all are minus infinity */
 } mb_outcome;
 
 /* All of one step. The arrays are on the host, in pinned memory where the device reads or writes them. */

@@ -61,10 +61,12 @@ static void *step_loop(void *user) {
 
 int server_engine_failure(server_engine *engine, server_problem *problem) {
     pthread_mutex_lock(&engine->lock);
-    const char *why = engine->step_failure[0] != '\0'
-                          ? engine->step_failure
-                          : "the model's results are not numbers; check its weights";
-    server_refuse(problem, 500, NULL, "the model failed on this request: %s", why);
+    if (engine->step_failure[0] != '\0')
+        server_refuse(problem, 500, NULL, "the model failed on this request: %s", engine->step_failure);
+    else
+        server_refuse(problem, 500, NULL,
+                      "no token could be drawn: the request forbids every token (by a format, logit_bias, or "
+                      "stop_token_ids with min_tokens), or the model's results are not numbers");
     pthread_mutex_unlock(&engine->lock);
     return -1;
 }

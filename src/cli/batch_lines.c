@@ -226,7 +226,11 @@ void batch_request_read(batch_request *request, const char *line, size_t length,
                         batch_line_state state) {
     json_error_t error = {.text = "the line is too long"};
     *request = (batch_request){.document = line != NULL ? json_loadb(line, length, 0, &error) : NULL};
-    if (!json_is_object(request->document))
+    if (request->document == NULL && (json_error_code(&error) == json_error_null_character ||
+                                      json_error_code(&error) == json_error_null_byte_in_key))
+        refuse(request, "invalid_json_line",
+               "a text in line %zu has the character \\u0000, which is not supported; take it out", number);
+    else if (!json_is_object(request->document))
         refuse(request, "invalid_json_line", "line %zu is no JSON object%s%s", number,
                request->document == NULL ? ": " : "", request->document == NULL ? error.text : "");
     request->custom_id = need_string(request, "custom_id");

@@ -6,8 +6,12 @@
 #include "base/alloc.h"
 
 void server_generation_init(server_generation *generation, const mb_model *model) {
-    *generation = (server_generation){
-        .n_answers = 1, .max_new_tokens = -1, .skip_special = 1, .top_logprobs = -1, .prompt_logprobs = -1};
+    *generation = (server_generation){.n_answers = 1,
+                                      .max_new_tokens = -1,
+                                      .usual_new_tokens = INT64_MAX,
+                                      .skip_special = 1,
+                                      .top_logprobs = -1,
+                                      .prompt_logprobs = -1};
     mb_request_init(model, &generation->request);
 }
 
@@ -97,7 +101,9 @@ int server_finish_reading(const server_reading *reading, const char *prompt_fiel
                                  ", but the prompt of %zu tokens leaves room for %" PRId64
                                  " in this model's context of %" PRId64 " tokens",
                                  generation->max_new_tokens, prompt->n_ids, room, reading->context);
-        prompt->max_new_tokens = generation->max_new_tokens < 0 ? room : generation->max_new_tokens;
+        prompt->max_new_tokens = generation->max_new_tokens >= 0       ? generation->max_new_tokens
+                                 : generation->usual_new_tokens < room ? generation->usual_new_tokens
+                                                                       : room;
         if (generation->min_new_tokens > prompt->max_new_tokens)
             return server_refuse(problem, 400, "min_tokens",
                                  "min_tokens is %" PRId64 ", and the answer has at most %" PRId64 " tokens",

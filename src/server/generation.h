@@ -39,11 +39,12 @@ typedef struct server_generation {
     mb_logit_bias *biases;
     char **stops; /* [n_stops] */
     size_t n_stops;
-    int include_stop;       /* the stop string is part of the answer */
-    int64_t max_new_tokens; /* as the request says; -1: as many as fit */
-    int64_t min_new_tokens; /* stop strings do not count before */
-    int skip_special;       /* special tokens are no text */
-    int key;                /* number of the API key: requests of different keys share no prefix */
+    int include_stop;         /* the stop string is part of the answer */
+    int64_t max_new_tokens;   /* as the request says; -1: usual_new_tokens */
+    int64_t usual_new_tokens; /* fewer where the context ends */
+    int64_t min_new_tokens;   /* stop strings do not count before */
+    int skip_special;         /* special tokens are no text */
+    int key;                  /* number of the API key: requests of different keys share no prefix */
 
     int32_t top_logprobs;    /* alternatives of each token; 0: the token's own; -1: no log-probabilities */
     int32_t prompt_logprobs; /* the same of the prompt; -1: none */

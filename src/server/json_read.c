@@ -64,6 +64,12 @@ json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *pro
     json_t *root = json_loadb(bytes, n_bytes, JSON_DECODE_ANY, &error);
     if (root == NULL && json_error_code(&error) == json_error_out_of_memory) {
         server_refuse(problem, 503, NULL, "no memory for the request's JSON of %zu bytes", n_bytes);
+    } else if (root == NULL && (json_error_code(&error) == json_error_null_character ||
+                                json_error_code(&error) == json_error_null_byte_in_key)) {
+        server_refuse(problem, 400, NULL,
+                      "a text of the body ends at line %d, column %d and has the character \\u0000, which is "
+                      "not supported; take it out",
+                      error.line, error.column);
     } else if (root == NULL) {
         server_refuse(problem, 400, NULL, "the body is not valid JSON at line %d, column %d: %s", error.line,
                       error.column, error.text);

@@ -12,16 +12,16 @@ static const char completion_fields[] =
 
 enum { DEFAULT_NEW_TOKENS = 16 }; /* OpenAI's */
 
-static int read_prompt(const server_reading *reading, const json_t *value, server_prompt *prompt,
-                       server_problem *problem) {
+/* name: prompt, or prompt[3] */
+static int read_prompt(const server_reading *reading, const json_t *value, const char *name,
+                       server_prompt *prompt, server_problem *problem) {
     if (json_is_array(value))
-        return server_json_ids(value, "prompt", reading->info.vocab, problem, &prompt->ids, &prompt->n_ids);
+        return server_json_ids(value, name, reading->info.vocab, problem, &prompt->ids, &prompt->n_ids);
     if (!json_is_string(value))
-        return server_refuse(
-            problem, 400, "prompt",
-            "prompt is %s; it must be a string, an array of strings, an array of token ids, or "
-            "an array of such arrays",
-            server_json_kind(value));
+        return server_refuse(problem, 400, "prompt",
+                             "%s is %s; prompt must be a string, an array of strings, an array of token "
+                             "ids, or an array of such arrays",
+                             name, server_json_kind(value));
     size_t n_bytes = json_string_length(value);
     char *text = mb_malloc(n_bytes + 1);
     if (text == NULL)
@@ -44,10 +44,14 @@ static int read_prompts(const server_reading *reading, const json_t *body, serve
     if (generation->prompts == NULL)
         return server_refuse(problem, 503, NULL, "no memory for %zu prompts", n);
     generation->n_prompts = n;
-    for (size_t i = 0; i < n; i++)
-        if (read_prompt(reading, is_list ? json_array_get(value, i) : value, &generation->prompts[i],
+    for (size_t i = 0; i < n; i++) {
+        char name[40] = "prompt";
+        if (is_list)
+            snprintf(name, sizeof name, "prompt[%zu]", i);
+        if (read_prompt(reading, is_list ? json_array_get(value, i) : value, name, &generation->prompts[i],
                         problem) != 0)
             return -1;
+    }
     return 0;
 }
 
@@ -57,7 +61,7 @@ int server_read_completion(const server_reading *reading, const json_t *body, se
     const char *suffix = "";
     snprintf(known, sizeof known, "%s %s", server_shared_fields, completion_fields);
     server_json_warn_unknown(body, known);
-    generation->max_new_tokens = DEFAULT_NEW_TOKENS;
+    generation->usual_new_tokens = DEFAULT_NEW_TOKENS;
     if (server_read_model(reading, body, generation, problem) != 0 ||
         server_read_sampling(reading, body, generation, problem) != 0 ||
         server_read_stream(body, generation, problem) != 0 ||

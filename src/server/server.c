@@ -1,6 +1,7 @@
 #include "server/server.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <string.h>
@@ -79,6 +80,19 @@ static mb_status resolve(const char *host, int port, struct addrinfo **address) 
     return MB_OK;
 }
 
+static const char *cannot_listen(int error) {
+    switch (error) {
+    case EADDRINUSE:
+        return "another program uses the port; choose another with --port";
+    case EADDRNOTAVAIL:
+        return "this machine does not have the address; see --host";
+    case EACCES:
+        return "this user may not use the port; choose one above 1023 with --port";
+    default:
+        return error != 0 ? strerror(error) : "the HTTP library refuses";
+    }
+}
+
 static mb_status listen_on(mb_server *server) {
     struct addrinfo *address;
     const server_settings *settings = &server->settings;
@@ -86,7 +100,8 @@ static mb_status listen_on(mb_server *server) {
     MB_TRY(resolve(settings->host, settings->port, &address));
     unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
     if (address->ai_family == AF_INET6)
-        flags |= MHD_USE_IPv6;
+        flags |= MHD_USE_DUAL_STACK; /* "::" is every address, those of IPv4 too */
+    errno = 0;
     server->daemon =
         MHD_start_daemon(flags, (uint16_t)settings->port, NULL, NULL, server_handle, server, /* */
                          MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, /* first: it reports the others */
@@ -99,10 +114,11 @@ static mb_status listen_on(mb_server *server) {
                          MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL,                           /* */
                          MHD_OPTION_NOTIFY_COMPLETED, server_exchange_over, server,                  /* */
                          MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_END);
+    int why = errno;
     freeaddrinfo(address);
     if (server->daemon == NULL)
-        return mb_fail(MB_ERR_IO, "cannot listen on %.200s port %d; is another program using the port?",
-                       settings->host, settings->port);
+        return mb_fail(MB_ERR_IO, "cannot listen on %.200s port %d: %s", settings->host, settings->port,
+                       cannot_listen(why));
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(server->daemon, MHD_DAEMON_INFO_BIND_PORT);
     server->port = info != NULL ? info->port : settings->port;
     return MB_OK;

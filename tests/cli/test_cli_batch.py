@@ -99,6 +99,7 @@ def test_killed_and_resumed(undisturbed, tmp_path):
 BAD = [
     ('{"broken\n', None, "invalid_json_line", "line {} is no JSON object: "),
     ("[]\n", None, "invalid_json_line", "line {} is no JSON object"),
+    ('{"custom_id": "\\u0000"}\n', None, "invalid_json_line", "a text in line {} has the character \\u0000,"),
     ({"method": "POST", "url": "x", "body": {}}, None, "missing_required_parameter", "custom_id is missing"),
     (line(5, {}), None, "invalid_type", "custom_id must be a string"),
     (line("good", {"prompt": "again"}, "/v1/completions"), "good", "duplicate_custom_id", "an earlier line has this custom_id"),

@@ -31,6 +31,8 @@ WRONG = [
     ("text", {"prompt": [-1]}, "prompt"),
     ("text", {"prompt": [1, "a"]}, "prompt"),
     ("text", {"prompt": [[]]}, "prompt"),
+    ("text", {"prompt": [1.5]}, "prompt"),
+    ("text", {"prompt": [[1], [640]]}, "prompt[1]"),
     ("text", {"prompt": ["a"] * 129}, "prompt"),
     ("text", {"prompt": ["a"] * 65, "n": 2}, "prompt"),
     ("text", {"prompt": "word " * 5000}, "prompt"),
@@ -116,3 +118,27 @@ def test_a_body_that_is_no_json_object(server):
         reply = server.post("/v1/completions", body)
         assert reply.status == 400 and reply.error()["param"] is None, body
     assert b"line 1" in server.post("/v1/completions", b"{,}").body
+
+
+def test_the_prompt_that_is_wrong_is_named(server):
+    for prompt, message in (
+        ([[1], [2, 640]], "prompt[1][1] is 640;"),
+        (["a", 1], "prompt[1] is an integer;"),
+        ([1, "a"], "prompt[1] is a string;"),
+        (5, "prompt is an integer;"),
+    ):
+        assert server.post("/v1/completions", {"prompt": prompt}).error()["message"].startswith(message), prompt
+
+
+def test_the_character_zero(server):
+    """The error says what is wrong with the text, and nothing of the JSON library's options."""
+    for body in (b'{"prompt": "a\\u0000b"}', b'{"a\\u0000b": 1}'):
+        message = server.post("/v1/completions", body).error()["message"]
+        assert "\\u0000" in message and "take it out" in message and "JSON_ALLOW_NUL" not in message
+
+
+def test_without_max_tokens_the_context_ends_an_answer(server):
+    """The usual 16 tokens are no demand: with less room than that, the answer is shorter."""
+    reply = server.complete([5] * 2045, ignore_eos=True)
+    assert reply["usage"]["completion_tokens"] == 3 and reply["choices"][0]["finish_reason"] == "length"
+    assert server.complete([5] * 40, ignore_eos=True)["usage"]["completion_tokens"] == 16

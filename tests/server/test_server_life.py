@@ -1,12 +1,15 @@
 """From the start to the end: options, keys, signals."""
 
+import contextlib
+import http.client
 import json
 import signal
+import socket
 import subprocess
 import time
 
 import pytest
-from server_support import BINARY, DEMO, ROOT, events_of, wait_until
+from server_support import BINARY, DEMO, LIMIT, ROOT, events_of, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
 
@@ -195,3 +198,26 @@ def test_nan_fails_the_request_and_not_the_server(start, endless_model, tmp_path
     assert server.complete([7, 9], max_tokens=4, ignore_eos=True, logit_bias={"5": -100})["usage"]["completion_tokens"] == 4
     assert server.metrics()["request_success_total"]['engine="0",model_name="broken",finished_reason="error"'] == 3
     assert server.is_idle()
+
+
+def test_two_colons_are_every_address(start):
+    """They are IPv4's too, as in other servers."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    one = start(DEMO, "--host", "::")
+    for host in ("127.0.0.1", "::1"):
+        with contextlib.closing(http.client.HTTPConnection(host, one.port, timeout=LIMIT)) as connection:
+            connection.request("GET", "/health")
+            assert connection.getresponse().status == 200
+
+
+def test_an_address_that_cannot_be_had(server):
+    """The sentence says why: the port is taken, or the address is not this machine's."""
+    for options, why in (
+        (("--port", server.port), "another program uses the port; choose another with --port"),
+        (("--port", 0, "--host", "192.0.2.1"), "this machine does not have the address; see --host"),
+    ):
+        result = run(*options)
+        assert result.returncode == 1 and result.stderr.decode().endswith(f": {why}\n"), result.stderr

@@ -15,7 +15,11 @@
 
 #include "support/generation.h"
 
-enum { ROWS = 40, EVERY = 50 };
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { EVERY = 1000 }; /* few answers, and no bar for their mean */
+#else
+enum { EVERY = 50 };
+#endif
 
 static mb_model *open_demo(const char *quant, const char *kv_dtype) {
     mb_model_options options;
@@ -63,7 +67,7 @@ static void add_position(const float *p, const float *q, int32_t vocab, sums *s)
     s->n++;
 }
 
-/* Mean KL(bf16 weights || these), over the positions of 40 held-out prompts and their answers. */
+/* Mean KL(bf16 weights || these), over the positions of some held-out prompts and their answers. */
 static double mean_kl(const char *quant, const char *kv_dtype) {
     mb_model *plain = open_demo(NULL, NULL), *other = open_demo(quant, kv_dtype);
     mb_session *a = session_with(plain, 0, 0, 0, 0), *b = session_with(other, 0, 0, 0, 0);
@@ -74,13 +78,14 @@ static double mean_kl(const char *quant, const char *kv_dtype) {
     FILE *file = fopen("models/demo/heldout.jsonl", "r");
     assert_non_null(file);
     char *line = NULL;
-    size_t capacity = 0, n_lines = 0;
+    size_t capacity = 0, n_lines = 0, n_rows = 0;
     sums s = {0};
     while (getline(&line, &capacity, file) > 0) {
         if (n_lines++ % EVERY)
             continue;
         json_t *row = json_loads(line, 0, NULL);
         assert_non_null(row);
+        n_rows++;
         int32_t ids[4096];
         size_t n_ids = conversation_ids(row, ids);
         generation p, q;
@@ -96,8 +101,8 @@ static double mean_kl(const char *quant, const char *kv_dtype) {
     free(line);
     fclose(file);
     print_message(
-        "weights %s, KV %s: %lld positions of %d answers: mean KL %.2e, same best token in %.2f %%\n",
-        info.weight_dtype, info.kv_dtype, (long long)s.n, ROWS, s.kl / (double)s.n,
+        "weights %s, KV %s: %lld positions of %zu answers: mean KL %.2e, same best token in %.2f %%\n",
+        info.weight_dtype, info.kv_dtype, (long long)s.n, n_rows, s.kl / (double)s.n,
         100 * (double)s.n_same_best / (double)s.n);
     mb_session_close(a);
     mb_session_close(b);
@@ -109,9 +114,9 @@ static double mean_kl(const char *quant, const char *kv_dtype) {
 static void test_fp8_stays_near(void **state) {
     (void)state;
     double weights = mean_kl("fp8", NULL), kv = mean_kl(NULL, "fp8"), both = mean_kl("fp8", "fp8");
-    assert_true(weights > 0 && weights <= 5e-3);
-    assert_true(kv > 0 && kv <= 5e-3);
-    assert_true(both > 0 && both <= 5e-3);
+    assert_true(weights > 0 && kv > 0 && both > 0);
+    if (EVERY <= 50)
+        assert_true(weights <= 5e-3 && kv <= 5e-3 && both <= 5e-3);
 }
 
 static void test_unknown_names_are_refused(void **state) {

@@ -8,6 +8,7 @@
 
 #include "cli/bench_rows.h"
 #include "cli/commands.h"
+#include "cli/engine_settings.h"
 #include "cli/interrupt.h"
 #include "cli/model_settings.h"
 #include "cli/output.h"
@@ -106,21 +107,10 @@ typedef struct run_facts {
     char model[256], card[128], date[16], how[128];
 } run_facts;
 
-/* The last part of a path, slashes at its end left out. */
-static void name_of_path(const char *path, char *name, size_t capacity) {
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/')
-        end--;
-    size_t start = end;
-    while (start > 0 && path[start - 1] != '/')
-        start--;
-    snprintf(name, capacity, "%.*s", (int)(end - start), path + start);
-}
-
 static void collect_facts(const char *directory, const settings *given, const mb_model *model,
                           run_facts *facts) {
     mb_model_get_info(model, &facts->info);
-    name_of_path(directory, facts->model, sizeof facts->model);
+    cli_name_of_path(directory, facts->model, sizeof facts->model);
     int on_cpu = strcmp(facts->info.device, "cpu") == 0;
     cli_bench_card(facts->info.device, facts->card, sizeof facts->card);
     cli_bench_date(facts->date, sizeof facts->date);

@@ -22,7 +22,7 @@ static mb_status check_routing(const char *op, int64_t n_tokens, int32_t n_exper
                                      .logits_dtype = logits_dtype,
                                      .order = order};
     mb_status status = mb_moe_route_check_sizes(&route);
-    return status == MB_OK ? MB_OK : mb_fail_context(status, op);
+    return status == MB_OK ? MB_OK : mb_fail_context(status, "%s", op);
 }
 
 /* ---- Losses -------------------------------------------------------------------------------------------- */

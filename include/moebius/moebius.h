@@ -76,11 +76,11 @@ typedef struct mb_model_options {
      * "qwen3-instruct", "qwen3-thinking", "chatml". */
     const char *chat_template;
     /* NULL: weights stay as they are. "fp8": while they load, the matrices of attention and of the experts
-     * become fp8 (e4m3) with a scale for each block of 128x128, as in Qwen's FP8 checkpoints; embedding, router
-     * and lm_head stay. A checkpoint that is in fp8 already stays as it is. */
+     * become fp8 (e4m3) with a scale for each block of 128x128, as in Qwen's FP8 checkpoints; embedding,
+     * router and lm_head stay. A checkpoint that is in fp8 already stays as it is. */
     const char *quant;
-    /* NULL: the KV cache is kept in the compute type. "fp8": in e4m3, a half or a quarter of the memory; values
-     * beyond 448 become 448. */
+    /* NULL: the KV cache is kept in the compute type. "fp8": in e4m3, a half or a quarter of the memory;
+     * values beyond 448 become 448. */
     const char *kv_dtype;
     int n_threads;           /* CPU threads; 0: one per core that the process may use */
     mb_load load;            /* MB_LOAD_ALL */
@@ -93,7 +93,8 @@ MB_API void mb_model_options_init(mb_model_options *options);
 /* The directory of a model that a person named. `name` is a directory, or a name as on Hugging Face's hub,
  * "Qwen/Qwen3-30B-A3B", that `hf download` has put into the cache: then its snapshot of the branch main. The
  * cache is $HF_HUB_CACHE, else $HF_HOME/hub, else $XDG_CACHE_HOME/huggingface/hub, else the same below
- * ~/.cache. *directory: free with mb_free_text. MB_ERR_NOT_FOUND: neither; the sentence says how to get it. */
+ * ~/.cache. *directory: free with mb_free_text. MB_ERR_NOT_FOUND: neither; the sentence says how to get
+ * it. */
 MB_API mb_status mb_find_model(const char *name, char **directory);
 
 /* Opens a Hugging Face checkpoint directory of Qwen3MoeForCausalLM: config.json, *.safetensors (with
@@ -175,12 +176,12 @@ MB_API void mb_chat_options_init(mb_chat_options *options); /* 1, -1, NULL, NULL
 
 /*
  * Renders the model's chat template (docs/text.md). messages_json: a JSON array of {"role", "content" [,
- * "reasoning_content", "tool_calls" ...]} as in the OpenAI API; "reasoning" and "thinking" are other names for
- * "reasoning_content"; content is a string or an array of {"type": "text", "text": ...}; the arguments of calls
- * are an object or JSON in a string. Integers may have any number of digits. Any number of threads may render
- * with one model. *text: the rendered prompt, zero-terminated; free with mb_free_text.
- * MB_ERR_FORMAT: malformed JSON. MB_ERR_ARGUMENT: a message or tool that is none, that the template would leave
- * out, or that the template refuses. MB_ERR_UNSUPPORTED: no template, or one that cannot be used.
+ * "reasoning_content", "tool_calls" ...]} as in the OpenAI API; "reasoning" and "thinking" are other names
+ * for "reasoning_content"; content is a string or an array of {"type": "text", "text": ...}; the arguments
+ * of calls are an object or JSON in a string. Integers may have any number of digits. Any number of threads
+ * may render with one model. *text: the rendered prompt, zero-terminated; free with mb_free_text.
+ * MB_ERR_FORMAT: malformed JSON. MB_ERR_ARGUMENT: a message or tool that is none, that the template would
+ * leave out, or that the template refuses. MB_ERR_UNSUPPORTED: no template, or one that cannot be used.
  */
 MB_API mb_status mb_chat_render(const mb_model *model, const char *messages_json,
                                 const mb_chat_options *options, char **text);
@@ -287,9 +288,9 @@ typedef struct mb_request {
     uint64_t cache_salt; /* the prefix cache is shared by requests of the same salt alone; 0 */
     mb_waiter *waiter;   /* of the same session: hears of the sequence's news; NULL: nobody waits */
     void *waiter_user;   /* comes back with the news */
-    /* What the answer looks like (moebius/grammar.h), of the same model; the sequence holds it. Tokens that end
-     * the answer are drawn only where it is complete, and an answer that can have no more text ends by itself
-     * (MB_FINISHED_STOP). NULL: any text. */
+    /* What the answer looks like (moebius/grammar.h), of the same model; the sequence holds it. Tokens that
+     * end the answer are drawn only where it is complete, and an answer that can have no more text ends by
+     * itself (MB_FINISHED_STOP). NULL: any text. */
     struct mb_grammar *grammar;
     int grammar_after_think; /* the grammar begins after "</think>" in the answer */
 } mb_request;
@@ -365,9 +366,9 @@ typedef struct mb_news {
  * once, in the order of their news. *n_news is 0 when timeout_ms passed first (negative: never; 0: only
  * looks) or mb_waiter_wake was called. A sequence whose news was handed out comes again when there is more;
  * so read it with mb_read until that gives fewer tokens than asked for. Several threads may wait on one
- * waiter; each piece of news goes to one of them. News may come before mb_submit has returned. mb_release forgets
- * news that was not handed out: no mb_wait that begins afterwards speaks of the sequence, so what waiter_user
- * points at may then be freed by the thread that waits. */
+ * waiter; each piece of news goes to one of them. News may come before mb_submit has returned. mb_release
+ * forgets news that was not handed out: no mb_wait that begins afterwards speaks of the sequence, so what
+ * waiter_user points at may then be freed by the thread that waits. */
 MB_API mb_status mb_wait(mb_waiter *waiter, int64_t timeout_ms, mb_news *news, size_t capacity,
                          size_t *n_news);
 

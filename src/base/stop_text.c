@@ -1,7 +1,7 @@
 /*
- * Knuth, Morris and Pratt's search, for each text by itself: after every byte `n_matched` is the length of the
- * longest beginning of the text that the answer ends with. The longest of these, over all texts, is withheld.
- * What is withheld is the beginning of a stop text, so it needs no memory of its own.
+ * Knuth, Morris and Pratt's search, for each text by itself: after every byte `n_matched` is the length of
+ * the longest beginning of the text that the answer ends with. The longest of these, over all texts, is
+ * withheld. What is withheld is the beginning of a stop text, so it needs no memory of its own.
  */
 #include "moebius/stop_text.h"
 

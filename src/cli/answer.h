@@ -1,5 +1,5 @@
-/* answer.h - tokens of an answer become text, cut before a stop text: on stdout, thinking dimmed on a terminal,
- * and kept. */
+/* answer.h - tokens of an answer become text, cut before a stop text: on stdout, thinking dimmed on
+ * a terminal, and kept. */
 #ifndef MB_CLI_ANSWER_H
 #define MB_CLI_ANSWER_H
 

@@ -8,7 +8,8 @@ typedef struct cli_answer_form {
     const char *schema_path, *regex; /* one of them, or none */
 } cli_answer_form;
 
-/* Sets the request's grammar, which the caller closes; prompt: as the model sees it. Returns an exit status. */
+/* Sets the request's grammar, which the caller closes; prompt: as the model sees it.
+ * Returns an exit status. */
 int cli_set_grammar(const mb_model *model, const cli_answer_form *form, const char *prompt,
                     mb_request *request);
 

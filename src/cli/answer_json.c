@@ -17,7 +17,8 @@ static const char *finish_reason(mb_state state) {
     }
 }
 
-/* The text, or null when only ids were asked for. A model's name that is not UTF-8 has no JSON string either. */
+/* The text, or null when only ids were asked for. A model's name that is not UTF-8 has
+ * no JSON string either. */
 static json_t *string_or_null(const char *text, size_t n_bytes) {
     return text != NULL ? json_stringn(text, n_bytes) : json_null();
 }

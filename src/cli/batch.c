@@ -1,10 +1,10 @@
 /*
  * moebius batch: requests from a file, answers into a file.
  *
- * One thread, this one, reads IN, prepares requests and writes OUT; the engine's threads (server/offline.h) run them.
- * Enough requests are in progress to fill every step. An answer is written by one write, as a whole line, when it is
- * complete. So a batch that is killed leaves whole lines and perhaps one torn one, and a further run goes on where
- * it ended. The lines reach the disk (fsync) once a second and at the end.
+ * One thread, this one, reads IN, prepares requests and writes OUT; the engine's threads (server/offline.h)
+ * run them. Enough requests are in progress to fill every step. An answer is written by one write, as a
+ * whole line, when it is complete. So a batch that is killed leaves whole lines and perhaps one torn one,
+ * and a further run goes on where it ended. The lines reach the disk (fsync) once a second and at the end.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -279,8 +279,8 @@ static void print_figures(batch_state *batch, size_t n_before, int status) {
 
 /* ---- The batch ---------------------------------------------------------------------------------------- */
 
-/* Starts requests as long as there are lines and room. *number: the line that was read last. Returns 1 when IN has
- * ended, 0, or -1. */
+/* Starts requests as long as there are lines and room. *number: the line that was read last. Returns 1 when
+ * IN has ended, 0, or -1. */
 static int start_requests(batch_state *batch, cli_line_reader *reader, size_t *number) {
     enum { AT_ONCE = 64 }; /* then answers are written */
     const char *line;

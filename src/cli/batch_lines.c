@@ -18,7 +18,8 @@ static const char ANSWER_BEGINS[] = "{\"id\": \"batch_req_";
 
 /* ---- A set of keys ------------------------------------------------------------------------------------ */
 
-/* 128 bits of a custom_id or of a line's number. Two of a billion have the same by chance once in 10^20 batches. */
+/* 128 bits of a custom_id or of a line's number. Two of a billion have the same by chance
+ * once in 10^20 batches. */
 typedef struct key {
     uint64_t low, high; /* both 0: an empty place */
 } key;
@@ -95,7 +96,8 @@ static int key_of_answer(const char *line, size_t length, key *found) {
     return is_answer;
 }
 
-/* A line without line break at the end of OUT: half an answer, which is cut off. Something else is not touched. */
+/* A line without line break at the end of OUT: half an answer, which is cut off. Something
+ * else is not touched. */
 static int cut_torn_line(const cli_line_reader *reader, const char *line, size_t length) {
     size_t n = length < sizeof ANSWER_BEGINS - 1 ? length : sizeof ANSWER_BEGINS - 1;
     if (line == NULL || memcmp(line, ANSWER_BEGINS, n) != 0)

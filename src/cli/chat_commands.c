@@ -70,7 +70,8 @@ static chat_next run_regen(chat_state *chat, const char *argument) {
 
 /* ---- Files -------------------------------------------------------------------------------------------- */
 
-/* A path as a person types it, with ~/ for the home folder: freed with mb_free, NULL after a reported failure. */
+/* A path as a person types it, with ~/ for the home folder: freed with mb_free, NULL
+ * after a reported failure. */
 static char *expand_path(const char *command, const char *typed) {
     const char *home = strncmp(typed, "~/", 2) == 0 ? getenv("HOME") : NULL;
     if (*typed == '\0') {

@@ -35,8 +35,8 @@ typedef struct chat_state {
 /* A remark of the program's own, told apart from answers. */
 __attribute__((format(printf, 1, 2))) void chat_remark(const char *format, ...);
 
-/* chat_answer.c: asks a question, after what was attached; or gets another answer to the last one. Failures are
- * reported and leave the conversation as it was. */
+/* chat_answer.c: asks a question, after what was attached; or gets another answer to the last one. Failures
+ * are reported and leave the conversation as it was. */
 void chat_ask(chat_state *chat, const char *question, size_t n_bytes);
 void chat_ask_again(chat_state *chat);
 

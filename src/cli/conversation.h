@@ -36,12 +36,12 @@ int cli_conversation_has_question(
     const cli_conversation *conversation); /* the last message is the user's, or a
                                                                           * tool's */
 
-/* Writes the messages to a file, as a JSON array. A file that is there is replaced when it holds a conversation,
- * else the call fails. */
+/* Writes the messages to a file, as a JSON array. A file that is there is replaced when it holds a
+ * conversation, else the call fails. */
 int cli_conversation_save(const cli_conversation *conversation, const char *path);
 
-/* Replaces the conversation by that of a file: an array of messages, or an object with "messages". On failure, also
- * when the model's chat template refuses the messages, the conversation stays as it was. */
+/* Replaces the conversation by that of a file: an array of messages, or an object with "messages". On
+ * failure, also when the model's chat template refuses the messages, the conversation stays as it was. */
 int cli_conversation_load(cli_conversation *conversation, const mb_model *model, const char *path);
 
 /* Takes the tools from a file: a JSON array of definitions, or an object with "tools". */

@@ -13,8 +13,8 @@
 
 enum { MAX_FILE_BYTES = 64 << 20 };
 
-/* The array in a file, or the one called `name` in the file's object; freed with json_decref, NULL after a reported
- * failure. `wanted` says what the array holds. */
+/* The array in a file, or the one called `name` in the file's object; freed with json_decref, NULL after a
+ * reported failure. `wanted` says what the array holds. */
 static json_t *read_array(const char *path, const char *name, const char *wanted) {
     char *bytes;
     size_t n_bytes;

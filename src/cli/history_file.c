@@ -1,6 +1,7 @@
 /*
- * One line for each entry: a line break in it is written \n, a backslash \\. Entries are appended by one write,
- * so several chats at once, or one that is killed, leave whole lines. The file is cut when it is opened.
+ * One line for each entry: a line break in it is written \n, a backslash \\. Entries are
+ * appended by one write, so several chats at once, or one that is killed, leave whole lines.
+ * The file is cut when it is opened.
  */
 #define _GNU_SOURCE /* memrchr */
 #include "cli/history_file.h"

@@ -8,8 +8,8 @@ typedef struct cli_history_file cli_history_file;
 
 /* The file is $MOEBIUS_HISTORY (empty: there is none), else moebius/chat_history in $XDG_STATE_HOME or
  * ~/.local/state. Nobody else may read it. It keeps the last 1000 entries, at most 1 MiB of them; entries of
- * more than 16 KiB are not kept. Where it cannot be read or written there is no history, and no fuss about it.
- * Calls `take` for each entry, the oldest first. NULL: no history. */
+ * more than 16 KiB are not kept. Where it cannot be read or written there is no history, and no fuss about
+ * it. Calls `take` for each entry, the oldest first. NULL: no history. */
 cli_history_file *cli_history_file_open(void (*take)(void *user, const char *entry), void *user);
 void cli_history_file_close(cli_history_file *file); /* NULL allowed */
 

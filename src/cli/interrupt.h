@@ -14,8 +14,8 @@ void cli_resize_catch(void);
 
 typedef enum cli_wait { CLI_WAIT_READY, CLI_WAIT_INTERRUPTED, CLI_WAIT_RESIZED } cli_wait;
 
-/* Waits until `file` can be read (or has ended), or one of the marks is set, at the call or while this function
- * waits: no Ctrl-C is lost in between. The mark that is told is cleared. */
+/* Waits until `file` can be read (or has ended), or one of the marks is set, at the call or while this
+ * function waits: no Ctrl-C is lost in between. The mark that is told is cleared. */
 cli_wait cli_interrupt_wait(int file);
 
 #endif

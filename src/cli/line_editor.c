@@ -92,7 +92,8 @@ static int read_character(EditLine *edit, wchar_t *character) {
     }
 }
 
-/* libedit lets the terminal turn each \n into \r, which makes two line breaks of the \r\n in a pasted text. */
+/* libedit lets the terminal turn each \n into \r, which makes two line breaks of the \r\n in a pasted
+ * text. */
 static void keep_line_breaks(void) {
     struct termios modes;
     if (tcgetattr(STDIN_FILENO, &modes) == 0 && (modes.c_iflag & (tcflag_t)(INLCR | ICRNL)) != 0) {
@@ -131,8 +132,8 @@ static unsigned char begin_line_for_backslash(EditLine *edit, int key) {
     return begin_line(edit, key);
 }
 
-/* Pasted text as it goes into the line: line breaks are one character each, and of the other control characters
- * only tabs stay. Returns its length. */
+/* Pasted text as it goes into the line: line breaks are one character each, and of the other control
+ * characters only tabs stay. Returns its length. */
 static size_t clean_paste(wchar_t *text, size_t n) {
     size_t n_out = 0;
     for (size_t i = 0; i < n; i++) {

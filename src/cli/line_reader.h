@@ -21,8 +21,8 @@ typedef struct cli_line_reader {
 void cli_line_reader_open(cli_line_reader *reader, const char *path, int fd);
 void cli_line_reader_close(cli_line_reader *reader);
 
-/* 1: *line [*length], without its line break, valid until the next call; it is NULL when the line is longer than
- * CLI_MAX_LINE_BYTES. 0: the file has ended. -1: a failure that was reported. */
+/* 1: *line [*length], without its line break, valid until the next call; it is NULL when the line is longer
+ * than CLI_MAX_LINE_BYTES. 0: the file has ended. -1: a failure that was reported. */
 int cli_line_reader_next(cli_line_reader *reader, const char **line, size_t *length);
 
 #endif

@@ -46,10 +46,10 @@ typedef struct cli_biases {
 } cli_biases;
 
 typedef enum cli_kind {
-    CLI_FLAG,   /* int: 1 when present */
-    CLI_TEXT,   /* const char *: any text; a file's path when value_name is FILE */
-    CLI_TEXTS,  /* cli_texts: any text but an empty one; each mention adds one */
-    CLI_CHOICE, /* const char *: one of `choices`, separated by "|"; "name:N" stands for name:0, name:1, ... */
+    CLI_FLAG,    /* int: 1 when present */
+    CLI_TEXT,    /* const char *: any text; a file's path when value_name is FILE */
+    CLI_TEXTS,   /* cli_texts: any text but an empty one; each mention adds one */
+    CLI_CHOICE,  /* const char *: one of `choices`, separated by "|"; "name:N" is name:0, name:1, ... */
     CLI_INTEGER, /* cli_integer in [minimum, maximum] */
     CLI_NUMBER,  /* cli_number in the same, or without its ends */
     CLI_IDS,     /* cli_ids: whole numbers in [minimum, maximum], separated by commas */
@@ -89,7 +89,7 @@ typedef struct cli_command {
         *files; /* operands after DIR, all needed: "IN: the requests"; the last is NULL; NULL: none */
     const cli_group *groups;
     size_t n_groups;
-    int reads_environment; /* MOEBIUS_MAX_QUEUE stands for --max-queue, for containers; the command line wins */
+    int reads_environment; /* MOEBIUS_MAX_QUEUE is --max-queue, for containers; the command line wins */
     int (*main)(int argc, char **argv); /* argv[0] is the command's name; returns the exit status */
 } cli_command;
 

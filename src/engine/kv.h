@@ -7,9 +7,9 @@
  * and then the scheduler preempts a sequence.
  *
  * Tables share blocks whose 64 positions are the same in all of them: a block counts the tables that hold it.
- * When the last of these is released, the block is free, or, when it is in the prefix cache, idle: it is still
- * found by the tokens in it, until somebody needs a block and none is free. Nothing is allocated after
- * mb_kv_init.
+ * When the last of these is released, the block is free, or, when it is in the prefix cache, idle: it
+ * is still found by the tokens in it, until somebody needs a block and none is free. Nothing is
+ * allocated after mb_kv_init.
  */
 #ifndef MB_ENGINE_KV_H
 #define MB_ENGINE_KV_H
@@ -63,7 +63,8 @@ int32_t mb_kv_reserve(mb_kv *kv, int64_t n_tokens, const int32_t *shared, int32_
  * when they are more than max_blocks, and then nothing is taken. */
 int mb_kv_extend(mb_kv *kv, int32_t table, int64_t n_tokens);
 
-/* Appends a cached block, idle or held by other tables, to the table's blocks. The block must not be written. */
+/* Appends a cached block, idle or held by other tables, to the table's blocks. The block
+ * must not be written. */
 void mb_kv_append_shared(mb_kv *kv, int32_t table, int32_t block);
 
 /* The table's blocks in the order of positions, and the cache row of a position that it holds. */

@@ -67,13 +67,14 @@ void mb_pace_spend(mb_pace *pace, double work) {
 }
 
 /* Moves the figure towards a new measurement. One that is far off may be an accident, such as another program
- * on the machine, so it counts as no more than `most` times the figure and no less than half of the figure. */
+ * on the machine, so it counts as no more than `most` times the figure and no less than half of the
+ * figure. */
 static double follow(double figure, double measured, double most, double weight) {
     return figure + weight * (fmin(fmax(measured, 0.5 * figure), most * figure) - figure);
 }
 
-/* A step that took too long is more likely an accident than one that took too little time. So the figure falls
- * fast and rises slowly, and the limit is kept rather than missed. */
+/* A step that took too long is more likely an accident than one that took too little time. So the figure
+ * falls fast and rises slowly, and the limit is kept rather than missed. */
 static void learn_decode(mb_pace *pace, int32_t n_decodes, double seconds) {
     double known = pace->decode_seconds;
     if (known == 0 || !is_like(n_decodes, pace->n_decodes))

@@ -1,13 +1,14 @@
 /*
- * pace.h - how much of waiting prompts a step may take while others decode, so that these do not wait long for
- * their next token. Policy only: the owner says how long each step took.
+ * pace.h - how much of waiting prompts a step may take while others decode, so that these do not wait long
+ * for their next token. Policy only: the owner says how long each step took.
  *
  * A step with prompts in it (a mixed step) takes longer than one that only decodes. The limit is a factor: by
  * default twice as long. What a prompt's tokens cost depends on the model, the device and the batch, so it is
- * learned from the steps themselves. Three figures are kept: the time of a step that only decodes, what a mixed
- * step adds without any work (on a GPU it is no graph), and what a unit of work adds. Prompts pause for a step
- * now and then to measure the first, and go on with one token to measure the second. Where mixed steps cost so
- * much that no work fits the limit, they do some, and are spread so that the limit holds on average.
+ * learned from the steps themselves. Three figures are kept: the time of a step that only decodes, what
+ * a mixed step adds without any work (on a GPU it is no graph), and what a unit of work adds. Prompts
+ * pause for a step now and then to measure the first, and go on with one token to measure the second.
+ * Where mixed steps cost so much that no work fits the limit, they do some, and are spread so that the
+ * limit holds on average.
  *
  * Attention makes a token dearer the further it stands from the start: its work is 1 at the start, 2 at
  * position double_at, 3 at twice that position.
@@ -44,9 +45,9 @@ void mb_pace_init(mb_pace *pace, double max_slowdown, double double_at);
 /* Work of one token at this position. */
 double mb_pace_token_work(const mb_pace *pace, int64_t position);
 
-/* Work of prompts that the next step may take beside n_decodes > 0 sequences that decode; one token is allowed
- * whenever it is not 0. 0: none, this time. To be called once for each step that could be mixed. It is never 0
- * more than eight times in a row. */
+/* Work of prompts that the next step may take beside n_decodes > 0 sequences that decode; one token is
+ * allowed whenever it is not 0. 0: none, this time. To be called once for each step that could be mixed. It
+ * is never 0 more than eight times in a row. */
 double mb_pace_prefill_work(mb_pace *pace, int32_t n_decodes);
 
 /* The step that was asked for last takes this much work: more than was allowed when a single token is. Then

@@ -9,8 +9,8 @@
  * salt for the first) only finds the bucket.
  *
  * A cached block that no sequence holds is idle. Idle blocks are evicted when a sequence needs a block, the
- * one first that has been idle the longest. An entry whose parent was evicted is found no more, and is evicted
- * in its turn.
+ * one first that has been idle the longest. An entry whose parent was evicted is found no more, and is
+ * evicted in its turn.
  *
  * All operations take constant time, as the buckets are at least twice as many as the blocks.
  */

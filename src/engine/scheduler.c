@@ -69,7 +69,8 @@ static void publish(mb_scheduler *scheduler, mb_job *job, int64_t n_computed) {
     mb_prefix_cache *cache = &scheduler->kv->cache;
     int64_t n = n_computed < job->n_tokens ? n_computed : job->n_tokens;
     while ((int64_t)(job->prefix.n_blocks + 1) * MB_KV_BLOCK_TOKENS <= n) {
-        /* Another job's equal block may have been the entry, and be evicted by now: then ours become entries. */
+        /* Another job's equal block may have been the entry, and be evicted by now: then
+         * ours become entries. */
         if (!mb_prefix_cache_has(cache, &job->prefix))
             job->prefix = mb_prefix_begin(job->cache_salt);
         int32_t i = job->prefix.n_blocks;
@@ -107,8 +108,8 @@ static int64_t likely_tokens(const mb_scheduler *scheduler, const mb_job *job) {
     return job->n_tokens + (likely > 0 ? likely : left > 0);
 }
 
-/* Tokens that the job may take from the prefix cache. The last one is always computed, because its logits give
- * the next, and so is every token whose logits are wanted. */
+/* Tokens that the job may take from the prefix cache. The last one is always computed, because its logits
+ * give the next, and so is every token whose logits are wanted. */
 static int64_t most_shared(const mb_scheduler *scheduler, const mb_job *job) {
     if (!scheduler->limits.prefix_caching || !job->ids)
         return 0;
@@ -218,8 +219,8 @@ static int computes_next_of(const mb_scheduler *scheduler, const mb_job *other, 
            memcmp(other->ids + first, job->ids + first, MB_KV_BLOCK_TOKENS * sizeof *job->ids) == 0;
 }
 
-/* The job leaves a block to one that precedes it and computes the same: so many answers to one prompt, or many
- * prompts with one beginning, take the time of one. */
+/* The job leaves a block to one that precedes it and computes the same: so many answers to one prompt, or
+ * many prompts with one beginning, take the time of one. */
 static int leaves_next_block(mb_scheduler *scheduler, mb_job *job) {
     if (!can_share_more(scheduler, job))
         return 0;

@@ -3,21 +3,22 @@
  *
  * There is one order: the smaller priority first, and of equal ones the first to come. Jobs are admitted in
  * this order; when the first that waits does not fit yet, the others wait too, so a long one cannot be
- * overtaken for ever. A step takes first one token of every sequence that lacks just one (decodes), then chunks
- * of prompts up to the token budget. While sequences decode, the prompts' share is what mb_pace allows. Of that
- * share each prompt gets half of what those before it leave, so a short one is not kept waiting by a long one;
- * what nobody needs goes to the first. Of prompts that begin alike the first computes the blocks that they share.
+ * overtaken for ever. A step takes first one token of every sequence that lacks just one (decodes), then
+ * chunks of prompts up to the token budget. While sequences decode, the prompts' share is what mb_pace
+ * allows. Of that share each prompt gets half of what those before it leave, so a short one is not kept
+ * waiting by a long one; what nobody needs goes to the first. Of prompts that begin alike the first
+ * computes the blocks that they share.
  *
- * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be drawn.
- * Most answers end long before max_new_tokens, so reserving the worst case would leave most of the pool empty;
- * reserving nothing would preempt all the time. What is right depends on the requests, so the preemptions
- * themselves decide: the share begins at a quarter, each preemption raises it by an eighth of itself, and each
- * admission lowers it by a 64th, but not below a sixteenth.
+ * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be
+ * drawn. Most answers end long before max_new_tokens, so reserving the worst case would leave most of the
+ * pool empty; reserving nothing would preempt all the time. What is right depends on the requests, so the
+ * preemptions themselves decide: the share begins at a quarter, each preemption raises it by an eighth of
+ * itself, and each admission lowers it by a 64th, but not below a sixteenth.
  *
  * When a job needs a block and none is left, the last running job in the order is preempted: it loses its
- * blocks, goes back to those that wait, and later computes the KV of all its tokens again (of those blocks that
- * the prefix cache has lost). A job is never preempted for one that comes later in the order. So the first of
- * all always advances: every job fits an empty pool, or it was refused.
+ * blocks, goes back to those that wait, and later computes the KV of all its tokens again (of those blocks
+ * that the prefix cache has lost). A job is never preempted for one that comes later in the order. So the
+ * first of all always advances: every job fits an empty pool, or it was refused.
  *
  * Two steps may be in flight. Their jobs keep their blocks until they are collected, preempted or not.
  */
@@ -81,8 +82,8 @@ void mb_scheduler_remove(mb_scheduler *scheduler, mb_job *job);
 int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan);
 
 /* To be called once per item of a plan when its step has run, after what was drawn was added to the job. In
- * this order: the items of a step that was planned earlier, first. is_good: the step has computed the KV of the
- * item. Else no block of the job stays in the prefix cache. */
+ * this order: the items of a step that was planned earlier, first. is_good: the step has computed the KV of
+ * the item. Else no block of the job stays in the prefix cache. */
 void mb_scheduler_collect(mb_scheduler *scheduler, const mb_planned *item, int is_good);
 
 /* A step with this plan took so long. Before its items are collected. */

@@ -51,12 +51,12 @@ mb_sequence *mb_sequence_of(mb_job *job);
 /* How many of the biases hold for the draw of the token at this position. */
 int32_t mb_sequence_n_bias(const mb_sequence *sequence, int64_t position);
 
-/* The tokens that the grammar allows next, a bit for each; those that end the answer, where it is complete. None,
- * with a warning, when the grammar cannot be followed. */
+/* The tokens that the grammar allows next, a bit for each; those that end the answer, where it is complete.
+ * None, with a warning, when the grammar cannot be followed. */
 void mb_sequence_mask(mb_sequence *sequence, uint32_t *bits, size_t n_words);
 
-/* Takes in a drawn token: ends the answer at a stop token, at its length, or when its grammar has no more text, else
- * appends. */
+/* Takes in a drawn token: ends the answer at a stop token, at its length, or when its grammar has no
+ * more text, else appends. */
 void mb_sequence_take(mb_sequence *sequence, int32_t id, float logprob);
 
 #endif

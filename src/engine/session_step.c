@@ -99,7 +99,8 @@ static void commit_oldest(mb_session *session, mb_status status) {
     session->n_in_flight--;
 }
 
-/* Whether another step may be planned: a slot is free, and the newest step did not fail when it was launched. */
+/* Whether another step may be planned: a slot is free, and the newest step did not fail
+ * when it was launched. */
 static int may_start(mb_session *session) {
     int32_t n = session->n_in_flight;
     return n < session->runner.limits.n_slots && (n == 0 || in_flight(session, n - 1)->status == MB_OK);
@@ -171,7 +172,8 @@ mb_status mb_step(mb_session *session, int *n_unfinished) {
     session->stepper = pthread_self();
     start_steps(session);
     mb_status status = session->n_in_flight > 0 ? collect_oldest(session) : MB_OK;
-    /* What is left in flight when everybody has ended concerns nobody: surplus tokens, behind an end of text. */
+    /* What is left in flight when everybody has ended concerns nobody: surplus tokens,
+     * behind an end of text. */
     while (session->n_in_flight > 0 && session->scheduler.waiting.n + session->scheduler.running.n == 0)
         collect_oldest(session);
     session->stepping = 0;

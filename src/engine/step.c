@@ -280,8 +280,9 @@ static mb_status enqueue_work(const void *context, mb_stream stream) {
     return draw(w->runner, w->slot);
 }
 
-/* Enqueues an upload of a sequence's array, which lives as long as the step is in flight. It goes through pinned
- * memory as long as there is some: for other memory a GPU's driver may wait until the stream gets there. */
+/* Enqueues an upload of a sequence's array, which lives as long as the step is in flight. It goes
+ * through pinned memory as long as there is some: for other memory a GPU's driver may wait until
+ * the stream gets there. */
 static mb_status upload_array(mb_runner *runner, mb_step_slot *slot, void *to, const void *array,
                               size_t n_bytes) {
     mb_device *device = runner->model->device;

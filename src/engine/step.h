@@ -11,11 +11,11 @@
  * 2 and 3 touch the runner's own memory and what does not change in the plan's sequences, so sequences may be
  * submitted, read and cancelled meanwhile. Everything is allocated by mb_runner_open.
  *
- * Slots take turns: steps are launched and collected in one order, and a step may be filled and launched while
- * the one before it is in flight. Then a token that the step before draws is not known to the host: the
- * inputs say which draw it is, and the device looks it up. What a draw depends on besides the logits stays on
- * the device too, in a sampler place for each sequence: its token counts, which the sampler keeps up to date,
- * and its biases.
+ * Slots take turns: steps are launched and collected in one order, and a step may be filled and launched
+ * while the one before it is in flight. Then a token that the step before draws is not known to the host:
+ * the inputs say which draw it is, and the device looks it up. What a draw depends on besides the logits
+ * stays on the device too, in a sampler place for each sequence: its token counts, which the sampler keeps
+ * up to date, and its biases.
  */
 #ifndef MB_ENGINE_STEP_H
 #define MB_ENGINE_STEP_H
@@ -50,8 +50,7 @@ typedef struct mb_step_counts {
 typedef struct mb_step_inputs {
     int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *block_table, *logit_rows;
     mb_sample_row *rows;
-    uint32_t *
-        masks; /* [n_masks, (vocab + 31) / 32]; the last piece, so that a graph's places do not depend on it */
+    uint32_t *masks; /* [n_masks, (vocab + 31) / 32]; last, so that a graph's addresses do not depend on it */
 } mb_step_inputs;
 
 /* A sequence whose sampler place is made by this step, before its first draw. */
@@ -153,9 +152,9 @@ void *mb_step_on_device(const mb_step_slot *slot, const void *input);
  * part of the step may be in the device's stream. */
 mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot);
 
-/* Waits for the oldest step in flight, reports the log-probabilities that its sequences want, and leaves slot->outcomes. On
- * failure the outcomes mean nothing, and neither do those of other steps in flight: a device does not say whose
- * work has failed. */
+/* Waits for the oldest step in flight, reports the log-probabilities that its sequences want, and leaves
+ * slot->outcomes. On failure the outcomes mean nothing, and neither do those of other steps in flight: a
+ * device does not say whose work has failed. */
 mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot);
 
 /* Waits until the device works for no step any more, whatever became of them. */

@@ -56,9 +56,9 @@ typedef struct cursor {
     int32_t token, prompt_row, reported_draw, silent_draw, mask;
 } cursor;
 
-/* Makes sure that the sequence's sampler place holds what the draw at `position` needs. It does already when the
- * step before drew there for the same sequence. Else, at its first draw and at the first after it came back from
- * a preemption, all its tokens are known. */
+/* Makes sure that the sequence's sampler place holds what the draw at `position` needs. It does already
+ * when the step before drew there for the same sequence. Else, at its first draw and at the first after it
+ * came back from a preemption, all its tokens are known. */
 static void use_sampler_place(mb_runner *runner, mb_step_slot *slot, const mb_sequence *sequence,
                               int64_t position) {
     mb_sampler_place *place = &runner->places[sequence->job.table];

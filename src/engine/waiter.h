@@ -3,8 +3,8 @@
  *
  * A waiter keeps the list of those of its sequences that have news that nobody was told yet. A sequence is
  * in the list once, however much news it has. A step puts each sequence that advanced into the list of its
- * waiter, and wakes one thread per waiter whose list was empty: threads that wait for other sequences sleep on.
- * The session's lock guards all of it.
+ * waiter, and wakes one thread per waiter whose list was empty: threads that wait for other sequences sleep
+ * on. The session's lock guards all of it.
  */
 #ifndef MB_ENGINE_WAITER_H
 #define MB_ENGINE_WAITER_H

@@ -2,7 +2,8 @@
 
 #include <string.h>
 
-/* The states of one character. After a lead byte the next one has a range of its own (Unicode 15, table 3-7). */
+/* The states of one character. After a lead byte the next one has a range of its own
+ * (Unicode 15, table 3-7). */
 enum {
     BEFORE,     /* the character */
     ESCAPED,    /* after the backslash */

@@ -1,4 +1,5 @@
-/* countdown.h - the rest of a JSON string of limited length, as an automaton that is written down directly. */
+/* countdown.h - the rest of a JSON string of limited length, as an automaton that is written down
+ * directly. */
 #ifndef MB_GRAMMAR_COUNTDOWN_H
 #define MB_GRAMMAR_COUNTDOWN_H
 

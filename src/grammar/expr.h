@@ -50,8 +50,8 @@ typedef struct mb_rule {
     int countdown; /* no body: at most so many characters of a JSON string and its closing quote; -1: none */
 } mb_rule;
 
-/* A rule `countdown` is one of a chain of automata, each of which goes on to that of one character less. So all
- * strings of a grammar share their states, whatever their lengths. */
+/* A rule `countdown` is one of a chain of automata, each of which goes on to that of one character less. So
+ * all strings of a grammar share their states, whatever their lengths. */
 enum { MB_MAX_COUNTDOWN = 8192 };
 
 typedef struct mb_builder {

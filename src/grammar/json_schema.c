@@ -125,8 +125,8 @@ static int push(mb_schemas *s, mb_part_set *set, mb_schema_part part) {
     return 1;
 }
 
-/* A schema that only points at others, as {"$ref": "#/$defs/a", "title": "A"} does, is no part: sets that differ in
- * such schemas alone are one set. */
+/* A schema that only points at others, as {"$ref": "#/$defs/a", "title": "A"} does, is no part: sets that
+ * differ in such schemas alone are one set. */
 static int says_something(const json_t *schema) {
     static const char *const words[] = {
         "type",

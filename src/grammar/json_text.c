@@ -82,8 +82,8 @@ const mb_expr *mb_json_string(mb_builder *b) {
     return mb_expr_call(b, b->json->string);
 }
 
-/* After the characters that must be there comes one rule that ends with the closing quote, so that a string's end is
- * known within its rule. */
+/* After the characters that must be there comes one rule that ends with the closing quote, so that a
+ * string's end is known within its rule. */
 const mb_expr *mb_json_string_of_length(mb_builder *b, int min, int max) {
     if (min > max)
         return mb_expr_never();

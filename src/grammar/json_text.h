@@ -2,9 +2,9 @@
  * json_text.h - JSON as it stands in a text: strings, numbers, any value, white space.
  *
  * White space may be a space, or a line break and up to 20 spaces or tabs: an answer can be compact or
- * indented, but not wander off. Numbers have at most 18 digits before and after the point and an exponent of at
- * most two digits, so a 64-bit integer or a double holds them. "\u0000" and halves of surrogate pairs are no
- * characters.
+ * indented, but not wander off. Numbers have at most 18 digits before and after the point and an
+ * exponent of at most two digits, so a 64-bit integer or a double holds them. "\u0000" and halves of
+ * surrogate pairs are no characters.
  */
 #ifndef MB_GRAMMAR_JSON_TEXT_H
 #define MB_GRAMMAR_JSON_TEXT_H

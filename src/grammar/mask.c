@@ -15,13 +15,13 @@ struct mb_mask_entry {
     uint32_t n_tokens, n_escapes;
     int is_dense;
     size_t n_bytes;
-    /* dense: bits [n_words]; else ids [n_tokens]. Then the escapes [n_escapes]: nodes of the tree at which the
-     * rule may end, and which have nodes below. */
+    /* dense: bits [n_words]; else ids [n_tokens]. Then the escapes [n_escapes]: nodes of the tree at which
+     * the rule may end, and which have nodes below. */
     uint32_t words[];
 };
 
-/* The configurations after the bytes down to a node of the tree. One alone, which is most frequent, is looked up
- * without its set. */
+/* The configurations after the bytes down to a node of the tree. One alone, which is most frequent, is
+ * looked up without its set. */
 typedef struct mb_mask_level {
     const uint32_t *row;     /* the one configuration's transitions; NULL: there are several, or none */
     const uint8_t *class_of; /* of a byte, in its rule */
@@ -189,8 +189,8 @@ static void set_level(const walk *w, uint32_t depth, mb_stack_set set) {
     }
 }
 
-/* What follows the byte at `depth`, in a state that may end or that calls, or with several configurations. Returns
- * 0 when nothing can. */
+/* What follows the byte at `depth`, in a state that may end or that calls, or with several configurations.
+ * Returns 0 when nothing can. */
 static int step_set(const walk *w, uint32_t depth, uint8_t byte, uint32_t next) {
     const mb_mask_level *from = &w->work->levels[depth - 1];
     mb_stack_cut(w->stack, w->work->levels[from->mark].after);

@@ -4,8 +4,8 @@
  * A configuration allows the tokens that its rule can read, whatever stands below it on the stack: these are
  * found once for each state of the automaton and kept (Dong et al., "XGrammar", 2024). A token may also run
  * beyond the rule's end, as the token '",' does from within a string. For those the state keeps the places in
- * the tokens' tree where the rule may end. What is below these places is looked at anew in each step, with the
- * stack that is there.
+ * the tokens' tree where the rule may end. What is below these places is looked at anew in each step, with
+ * the stack that is there.
  */
 #ifndef MB_GRAMMAR_MASK_H
 #define MB_GRAMMAR_MASK_H

@@ -174,7 +174,8 @@ static void emit_until(mb_nfa *nfa, const mb_expr *expr, uint32_t from, uint32_t
     }
 }
 
-/* Before member i, the members from i on may come; after it, a separator and those from i + 1 on, or the end. */
+/* Before member i, the members from i on may come; after it, a separator and those from
+ * i + 1 on, or the end. */
 static void emit_members(mb_nfa *nfa, mb_nullable *nullable, const mb_expr *expr, uint32_t from,
                          uint32_t to) {
     uint32_t n = expr->n, n_until_all = 0; /* members until none is missing */

@@ -1,4 +1,5 @@
-/* schema_format.c - the formats of strings that are more than annotations, as patterns of the whole string. */
+/* schema_format.c - the formats of strings that are more than annotations, as patterns of the whole
+ * string. */
 #include <string.h>
 
 #include "grammar/schema_parts.h"

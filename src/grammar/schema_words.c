@@ -1,5 +1,5 @@
-/* schema_words.c - the words of a schema: which are supported, the types and counts that they tell, constants,
- * and when two schemas exclude each other. */
+/* schema_words.c - the words of a schema: which are supported, the types and counts that they tell,
+ * constants, and when two schemas exclude each other. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,11 +1,11 @@
 /*
  * stack.h - runs an automaton over bytes when rules call rules: all ways to read the text at once.
  *
- * A configuration is a state and a node. A node is one call of a rule, made at one place of the text. Its edges
- * say who called: the node of the caller and the state in which the caller goes on. All who call the same rule
- * at the same place share the node (Scott and Johnstone, "GLL parsing", 2010), so that recursion and
- * alternatives together stay polynomial. A node's edges are complete when the next byte is read. So all that
- * was there before a byte does not change any more, and going back is cutting arrays off.
+ * A configuration is a state and a node. A node is one call of a rule, made at one place of the text. Its
+ * edges say who called: the node of the caller and the state in which the caller goes on. All who call the
+ * same rule at the same place share the node (Scott and Johnstone, "GLL parsing", 2010), so that recursion
+ * and alternatives together stay polynomial. A node's edges are complete when the next byte is read. So all
+ * that was there before a byte does not change any more, and going back is cutting arrays off.
  *
  * Node 0 is whatever called first. When its rule ends, the set of configurations is marked as ended.
  */

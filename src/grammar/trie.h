@@ -34,8 +34,8 @@ enum { MB_TRIE_MAX_DEPTH = 1024, MB_PLAIN_LENGTHS = 32 };
 
 /*
  * Most tokens are plain: whole characters that a JSON string holds as they are, so no quote, no backslash and
- * no control character, and not many. Where any such character may come, which is most of the time, they need no walk:
- * `plain` has their bits, and the walk sees the other tokens alone.
+ * no control character, and not many. Where any such character may come, which is most of the time, they
+ * need no walk: `plain` has their bits, and the walk sees the other tokens alone.
  */
 typedef struct mb_token_trie {
     int32_t vocab;

@@ -48,8 +48,8 @@ void load_events_take(load_events *events, const char *bytes, size_t n_bytes, lo
         keep(events, bytes, (size_t)(end - bytes));
 }
 
-/* Whether a key of the chunk has a value that begins with `first`, and is no empty string or list. Within a JSON string
- * a quote has a backslash before it, so no text of an answer looks like a key. */
+/* Whether a key of the chunk has a value that begins with `first`, and is no empty string or list. Within a
+ * JSON string a quote has a backslash before it, so no text of an answer looks like a key. */
 static int has_value(const char *data, size_t n_bytes, const char *key, char first) {
     const char *end = data + n_bytes, *at = data;
     size_t n = strlen(key);

@@ -1,5 +1,5 @@
-/* events.h - server-sent events of an OpenAI stream: the data lines of a body that comes in pieces, and what a client
- * that measures has to know of a chunk. */
+/* events.h - server-sent events of an OpenAI stream: the data lines of a body that comes in pieces, and
+ * what a client that measures has to know of a chunk. */
 #ifndef MB_LOAD_EVENTS_H
 #define MB_LOAD_EVENTS_H
 
@@ -8,7 +8,8 @@
 
 #include "load/response.h"
 
-/* The part of a line that has come so far. A body is data lines, so one buffer serves events and plain JSON. */
+/* The part of a line that has come so far. A body is data lines, so one buffer serves
+ * events and plain JSON. */
 typedef struct load_events {
     char *bytes; /* mb_malloc */
     size_t n_bytes, capacity;
@@ -31,8 +32,8 @@ typedef struct load_chunk {
     char message[256]; /* of an error */
 } load_chunk;
 
-/* Reads a chunk. Most are only scanned, as a load generator must not cost what a server costs; those with usage or an
- * error are parsed. */
+/* Reads a chunk. Most are only scanned, as a load generator must not cost what a server costs; those with
+ * usage or an error are parsed. */
 void load_chunk_read(const char *data, size_t n_bytes, load_chunk *chunk);
 
 /* OpenAI's sentence of an error reply, or the beginning of another body. */

@@ -42,7 +42,8 @@ void load_plan_make(const load_plan_options *options, load_planned *items) {
             now -= log(uniform(&state)) / options->rate;
         item->at_s = now;
         if (options->prompts == LOAD_SHAREGPT) {
-            /* Means of 164 and 339 tokens, as in the figures that the vLLM paper gives for ShareGPT (161 and 338). */
+            /* Means of 164 and 339 tokens, as in the figures that the vLLM paper gives for
+             * ShareGPT (161 and 338). */
             item->n_prompt = log_normal(&state, 80, 1.2, options->n_longest);
             item->n_output = log_normal(&state, 220, 0.93, options->n_longest);
         }

@@ -1,4 +1,5 @@
-/* response.h - an HTTP/1.1 response as it arrives, in pieces of any size: status, and body without its framing. */
+/* response.h - an HTTP/1.1 response as it arrives, in pieces of any size: status, and body
+ * without its framing. */
 #ifndef MB_LOAD_RESPONSE_H
 #define MB_LOAD_RESPONSE_H
 
@@ -35,8 +36,8 @@ typedef void (*load_sink)(void *context, const char *bytes, size_t n_bytes);
 
 void load_response_begin(load_response *response);
 
-/* Takes bytes up to the end of the response and gives the body's parts to the sink. Answers how many bytes were
- * taken: fewer than n_bytes only when the response is complete, or malformed (problem). */
+/* Takes bytes up to the end of the response and gives the body's parts to the sink. Answers how many bytes
+ * were taken: fewer than n_bytes only when the response is complete, or malformed (problem). */
 size_t load_response_take(load_response *response, const char *bytes, size_t n_bytes, load_sink sink,
                           void *context);
 

@@ -1,4 +1,5 @@
-/* run.h - sends the planned requests and measures each: one thread, one epoll loop, a connection for each stream. */
+/* run.h - sends the planned requests and measures each: one thread, one epoll loop, a
+ * connection for each stream. */
 #ifndef MB_LOAD_RUN_H
 #define MB_LOAD_RUN_H
 
@@ -9,8 +10,8 @@
 #include "load/address.h"
 #include "load/plan.h"
 
-/* What came of a request. Times are in seconds; a request begins at its planned arrival, even where the client was late
- * or a connection had to be made, so a server that stalls is not spared. */
+/* What came of a request. Times are in seconds; a request begins at its planned arrival, even where the
+ * client was late or a connection had to be made, so a server that stalls is not spared. */
 typedef struct load_result {
     double begun_s;   /* after the start of the run */
     double first_s;   /* until the first part of the answer */
@@ -34,8 +35,8 @@ typedef struct load_measured {
     double *gaps_s; /* mb_malloc, between two parts of an answer, of all answers */
     size_t n_gaps;
     double duration_s; /* until the last request ended */
-    /* Tokens in a second while as many requests ran as the concurrency allows: from the last first token to the first
-     * end. 0 when there was no such time. This is what moebius bench calls decode. */
+    /* Tokens in a second while as many requests ran as the concurrency allows: from the last first token to
+     * the first end. 0 when there was no such time. This is what moebius bench calls decode. */
     double steady_tok_s;
     double cpu_s; /* of this process meanwhile: what the client costs */
     int was_stopped;

@@ -16,11 +16,13 @@ typedef struct load_summary {
     double requests_s, output_tok_s, prompt_tok_s, goodput_s; /* in a second */
 } load_summary;
 
-/* Limits in milliseconds; 0: none. A request is good when it completed within all of them. Sorts measured->gaps_s. */
+/* Limits in milliseconds; 0: none. A request is good when it completed within all of them.
+ * Sorts measured->gaps_s. */
 mb_status load_summarise(load_measured *measured, double limit_first_ms, double limit_per_token_ms,
                          load_summary *summary);
 
-/* Sorts n values and takes their spread; percentiles between two values are interpolated. Zeros when n is 0. */
+/* Sorts n values and takes their spread; percentiles between two values are
+ * interpolated. Zeros when n is 0. */
 load_spread load_spread_of(double *values_s, size_t n);
 
 #endif

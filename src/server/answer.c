@@ -96,7 +96,8 @@ static int end_call(server_answer *answer, int32_t call) {
     return 0;
 }
 
-/* A call turned out not to be one. What was not sent of it is taken back; a client that has the begin keeps it. */
+/* A call turned out not to be one. What was not sent of it is taken back; a client that
+ * has the begin keeps it. */
 static void take_back_call(server_answer *answer, int32_t call) {
     for (size_t i = 0; i < answer->n_parts; i++) {
         server_part *part = &answer->parts[i];

@@ -15,8 +15,8 @@ typedef struct server_run server_run;
 
 typedef enum server_part_kind { SERVER_CONTENT, SERVER_REASONING, SERVER_CALL } server_part_kind;
 
-/* A piece of an answer. A stream's parts are those since the last event; a whole reply's are all, neighbours of one
- * kind joined. */
+/* A piece of an answer. A stream's parts are those since the last event; a whole reply's are all,
+ * neighbours of one kind joined. */
 typedef struct server_part {
     server_part_kind kind;
     server_text text; /* of a call: arguments */
@@ -75,13 +75,14 @@ int server_answer_open(server_run *run, server_answer *answer, int32_t index);
 void server_answer_close(server_answer *answer);
 void server_answer_clear_parts(server_answer *answer);
 
-/* The next token. A stop string, or a call too many, sets finish. Returns 0, or -1 with a problem of the run. */
+/* The next token. A stop string, or a call too many, sets finish. Returns 0, or -1 with
+ * a problem of the run. */
 int server_answer_token(server_answer *answer, const mb_token *token);
 /* The sequence has ended: what was withheld comes out, and finish is set, unless it was before. */
 int server_answer_end(server_answer *answer, const char *finish);
 
-/* For writers: the row of position p, which is about token p + 1; without tops when there is none. Valid until
- * the answer is closed, once the token was read. */
+/* For writers: the row of position p, which is about token p + 1; without tops when there is none. Valid
+ * until the answer is closed, once the token was read. */
 server_row server_row_at(const server_answer *answer, int64_t position);
 
 #endif

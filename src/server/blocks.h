@@ -1,6 +1,6 @@
 /*
- * blocks.h - streams of APIs whose answers are blocks, one after the other: each begins, grows and ends. The parts
- * of an answer become blocks; of one run there is one answer.
+ * blocks.h - streams of APIs whose answers are blocks, one after the other: each begins, grows and ends.
+ * The parts of an answer become blocks; of one run there is one answer.
  */
 #ifndef MB_SERVER_BLOCKS_H
 #define MB_SERVER_BLOCKS_H

@@ -129,8 +129,8 @@ static int render(const server_reading *reading, const server_conversation *conv
                                 problem);
 }
 
-/* tool_choice. What forbids calls keeps the tools from the template and from the parser; what forces calls is a
- * grammar. */
+/* tool_choice. What forbids calls keeps the tools from the template and from the parser; what
+ * forces calls is a grammar. */
 static int choose_tools(const server_reading *reading, const server_conversation *conversation,
                         server_generation *generation, server_problem *problem) {
     char *choice = NULL, *structure = NULL;

@@ -34,8 +34,8 @@ struct server_engine {
     char step_failure[512];
     double step_began, step_ended; /* seconds; began > ended: a step is running */
 
-    /* Requests that have a place: from the job of a worker to the end of its run. Who takes a place counts it;
-     * the delivery thread gives back those of the runs that it closes. */
+    /* Requests that have a place: from the job of a worker to the end of its run. Who takes a place counts
+     * it; the delivery thread gives back those of the runs that it closes. */
     atomic_int n_places;
 };
 

@@ -2,8 +2,8 @@
  * exchange.c - one request over HTTP.
  *
  * The headers are checked first. A request that is refused then still has its body read and dropped, up to a
- * limit, because a client that is cut off while it sends rarely reads the reply. A body that is wanted is collected
- * here and given to a worker; the connection is suspended until the reply has something in it.
+ * limit, because a client that is cut off while it sends rarely reads the reply. A body that is wanted is
+ * collected here and given to a worker; the connection is suspended until the reply has something in it.
  */
 #include "server/exchange.h"
 

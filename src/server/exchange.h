@@ -1,5 +1,6 @@
 /*
- * exchange.h - one request over HTTP, from its headers to the last byte of the reply, and the routes that answer.
+ * exchange.h - one request over HTTP, from its headers to the last byte of the reply, and
+ * the routes that answer.
  */
 #ifndef MB_SERVER_EXCHANGE_H
 #define MB_SERVER_EXCHANGE_H
@@ -54,8 +55,8 @@ typedef struct server_route {
 /* NULL: there is no such path. */
 const server_route *server_find_route(const char *path);
 
-/* Reads a job's body with an API's reader. Returns 0, and the generation is the caller's; or -1, and the reply has
- * the problem. */
+/* Reads a job's body with an API's reader. Returns 0, and the generation is the caller's; or -1, and the
+ * reply has the problem. */
 typedef int (*server_reader)(const server_reading *reading, const json_t *body, server_generation *generation,
                              server_problem *problem);
 int server_read_job(server_job *job, server_reader reader, server_generation *generation);
@@ -67,7 +68,8 @@ enum MHD_Result server_handle(void *user, struct MHD_Connection *connection, con
 void server_exchange_over(void *user, struct MHD_Connection *connection, void **state,
                           enum MHD_RequestTerminationCode why);
 
-/* The number of the key that the request has, from 1; 0: it has none of the server's. Without keys all have 1. */
+/* The number of the key that the request has, from 1; 0: it has none of the server's.
+ * Without keys all have 1. */
 int server_find_key(const mb_server *server, struct MHD_Connection *connection);
 
 #endif

@@ -1,5 +1,5 @@
-/* format.h - what an answer must look like: response_format, vLLM's structured_outputs and guided_ fields, and the
- * calls that tool_choice forces. */
+/* format.h - what an answer must look like: response_format, vLLM's structured_outputs and guided_ fields,
+ * and the calls that tool_choice forces. */
 #ifndef MB_SERVER_FORMAT_H
 #define MB_SERVER_FORMAT_H
 

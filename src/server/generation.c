@@ -45,8 +45,8 @@ int server_encode_prompt(const server_reading *reading, char *text, size_t n_byt
                          server_prompt *prompt, server_problem *problem) {
     prompt->text = text;
     prompt->n_bytes = n_bytes;
-    /* Unicode's composition of characters makes a text at most four times shorter. So a text can be known to be too
-     * long before it is tokenized. */
+    /* Unicode's composition of characters makes a text at most four times shorter. So a text can be known
+     * to be too long before it is tokenized. */
     if (n_bytes / 4 / reading->longest_token > (size_t)reading->context)
         return refuse_length(reading, field, 0, problem);
     size_t capacity = (size_t)reading->context + 1, n_ids = 0;

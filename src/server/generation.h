@@ -76,7 +76,8 @@ typedef struct server_reading {
     int any_name;              /* every name is served */
 } server_reading;
 
-/* Formats are left to the caller. `names` must live as long; the last is NULL, and "*" stands for every name. */
+/* Formats are left to the caller. `names` must live as long; the last is NULL, and "*"
+ * stands for every name. */
 void server_reading_init(server_reading *reading, mb_model *model, mb_session *session,
                          const char *const *names, int64_t max_model_len);
 

@@ -1,6 +1,6 @@
 /*
- * json_read.h - the JSON of a request, read field by field. Every reader refuses a wrong value with a sentence
- * that names the field, and counts null as absent, as OpenAI's and vLLM's servers do.
+ * json_read.h - the JSON of a request, read field by field. Every reader refuses a wrong value with a
+ * sentence that names the field, and counts null as absent, as OpenAI's and vLLM's servers do.
  */
 #ifndef MB_SERVER_JSON_READ_H
 #define MB_SERVER_JSON_READ_H
@@ -12,10 +12,10 @@
 
 enum { SERVER_JSON_DEPTH = 100 };
 
-/* The document, an object; NULL with a problem when the bytes are not JSON, not UTF-8, no object, or nested deeper
- * than SERVER_JSON_DEPTH, or when its values would take hundreds of megabytes. Both are counted before jansson sees
- * the text, because jansson recurses, and takes a hundred bytes for one of "{},{},{}". A NUL in a string is refused.
- * Free with json_decref. */
+/* The document, an object; NULL with a problem when the bytes are not JSON, not UTF-8, no object, or nested
+ * deeper than SERVER_JSON_DEPTH, or when its values would take hundreds of megabytes. Both are counted
+ * before jansson sees the text, because jansson recurses, and takes a hundred bytes for one of "{},{},{}".
+ * A NUL in a string is refused. Free with json_decref. */
 json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *problem);
 
 /* The value of a field; NULL when it is absent or null. */

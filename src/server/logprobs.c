@@ -17,8 +17,8 @@ static void find_tops(const float *logprobs, int32_t vocab, server_top *tops, in
     }
 }
 
-/* With the run's lock: the row's place. A sequence that was put back into the queue reports positions again, with
- * the same values; the first ones stay, because a writer may be reading them. */
+/* With the run's lock: the row's place. A sequence that was put back into the queue reports positions
+ * again, with the same values; the first ones stay, because a writer may be reading them. */
 static server_row *place_of(server_answer *answer, int64_t position) {
     size_t i = (size_t)(position - answer->first_row);
     if (mb_grow((void **)&answer->rows, &answer->rows_capacity, i + 1, sizeof *answer->rows) != 0)

@@ -1,5 +1,6 @@
 /*
- * offline.h - the server without HTTP: the body of a request in, the body of its reply out, for moebius batch.
+ * offline.h - the server without HTTP: the body of a request in, the body of its reply
+ * out, for moebius batch.
  */
 #ifndef MB_SERVER_OFFLINE_H
 #define MB_SERVER_OFFLINE_H

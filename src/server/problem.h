@@ -15,8 +15,8 @@ typedef struct server_problem {
     char message[640];
 } server_problem;
 
-/* Records a problem. Returns -1, so that readers write: return server_refuse(...). field may be NULL. A second
- * problem does not replace the first. */
+/* Records a problem. Returns -1, so that readers write: return server_refuse(...). field may be NULL. A
+ * second problem does not replace the first. */
 __attribute__((format(printf, 4, 5))) int server_refuse(server_problem *problem, int status,
                                                         const char *field, const char *format, ...);
 

@@ -205,8 +205,8 @@ static int read_kv_transfer(const json_t *body, server_generation *generation, s
     return 0;
 }
 
-/* Prefixes are shared by requests of one API key and one cache_salt. The salts of a process are its own, because a
- * hash whose seed is known can be met on purpose. */
+/* Prefixes are shared by requests of one API key and one cache_salt. The salts of a process are its own,
+ * because a hash whose seed is known can be met on purpose. */
 static int read_salt(const json_t *body, server_generation *generation, server_problem *problem) {
     const char *text = "";
     char salted[32];

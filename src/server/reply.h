@@ -1,10 +1,10 @@
 /*
  * reply.h - the mailbox between who answers a request and the HTTP thread that sends the answer.
  *
- * While there is nothing to send, the connection is suspended: it costs no thread and is in no poll set. Whoever
- * answers puts a whole reply in, or begins a stream and writes to it, from any thread; the connection is then resumed.
- * A client that leaves makes the reply "gone": what is put in is dropped, and who answers finds out with
- * server_reply_gone. A reply lives as long as somebody holds it.
+ * While there is nothing to send, the connection is suspended: it costs no thread and is in no poll set.
+ * Whoever answers puts a whole reply in, or begins a stream and writes to it, from any thread; the
+ * connection is then resumed. A client that leaves makes the reply "gone": what is put in is dropped, and
+ * who answers finds out with server_reply_gone. A reply lives as long as somebody holds it.
  */
 #ifndef MB_SERVER_REPLY_H
 #define MB_SERVER_REPLY_H
@@ -17,16 +17,17 @@
 
 typedef struct server_reply server_reply;
 
-/* Called when a reply's client has left, or has read so much of a stream that there is room again. Any thread;
- * must not call back into the reply. */
+/* Called when a reply's client has left, or has read so much of a stream that there is room again. Any
+ * thread; must not call back into the reply. */
 typedef struct server_reply_listener {
     void (*news)(void *user);
     void *user;
 } server_reply_listener;
 
 server_reply *server_reply_open(struct MHD_Connection *connection); /* held once; NULL: no memory */
-/* A reply that no connection waits for. The whole reply goes to `done`, once, on the thread that puts it in; the
- * bytes (mb_malloc) are the callee's, and NULL when there was no memory for them. It cannot be a stream. */
+/* A reply that no connection waits for. The whole reply goes to `done`, once, on the thread that
+ * puts it in; the bytes (mb_malloc) are the callee's, and NULL when there was no memory for them.
+ * It cannot be a stream. */
 typedef void (*server_reply_done)(void *user, int status, char *bytes, size_t n_bytes);
 server_reply *server_reply_open_offline(server_reply_done done, void *user);
 void server_reply_hold(server_reply *reply);
@@ -60,8 +61,8 @@ size_t server_reply_unread(server_reply *reply);
 
 enum { SERVER_REPLY_WAIT, SERVER_REPLY_READY, SERVER_REPLY_GONE };
 
-/* In the access handler: READY when the response can be queued; WAIT: the connection was suspended; GONE: close
- * the connection. */
+/* In the access handler: READY when the response can be queued; WAIT: the connection was suspended; GONE:
+ * close the connection. */
 int server_reply_poll(server_reply *reply);
 /* Queues the response, after READY. */
 enum MHD_Result server_reply_queue(server_reply *reply, int close_connection);

@@ -159,7 +159,8 @@ static const server_route routes[] = {
     {.path = "/version", .allow = "GET, HEAD", .get = get_version},
     {.path = "/load", .allow = "GET, HEAD", .get = get_load},
     {.path = "/metrics", .allow = "GET, HEAD", .get = get_metrics},
-    /* A browser cannot send a key before it has a page; the page asks for one. It holds nothing of its own. */
+    /* A browser cannot send a key before it has a page; the page asks for one. It holds nothing of its
+     * own. */
     {.path = "/", .allow = "GET, HEAD", .get = get_page, .is_open = 1},
 };
 

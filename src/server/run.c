@@ -231,8 +231,9 @@ static void reply_end(server_run *run) {
     server_metrics_end(&run->engine->metrics, run);
 }
 
-/* An echo with log-probabilities shows those of the prompt, which the first answer to the prompt reports. Its first
- * token, or its end, tells that all of them are there. Until then the other answers to the prompt wait. */
+/* An echo with log-probabilities shows those of the prompt, which the first answer to the prompt
+ * reports. Its first token, or its end, tells that all of them are there. Until then the other
+ * answers to the prompt wait. */
 static int awaits_prompt_rows(const server_answer *answer) {
     const server_generation *generation = &answer->run->generation;
     const server_answer *first = answer - answer->index % generation->n_answers;

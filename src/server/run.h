@@ -1,9 +1,9 @@
 /*
  * run.h - a generation that runs: sequences in the engine, their tokens made into text, and the reply.
  *
- * A worker makes a run and submits its sequences. From then on the run belongs to the engine's delivery thread
- * (engine.h), which calls server_run_advance whenever there is news. Only on_logprobs comes from the stepping
- * thread; the run's lock guards what it writes.
+ * A worker makes a run and submits its sequences. From then on the run belongs to the engine's delivery
+ * thread (engine.h), which calls server_run_advance whenever there is news. Only on_logprobs comes from the
+ * stepping thread; the run's lock guards what it writes.
  */
 #ifndef MB_SERVER_RUN_H
 #define MB_SERVER_RUN_H
@@ -52,7 +52,8 @@ struct server_run {
 /* Takes over *generation (also on failure) and holds the reply. NULL: no memory, *generation is freed. */
 server_run *server_run_open(server_engine *engine, server_reply *reply, const server_writer *writer,
                             server_generation *generation, double arrived);
-/* Submits every answer's sequence. On failure run->problem is set; the run must be handed over all the same. */
+/* Submits every answer's sequence. On failure run->problem is set; the run must be
+ * handed over all the same. */
 void server_run_submit(server_run *run);
 /* Reads what is new and puts it into the reply. Returns 1 when the run is over and can be closed. */
 int server_run_advance(server_run *run);

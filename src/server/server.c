@@ -210,8 +210,9 @@ void server_end_requests(mb_server *server) {
     server_engine_abort(&server->engine);
 }
 
-/* libmicrohttpd must not be stopped while connections are suspended. So first everything that answers ends, in the
- * order in which a request travels; then every reply has something in it, and its connection is awake. */
+/* libmicrohttpd must not be stopped while connections are suspended. So first everything that answers
+ * ends, in the order in which a request travels; then every reply has something in it, and its
+ * connection is awake. */
 void server_close(mb_server *server) {
     if (server == NULL)
         return;

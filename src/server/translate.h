@@ -1,6 +1,6 @@
 /*
- * translate.h - APIs other than OpenAI's chat completions are read by translation: their body becomes one of the
- * chat API, which read_chat.c reads. A translation holds the body that is made.
+ * translate.h - APIs other than OpenAI's chat completions are read by translation: their body becomes one
+ * of the chat API, which read_chat.c reads. A translation holds the body that is made.
  */
 #ifndef MB_SERVER_TRANSLATE_H
 #define MB_SERVER_TRANSLATE_H

@@ -32,7 +32,8 @@ struct server_watch {
 
 enum { N_EVENTS = 64, SWEEP_MS = 500 };
 
-/* After the client's side has ended: what it sent before may be a request that libmicrohttpd has yet to read. */
+/* After the client's side has ended: what it sent before may be a request that
+ * libmicrohttpd has yet to read. */
 static const double LEFT_S = 1;
 
 /* ---- The thread --------------------------------------------------------------------------------------- */

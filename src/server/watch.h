@@ -1,12 +1,13 @@
 /*
  * watch.h - a thread that sees clients leave and slow clients overstay.
  *
- * A suspended connection is in no poll set of libmicrohttpd, which therefore learns of a client that left only at
- * the next write. It also misses the end of a client that sent a part of a request and closed before that part
- * was read: its edge-triggered poll tells of both at once, and the read finds the part alone. So the watch polls
- * all sockets for the end of the client's side (EPOLLRDHUP), tells the replies of requests in progress, and
- * shuts the other connections down. A client that closes only its sending side counts as gone, as with most
- * servers of Python. Connections that take too long to send a request are shut down, too.
+ * A suspended connection is in no poll set of libmicrohttpd, which therefore learns of a client that
+ * left only at the next write. It also misses the end of a client that sent a part of a request and
+ * closed before that part was read: its edge-triggered poll tells of both at once, and the read finds
+ * the part alone. So the watch polls all sockets for the end of the client's side (EPOLLRDHUP), tells
+ * the replies of requests in progress, and shuts the other connections down. A client that closes only
+ * its sending side counts as gone, as with most servers of Python. Connections that take too long to
+ * send a request are shut down, too.
  */
 #ifndef MB_SERVER_WATCH_H
 #define MB_SERVER_WATCH_H

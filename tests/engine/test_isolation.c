@@ -1,5 +1,5 @@
-/* A sequence does not notice its neighbours: the same seed gives the same text in every batch, and NaN or a failing
- * step ends the sequences concerned alone. */
+/* A sequence does not notice its neighbours: the same seed gives the same text in every batch, and NaN or a
+ * failing step ends the sequences concerned alone. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -267,7 +267,8 @@ static void test_request_defaults_come_from_generation_config(void **state) {
     mb_model_close(model);
 }
 
-/* A setting that the request can override does not stop the model from opening; used as it is, it is refused. */
+/* A setting that the request can override does not stop the model from opening; used as
+ * it is, it is refused. */
 static void test_wrong_generation_settings_open(void **state) {
     (void)state;
     mb_model *model;

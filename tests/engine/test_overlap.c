@@ -99,8 +99,8 @@ static generation random_generation(uint64_t seed, size_t n_ids, int64_t max_new
     return g;
 }
 
-/* Requests of every kind, the same for the same seed: all that the next draw may depend on, all that may end an
- * answer, and log-probabilities. */
+/* Requests of every kind, the same for the same seed: all that the next draw may depend on, all that may
+ * end an answer, and log-probabilities. */
 static void wild_generation_init(generation *g, uint64_t seed) {
     static const mb_logit_bias biases[] = {{3, 1.5f}, {9, -INFINITY}, {POISONED, -INFINITY}};
     static const int32_t stops[] = {5, 17, 40};
@@ -412,8 +412,8 @@ static void test_awaiting_a_token_changes_no_result(void **state) {
     free_all(alone, N);
 }
 
-/* An end of text is seen when the next step is under way: its token is dropped, wherever the end comes, also at
- * the border of a KV block. */
+/* An end of text is seen when the next step is under way: its token is dropped, wherever the end comes,
+ * also at the border of a KV block. */
 static void test_the_surplus_token_is_dropped(void **state) {
     (void)state;
     enum { N_NEW = 10 };
@@ -448,8 +448,8 @@ static void test_the_surplus_token_is_dropped(void **state) {
 
 /* ---- Leaving --------------------------------------------------------------------------------------- */
 
-/* One of three leaves before the n-th step, or while two steps with it are held on the device: the others do not
- * notice, what it had read is right, and its blocks come back. */
+/* One of three leaves before the n-th step, or while two steps with it are held on the device: the others
+ * do not notice, what it had read is right, and its blocks come back. */
 static void leave_at(int n, int while_held, int release, const generation *alone) {
     enum { N = 3, LEAVER = 1 };
     static const uint64_t seeds[N] = {10, 14, 15};
@@ -619,7 +619,8 @@ static void test_failing_at_every_point(void **state) {
     free_all(alone, N);
 }
 
-/* A step that cannot be launched fails its own sequences alone: one that ended in the step before has ended well. */
+/* A step that cannot be launched fails its own sequences alone: one that ended in the step
+ * before has ended well. */
 static void test_a_refused_launch_leaves_the_step_before(void **state) {
     (void)state;
     generation ends = random_generation(1, 10, 1), goes_on = random_generation(2, 10, 5);
@@ -647,7 +648,8 @@ static void test_a_refused_launch_leaves_the_step_before(void **state) {
     generation_free(&goes_on);
 }
 
-/* A sequence whose logits are NaN has no token for the step that is under way; its neighbour does not notice. */
+/* A sequence whose logits are NaN has no token for the step that is under way; its
+ * neighbour does not notice. */
 static void test_nan_in_a_step_that_others_follow(void **state) {
     (void)state;
     for (int depth = 1; depth <= 2; depth++) {

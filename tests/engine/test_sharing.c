@@ -1,6 +1,7 @@
 /*
- * The prefix cache and preemption in a session: whatever was cached, shared, preempted and computed again, a sequence
- * gets the tokens and log-probabilities, bit for bit, that it gets alone in a session without a cache.
+ * The prefix cache and preemption in a session: whatever was cached, shared, preempted and computed
+ * again, a sequence gets the tokens and log-probabilities, bit for bit, that it gets alone in a
+ * session without a cache.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -288,8 +289,8 @@ static void test_one_prompt_many_answers(void **state) {
 
 /* ---- Preemption ------------------------------------------------------------------------------------ */
 
-/* A pool that runs dry, and requests that come one after another, each more urgent than those before; with the
- * prefix cache and without. */
+/* A pool that runs dry, and requests that come one after another, each more urgent than those before; with
+ * the prefix cache and without. */
 static void test_preemption_changes_no_bit(void **state) {
     (void)state;
     enum { N = 12, N_NEW = 120 };
@@ -393,8 +394,8 @@ static void test_an_urgent_request_goes_first(void **state) {
 
 /* ---- Prompts beside those who decode --------------------------------------------------------------- */
 
-/* The session times its steps, and the limit acts: with next to nothing allowed a prompt takes many steps beside a
- * sequence that decodes; without a limit a few. */
+/* The session times its steps, and the limit acts: with next to nothing allowed a prompt takes many steps
+ * beside a sequence that decodes; without a limit a few. */
 static void test_prompts_wait_for_those_who_decode(void **state) {
     (void)state;
     enum { PROMPT = 300, STEPS = 60 };

@@ -108,8 +108,8 @@ static void test_late_work_changes_no_result(void **state) {
 }
 
 /* Sequences that end one after another, so that batches of every size are padded to buckets; with and without
- * penalties, biases and draws; one with a prompt of a single token, whose first step decodes. The longest crosses from
- * one bucket of context into the next. */
+ * penalties, biases and draws; one with a prompt of a single token, whose first step decodes. The longest
+ * crosses from one bucket of context into the next. */
 static void test_decode_graphs_change_no_result(void **state) {
     (void)state;
     enum { N = 7, LONG = 16 * 64 };

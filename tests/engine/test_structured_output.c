@@ -1,5 +1,5 @@
-/* Grammars in a session of the demo model: what comes out belongs to the grammar, whoever shares the batch; where
- * the grammar allows all, the answer is the same as without. */
+/* Grammars in a session of the demo model: what comes out belongs to the grammar, whoever shares the batch;
+ * where the grammar allows all, the answer is the same as without. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

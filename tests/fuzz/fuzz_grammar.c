@@ -1,6 +1,7 @@
-/* Any text as a schema, an expression, a choice or a structure, and any choice of tokens that the masks allow:
- * the same text read byte by byte is accepted in a state of its own, going back restores the masks, and a complete
- * answer of a schema is JSON. The input: the kind, the number of bytes for choices, those bytes, the text. */
+/* Any text as a schema, an expression, a choice or a structure, and any choice of tokens that the masks
+ * allow: the same text read byte by byte is accepted in a state of its own, going back restores the
+ * masks, and a complete answer of a schema is JSON. The input: the kind, the number of bytes for
+ * choices, those bytes, the text. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>

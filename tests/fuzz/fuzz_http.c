@@ -1,6 +1,6 @@
 /*
- * Any bytes on a connection to a server, in one piece or two, and then the client leaves. Nothing crashes or leaks, and the
- * server answers an honest client now and then, with all of its KV cache free.
+ * Any bytes on a connection to a server, in one piece or two, and then the client leaves. Nothing crashes
+ * or leaks, and the server answers an honest client now and then, with all of its KV cache free.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>

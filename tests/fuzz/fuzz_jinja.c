@@ -18,8 +18,8 @@ static const char conversation[] =
     "\"f\", \"arguments\": {\"x\": [1, 2.5, null, true, {\"y\": \"z\"}]}}}]}, {\"role\": \"tool\", "
     "\"content\": \"1\"}]";
 
-/* The part that ends at the next separator, in memory of its own so that a sanitizer sees its end. NULL: there
- * is none. */
+/* The part that ends at the next separator, in memory of its own so that a sanitizer sees its end.
+ * NULL: there is none. */
 static char *take_part(const uint8_t **at, const uint8_t *end) {
     if (!*at)
         return NULL;

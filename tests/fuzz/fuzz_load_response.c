@@ -1,5 +1,5 @@
-/* Responses of a server as the load generator reads them: HTTP, events, chunks. The first byte divides the rest into
- * pieces. */
+/* Responses of a server as the load generator reads them: HTTP, events, chunks. The first byte divides
+ * the rest into pieces. */
 #include <stddef.h>
 #include <stdint.h>
 

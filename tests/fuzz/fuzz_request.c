@@ -1,4 +1,5 @@
-/* Any bytes as the body of a request: it is refused with a field and a sentence, or is a generation that fits. */
+/* Any bytes as the body of a request: it is refused with a field and a sentence, or is a
+ * generation that fits. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -205,7 +205,8 @@ static void compare_with_cpu(const memory *got, const memory *cpu) {
     must("the experts in one call and in pieces, bit for bit",
          memcmp(got->experts_y, got->y, R * H * sizeof *got->y) == 0);
     compare("summed", got->summed, cpu->summed, T * H);
-    /* The CPU's experts and forward round gate and up, as Hugging Face does; its pieces do not, as the GPU's. */
+    /* The CPU's experts and forward round gate and up, as Hugging Face does; its pieces
+     * do not, as the GPU's. */
     compare("out", got->out, cpu->summed, T * H);
     must("the layer in one call and in pieces, bit for bit",
          memcmp(got->out, got->summed, T * H * sizeof *got->out) == 0);

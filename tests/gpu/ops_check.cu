@@ -1,6 +1,6 @@
 /*
- * ops_check - the operators of a forward pass on the GPU: the cases that check the CPU's too, against fp64, and
- * bits that must not depend on company.
+ * ops_check - the operators of a forward pass on the GPU: the cases that check the CPU's too, against fp64,
+ * and bits that must not depend on company.
  *
  * The cases' memory is pinned host memory, which the kernels read over the bus: slow, and one list of cases.
  */

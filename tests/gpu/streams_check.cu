@@ -212,7 +212,8 @@ int main(int n_arguments, char **arguments) {
             forward forwards[N_STREAMS];
             for (int i = 0; i < N_STREAMS; i++)
                 make_forward(&forwards[i], tokens[t], w13, w2, 100 * (uint64_t)i + t);
-            /* A tile of many tokens takes two SMs side by side: it cannot start where a single one is free. */
+            /* A tile of many tokens takes two SMs side by side: it cannot start where a single one is
+             * free. */
             const int held[] = {0, n_processors / 2, tokens[t] < 1000 ? n_processors - 1 : 0};
             const int n_rounds[] = {bare ? 2 : 200, bare ? 1 : 20, bare ? 1 : 2};
             for (int i = 0; i < 3; i++)

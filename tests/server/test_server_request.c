@@ -1,4 +1,5 @@
-/* Requests as readers see them: fields, defaults, and what is refused; and the text that replies are made of. */
+/* Requests as readers see them: fields, defaults, and what is refused; and the text that
+ * replies are made of. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

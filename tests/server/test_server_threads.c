@@ -1,6 +1,6 @@
 /*
- * A server under clients that ask, stream, leave and come back, in one process: short enough for ThreadSanitizer. The Python tests
- * beside check what is answered; here only the threads count.
+ * A server under clients that ask, stream, leave and come back, in one process: short enough for
+ * ThreadSanitizer. The Python tests beside check what is answered; here only the threads count.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -33,7 +33,8 @@ static int connect_client(void) {
     return connect(client, (struct sockaddr *)&address, sizeof address) == 0 ? client : -1;
 }
 
-/* Sends a request and reads up to n_bytes of the reply, or all of it. Returns the bytes read, -1 on failure. */
+/* Sends a request and reads up to n_bytes of the reply, or all of it. Returns the bytes
+ * read, -1 on failure. */
 static long visit(const char *path, const char *body, size_t n_bytes) {
     char buffer[4096], head[256];
     long n_read = 0;

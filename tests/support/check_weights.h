@@ -1,4 +1,5 @@
-/* check_weights.h - loaded weights compared, element by element, with the tensors that were written to the files. */
+/* check_weights.h - loaded weights compared, element by element, with the tensors that were
+ * written to the files. */
 #ifndef TESTS_SUPPORT_CHECK_WEIGHTS_H
 #define TESTS_SUPPORT_CHECK_WEIGHTS_H
 

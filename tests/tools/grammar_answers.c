@@ -1,8 +1,8 @@
 /*
- * grammar_answers.c - the demo model answers under grammars: a JSON schema on each line of stdin, one answer to each
- * on stdout, in order: {"state": "stop", "text": "..."}. All are sampled at temperature 2, at most 48 tokens; tokens that close something
- * are made likelier, so that most answers end; "length":
- * cut there.
+ * grammar_answers.c - the demo model answers under grammars: a JSON schema on each line of stdin, one
+ * answer to each on stdout, in order: {"state": "stop", "text": "..."}. All are sampled at temperature
+ * 2, at most 48 tokens; tokens that close something are made likelier, so that most answers end;
+ * "length": cut there.
  *
  *   grammar_answers DIRECTORY
  */

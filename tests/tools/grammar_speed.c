@@ -1,8 +1,8 @@
 /*
  * grammar_speed.c - how long masks and compilations take, of one thread's processor time.
  *
- *   grammar_speed [VOCABULARY]    of 151 936 made-up tokens, or of a file with a token's bytes in hexadecimal on
- *                                 each line
+ *   grammar_speed [VOCABULARY]    of 151 936 made-up tokens, or of a file with a token's bytes in
+ *                                 hexadecimal on each line
  *
  * For each grammar: what compiling takes; then random answers, their first masks (each state's is worked out
  * once) and those of further answers. Microseconds: median and the slowest of a hundred.

@@ -1,10 +1,11 @@
 /*
- * grammar_tool.c - grammars for the Python tests: a request on each line of stdin, an answer on each of stdout.
+ * grammar_tool.c - grammars for the Python tests: a request on each line of stdin, an
+ * answer on each of stdout.
  *
  * Request {"kind": "json_schema", "text": "...", "check": ["...", ...], "samples": N, "seed": N}. The answer
- * {"accepts": [true, ...], "samples": ["...", ...], "cut": N}: which texts the grammar accepts; random answers
- * of tokens that its masks allow; how many answers were cut off, because they became too long. A grammar that
- * is refused answers {"status": "MB_ERR_...", "error": "..."}.
+ * {"accepts": [true, ...], "samples": ["...", ...], "cut": N}: which texts the grammar accepts; random
+ * answers of tokens that its masks allow; how many answers were cut off, because they became too long. A
+ * grammar that is refused answers {"status": "MB_ERR_...", "error": "..."}.
  */
 #include <jansson.h>
 #include <stdio.h>

@@ -9,10 +9,12 @@
  *                                        Answer {"text": "..."}
  *   pieces N_PATTERN N                   pattern, then text; N counts both. Answer {"pieces": [bytes, ...]}
  *   builtin NAME N                       nothing. Answer {"text": the template of this name}
- *   template N_CONFIG N                  tokenizer_config.json (N_CONFIG -1: none), then a template (none: the
- *                                        one of the config). N counts both. It is used from here on. Answer {}
- *   render PROMPT THINK N_TOOLS N_KWARGS N   tools, chat_template_kwargs, then messages; N counts all, -1: there
- *                                        are none. Answer {"text": "..."}
+ *   template N_CONFIG N                  tokenizer_config.json (N_CONFIG -1: none), then a template (none:
+ *                                        the one of the config). N counts both. It is used from here on.
+ *                                        Answer {}
+ *   render PROMPT THINK N_TOOLS N_KWARGS N
+ *                                        tools, chat_template_kwargs, then messages; N counts all, -1:
+ *                                        there are none. Answer {"text": "..."}
  *   jinja N_VARIABLES N                  an object of variables, then a template, rendered as it is; N counts
  *                                        both. Answer {"text": "..."}
  *

@@ -1,6 +1,7 @@
 /*
- * Every allocation fails once, and from then on, while grammars are compiled and followed. Nothing may leak, each
- * failure is MB_ERR_MEMORY with a sentence, and with memory again the same calls give the same masks.
+ * Every allocation fails once, and from then on, while grammars are compiled and followed. Nothing
+ * may leak, each failure is MB_ERR_MEMORY with a sentence, and with memory again the same calls
+ * give the same masks.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -346,8 +346,8 @@ static void test_threads(void **state) {
 
 /* ---- Hostile templates -------------------------------------------------------------------------------- */
 
-/* Each ends with a sentence. The time is the thread's own, the bar ten times what a slow machine needs; under a
- * sanitizer there is none. */
+/* Each ends with a sentence. The time is the thread's own, the bar ten times what a slow machine needs;
+ * under a sanitizer there is none. */
 static void test_hostile(void **state) {
 #if defined(__SANITIZE_THREAD__)
     skip(); /* one thread, and minutes */

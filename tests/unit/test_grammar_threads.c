@@ -1,5 +1,5 @@
-/* Threads compile the same grammar at once and follow it, each with an answer of its own: they share what is worked out
- * once, and the masks are those of a thread alone. */
+/* Threads compile the same grammar at once and follow it, each with an answer of its own: they share what
+ * is worked out once, and the masks are those of a thread alone. */
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -60,7 +60,8 @@ static void test_machine_alone(void **state) {
     expect(1024000, 716800);
 }
 
-/* In a container the root is the container's own group. Files that were read count as used there, but are free. */
+/* In a container the root is the container's own group. Files that were read count as used
+ * there, but are free. */
 static void test_container(void **state) {
     (void)state;
     put("proc/self/cgroup", "0::/\n");

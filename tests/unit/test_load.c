@@ -1,4 +1,5 @@
-/* The load generator without a server: responses and events in pieces of any size, plans, bodies, summaries. */
+/* The load generator without a server: responses and events in pieces of any size,
+ * plans, bodies, summaries. */
 #include <jansson.h>
 #include <math.h>
 #include <netinet/in.h>

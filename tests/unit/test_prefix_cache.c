@@ -1,4 +1,5 @@
-/* The prefix cache with the KV bookkeeping: what is found, what is evicted, and random use against a plain model. */
+/* The prefix cache with the KV bookkeeping: what is found, what is evicted, and random use
+ * against a plain model. */
 #include "engine/prefix_cache.h"
 
 #include <setjmp.h>

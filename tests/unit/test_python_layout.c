@@ -1,7 +1,7 @@
 /*
- * python/moebius/_engine_library.py repeats these structs field by field. When one changes here and not there, Python
- * programs read and write beyond its memory. So whoever changes a struct changes both, and then the size here;
- * tests/python/test_python_structs.py compares every field.
+ * python/moebius/_engine_library.py repeats these structs field by field. When one changes here and not
+ * there, Python programs read and write beyond its memory. So whoever changes a struct changes both, and
+ * then the size here; tests/python/test_python_structs.py compares every field.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,8 +1,8 @@
 /*
  * Random loads against the scheduler, the KV bookkeeping and the prefix cache together. The cache's rows hold
  * numbers here: what stands in a row is a hash of all tokens up to its position. A step writes the rows that
- * it computes, and must find all rows before them as they should be; so a block that was given away too early,
- * shared wrongly or found by mistake is seen at once.
+ * it computes, and must find all rows before them as they should be; so a block that was given away too
+ * early, shared wrongly or found by mistake is seen at once.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -136,7 +136,8 @@ static void finish(load *l, job *j) {
 
 /* ---- What a plan must be --------------------------------------------------------------------------- */
 
-/* What the cache must hold at position p. From a token that ended the answer on it is other than the ids say. */
+/* What the cache must hold at position p. From a token that ended the answer on it is
+ * other than the ids say. */
 static uint64_t row_of(const job *j, int64_t p) {
     return j->stops_at != NEVER && p >= j->stops_at ? ~j->rows[p] : j->rows[p];
 }

@@ -1,7 +1,8 @@
 /*
- * The scheduler in a simulation: requests arrive and answers end as a script says, and a step lasts as long as a
- * simple cost model says. Shown are the times that users see: between the tokens of running chats while long
- * prompts come in, and until everything is done when the pool is small. Nothing here looks at a clock.
+ * The scheduler in a simulation: requests arrive and answers end as a script says, and a step lasts
+ * as long as a simple cost model says. Shown are the times that users see: between the tokens of
+ * running chats while long prompts come in, and until everything is done when the pool is small.
+ * Nothing here looks at a clock.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -262,8 +263,8 @@ static void test_slow_mixed_steps_are_spread(void **state) {
 
 enum { N_BATCH = 400, BATCH_PROMPT = 300, MAX_NEW = 4096 };
 
-/* All at once. Answers are `mean` tokens long on average; share: -1 as the scheduler likes, else fixed. Returns
- * the simulation when all are done. */
+/* All at once. Answers are `mean` tokens long on average; share: -1 as the scheduler likes, else fixed.
+ * Returns the simulation when all are done. */
 static simulation *run_batch(int64_t mean, int32_t share) {
     simulation *s = open_simulation(&gpu, 0, 600);
     for (int i = 0; i < N_BATCH; i++) {

@@ -1,4 +1,5 @@
-/* The scheduler alone: what is in a step, who is admitted and preempted, and when blocks enter the prefix cache. */
+/* The scheduler alone: what is in a step, who is admitted and preempted, and when blocks
+ * enter the prefix cache. */
 #include "engine/scheduler.h"
 
 #include <setjmp.h>
@@ -324,7 +325,8 @@ static void test_removed_in_flight_keeps_its_blocks(void **state) {
 }
 
 /* A block enters the prefix cache when the step that filled it is collected. A token that ended the answer is
- * not kept, so neither is the block that a surplus step filled with it; nor is what a failed step computed. */
+ * not kept, so neither is the block that a surplus step filled with it; nor is what a failed step
+ * computed. */
 static void test_blocks_are_published_when_collected(void **state) {
     (void)state;
     enum { KEPT, STOPPED, FAILED, PREEMPTED, CASES };
@@ -369,8 +371,8 @@ static void test_blocks_are_published_when_collected(void **state) {
     }
 }
 
-/* Many answers to one prompt, and a prompt with the same beginning, at once: the first computes what all have,
- * and the others wait for it. When it leaves, the next one goes on. */
+/* Many answers to one prompt, and a prompt with the same beginning, at once: the first computes what all
+ * have, and the others wait for it. When it leaves, the next one goes on. */
 static void test_prompts_that_begin_alike_are_computed_once(void **state) {
     (void)state;
     enum { N = 6 };

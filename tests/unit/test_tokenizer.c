@@ -239,9 +239,9 @@ static size_t fill(char *text, const char *unit, size_t n_bytes) {
     return n;
 }
 
-/* Eight times the text takes about eight times as long, where quadratic work would take 64 times. The bars lie
- * far from both: on a busy machine the larger text loses the caches, and under a sanitizer every byte has its
- * shadow. */
+/* Eight times the text takes about eight times as long, where quadratic work would take 64 times. The
+ * bars lie far from both: on a busy machine the larger text loses the caches, and under a sanitizer
+ * every byte has its shadow. */
 static void test_time_grows_with_the_text(void **state) {
     static const char *const units[] = {
         "a",     " ",       "7", "\n",  "\xF0\x9F\x98\x80", "\xCC\x81\xCC\x96" /* marks that change places */,

@@ -1,4 +1,5 @@
-/* Weights and their files: what is mapped, what is copied, what is only measured, and when there is no room. */
+/* Weights and their files: what is mapped, what is copied, what is only measured, and
+ * when there is no room. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>

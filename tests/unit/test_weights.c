@@ -70,7 +70,8 @@ static void test_fp8_scales(void **state) {
     }
 }
 
-/* What kernels ask for: every matrix in one type. Vectors and the router keep theirs, and fp8 stays beside bf16. */
+/* What kernels ask for: every matrix in one type. Vectors and the router keep theirs, and
+ * fp8 stays beside bf16. */
 static void test_matrix_dtype(void **state) {
     (void)state;
     static const char *const dtypes[] = {"F32", "BF16", "F16", "F8_E4M3"};

@@ -121,7 +121,8 @@ static void put_json(mb_text_buffer *out, const json_t *value) {
     mb_free(text);
 }
 
-/* The schema as an object that has the wanted members too, when it has none of that name; `in` may be NULL. */
+/* The schema as an object that has the wanted members too, when it has none of that name; `in` may be
+ * NULL. */
 static void put_schema(mb_text_buffer *out, const json_t *in, const char *const *members, size_t n_members) {
     const char *key, *separator = "";
     json_t *value;

@@ -8,8 +8,9 @@
  * Checks the messages and changes them in place, between mb_json_enter and mb_json_leave, which tells whether
  * memory ran out:
  *
- *   - keys whose value is null are taken out, and reasoning given under one of its names ("reasoning_content",
- *     "thinking", "reasoning") is there as "reasoning_content" and "thinking", as in transformers 5
+ *   - keys whose value is null are taken out, and reasoning given under one of its names
+ *     ("reasoning_content", "thinking", "reasoning") is there as "reasoning_content" and
+ *     "thinking", as in transformers 5
  *   - content, role and arguments as chat_template.h says
  *
  * MB_ERR_ARGUMENT: messages[i] is no message of text.

@@ -7,7 +7,8 @@
  *
  *   - contents in parts of text become one string when the template does not print parts
  *   - the role "developer" becomes "system" when the template does not print developers
- *   - calls of tools have their arguments as objects when the template does not print a string of JSON as it is
+ *   - calls of tools have their arguments as objects when the template does not print a
+ *     string of JSON as it is
  *   - tools, calls of tools and messages of unusual roles are refused when the template leaves them out
  */
 #ifndef MB_MODEL_CHAT_TEMPLATE_H

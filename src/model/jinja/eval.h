@@ -10,8 +10,8 @@ typedef struct jinja_binding {
     jinja_value value;
 } jinja_binding;
 
-/* Variables of a loop's pass, a macro's call or a block. A macro keeps the scope that it was made in, and finds
- * there what was set later, too. */
+/* Variables of a loop's pass, a macro's call or a block. A macro keeps the scope that it was made in, and
+ * finds there what was set later, too. */
 typedef struct jinja_scope {
     struct jinja_scope *outer; /* NULL: the template's variables */
     jinja_binding *bindings;

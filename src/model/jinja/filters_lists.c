@@ -131,8 +131,8 @@ static mb_status sort_key(const jinja_given *given, jinja_value item, jinja_valu
     return with_case ? MB_OK : small(given, *key, key);
 }
 
-/* What sort compares: a list of the attributes "a,b", also when there is one or none. Lists are equal where their
- * items are, so values without an order can be sorted when they are all equal, as in jinja2. */
+/* What sort compares: a list of the attributes "a,b", also when there is one or none. Lists are equal where
+ * their items are, so values without an order can be sorted when they are all equal, as in jinja2. */
 static mb_status sort_keys(const jinja_given *given, jinja_value item, jinja_value attributes, int with_case,
                            jinja_value *keys) {
     jinja_value comma, names;

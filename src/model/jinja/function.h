@@ -1,4 +1,5 @@
-/* function.h - what templates can call: filters, tests, methods and global functions, each a row of a table. */
+/* function.h - what templates can call: filters, tests, methods and global functions,
+ * each a row of a table. */
 #ifndef MB_MODEL_JINJA_FUNCTION_H
 #define MB_MODEL_JINJA_FUNCTION_H
 

@@ -12,7 +12,8 @@
  *              keywords; + - * / // % ** ~; comparisons that chain; in, not in; and, or, not; x if c else y
  * loop         index, index0, revindex, revindex0, first, last, length, previtem, nextitem, depth, depth0,
  *              cycle(), changed()
- * Functions    range, namespace, dict, raise_exception, strftime_now; caller in a macro that is called by call
+ * Functions    range, namespace, dict, raise_exception, strftime_now; caller in a macro that is called by
+ *              call
  * Filters      the tables in filters.c and filters_lists.c; tests: tests.c; methods of strings, lists and
  *              dicts: methods_strings.c, methods.c
  *

@@ -302,7 +302,8 @@ static mb_status parse_subscript(jinja_parser *parser, jinja_node **node) {
     return jinja_expect_operator(parser, "]");
 }
 
-/* Methods that Python's types have and that are not in our tables are refused here, not when they are called. */
+/* Methods that Python's types have and that are not in our tables are refused here, not
+ * when they are called. */
 static mb_status check_method(const jinja_parser *parser, const jinja_node *callee) {
     if (callee->kind != NODE_ATTRIBUTE)
         return MB_OK;

@@ -4,9 +4,9 @@
  * w2 [E, H, I].
  *
  * Matrices keep the checkpoint's dtype (bf16, fp16, fp32, fp8 with block scales) unless the kernels or the
- * user want another. Matrices that are merged and have different dtypes get the widest one. No second copy is made:
- * each tensor is read from the file straight to its final place (CPU) or through a small pinned buffer
- * (GPU).
+ * user want another. Matrices that are merged and have different dtypes get the widest one. No second
+ * copy is made: each tensor is read from the file straight to its final place (CPU) or through a small
+ * pinned buffer (GPU).
  *
  * On the CPU, a tensor whose layout needs no change is not read: its file is mapped, read-only and shared
  * with other programs. The operating system ends a program (SIGBUS) that reads a mapped file behind an end
@@ -70,8 +70,8 @@ mb_status mb_weights_load(const char *directory, const mb_config *config, mb_dev
 mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weight_types types,
                             mb_weights *weights);
 
-/* The checks of mb_weights_load on the files' headers alone: sizes, dtypes and counts are known, every pointer is
- * NULL. MB_ERR_NOT_FOUND: the directory has no weights. */
+/* The checks of mb_weights_load on the files' headers alone: sizes, dtypes and counts are known, every
+ * pointer is NULL. MB_ERR_NOT_FOUND: the directory has no weights. */
 mb_status mb_weights_measure(const char *directory, const mb_config *config, mb_weight_types types,
                              mb_weights *weights);
 

@@ -1,6 +1,6 @@
 /*
- * mma.cuh - matrix products of one warp: 16 x 8 += 16 x 16 times 16 x 8, with operands from registers, and the
- * loads of such operands from shared memory. For tiles too small for wgmma.
+ * mma.cuh - matrix products of one warp: 16 x 8 += 16 x 16 times 16 x 8, with operands from registers, and
+ * the loads of such operands from shared memory. For tiles too small for wgmma.
  */
 #ifndef MB_OPS_HOPPER_MMA_CUH
 #define MB_OPS_HOPPER_MMA_CUH
@@ -31,8 +31,8 @@ static __device__ __forceinline__ void mb_mma_f16(float (&sum)[4], const uint32_
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* Four 8 x 8 matrices of 16-bit elements: lane i names row i % 8 of matrix i / 8. Lane l gets columns l % 4 * 2
- * and the next of row l / 4 of each. */
+/* Four 8 x 8 matrices of 16-bit elements: lane i names row i % 8 of matrix i / 8. Of each, lane l gets the
+ * columns l % 4 * 2 and the next of row l / 4. */
 static __device__ __forceinline__ void mb_load_matrix_x4(uint32_t (&to)[4], uint32_t from_shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])

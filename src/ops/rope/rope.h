@@ -25,8 +25,8 @@ typedef struct mb_qk_norm_rope_store_args {
     float eps;
     float rope_scale;            /* multiplies cos and sin (YaRN's attention factor); 1 otherwise */
     mb_dtype dtype, cache_dtype; /* dtype: MB_F32, MB_BF16 or MB_F16; cache_dtype: also MB_F8_E4M3 */
-    /* With MB_F8_E4M3: values are divided by their kv head's scale before they are rounded; what is then beyond
-     * 448 becomes 448. [Hkv] each; NULL: 1. */
+    /* With MB_F8_E4M3: values are divided by their kv head's scale before they are rounded; what is then
+     * beyond 448 becomes 448. [Hkv] each; NULL: 1. */
     const float *k_scale, *v_scale;
 } mb_qk_norm_rope_store_args;
 

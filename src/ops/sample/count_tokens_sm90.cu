@@ -1,5 +1,5 @@
-/* count_tokens_sm90.cu - the tokens of one sequence counted, for penalties: one CTA. It runs once when a sequence
- * begins; from then on the sampler counts. */
+/* count_tokens_sm90.cu - the tokens of one sequence counted, for penalties: one CTA. It runs once when a
+ * sequence begins; from then on the sampler counts. */
 #include "ops/hopper/launch.cuh"
 #include "ops/sample/sample.h"
 

@@ -1,11 +1,11 @@
 /*
  * sample.h - from logits to the next token, one row per sequence.
  *
- * Order: repetition, presence, frequency penalties, bias and the mask on the logits; NaN check; greedy when temperature
- * is 0; else divide by temperature, keep the top_k largest, of these the smallest set with probability >=
- * top_p, of these the ones with probability >= min_p * max; draw with the counter-based generator
- * Philox4x32-10 (Salmon et al. 2011) keyed by (seed, position). Ties go to the lower id. The row's neighbours
- * never matter.
+ * Order: repetition, presence, frequency penalties, bias and the mask on the logits; NaN check; greedy when
+ * temperature is 0; else divide by temperature, keep the top_k largest, of these the smallest set with
+ * probability >= top_p, of these the ones with probability >= min_p * max; draw with the counter-based
+ * generator Philox4x32-10 (Salmon et al. 2011) keyed by (seed, position). Ties go to the lower id. The
+ * row's neighbours never matter.
  */
 #ifndef MB_OPS_SAMPLE_H
 #define MB_OPS_SAMPLE_H
@@ -26,8 +26,8 @@ typedef struct mb_sample_row {
      * the prompt; so 0 is a token that was not seen. The token that is drawn is counted. No two rows share
      * an array. NULL: no penalties. */
     int32_t *seen;
-    /* [(V + 31) / 32] device: token i is bit i % 32 of word i / 32; tokens whose bit is 0 are not drawn. NULL: all
-     * may be. */
+    /* [(V + 31) / 32] device: token i is bit i % 32 of word i / 32; tokens whose bit is 0 are not
+     * drawn. NULL: all may be. */
     const uint32_t *allowed;
 } mb_sample_row;
 

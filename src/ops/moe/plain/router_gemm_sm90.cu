@@ -68,7 +68,7 @@ static __global__ void __launch_bounds__(32 * SMALL_MAX_WARPS)
     const int has_token[2] = {token0 + row < p.n_tokens, token0 + row + 8 < p.n_tokens};
     const float2 zero = {0, 0};
 
-    mb_cluster_arrive_relaxed(); /* "I have started": shared memory of a CTA that has not must not be written */
+    mb_cluster_arrive_relaxed(); /* "I have started": until then nobody may write this CTA's shared memory */
     mb_grid_launch_dependents();
     for (int32_t run = rank * n_warps + warp, first = 1; run < n_runs;
          run += SMALL_CLUSTER * n_warps, first = 0) {

@@ -1,5 +1,6 @@
 /*
- * router_parts.cuh - factors of fp32 quality as sums of bf16 parts, whose products the tensor cores (mma.cuh) sum.
+ * router_parts.cuh - factors of fp32 quality as sums of bf16 parts, whose products the tensor
+ * cores (mma.cuh) sum.
  *
  * bf16 is one part, fp16 two, fp32 three (8 bits of mantissa each). The range of bf16 is fp32's, so nothing
  * needs scaling.

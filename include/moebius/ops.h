@@ -220,7 +220,7 @@ MB_API mb_status mb_grouped_gemm(const mb_grouped_gemm_args *args, void *workspa
  * A rank of an expert-parallel group runs it on the rows that the other ranks sent. Types, rounding and the
  * GPU's needs are those of mb_moe_forward. y has the bits that mb_moe_forward sums.
  *
- * offsets[0] may be above 0. Rows of y before offsets[0] and from offsets[n_local_experts] on are not
+ * offsets[0] may be above 0. Rows of y and p before offsets[0] and from offsets[n_local_experts] on are not
  * written.
  */
 typedef struct mb_moe_experts_args {
@@ -239,6 +239,7 @@ typedef struct mb_moe_experts_args {
     mb_activation activation;
     mb_f32_math f32_math;
     const float *x_scale, *h_scale; /* [1] each, fp8 weights with per-tensor scales only */
+    void *p;                        /* [R, 2I or I] dtype out, or NULL; see mb_moe_forward_args */
 } mb_moe_experts_args;
 MB_API mb_status mb_moe_experts_workspace(const mb_moe_experts_args *most, size_t *bytes);
 MB_API mb_status mb_moe_experts(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
@@ -295,6 +296,11 @@ typedef struct mb_moe_forward_args {
     /* NULL: weights and ids are given. Else the router runs first and writes them; its ids, weights,
      * n_tokens, n_experts and top_k must be the same as here. */
     const mb_moe_route_args *route;
+    /* [R, 2I or I] dtype out, or NULL. Training keeps it for mb_moe_backward (train.h): w13 x + bias13 of each
+     * choice, rounded to dtype, rows in mb_moe_plan's order. The rows of choices that are no local expert's
+     * are not written. out has the same bits with p and without, and no call needs more workspace. On the
+     * GPU not yet: MB_ERR_UNSUPPORTED. */
+    void *p;
 } mb_moe_forward_args;
 MB_API mb_status mb_moe_forward_workspace(const mb_moe_forward_args *most, size_t *bytes);
 MB_API mb_status mb_moe_forward(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,

@@ -39,10 +39,9 @@ extern "C" {
  * Ids outside of the local experts get dweights 0 and add nothing. A local expert without rows has gradients
  * of 0. That holds of T = 0 as well: the weights' gradients are zeros, or left as they are with accumulate.
  *
- * The saved state is p alone, R * (2I or I) elements of dtype. mb_grouped_gemm with MB_ACT_NONE, w13, bias13
- * and the row_token and offsets of mb_moe_plan writes p. With p NULL the backward computes p again: on the
- * CPU with the same bits as that mb_grouped_gemm. (Saving p alone and taking dweights from h . dh: SonicMoE,
- * Guo et al. 2025, arXiv 2512.14080.)
+ * The saved state is p alone, R * (2I or I) elements of dtype: mb_moe_forward writes p when its argument p is
+ * given. With p NULL the backward computes p again, with the same bits. Neither a gathered copy of x nor y is
+ * kept. (Saving p alone and taking dweights from h . dh: SonicMoE, Guo et al. 2025, arXiv 2512.14080.)
  */
 typedef struct mb_moe_backward_args {
     const void *x;        /* [T, H] dtype */
@@ -52,7 +51,7 @@ typedef struct mb_moe_backward_args {
     mb_weight w2;         /* [n_local_experts, H, I] dtype, no scales */
     const void *bias13;   /* [n_local_experts, 2I or I] dtype, or NULL */
     const void *bias2;    /* [n_local_experts, H] dtype, or NULL; read for dweights only */
-    const void *p;        /* [R, 2I or I] dtype: the saved state, rows in mb_moe_plan's order; or NULL */
+    const void *p;        /* [R, 2I or I] dtype: mb_moe_forward's p, or NULL */
     const void *d_out;    /* [T, H] dtype */
     /* What is NULL is not computed. */
     void *dx;        /* [T, H] dtype out */

@@ -136,6 +136,7 @@ class ExpertsArgs(ctypes.Structure):
         ("f32_math", c_int32),
         ("x_scale", c_void_p),
         ("h_scale", c_void_p),
+        ("p", c_void_p),
     ]
 
 
@@ -184,6 +185,7 @@ class ForwardArgs(ctypes.Structure):
         ("x_scale", c_void_p),
         ("h_scale", c_void_p),
         ("route", ctypes.POINTER(RouteArgs)),
+        ("p", c_void_p),
     ]
 
 

@@ -212,6 +212,25 @@ static void check_differences(const layer *l) {
     }
 }
 
+static mb_moe_forward_args forward_arguments(const layer *l, float *out) {
+    return (mb_moe_forward_args){.x = l->x,
+                                 .weights = l->weights,
+                                 .ids = l->ids,
+                                 .w13 = weight(l->w13, l->n_local, width13(l), H, MB_F32),
+                                 .w2 = weight(l->w2, l->n_local, H, I, MB_F32),
+                                 .bias13 = l->has_bias ? l->bias13 : NULL,
+                                 .bias2 = l->has_bias ? l->bias2 : NULL,
+                                 .out = out,
+                                 .n_tokens = l->n_tokens,
+                                 .hidden = H,
+                                 .intermediate = I,
+                                 .top_k = l->top_k,
+                                 .n_experts = E,
+                                 .first_expert = l->first_expert,
+                                 .n_local_experts = l->n_local,
+                                 .activation = l->activation};
+}
+
 /* ---- Tests --------------------------------------------------------------------------------------------- */
 
 static void finite_differences(void **state) {
@@ -232,21 +251,7 @@ static void the_forward_is_mb_moe_forward(void **state) {
         double expected[T * H];
         float out[T * H];
         forward(&l, &d, expected);
-        mb_moe_forward_args args = {.x = l.x,
-                                    .weights = l.weights,
-                                    .ids = l.ids,
-                                    .w13 = weight(l.w13, E, width13(&l), H, MB_F32),
-                                    .w2 = weight(l.w2, E, H, I, MB_F32),
-                                    .bias13 = l.bias13,
-                                    .bias2 = l.bias2,
-                                    .out = out,
-                                    .n_tokens = T,
-                                    .hidden = H,
-                                    .intermediate = I,
-                                    .top_k = 2,
-                                    .n_experts = E,
-                                    .n_local_experts = E,
-                                    .activation = l.activation};
+        mb_moe_forward_args args = forward_arguments(&l, out);
         assert_int_equal(mb_moe_forward(&args, workspace, sizeof workspace, NULL), MB_OK);
         for (int i = 0; i < T * H; i++)
             assert_true(fabs((double)out[i] - expected[i]) < 1e-5);
@@ -365,39 +370,101 @@ static void what_is_null_is_not_computed(void **state) {
     }
 }
 
-/* p written by mb_grouped_gemm with the plan's rows gives the bits of p computed again. */
-static void saved_state(void **state) {
-    (void)state;
-    layer l = make_layer(MB_ACT_SWIGLU, 1, 2);
-    gradients again = backward(&l), saved;
-    memset(&saved, 0xff, sizeof saved);
-    int32_t offsets[E + 1], row_token[T * 2], token_row[T * 2];
-    float p[T * 2 * 2 * I];
-    mb_moe_plan_args plan = {.ids = l.ids,
+/* The forward with p and without has the same bits; its p is mb_grouped_gemm's with the plan's rows; and the
+ * backward has the same bits with that p as when it computes p again. */
+static void check_saved_state(const layer *l) {
+    int width = width13(l), n_choices = l->n_tokens * l->top_k;
+    float out[2][T * H], p[R * 2 * I], gemm_p[R * 2 * I];
+    int32_t offsets[E + 1], row_token[R], token_row[R];
+    memset(p, 0xff, sizeof p);
+    memset(gemm_p, 0xff, sizeof gemm_p);
+    mb_moe_forward_args keep = forward_arguments(l, out[0]), plain = forward_arguments(l, out[1]);
+    size_t bytes, plain_bytes;
+    keep.p = p;
+    assert_int_equal(mb_moe_forward_workspace(&keep, &bytes), MB_OK);
+    assert_int_equal(mb_moe_forward_workspace(&plain, &plain_bytes), MB_OK);
+    assert_int_equal(bytes, plain_bytes);
+    assert_int_equal(mb_moe_forward(&keep, workspace, bytes, NULL), MB_OK);
+    assert_int_equal(mb_moe_forward(&plain, workspace, bytes, NULL), MB_OK);
+    assert_memory_equal(out[0], out[1], (size_t)(l->n_tokens * H) * sizeof(float));
+
+    mb_moe_plan_args plan = {.ids = l->ids,
                              .offsets = offsets,
                              .row_token = row_token,
                              .token_row = token_row,
-                             .n_tokens = T,
-                             .top_k = 2,
+                             .n_tokens = l->n_tokens,
+                             .top_k = l->top_k,
                              .n_experts = E,
-                             .n_local_experts = E};
+                             .first_expert = l->first_expert,
+                             .n_local_experts = l->n_local};
     assert_int_equal(mb_moe_plan(&plan, workspace, sizeof workspace, NULL), MB_OK);
-    mb_grouped_gemm_args gemm = {.a = l.x,
+    mb_grouped_gemm_args gemm = {.a = l->x,
                                  .row_index = row_token,
                                  .offsets = offsets,
-                                 .b = weight(l.w13, E, 2 * I, H, MB_F32),
-                                 .bias = l.bias13,
-                                 .out = p,
-                                 .n_rows = T * 2,
+                                 .b = weight(l->w13, l->n_local, width, H, MB_F32),
+                                 .bias = l->has_bias ? l->bias13 : NULL,
+                                 .out = gemm_p,
+                                 .n_rows = n_choices,
                                  .activation = MB_ACT_NONE};
     assert_int_equal(mb_grouped_gemm(&gemm, workspace, sizeof workspace, NULL), MB_OK);
-    mb_moe_backward_args args = arguments(&l, &saved);
+    assert_memory_equal(p, gemm_p, sizeof p); /* the rows that are not written too */
+
+    gradients again = backward(l), saved;
+    memset(&saved, 0xff, sizeof saved);
+    mb_moe_backward_args args = arguments(l, &saved);
     args.p = p;
     run(&args, NULL);
-    assert_memory_equal(saved.x, again.x, sizeof again.x);
-    assert_memory_equal(saved.w13, again.w13, sizeof again.w13);
-    assert_memory_equal(saved.w2, again.w2, sizeof again.w2);
-    assert_memory_equal(saved.weights, again.weights, T * 2 * sizeof(float));
+    assert_memory_equal(&saved, &again, sizeof saved);
+}
+
+static void saved_state(void **state) {
+    (void)state;
+    for (int a = MB_ACT_SWIGLU; a <= MB_ACT_RELU2; a++)
+        for (int bias = 0; bias <= 1; bias++) {
+            layer l = make_layer((mb_activation)a, bias, 2);
+            check_saved_state(&l);
+            l.first_expert = 1, l.n_local = 2;
+            check_saved_state(&l);
+        }
+}
+
+/* p is what is rounded to dtype anyway, so that the backward sees what the forward saw. */
+static void saved_state_of_narrow_types(void **state) {
+    (void)state;
+    const mb_dtype dtypes[] = {MB_BF16, MB_F16};
+    for (int type = 0; type < 2; type++) {
+        layer l = make_layer(MB_ACT_GEGLU, 0, 2);
+        uint16_t x[T * H], w13[N13], w2[N2], out[2][T * H], p[R * 2 * I];
+        float wide_p[R * 2 * I], h[I], y, wide_w2[N2], expected;
+        mb_store_f32(dtypes[type], x, 0, T * H, l.x);
+        mb_store_f32(dtypes[type], w13, 0, N13, l.w13);
+        mb_store_f32(dtypes[type], w2, 0, N2, l.w2);
+        mb_load_f32(dtypes[type], w2, 0, N2, wide_w2);
+        for (int i = 0; i < T * 2; i++)
+            l.ids[i] = i % 2 == 0 ? 1 : -1; /* row t is token t's, of expert 1 */
+        for (int keep = 0; keep <= 1; keep++) {
+            mb_moe_forward_args args = forward_arguments(&l, NULL);
+            args.x = x, args.w13.data = w13, args.w2.data = w2, args.out = out[keep];
+            args.dtype = args.w13.dtype = args.w2.dtype = dtypes[type];
+            args.p = keep ? p : NULL;
+            assert_int_equal(mb_moe_forward(&args, workspace, sizeof workspace, NULL), MB_OK);
+        }
+        assert_memory_equal(out[0], out[1], sizeof out[0]);
+        mb_load_f32(dtypes[type], p, 0, T * 2 * I, wide_p);
+        for (int t = 0; t < T; t++) {
+            for (int i = 0; i < I; i++) {
+                double gate = (double)wide_p[t * 2 * I + i];
+                h[i] = (float)(act(MB_ACT_GEGLU, gate) * (double)wide_p[t * 2 * I + I + i]);
+            }
+            for (int c = 0; c < H; c++) {
+                expected = 0;
+                for (int i = 0; i < I; i++)
+                    expected += l.weights[t * 2] * wide_w2[(H + c) * I + i] * h[i];
+                mb_load_f32(dtypes[type], out[1], t * H + c, 1, &y);
+                assert_true(fabsf(y - expected) < 0.02f);
+            }
+        }
+    }
 }
 
 static void narrow(mb_dtype dtype, const float *values, int n, uint16_t *to) {
@@ -541,6 +608,13 @@ static void refusals(void **state) {
     REFUSED(args.grad_dtype = MB_BF16, MB_ERR_ARGUMENT, "grad_dtype is bf16 (1), not fp32 or dtype's fp32");
     REFUSED(args.accumulate = 2, MB_ERR_ARGUMENT, "accumulate is 2, not 0 or 1");
     REFUSED(args.w2.dtype = MB_F16, MB_ERR_ARGUMENT, "w2.dtype is fp16, not dtype's fp32");
+    mb_moe_forward_args forward_args = forward_arguments(&l, g.x);
+    forward_args.p = g.x;
+    assert_int_equal(mb_moe_forward(&forward_args, workspace, sizeof workspace, NULL), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "moe_forward: p is x or out");
+    forward_args.p = (char *)g.w13 + 2;
+    assert_int_equal(mb_moe_forward(&forward_args, workspace, sizeof workspace, NULL), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "moe_forward: p is not aligned to 4 bytes, its type");
     mb_moe_backward_args args = arguments(&l, &g);
     size_t bytes;
     char sentence[100];
@@ -564,6 +638,7 @@ int main(void) {
         cmocka_unit_test(added_to_what_is_there),
         cmocka_unit_test(what_is_null_is_not_computed),
         cmocka_unit_test(saved_state),
+        cmocka_unit_test(saved_state_of_narrow_types),
         cmocka_unit_test(narrow_types),
         cmocka_unit_test(threads_change_no_bit),
         cmocka_unit_test(refusals),

@@ -233,7 +233,8 @@ mb_status mb_moe_experts_check_sizes(const mb_moe_experts_args *args) {
     REQUIRE_ALIGNED_4(op, x_scale);                           \
     REQUIRE_ALIGNED_4(op, h_scale);                           \
     REQUIRE_ALIGNED(op, bias13, mb_dtype_bytes(args->dtype)); \
-    REQUIRE_ALIGNED(op, bias2, mb_dtype_bytes(args->dtype))
+    REQUIRE_ALIGNED(op, bias2, mb_dtype_bytes(args->dtype));  \
+    REQUIRE_ALIGNED(op, p, mb_dtype_bytes(args->dtype))
 
 mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
     MB_TRY(mb_moe_experts_check_sizes(args));
@@ -245,6 +246,7 @@ mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
     REQUIRE_POINTER("moe_experts", w2.data);
     REQUIRE_POINTER("moe_experts", y);
     MB_REQUIRE(args->y != args->x, "moe_experts: y is x");
+    MB_REQUIRE(!args->p || (args->p != args->x && args->p != args->y), "moe_experts: p is x or y");
     REQUIRE_ALIGNED_OF_EXPERTS("moe_experts");
     REQUIRE_ALIGNED_4("moe_experts", row_index);
     REQUIRE_ALIGNED_4("moe_experts", offsets);
@@ -269,7 +271,8 @@ mb_moe_experts_args mb_moe_forward_experts(const mb_moe_forward_args *args) {
                                  .activation = args->activation,
                                  .f32_math = args->f32_math,
                                  .x_scale = args->x_scale,
-                                 .h_scale = args->h_scale};
+                                 .h_scale = args->h_scale,
+                                 .p = args->p};
 }
 
 mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args) {
@@ -302,6 +305,7 @@ mb_status mb_moe_forward_check(const mb_moe_forward_args *args) {
     REQUIRE_POINTER("moe_forward", w2.data);
     REQUIRE_POINTER("moe_forward", out);
     MB_REQUIRE(args->out != args->x, "moe_forward: out is x");
+    MB_REQUIRE(!args->p || (args->p != args->x && args->p != args->out), "moe_forward: p is x or out");
     REQUIRE_ALIGNED_OF_EXPERTS("moe_forward");
     REQUIRE_ALIGNED_4("moe_forward", weights);
     REQUIRE_ALIGNED_4("moe_forward", ids);

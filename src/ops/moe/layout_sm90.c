@@ -173,6 +173,11 @@ static mb_status check_experts_of(const char *op, const mb_moe_experts_args *arg
 }
 
 static mb_status check_expert_pointers(const char *op, const mb_moe_experts_args *args) {
+    if (args->p)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "%s: p is not NULL; on sm90 nothing is kept for the backward yet, which runs on the "
+                       "CPU only",
+                       op);
     if (args->w13.dtype == MB_F8_E4M3 && (!args->w13.scale || !args->w2.scale))
         return mb_fail(MB_ERR_ARGUMENT, "%s: %s is fp8 and its scale is NULL", op,
                        args->w13.scale ? "w2" : "w13");

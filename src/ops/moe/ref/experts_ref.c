@@ -79,6 +79,14 @@ static void multiply_strip(const mb_weight *weight, const void *bias, mb_dtype d
         mb_round_f32(dtype, n_cols, out->values[r]);
 }
 
+/* Columns of the saved p. */
+static void save_strip(const mb_moe_experts_args *args, const mb_moe_token_tile *tile, int64_t first_col,
+                       int32_t n_cols, const strip *values) {
+    for (int32_t r = 0; args->p && r < tile->n_rows; r++)
+        mb_store_f32(args->dtype, args->p, (tile->first_row + r) * args->w13.rows + first_col, n_cols,
+                     values->values[r]);
+}
+
 static int32_t strip_width(int64_t n_all_cols, int64_t first_col) {
     return n_all_cols - first_col < STRIP ? (int32_t)(n_all_cols - first_col) : STRIP;
 }
@@ -98,8 +106,11 @@ static void activate_strip(const void *context, int64_t item) {
         x[r] = f->x + (args->row_index ? args->row_index[row] : row) * in_stride;
     }
     multiply_strip(&args->w13, args->bias13, args->dtype, tile, x, first_col, n_cols, &gate);
-    if (mb_activation_is_gated(args->activation))
+    save_strip(args, tile, first_col, n_cols, &gate);
+    if (mb_activation_is_gated(args->activation)) {
         multiply_strip(&args->w13, args->bias13, args->dtype, tile, x, width + first_col, n_cols, &up);
+        save_strip(args, tile, width + first_col, n_cols, &up);
+    }
     for (int32_t r = 0; r < tile->n_rows; r++) {
         float *out = f->activated + (tile->first_row + r) * stride + first_col;
         mb_activation_row(args->activation, n_cols, gate.values[r], up.values[r], out);

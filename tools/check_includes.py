@@ -33,7 +33,7 @@ RULES = {
                               "engine/scheduler.h", PUBLIC],
     "src/engine/": ["base/", "device/", "comm/", "ops/op_table.h", "ops/common/dtype.h", "model/", "grammar/", "engine/",
                     PUBLIC],
-    "src/bench/": ["base/", "device/", "ops/common/dtype.h", "bench/", PUBLIC],
+    "src/bench/": ["base/", "device/", "ops/common/cost.h", "ops/common/dtype.h", "bench/", PUBLIC],
     "src/server/": ["base/", "server/", PUBLIC],
     "src/load/": ["base/", "load/", PUBLIC],
     "src/cli/": ["base/", "bench/bench.h", "server/server.h", "server/offline.h", "load/summary.h", "cli/", PUBLIC],

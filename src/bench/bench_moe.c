@@ -247,7 +247,7 @@ static mb_status measure(layer *l, const mb_bench_moe_args *args, const mode *m,
     double expert = matrices * args->hidden * args->intermediate;
     result->flops = 2 * expert * (double)args->n_tokens * args->top_k;
     result->bytes = result->n_experts_hit * (expert * (double)mb_dtype_bytes(m->weights) + l->scale_bytes);
-    double flops_per_second = 1e12 * m->tflops * l->device->n_sms / MB_BENCH_H100_SMS;
+    double flops_per_second = 1e12 * m->tflops * l->device->n_sms / MB_H100_SMS;
     if (is_gpu && l->device->bytes_per_second > 0)
         result->floor_us =
             1e6 * fmax(result->bytes / l->device->bytes_per_second, result->flops / flops_per_second);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cli/bench_profile.h"
 #include "cli/bench_rows.h"
 #include "cli/commands.h"
 #include "cli/engine_settings.h"
@@ -16,7 +17,7 @@
 typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
-    int json, random_weights, plain_launches;
+    int json, random_weights, plain_launches, profile;
     cli_integer steps_in_flight;
     const char *output;
     cli_model_settings model;
@@ -78,6 +79,12 @@ static const cli_option bench_options[] = {
      .help =
          "2: the next step is planned and launched while the device runs one. Without it: 2 on a GPU, 1 on "
          "the CPU. The results have the same bits."},
+    {.name = "profile",
+     .kind = CLI_FLAG,
+     .offset = offsetof(settings, profile),
+     .help =
+         "Also tell where the time of a step goes, operator by operator, as a table with bars and as rows with "
+         "\"bench\": \"profile\", which bench/plot_profile.py draws."},
     {.name = "random-weights",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, random_weights),
@@ -105,11 +112,13 @@ static const cli_group groups[] = {
 typedef struct run_facts {
     mb_model_info info;
     char model[256], card[128], date[16], how[128];
+    int with_profile;
 } run_facts;
 
 static void collect_facts(const char *directory, const settings *given, const mb_model *model,
                           run_facts *facts) {
     mb_model_get_info(model, &facts->info);
+    facts->with_profile = given->profile;
     cli_name_of_path(directory, facts->model, sizeof facts->model);
     int on_cpu = strcmp(facts->info.device, "cpu") == 0;
     cli_bench_card(facts->info.device, facts->card, sizeof facts->card);
@@ -123,21 +132,72 @@ static void collect_facts(const char *directory, const settings *given, const mb
              (int)given->n_repeat.value);
 }
 
-static int write_row(cli_bench_rows *rows, const run_facts *facts, const char *bench,
-                     const cli_bench_case *shape, double tok_s) {
-    json_t *row = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:s}", "bench", bench, "who",
-        "moebius", "commit", cli_bench_commit(), "model", facts->model, "card", facts->card, "date",
-        facts->date, "dtype", facts->info.dtype, "shape", "batch", shape->batch, "context", shape->length,
-        "weights", facts->info.weight_dtype, "kv", facts->info.kv_dtype, "tok_s", tok_s, "how", facts->how);
-    return cli_bench_rows_write(rows, row);
+/* What all rows say. bench: "prefill", "decode" or "profile". */
+static json_t *make_row(const run_facts *facts, const char *bench, const cli_bench_case *shape,
+                        const cli_bench_pass *pass) {
+    const mb_profile *profile = &pass->profile;
+    json_t *row =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:f, s:s}", "bench",
+                  bench, "who", "moebius", "commit", cli_bench_commit(), "model", facts->model, "card",
+                  facts->card, "date", facts->date, "dtype", facts->info.dtype, "shape", "batch",
+                  shape->batch, "context", shape->length, "weights", facts->info.weight_dtype, "kv",
+                  facts->info.kv_dtype, "tok_s", pass->tok_s, "step_us", pass->step_us, "how", facts->how);
+    if (row == NULL || profile->n_steps == 0)
+        return row;
+    json_object_set_new(row, "bytes", json_real(profile->bytes / (double)profile->n_steps));
+    json_object_set_new(row, "flops", json_real(profile->flops / (double)profile->n_steps));
+    if (profile->floor_us > 0)
+        json_object_set_new(row, "floor_us", json_real(profile->floor_us / (double)profile->n_steps));
+    return row;
+}
+
+static json_t *make_profile_row(const run_facts *facts, const char *name, const cli_bench_case *shape,
+                                const cli_bench_pass *pass) {
+    json_t *row = make_row(facts, "profile", shape, pass);
+    if (row != NULL) {
+        json_object_set_new(row, "pass", json_string(name));
+        cli_bench_add_profile(row, pass);
+    }
+    return row;
+}
+
+static int write_rows(cli_bench_rows *rows, const run_facts *facts, const char *name,
+                      const cli_bench_case *shape, const cli_bench_pass *pass) {
+    int status = cli_bench_rows_write(rows, make_row(facts, name, shape, pass));
+    if (status == CLI_OK && facts->with_profile && pass->profile.n_steps > 0)
+        status = cli_bench_rows_write(rows, make_profile_row(facts, name, shape, pass));
+    return status;
 }
 
 static void print_head(const run_facts *facts) {
     cli_print("%s on %s\n%s weights, %s, %s\n\n", facts->model, facts->card, facts->info.weight_dtype,
               facts->info.dtype, facts->how);
-    cli_print("  prompt   batch       prefill, prompt       decode, output\n"
-              "  tokens                       tokens/s             tokens/s\n");
+    cli_print("  prompt   batch                   prompt or       ms a        MB a     GFLOP a     %% of\n"
+              "  tokens                     output tokens/s       step        step        step    floor\n");
+    cli_flush();
+}
+
+static void print_pass(const char *name, const cli_bench_case *bench, const cli_bench_pass *pass) {
+    const mb_profile *profile = &pass->profile;
+    double n = (double)profile->n_steps;
+    cli_print("%8d  %6d  %-8s  %17.1f  %9.3f", (int)bench->length, (int)bench->batch, name, pass->tok_s,
+              pass->step_us / 1e3);
+    if (profile->n_steps > 0)
+        cli_print("  %10.1f  %10.3f", profile->bytes / n / 1e6, profile->flops / n / 1e9);
+    if (profile->n_steps > 0 && profile->floor_us > 0)
+        cli_print("  %7.1f", 100 * profile->floor_us / n / pass->step_us);
+    cli_print("\n");
+}
+
+static void print_result(const run_facts *facts, const cli_bench_case *bench,
+                         const cli_bench_result *result) {
+    print_pass("prefill", bench, &result->prefill);
+    print_pass("decode", bench, &result->decode);
+    if (facts->with_profile) {
+        cli_bench_print_profile("prefill", &result->prefill);
+        cli_bench_print_profile("decode", &result->decode);
+        cli_print("\n");
+    }
     cli_flush();
 }
 
@@ -164,14 +224,11 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
     }
     if (status != CLI_OK || result.is_left_out)
         return status;
-    if (!rows->on_stdout) {
-        cli_print("%8d  %6d  %20.1f  %20.1f\n", (int)bench->length, (int)bench->batch, result.prefill_tok_s,
-                  result.decode_tok_s);
-        cli_flush();
-    }
-    status = write_row(rows, facts, "prefill", bench, result.prefill_tok_s);
+    if (!rows->on_stdout)
+        print_result(facts, bench, &result);
+    status = write_rows(rows, facts, "prefill", bench, &result.prefill);
     if (status == CLI_OK)
-        status = write_row(rows, facts, "decode", bench, result.decode_tok_s);
+        status = write_rows(rows, facts, "decode", bench, &result.decode);
     return status;
 }
 
@@ -228,7 +285,7 @@ const cli_command cli_bench_command = {
     .name = "bench",
     .summary = "measure prefill and decode speed, the MoE operator, or a server",
     .synopsis = "moebius bench DIR [--prompt-lengths 128,512] [--batches 1,8] [-n 64] [--repeat 3]\n"
-                "                  [--json] [--output FILE]\n"
+                "                  [--profile] [--json] [--output FILE]\n"
                 "moebius bench moe [--thiek T,H,I,E,K] ...\n"
                 "moebius bench serve [--url URL] ...",
     .description =
@@ -239,11 +296,17 @@ const cli_command cli_bench_command = {
         "has its first new token. Decode is in output tokens per second: the tokens that all sequences together get "
         "in N steps after that, divided by the time of those steps; prompt tokens are not counted.\n"
         "\n"
+        "Bytes and floating-point operations of a step are what its operators must move and compute: of the experts "
+        "those that tokens were sent to, of the KV cache the positions that were attended. They are counted in one run "
+        "more, after the timed ones. The floor, on a GPU, is the time of the bytes at the rate that its memory reaches, "
+        "or of the operations at the rate of their type, whichever is longer.\n"
+        "\n"
         "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. "
         "moebius bench serve measures a server: see moebius bench serve --help. (A folder that is called moe or serve is "
         "given as ./moe or ./serve.)",
     .examples = "moebius bench models/demo\n"
                 "moebius bench models/demo --prompt-lengths 256 --batches 1,2,4 --repeat 5\n"
+                "moebius bench models/demo --profile --batches 1,16 --prompt-lengths 256\n"
                 "moebius bench models/demo --output results.jsonl",
     .operand_hint = "a file for the results is given with --output FILE",
     .groups = groups,

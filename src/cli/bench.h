@@ -3,6 +3,7 @@
 #define MB_CLI_BENCH_H
 
 #include "cli/options.h"
+#include "moebius/profile.h"
 
 typedef struct cli_bench_case {
     int32_t length, batch; /* tokens of each prompt, sequences at once */
@@ -13,16 +14,22 @@ typedef struct cli_bench_case {
     int32_t steps_in_flight; /* 0: the default */
 } cli_bench_case;
 
+typedef struct cli_bench_pass {
+    double tok_s;
+    double step_us;     /* the time of the timed runs, divided by their steps */
+    mb_profile profile; /* of one more run */
+} cli_bench_pass;
+
 typedef struct cli_bench_result {
-    double prefill_tok_s; /* prompt tokens of all sequences per second until each has its first new token */
-    double decode_tok_s;  /* new tokens of all sequences per second, all of them running */
+    cli_bench_pass prefill; /* prompt tokens of all sequences per second until each has its first new token */
+    cli_bench_pass decode;  /* new tokens of all sequences per second, all of them running */
     int is_left_out;
 } cli_bench_result;
 
 /* Positions that one sequence takes. The model must have at least as many. */
 int64_t cli_bench_positions(const cli_bench_case *bench);
 
-/* One warm-up and n_repeat timed runs of each; the medians. Failures are reported; Ctrl-C gives
+/* One warm-up and n_repeat timed runs of each; the medians. Then one run that is profiled. Failures are reported; Ctrl-C gives
  * CLI_INTERRUPTED. When the device's memory cannot hold the batch, mb_last_error() says so, nothing is
  * reported, and result->is_left_out is 1 with CLI_OK. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);

@@ -17,7 +17,15 @@ typedef struct bench_run {
     const cli_bench_case *bench;
     int32_t vocab;
     uint64_t random;
+    int is_profiled;
 } bench_run;
+
+/* What one run gave. */
+typedef struct bench_times {
+    double prefill_s, decode_s;
+    int64_t n_prefill_steps, n_decoded;
+    mb_profile profile; /* of the decode steps, or of the prefill when there are none */
+} bench_times;
 
 /* Ids over the whole vocabulary, the same for the same seed everywhere. */
 static int32_t random_id(bench_run *run) {
@@ -76,54 +84,90 @@ static int step(bench_run *run, uint8_t *started, int32_t *n_started, int64_t *n
     return CLI_OK;
 }
 
+static int begin_profile(const bench_run *run, int is_wanted) {
+    if (!run->is_profiled || !is_wanted)
+        return CLI_OK;
+    return mb_profile_start(run->session) == MB_OK ? CLI_OK : cli_report_failure();
+}
+
+static int end_profile(const bench_run *run, mb_profile *profile) {
+    if (!run->is_profiled)
+        return CLI_OK;
+    return mb_profile_stop(run->session, profile) == MB_OK ? CLI_OK : cli_report_failure();
+}
+
 /* One run: steps until every sequence has its first token, then n_steps of pure decoding. */
-static int measure(bench_run *run, int32_t n_steps, double *prefill_s, double *decode_s, int64_t *n_decoded) {
+static int run_steps(bench_run *run, uint8_t *started, int32_t n_steps, bench_times *times) {
     int32_t batch = run->bench->batch, n_started = 0;
     int64_t n_new;
-    uint8_t *started = mb_calloc((size_t)batch, 1);
-    if (started == NULL)
-        return cli_failure("no memory for a batch of %d", (int)batch);
-    int status = submit_all(run);
-    if (status != CLI_OK) {
-        mb_free(started);
-        return status;
-    }
+    int status = begin_profile(run, n_steps == 0);
     double begin = cli_now();
-    while (status == CLI_OK && n_started < batch)
+    while (status == CLI_OK && n_started < batch) {
         status = step(run, started, &n_started, &n_new);
+        times->n_prefill_steps++;
+    }
+    times->prefill_s = cli_now() - begin;
+    if (status == CLI_OK)
+        status = begin_profile(run, n_steps > 0);
     double middle = cli_now();
-    *n_decoded = 0;
     for (int32_t i = 0; i < n_steps && status == CLI_OK; i++) {
         status = step(run, started, &n_started, &n_new);
-        *n_decoded += n_new;
+        times->n_decoded += n_new;
     }
-    *prefill_s = middle - begin;
-    *decode_s = cli_now() - middle;
-    release_all(run);
+    times->decode_s = cli_now() - middle;
+    return status == CLI_OK ? end_profile(run, &times->profile) : status;
+}
+
+static int measure(bench_run *run, int32_t n_steps, bench_times *times) {
+    *times = (bench_times){0};
+    uint8_t *started = mb_calloc((size_t)run->bench->batch, 1);
+    if (started == NULL)
+        return cli_failure("no memory for a batch of %d", (int)run->bench->batch);
+    int status = submit_all(run);
+    if (status == CLI_OK) {
+        status = run_steps(run, started, n_steps, times);
+        release_all(run);
+    }
     mb_free(started);
     return status;
 }
 
-/* The first repeat of each kind is the warm-up. Prefill and decode are timed in runs of their own: in a
- * shared run, early sequences would decode while late ones are still in prefill. */
-static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill, double *decode) {
+/* Prefill and decode in runs of their own: in a shared run, early sequences would decode while late ones are
+ * still in prefill. */
+static int measure_both(bench_run *run, int64_t decode_tokens, int32_t n_steps, bench_times *prefill,
+                        bench_times *decode) {
+    run->request.max_new_tokens = 1;
+    int status = measure(run, 0, prefill);
+    run->request.max_new_tokens = decode_tokens;
+    return status == CLI_OK ? measure(run, n_steps, decode) : status;
+}
+
+/* The first repeat is the warm-up. */
+static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill_s, double *decode_s,
+                      cli_bench_result *result) {
     const cli_bench_case *bench = run->bench;
-    double prefill_s, decode_s;
-    int64_t n_decoded;
+    const double batch = bench->batch;
+    bench_times prefill, decode;
     int status = CLI_OK;
     for (int32_t i = 0; i <= bench->n_repeat && status == CLI_OK; i++) {
-        run->request.max_new_tokens = 1;
-        status = measure(run, 0, &prefill_s, &decode_s, &n_decoded);
-        if (status != CLI_OK)
-            break;
-        double prompt_tokens = (double)bench->batch * (double)bench->length;
-        if (i > 0)
-            prefill[i - 1] = prompt_tokens / prefill_s;
-        run->request.max_new_tokens = decode_tokens;
-        status = measure(run, bench->n_new, &prefill_s, &decode_s, &n_decoded);
-        if (i > 0)
-            decode[i - 1] = (double)n_decoded / decode_s;
+        status = measure_both(run, decode_tokens, bench->n_new, &prefill, &decode);
+        if (status == CLI_OK && i > 0) {
+            prefill_s[i - 1] = prefill.prefill_s;
+            decode_s[i - 1] = decode.decode_s / (double)decode.n_decoded;
+        }
     }
+    if (status != CLI_OK)
+        return status;
+    double whole_prefill_s = mb_median(prefill_s, (size_t)bench->n_repeat);
+    double token_s = mb_median(decode_s, (size_t)bench->n_repeat);
+    result->prefill = (cli_bench_pass){.tok_s = batch * bench->length / whole_prefill_s,
+                                       .step_us = 1e6 * whole_prefill_s / (double)prefill.n_prefill_steps};
+    result->decode = (cli_bench_pass){.tok_s = 1 / token_s, .step_us = 1e6 * batch * token_s};
+    /* One decode step more: the first may have been in flight when the profile began. */
+    run->is_profiled = 1;
+    status = measure_both(run, decode_tokens, bench->n_new + 1, &prefill, &decode);
+    result->prefill.profile = prefill.profile;
+    result->decode.profile = decode.profile;
     return status;
 }
 
@@ -174,9 +218,7 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     if (opened != MB_OK && !result->is_left_out)
         status = cli_report_failure();
     if (status == CLI_OK && opened == MB_OK)
-        status = repeat_all(&run, decode_tokens, prefill, decode);
-    if (status == CLI_OK && opened == MB_OK)
-        *result = (cli_bench_result){mb_median(prefill, n_repeat), mb_median(decode, n_repeat), 0};
+        status = repeat_all(&run, decode_tokens, prefill, decode, result);
     mb_session_close(run.session);
     mb_free(run.sequences);
     mb_free(run.ids);

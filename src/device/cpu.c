@@ -250,6 +250,7 @@ mb_status mb_device_open_cpu(int n_threads, mb_device **device) {
         .event_open = cpu_event_open,
         .event_close = cpu_event_close,
         .event_record = cpu_event_record,
+        .event_mark = cpu_event_record,
         .event_wait = cpu_event_wait,
         .event_synchronize = cpu_event_synchronize,
         .event_query = cpu_event_query,

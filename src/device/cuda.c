@@ -172,6 +172,18 @@ static mb_status cuda_event_record(mb_device *device, mb_event *event, mb_stream
     RETURN_CALL(device, "cudaEventRecord", cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream));
 }
 
+/* While a stream is captured, a plain record is no more than a place that another captured stream can wait for.
+ * With the external flag the record is a node of the graph. */
+static mb_status cuda_event_mark(mb_device *device, mb_event *event, mb_stream stream) {
+    enum cudaStreamCaptureStatus capture;
+    MB_TRY(make_current(device));
+    MB_TRY(check(cudaStreamIsCapturing((cudaStream_t)stream, &capture), "cudaStreamIsCapturing"));
+    unsigned flags =
+        capture == cudaStreamCaptureStatusNone ? cudaEventRecordDefault : cudaEventRecordExternal;
+    return check(cudaEventRecordWithFlags((cudaEvent_t)event, (cudaStream_t)stream, flags),
+                 "cudaEventRecordWithFlags");
+}
+
 static mb_status cuda_event_wait(mb_device *device, mb_event *event, mb_stream stream) {
     RETURN_CALL(device, "cudaStreamWaitEvent",
                 cudaStreamWaitEvent((cudaStream_t)stream, (cudaEvent_t)event, 0));
@@ -309,6 +321,7 @@ mb_status mb_device_open_cuda(int ordinal, mb_device **device) {
         .event_open = cuda_event_open,
         .event_close = cuda_event_close,
         .event_record = cuda_event_record,
+        .event_mark = cuda_event_mark,
         .event_wait = cuda_event_wait,
         .event_synchronize = cuda_event_synchronize,
         .event_query = cuda_event_query,

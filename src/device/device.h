@@ -59,11 +59,14 @@ struct mb_device {
     void (*event_close)(mb_device *device, mb_event *event); /* NULL allowed */
     /* The event now stands behind all that is in the stream. */
     mb_status (*event_record)(mb_device *device, mb_event *event, mb_stream stream);
+    /* Enqueues that a timed event takes the time, for event_elapsed alone. While the stream is captured the
+     * taking becomes part of the graph: each replay does it anew. */
+    mb_status (*event_mark)(mb_device *device, mb_event *event, mb_stream stream);
     /* What is enqueued from now on starts when the event was reached. */
     mb_status (*event_wait)(mb_device *device, mb_event *event, mb_stream stream);
     mb_status (*event_synchronize)(mb_device *device, mb_event *event); /* the caller waits */
     mb_status (*event_query)(mb_device *device, mb_event *event, int *was_reached);
-    /* Microseconds between two timed events that were reached. */
+    /* Microseconds between two timed events, recorded or marked, that were reached. */
     mb_status (*event_elapsed)(mb_device *device, mb_event *from, mb_event *to, double *us);
 
     /* ---- Graphs: MB_ERR_UNSUPPORTED on the CPU, where work is enqueued plainly ---- */

@@ -23,12 +23,23 @@ int32_t mb_decode_bucket_blocks(int32_t n, int32_t most) {
     return bucket < most ? bucket : most;
 }
 
+static mb_graph *find(const mb_decode_graphs *graphs, int32_t n_sequences, int32_t max_blocks) {
+    for (int32_t i = 0; i < graphs->n_kept; i++)
+        if (graphs->kept[i].n_sequences == n_sequences && graphs->kept[i].max_blocks == max_blocks)
+            return graphs->kept[i].graph;
+    return NULL;
+}
+
+int mb_decode_graphs_has(const mb_decode_graphs *graphs, int32_t n_sequences, int32_t max_blocks) {
+    return find(graphs, n_sequences, max_blocks) != NULL;
+}
+
 mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences,
                                int32_t max_blocks, mb_device_work work, const void *context,
                                mb_stream stream) {
-    for (int32_t i = 0; i < graphs->n_kept; i++)
-        if (graphs->kept[i].n_sequences == n_sequences && graphs->kept[i].max_blocks == max_blocks)
-            return device->replay(device, graphs->kept[i].graph, stream);
+    mb_graph *kept = find(graphs, n_sequences, max_blocks);
+    if (kept)
+        return device->replay(device, kept, stream);
     if (graphs->n_kept == MB_MAX_DECODE_GRAPHS)
         return work(context, stream);
     /* Once plainly: kernels that are loaded on first use cannot be captured before. The device works

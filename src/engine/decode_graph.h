@@ -32,6 +32,8 @@ int32_t mb_decode_bucket_sequences(int32_t n, int32_t most);
 /* KV blocks of the longest sequence rounded up: 16 (1024 positions), then powers of two; at most `most`. */
 int32_t mb_decode_bucket_blocks(int32_t n, int32_t most);
 
+int mb_decode_graphs_has(const mb_decode_graphs *graphs, int32_t n_sequences, int32_t max_blocks);
+
 /* Enqueues the work of a bucket: the first time by `work`, which is then captured too; from then on as
  * its graph. */
 mb_status mb_decode_graphs_run(mb_decode_graphs *graphs, mb_device *device, int32_t n_sequences,

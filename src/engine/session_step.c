@@ -102,8 +102,8 @@ static void commit_oldest(mb_session *session, mb_status status) {
 /* Whether another step may be planned: a slot is free, and the newest step did not fail
  * when it was launched. */
 static int may_start(mb_session *session) {
-    int32_t n = session->n_in_flight;
-    return n < session->runner.limits.n_slots && (n == 0 || in_flight(session, n - 1)->status == MB_OK);
+    int32_t n = session->n_in_flight, most = session->runner.profiler ? 1 : session->runner.limits.n_slots;
+    return n < most && (n == 0 || in_flight(session, n - 1)->status == MB_OK);
 }
 
 /* Plans and launches steps as long as there is a slot and something to do. With the lock held, but for the
@@ -111,6 +111,7 @@ static int may_start(mb_session *session) {
 static void start_steps(mb_session *session) {
     while (may_start(session)) {
         mb_step_slot *slot = in_flight(session, session->n_in_flight);
+        double began = seconds_now();
         slot->n_planned = mb_scheduler_plan(&session->scheduler, slot->plan);
         if (slot->n_planned == 0)
             return;
@@ -119,6 +120,7 @@ static void start_steps(mb_session *session) {
         mb_runner_fill(&session->runner, slot, &session->kv);
         session->n_in_flight++;
         slot->launched_at = seconds_now();
+        slot->planned_us = 1e6 * (slot->launched_at - began);
         pthread_mutex_unlock(&session->lock);
         mb_runner_launch(&session->runner, slot); /* a failure is told by its collect */
         pthread_mutex_lock(&session->lock);
@@ -146,9 +148,12 @@ static mb_status collect_oldest(mb_session *session) {
     pthread_mutex_lock(&session->lock);
     if (status == MB_OK)
         learn_time(session, in_flight(session, 0));
+    double planned_us = in_flight(session, 0)->planned_us, began = seconds_now();
     do
         commit_oldest(session, status);
     while (status != MB_OK && session->n_in_flight > 0);
+    if (session->runner.profiler)
+        mb_profiler_add_host(session->runner.profiler, planned_us + 1e6 * (seconds_now() - began));
     return status == MB_OK ? MB_OK : mb_fail(status, "%s", sentence);
 }
 
@@ -179,6 +184,46 @@ mb_status mb_step(mb_session *session, int *n_unfinished) {
     session->stepping = 0;
     if (n_unfinished)
         *n_unfinished = mb_session_n_unfinished(session);
+    pthread_mutex_unlock(&session->lock);
+    return status;
+}
+
+/* ---- Profiles --------------------------------------------------------------------------------------- */
+
+/* With the lock held. */
+static mb_status check_at_rest(const mb_session *session, const char *function) {
+    if (!session->stepping)
+        return MB_OK;
+    return mb_fail(MB_ERR_STATE, "%s: a step is running, in another thread or around this callback",
+                   function);
+}
+
+mb_status mb_profile_start(mb_session *session) {
+    MB_TRY(mb_need(session, "mb_profile_start: session"));
+    mb_runner *runner = &session->runner;
+    pthread_mutex_lock(&session->lock);
+    mb_status status = check_at_rest(session, "mb_profile_start");
+    if (status == MB_OK) {
+        mb_profiler_close(runner->profiler);
+        status = mb_profiler_open(&runner->forward, &runner->profiler);
+    }
+    pthread_mutex_unlock(&session->lock);
+    return status;
+}
+
+mb_status mb_profile_stop(mb_session *session, mb_profile *profile) {
+    MB_TRY(mb_need(session, "mb_profile_stop: session"));
+    MB_TRY(mb_need(profile, "mb_profile_stop: profile"));
+    mb_runner *runner = &session->runner;
+    pthread_mutex_lock(&session->lock);
+    mb_status status = check_at_rest(session, "mb_profile_stop");
+    if (status == MB_OK && !runner->profiler)
+        status = mb_fail(MB_ERR_STATE, "mb_profile_stop: no profile was started (mb_profile_start)");
+    if (status == MB_OK) {
+        mb_profiler_read(runner->profiler, profile);
+        mb_profiler_close(runner->profiler);
+        runner->profiler = NULL;
+    }
     pthread_mutex_unlock(&session->lock);
     return status;
 }

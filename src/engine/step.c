@@ -213,6 +213,7 @@ void mb_runner_close(mb_runner *runner) {
     device->free(device, runner->device_memory);
     device->free_pinned(device, runner->pinned_memory);
     device->free(device, runner->kv_memory);
+    mb_profiler_close(runner->profiler);
     mb_forward_free(&runner->forward);
     for (int i = 0; i < MB_STEP_SLOTS; i++) {
         mb_decode_graphs_close(&runner->slots[i].graphs, device);
@@ -251,7 +252,7 @@ static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
 }
 
 static mb_status draw(mb_runner *runner, const mb_step_slot *slot) {
-    const mb_ops *ops = runner->model->device->ops;
+    const mb_ops *ops = runner->forward.ops;
     const mb_step_counts *n = &slot->counts;
     int32_t vocab = runner->model->config.vocab;
     mb_sample_args sample = {.logits = slot->logits + (size_t)n->n_prompt_rows * (size_t)vocab,
@@ -321,6 +322,27 @@ static mb_status start_samplers(mb_runner *runner, mb_step_slot *slot) {
     return MB_OK;
 }
 
+/* A step whose graph is still to be made is run as if there were no profile: kernels that are loaded on first
+ * use cannot be captured. */
+static int is_profiled(const mb_runner *runner, const mb_step_slot *slot) {
+    return runner->profiler &&
+           (!slot->is_graph ||
+            mb_decode_graphs_has(&slot->graphs, slot->counts.n_sequences, slot->counts.max_blocks));
+}
+
+static mb_status run_work(mb_runner *runner, mb_step_slot *slot) {
+    const step_work work = {runner, slot};
+    if (is_profiled(runner, slot)) {
+        const mb_profiler_inputs inputs = {slot->device_inputs, slot->inputs, slot->inputs_arena.used};
+        return mb_profiler_run(runner->profiler, &inputs, slot->is_graph, enqueue_work, &work,
+                               runner->stream);
+    }
+    if (slot->is_graph)
+        return mb_decode_graphs_run(&slot->graphs, runner->model->device, slot->counts.n_sequences,
+                                    slot->counts.max_blocks, enqueue_work, &work, runner->stream);
+    return enqueue_work(&work, runner->stream);
+}
+
 static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
     if (slot->inputs_arena.overflowed || mb_arena_check(&slot->inputs_arena))
@@ -328,12 +350,7 @@ static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
     MB_TRY(
         device->upload(device, slot->device_inputs, slot->inputs, slot->inputs_arena.used, runner->stream));
     MB_TRY(start_samplers(runner, slot));
-    const step_work work = {runner, slot};
-    if (slot->is_graph)
-        MB_TRY(mb_decode_graphs_run(&slot->graphs, device, slot->counts.n_sequences, slot->counts.max_blocks,
-                                    enqueue_work, &work, runner->stream));
-    else
-        MB_TRY(enqueue_work(&work, runner->stream));
+    MB_TRY(run_work(runner, slot));
     MB_TRY(device->download(device, slot->drawn_ids, slot->device_drawn_ids,
                             2 * (size_t)runner->limits.max_sequences * sizeof *slot->drawn_ids,
                             runner->stream));
@@ -350,6 +367,8 @@ mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot) {
 void mb_runner_drain(mb_runner *runner) {
     mb_device *device = runner->model->device;
     device->synchronize(device, runner->stream);
+    if (runner->profiler)
+        mb_profiler_drop(runner->profiler);
 }
 
 static void read_draws(mb_step_slot *slot) {
@@ -390,6 +409,8 @@ mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot) {
         return mb_fail(slot->status, "%s", slot->sentence);
     }
     MB_TRY(device->event_synchronize(device, slot->done));
+    if (runner->profiler)
+        MB_TRY(mb_profiler_collect(runner->profiler));
     read_draws(slot);
     return report_rows(runner, slot);
 }

@@ -21,6 +21,7 @@
 #define MB_ENGINE_STEP_H
 
 #include "engine/decode_graph.h"
+#include "engine/profiler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
 #include "model/model.h"
@@ -104,6 +105,7 @@ typedef struct mb_step_slot {
     mb_outcome *outcomes;                          /* [max_sequences] by planned item */
     mb_event *done;                                /* stands behind all of the step's work */
     double launched_at;                            /* seconds of the session's clock */
+    double planned_us;                             /* that planning and filling took */
     mb_status status;                              /* of the launch */
     char sentence[1024];                           /* why it failed */
 } mb_step_slot;
@@ -120,6 +122,7 @@ typedef struct mb_runner {
     mb_stream stream;  /* of all steps, one after another */
     mb_stream reports; /* of the rows that are reported, which need not wait for the next step */
     mb_forward forward;
+    mb_profiler *profiler; /* NULL: steps are not profiled */
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
     size_t device_bytes, kv_bytes; /* at device_memory and kv_memory */

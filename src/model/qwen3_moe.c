@@ -214,8 +214,12 @@ mb_status mb_forward_check_device(const mb_device *device) {
 mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb_weights *weights,
                           mb_device *device, mb_dtype dtype, const mb_forward_limits *limits,
                           mb_stream stream) {
-    *forward = (mb_forward){
-        .config = config, .weights = weights, .device = device, .dtype = dtype, .limits = *limits};
+    *forward = (mb_forward){.config = config,
+                            .weights = weights,
+                            .device = device,
+                            .ops = device->ops,
+                            .dtype = dtype,
+                            .limits = *limits};
     MB_TRY(mb_forward_check_device(device));
     mb_status status = needed_workspace(forward, &forward->workspace_bytes);
     if (status != MB_OK)
@@ -386,7 +390,7 @@ static mb_status check_batch(const mb_forward *f, const mb_batch *batch) {
 
 mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, mb_stream stream) {
     const mb_config *c = f->config;
-    const pass p = {.f = f, .ops = f->device->ops, .kv = kv, .batch = batch, .stream = stream};
+    const pass p = {.f = f, .ops = f->ops, .kv = kv, .batch = batch, .stream = stream};
     MB_TRY(check_batch(f, batch));
     mb_trace_step();
 

@@ -42,7 +42,8 @@ typedef struct mb_forward {
     const mb_config *config;
     const mb_weights *weights;
     mb_device *device;
-    mb_dtype dtype; /* activations */
+    const mb_ops *ops; /* the device's, or a table around it */
+    mb_dtype dtype;    /* activations */
     mb_forward_limits limits;
     /* scratch, cut from one device block */
     void *memory;

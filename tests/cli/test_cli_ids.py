@@ -234,8 +234,12 @@ def test_bench_rows(moebius, tmp_path, golden_model):
         assert row["who"] == "moebius" and row["tok_s"] > 0 and row["model"] == "plain_f32"
         assert row["weights"] == "fp32" and row["kv"] == "fp32" and row["dtype"] == "fp32"
         assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["card"] and "median of 2" in row["how"]
+        # The CPU has no floor.
+        assert row["step_us"] > 0 and row["bytes"] > 0 and row["flops"] > 0 and "floor_us" not in row
+    assert all(row["step_us"] == pytest.approx(1e6 * row["shape"]["batch"] / row["tok_s"], rel=1e-4) for row in rows[1::2])
+    assert rows[1]["bytes"] < rows[3]["bytes"] and rows[1]["flops"] < rows[3]["flops"]
     assert "prompt" in result.stdout.decode() and "output" in result.stdout.decode()
-    assert len(result.stdout.decode().splitlines()) == 5 + 4
+    assert len(result.stdout.decode().splitlines()) == 5 + 8
     moebius(*arguments, "--output", file)
     assert len(file.read_text().splitlines()) == 16
     only = moebius(*arguments, "--json")
@@ -245,7 +249,29 @@ def test_bench_rows(moebius, tmp_path, golden_model):
 def test_bench_leaves_out_what_does_not_fit(moebius, golden_model):
     result = moebius("bench", golden_model, "--prompt-lengths", "16,250", "--batches", 1, "-n", 8, "--repeat", 1)
     assert result.returncode == 0 and b"left out: prompts of 250 tokens" in result.stderr
-    assert len(result.stdout.decode().splitlines()) == 5 + 1
+    assert len(result.stdout.decode().splitlines()) == 5 + 2
+
+
+def test_bench_profile(moebius, golden_model):
+    arguments = ("bench", golden_model, "--prompt-lengths", 16, "--batches", 3, "-n", 8, "--repeat", 1, "--profile")
+    result = moebius(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["bench"], row.get("pass")) for row in rows] == [
+        ("prefill", None), ("profile", "prefill"), ("decode", None), ("profile", "decode")]
+    for plain, profile in (rows[:2], rows[2:]):
+        assert all(profile[key] == plain[key] for key in plain if key != "bench")
+        operators = profile["operators"]
+        assert {o["op"] for o in operators} == {"embed", "rms_norm", "gemm", "qk_norm_rope_store", "attention",
+                                                "moe_router_gemm", "moe_forward", "sample"}
+        assert [o["us"] for o in operators] == sorted((o["us"] for o in operators), reverse=True)
+        assert sum(o["us"] for o in operators) + profile["between_us"] <= profile["device_us"] * 1.001
+        assert sum(o["bytes"] for o in operators) == pytest.approx(profile["bytes"], rel=1e-4)
+        assert sum(o["flops"] for o in operators) == pytest.approx(profile["flops"], rel=1e-4)
+        assert all("weight" in o for o in operators if o["op"] == "gemm") and profile["host_us"] > 0
+    assert rows[3]["steps"] == 9 and next(o for o in rows[3]["operators"] if o["op"] == "attention")["calls"] == 2
+    table = moebius(*arguments).stdout.decode()
+    assert "moe_forward" in table and "####" in table and "between operators" in table
 
 
 def test_full_disk_is_reported(moebius, golden_model):

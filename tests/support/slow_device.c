@@ -46,6 +46,7 @@ struct stream {
 struct mb_event {
     const stream *stream;
     uint64_t number; /* of the last piece of work before it */
+    double us;       /* when it was marked */
 };
 
 struct mb_graph {
@@ -321,6 +322,25 @@ static mb_status slow_event_record(mb_device *device, mb_event *event, mb_stream
     return MB_OK;
 }
 
+static mb_status run_mark(work *w) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    ((mb_event *)w->to)->us = (double)now.tv_sec * 1e6 + (double)now.tv_nsec * 1e-3;
+    return MB_OK;
+}
+
+static mb_status slow_event_mark(mb_device *device, mb_event *event, mb_stream s) {
+    (void)device;
+    const work w = {.run = run_mark, .to = event};
+    return enqueue(s, &w);
+}
+
+static mb_status slow_event_elapsed(mb_device *device, mb_event *from, mb_event *to, double *us) {
+    (void)device;
+    *us = to->us - from->us;
+    return MB_OK;
+}
+
 static mb_status run_nothing(work *w) {
     (void)w;
     return MB_OK;
@@ -489,7 +509,8 @@ slow_device *slow_device_open(uint64_t total_bytes) {
     slow->base.event_wait = slow_event_wait;
     slow->base.event_synchronize = slow_event_synchronize;
     slow->base.event_query = slow_event_query;
-    slow->base.event_elapsed = NULL;
+    slow->base.event_mark = slow_event_mark;
+    slow->base.event_elapsed = slow_event_elapsed;
     slow->base.capture_begin = slow_capture_begin;
     slow->base.capture_end = slow_capture_end;
     slow->base.replay = slow_replay;

@@ -3,6 +3,7 @@
  * the CPU and, where there is one, on the GPU.
  */
 #include "base/alloc.h"
+#include "base/status.h"
 #include "device/device.h"
 #include "moebius/moebius.h"
 
@@ -181,6 +182,49 @@ static void check_time(mb_device *device) {
     device->free(device, t.pointer);
 }
 
+typedef struct marked {
+    mb_device *device;
+    void *pointer;
+    mb_event *begin, *end;
+} marked;
+
+static mb_status fill_between_marks(const void *context, mb_stream stream) {
+    const marked *m = context;
+    const char one = 1;
+    MB_TRY(m->device->event_mark(m->device, m->begin, stream));
+    MB_TRY(m->device->fill(m->device, m->pointer, 8 << 20, &one, 1, stream));
+    return m->device->event_mark(m->device, m->end, stream);
+}
+
+/* Marks take the time of plain work, and of a graph's at each replay. */
+static void check_marks(mb_device *device, mb_stream stream) {
+    marked m = {.device = device};
+    mb_graph *graph = NULL;
+    mb_event *before;
+    double us = -1;
+    assert_int_equal(device->allocate(device, 8 << 20, &m.pointer), MB_OK);
+    assert_int_equal(device->event_open(device, 1, &before), MB_OK);
+    assert_int_equal(device->event_open(device, 1, &m.begin), MB_OK);
+    assert_int_equal(device->event_open(device, 1, &m.end), MB_OK);
+    if (device->n_sms > 0)
+        assert_int_equal(mb_device_capture(device, fill_between_marks, &m, stream, &graph), MB_OK);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(device->event_mark(device, before, stream), MB_OK);
+        assert_int_equal(
+            graph && i > 0 ? device->replay(device, graph, stream) : fill_between_marks(&m, stream), MB_OK);
+        assert_int_equal(device->synchronize(device, stream), MB_OK);
+        assert_int_equal(device->event_elapsed(device, m.begin, m.end, &us), MB_OK);
+        assert_true(us > 0 && us < 60e6);
+        assert_int_equal(device->event_elapsed(device, before, m.begin, &us), MB_OK);
+        assert_true(us >= 0 && us < 60e6); /* taken by this round */
+    }
+    device->graph_close(device, graph);
+    device->event_close(device, before);
+    device->event_close(device, m.begin);
+    device->event_close(device, m.end);
+    device->free(device, m.pointer);
+}
+
 static void check_device(mb_device *device) {
     mb_stream stream;
     assert_int_equal(device->stream_open(device, &stream), MB_OK);
@@ -188,6 +232,7 @@ static void check_device(mb_device *device) {
     check_fill(device, stream);
     check_events(device, stream);
     check_graphs(device, stream);
+    check_marks(device, stream);
     check_time(device);
     device->stream_close(device, stream);
 }

@@ -10,6 +10,7 @@
 #define MB_OPS_ATTENTION_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 typedef struct mb_attention_args {
     const void *q;                 /* [T, Hq * D] dtype */
@@ -35,6 +36,9 @@ extern "C" {
 /* What must hold on every device: of the sizes, for the workspace, and of all but what arrays hold. */
 mb_status mb_attention_check_sizes(const mb_attention_args *args);
 mb_status mb_attention_check(const mb_attention_args *args);
+
+/* Reads q_start and kv_len. */
+mb_op_cost mb_attention_cost(const mb_attention_args *args);
 
 mb_status mb_attention_ref_workspace(const mb_attention_args *most, size_t *bytes);
 mb_status mb_attention_ref(const mb_attention_args *args, void *workspace, size_t workspace_bytes,

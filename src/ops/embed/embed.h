@@ -9,6 +9,7 @@
 #define MB_OPS_EMBED_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 typedef struct mb_embed_args {
     const int32_t *ids;     /* [T] in [0, table.rows) */
@@ -26,6 +27,8 @@ extern "C" {
 
 /* What must hold on every device, but for what ids hold. */
 mb_status mb_embed_check(const mb_embed_args *args);
+
+mb_op_cost mb_embed_cost(const mb_embed_args *args);
 
 mb_status mb_embed_ref(const mb_embed_args *args, mb_stream stream);
 

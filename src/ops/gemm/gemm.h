@@ -11,6 +11,7 @@
 #define MB_OPS_GEMM_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 typedef struct mb_gemm_args {
     const void *x;        /* [T, K] dtype */
@@ -29,6 +30,8 @@ extern "C" {
 /* What must hold on every device: of the sizes, for the workspace, and of all. */
 mb_status mb_gemm_check_sizes(const mb_gemm_args *args);
 mb_status mb_gemm_check(const mb_gemm_args *args);
+
+mb_op_cost mb_gemm_cost(const mb_gemm_args *args);
 
 mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes);
 mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);

@@ -8,6 +8,7 @@
 #define MB_OPS_MOE_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 /* act(gate) * up, gate and up being the halves of a row: the middle of a dense layer's MLP. */
 typedef struct mb_gated_activation_args {
@@ -26,7 +27,11 @@ extern "C" {
 /* What must hold on every device. */
 mb_status mb_gated_activation_check(const mb_gated_activation_args *args);
 
+mb_op_cost mb_gated_activation_cost(const mb_gated_activation_args *args);
+
 mb_status mb_gated_activation_ref(const mb_gated_activation_args *args, mb_stream stream);
+
+mb_op_cost mb_moe_router_gemm_cost(const mb_moe_router_gemm_args *args);
 
 mb_status mb_moe_router_gemm_ref_workspace(const mb_moe_router_gemm_args *most, size_t *bytes);
 mb_status mb_moe_router_gemm_ref(const mb_moe_router_gemm_args *args, void *workspace, size_t workspace_bytes,
@@ -47,6 +52,9 @@ mb_status mb_moe_experts_ref(const mb_moe_experts_args *args, void *workspace, s
                              mb_stream stream);
 
 mb_status mb_moe_reduce_ref(const mb_moe_reduce_args *args, mb_stream stream);
+
+/* Reads ids, the experts that the tokens are sent to. n_experts is at most 1024 (mb_moe_route). */
+mb_op_cost mb_moe_forward_cost(const mb_moe_forward_args *args);
 
 mb_status mb_moe_forward_ref_workspace(const mb_moe_forward_args *most, size_t *bytes);
 mb_status mb_moe_forward_ref(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,

@@ -3,6 +3,7 @@
 #define MB_OPS_NORM_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 typedef struct mb_rms_norm_args {
     const void *x;       /* [*, H] dtype */
@@ -21,6 +22,8 @@ extern "C" {
 
 /* What must hold on every device. */
 mb_status mb_rms_norm_check(const mb_rms_norm_args *args);
+
+mb_op_cost mb_rms_norm_cost(const mb_rms_norm_args *args);
 
 mb_status mb_rms_norm_ref(const mb_rms_norm_args *args, mb_stream stream);
 

@@ -7,6 +7,7 @@
 #define MB_OPS_ROPE_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 /* Tokens in one block of the paged KV cache. A layer's K (and V) cache is [n_blocks, n_kv_heads, 64, D]: one
  * head's block is one contiguous tile. */
@@ -36,6 +37,8 @@ extern "C" {
 
 /* What must hold on every device. */
 mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args);
+
+mb_op_cost mb_qk_norm_rope_store_cost(const mb_qk_norm_rope_store_args *args);
 
 mb_status mb_qk_norm_rope_store_ref(const mb_qk_norm_rope_store_args *args, mb_stream stream);
 

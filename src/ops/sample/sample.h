@@ -11,6 +11,7 @@
 #define MB_OPS_SAMPLE_H
 
 #include "moebius/ops.h"
+#include "ops/common/cost.h"
 
 /* One row's parameters; plain data, copied to the device with the batch's other arrays. */
 typedef struct mb_sample_row {
@@ -49,6 +50,9 @@ extern "C" {
 mb_status mb_sample_check_sizes(const mb_sample_args *args);
 mb_status mb_sample_check(const mb_sample_args *args);
 
+/* Reads rows. */
+mb_op_cost mb_sample_cost(const mb_sample_args *args);
+
 mb_status mb_sample_ref_workspace(const mb_sample_args *most, size_t *bytes);
 mb_status mb_sample_ref(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
                         mb_stream stream);
@@ -71,6 +75,8 @@ typedef struct mb_log_softmax_args {
     int64_t n_rows;
     int32_t vocab;
 } mb_log_softmax_args;
+
+mb_op_cost mb_log_softmax_cost(const mb_log_softmax_args *args);
 
 mb_status mb_log_softmax_ref(const mb_log_softmax_args *args, mb_stream stream);
 

@@ -1,0 +1,14 @@
+#include "ops/gemm/gemm.h"
+
+mb_op_cost mb_gemm_cost(const mb_gemm_args *args) {
+    double T = (double)args->n_tokens, N = (double)args->weight.rows, K = (double)args->weight.cols;
+    double out = T * N * (double)mb_dtype_bytes(args->out_dtype);
+    mb_op_cost cost = {.tflops = mb_product_tflops(args->dtype, args->weight.dtype, MB_F32_EXACT)};
+    if (args->n_tokens <= 0)
+        return cost;
+    cost.bytes = T * K * (double)mb_dtype_bytes(args->dtype) + mb_weight_bytes(&args->weight, 1) + out;
+    cost.bytes += args->bias ? N * (double)mb_dtype_bytes(args->bias_dtype) : 0;
+    cost.bytes += args->residual ? out : 0;
+    cost.flops = 2 * T * N * K + (args->bias ? T * N : 0) + (args->residual ? T * N : 0);
+    return cost;
+}

@@ -1,0 +1,13 @@
+#include "ops/norm/norm.h"
+
+/* An element: its square, the sum, and two factors. */
+mb_op_cost mb_rms_norm_cost(const mb_rms_norm_args *args) {
+    double n = (double)args->n_rows, H = args->hidden, element = (double)mb_dtype_bytes(args->dtype);
+    mb_op_cost cost = {.tflops = MB_TFLOPS_F32};
+    if (args->n_rows <= 0)
+        return cost;
+    cost.bytes = 2 * n * H * element + mb_weight_bytes(&args->weight, 1);
+    cost.bytes += args->rows ? n * sizeof *args->rows : 0;
+    cost.flops = 4 * n * H;
+    return cost;
+}

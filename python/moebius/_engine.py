@@ -1,16 +1,19 @@
 """Engine: a model that answers. Many answers run as one batch, from any number of threads."""
 
 import dataclasses
-import json
 import numbers
+import os
+import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from ctypes import byref
 from typing import Any, NamedTuple, overload
 
 from . import _engine_library as c
+from ._checks import c_text, collection, flag, integer, json_array, number, shown, utf8
 from ._library import LIBRARY, Error
-from ._sampling import Sampling, fill_request, integer, number
+from ._sampling import Sampling, fill_request
 from ._session import Decoder, Session
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."} and so on, as in OpenAI's API
@@ -48,18 +51,18 @@ class _Run:
         self._id: int | None = None
         self._decoder: Decoder | None = None
         self.finish_reason: str | None = None
-        stops = sampling.stops()
+        stops, skip_special = sampling.stops(), flag("skip_special", sampling.skip_special)
         with session.using():
             request = c.Request()
             LIBRARY.mb_request_init(session.model, byref(request))
             fill_request(request, ids, sampling, index, session.context)
             if session.info.has_tokenizer:
-                self._decoder = Decoder(session, stops, sampling.skip_special)
+                self._decoder = Decoder(session, stops, skip_special)
             elif stops:
                 raise ValueError("stop: the model has no tokenizer.json, so answers have no text; use stop_ids")
             try:
                 self._id = session.submit(request)
-            except Error:
+            except BaseException:
                 self.close()
                 raise
 
@@ -120,8 +123,8 @@ class _Run:
 
 class Stream:
     """
-    An answer as it comes: an iterator of Pieces, for one thread. `answer` is the whole of it once the iteration is
-    over. close(), the end of a `with`, or dropping the stream ends the answer early.
+    An answer as it comes: an iterator of Pieces. Each piece goes to one of the threads that ask. `answer` is the whole
+    of it once the iteration is over. close(), the end of a `with`, or dropping the stream ends the answer early.
     """
 
     answer: Answer | None = None
@@ -130,39 +133,50 @@ class Stream:
     def __init__(self, engine: "Engine", ids: list[int], sampling: Sampling) -> None:
         self._engine = engine  # stays open as long as somebody listens
         self._session = engine._session
-        self._session.room.acquire()
+        self._lock = threading.Lock()  # nobody closes the run while another thread takes a piece
+        self._session.take_room(wait=True)
         try:
             self._run = _Run(self._session, ids, sampling, 0)
         except BaseException:
-            self._session.room.release()
+            self._session.give_room()
             raise
 
     def __iter__(self) -> Iterator[Piece]:
         return self
 
     def __next__(self) -> Piece:
-        while self._run is not None:
+        self._session.refuse_fork()
+        while True:
             n_steps = self._session.n_steps
-            try:
-                piece = self._run.advance()
-            except BaseException:
-                self.close()
-                raise
-            if self._run.finish_reason is not None:
-                self.answer = self._run.answer()
-                self.close()
+            with self._lock:
+                if self._run is None:
+                    raise StopIteration
+                try:
+                    piece = self._run.advance()
+                except BaseException:
+                    self._end()
+                    raise
+                if self._run.finish_reason is not None:
+                    self.answer = self._run.answer()
+                    self._end()
             if piece is not None:
                 return piece
             self._session.wait_for_step(n_steps)
-        raise StopIteration
 
-    def close(self) -> None:
+    def _end(self) -> None:
         if self._run is not None:
             self._run.close()
             self._run = None
-            self._session.room.release()
+            self._session.give_room()
 
-    __del__ = close
+    def close(self) -> None:
+        if not self._session.is_forked():
+            with self._lock:
+                self._end()
+
+    def __del__(self) -> None:  # nobody else holds the stream
+        if self._run is not None and not self._session.is_forked():
+            self._end()
 
     def __enter__(self) -> "Stream":
         return self
@@ -180,19 +194,19 @@ class Engine:
             print(answer.text)
 
     All methods may be called from any thread; what runs at the same time runs as one batch. A sequence's tokens do not
-    depend on the others. An Engine must not be used in a child that os.fork made.
+    depend on the others. In a child that os.fork made, the parent's Engine raises an Error: open one there.
     """
 
     def __init__(
         self,
-        directory: str,
+        directory: str | os.PathLike[str],
         *,
         device: str | None = None,
         dtype: str | None = None,
         quant: str | None = None,
         kv_dtype: str | None = None,
         threads: int = 0,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         max_sequences: int | None = None,
         max_step_tokens: int | None = None,
         prefill_chunk: int | None = None,
@@ -209,7 +223,7 @@ class Engine:
         quant: "fp8": the matrices of attention and experts become fp8 while they load; None: weights stay as they are.
         kv_dtype: "fp8": the KV cache is kept in fp8; None: in dtype.
         threads: CPU threads; 0: one for each core that the process may use.
-        chat_template: the name of a known chat template, in place of the checkpoint's.
+        chat_template: a template's file, or the name of a known one, in place of the checkpoint's.
         max_sequences, max_step_tokens, prefill_chunk: most sequences and tokens in a step, most tokens of a prompt in a
         step (64, 2048, 512).
         max_queued: most answers that are open at once; generate and stream wait beyond (1024).
@@ -222,11 +236,9 @@ class Engine:
         LIBRARY.mb_model_options_init(byref(model_options))
         LIBRARY.mb_session_options_init(byref(session_options))
         texts = {"device": device, "dtype": dtype, "quant": quant, "kv_dtype": kv_dtype}
-        texts["chat_template"] = chat_template
+        texts["chat_template"] = os.fspath(chat_template) if isinstance(chat_template, os.PathLike) else chat_template
         for name, value in texts.items():
-            if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} is {value!r}; it must be a text")
-            setattr(model_options, name, value.encode() if value is not None else None)
+            setattr(model_options, name, c_text(name, value) if value is not None else None)
         model_options.n_threads = integer("threads", threads, 0, 1024)
         sizes = {"max_sequences": max_sequences, "max_step_tokens": max_step_tokens, "prefill_chunk": prefill_chunk}
         for name, size in (sizes | {"max_queued": max_queued}).items():
@@ -236,8 +248,8 @@ class Engine:
         session_options.max_context = integer("max_context", max_context, 0, 2**62)
         if memory_fraction is not None:
             session_options.memory_fraction = number("memory_fraction", memory_fraction)
-        session_options.prefix_caching = bool(prefix_caching)
-        self._session = Session(str(directory), model_options, session_options)
+        session_options.prefix_caching = flag("prefix_caching", prefix_caching)
+        self._session = Session(_path(directory), model_options, session_options)
         # Runs at the end of the program too, before daemon threads are stopped wherever they are.
         self._finalizer = weakref.finalize(self, self._session.close)
 
@@ -264,28 +276,36 @@ class Engine:
             LIBRARY.mb_model_get_info(self._session.model, byref(info))
             values = {name: getattr(info, name) for name, _ in info._fields_ if name != "n_eos_ids"}
             values["eos_ids"] = info.eos_ids[: info.n_eos_ids]
-        return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
+        return {
+            name: value.decode(errors="replace") if isinstance(value, bytes) else value
+            for name, value in values.items()
+        }
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of a text. special: special tokens in it ("<|im_end|>") count as such."""
+        data, special = utf8("text", text), flag("special", special)
         with self._session.using():
-            return self._session.tokenize(text, special)
+            return self._session.tokenize(data, special)
 
     def detokenize(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of token ids. Bytes that are no UTF-8 become U+FFFD."""
+        ids = [integer("a token id", id, 0, 2**31 - 1) for id in collection("ids", ids, "token ids")]
+        skip_special = flag("skip_special", skip_special)
         with self._session.using():
             decoder = Decoder(self._session, (), skip_special)
             try:
-                pieces = [decoder.push(integer("ids", id, 0, 2**31 - 1)) for id in ids]
+                pieces = [decoder.push(id) for id in ids]
                 return "".join([*pieces, decoder.finish()])
             finally:
                 decoder.close()
 
     def render(self, messages: Sequence[Message], *, thinking: bool = True, tools: Sequence[Any] | None = None) -> str:
         """The prompt that the model's chat template makes of messages, ready for an answer."""
+        messages_json = json_array("messages", collection("messages", messages, "messages"))
+        thinking, tools = flag("thinking", thinking), _tools(tools)
+        tools_json = json_array("tools", tools) if len(tools) > 0 else None
         with self._session.using():
-            tools_json = json.dumps(tools, allow_nan=False) if tools else None
-            return self._session.render(json.dumps(list(messages), allow_nan=False), thinking, tools_json)
+            return self._session.render(messages_json, thinking, tools_json)
 
     @overload
     def generate(self, prompts: Prompt, sampling: Sampling | None = None, **options: Any) -> Answer: ...
@@ -300,9 +320,15 @@ class Engine:
         render.
         """
         sampling = _sampling_of(sampling, options)
-        if _is_prompt(prompts):
+        if _kind(prompts) is not None:
             return self._generate([self._encode(prompts, thinking, tools)], sampling)[0]
-        return self._generate([self._encode(prompt, thinking, tools) for prompt in prompts], sampling)
+        try:
+            each = None if isinstance(prompts, _NO_LIST) else iter(prompts)
+        except TypeError:
+            each = None
+        if each is None:
+            raise TypeError(f"prompts is {shown(prompts)}; it must be {_PROMPT}, or a list of such prompts")
+        return self._generate([self._encode(prompt, thinking, tools) for prompt in each], sampling)
 
     def stream(
         self,
@@ -322,19 +348,25 @@ class Engine:
         return Stream(self, self._encode(prompt, thinking, tools), _sampling_of(sampling, options))
 
     def _encode(self, prompt: Prompt, thinking: bool, tools: Sequence[Any] | None) -> list[int]:
-        if not _is_prompt(prompt):
-            raise TypeError(f"a prompt is {prompt!r:.80}; it must be a text, a list of messages, or a list of token ids")
-        if not isinstance(prompt, str) and isinstance(prompt[0], numbers.Integral):
+        kind = _kind(prompt)
+        if kind is None:
+            if isinstance(prompt, Sequence) and len(prompt) == 0:
+                raise ValueError("a prompt is empty; it must have at least one token or message")
+            raise TypeError(f"a prompt is {shown(prompt)}; it must be {_PROMPT}")
+        thinking, tools = flag("thinking", thinking), _tools(tools)
+        if kind != "chat" and len(tools) > 0:
+            raise ValueError("tools: only a prompt of messages has tools; this one is a text or token ids")
+        if kind == "ids":
             return [integer("a token id", id, 0, self._session.info.vocab - 1) for id in prompt]
-        if not isinstance(prompt, str):
-            prompt = self.render(prompt, thinking=thinking, tools=tools)
-        ids = self.tokenize(prompt)
+        data = utf8("a prompt", self.render(prompt, thinking=thinking, tools=tools) if kind == "chat" else prompt)
+        with self._session.using():
+            ids = self._session.tokenize(data, True)
         if not ids:
             raise ValueError("a prompt is empty; it must have at least one token")
         return ids
 
     def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
-        session, room = self._session, self._session.room
+        session = self._session
         answers: list[Answer | None] = [None] * len(prompts)
         runs: dict[int, _Run] = {}
         n_begun = 0
@@ -342,11 +374,11 @@ class Engine:
             while n_begun < len(prompts) or runs:
                 n_steps = session.n_steps
                 # Who holds no room waits for it; who holds some goes on with what runs, so nobody waits for ever.
-                while n_begun < len(prompts) and room.acquire(blocking=not runs):
+                while n_begun < len(prompts) and session.take_room(wait=not runs):
                     try:
                         runs[n_begun] = _Run(session, prompts[n_begun], sampling, n_begun)
                     except BaseException:
-                        room.release()
+                        session.give_room()
                         raise
                     n_begun += 1
                 n_running = len(runs)
@@ -356,23 +388,52 @@ class Engine:
                         answers[index] = run.answer()
                         del runs[index]
                         run.close()
-                        room.release()
+                        session.give_room()
                 if len(runs) == n_running:
                     session.wait_for_step(n_steps)
         finally:
             for run in runs.values():
                 run.close()
-                room.release()
+                session.give_room()
         return answers
 
 
-def _is_prompt(prompt: Any) -> bool:
-    if isinstance(prompt, (str, bytes)):
-        return isinstance(prompt, str)
-    return hasattr(prompt, "__getitem__") and len(prompt) > 0 and isinstance(prompt[0], (Mapping, numbers.Integral))
+_PROMPT = "a text, a list of messages, or a list of token ids"
+_NO_LIST = (bytes, bytearray, memoryview, Mapping, AbstractSet)
+
+
+def _kind(prompt: Any) -> str | None:
+    """What a prompt is: "text", "chat" or "ids"; None: no prompt. The first element decides."""
+    if isinstance(prompt, str):
+        return "text"
+    if isinstance(prompt, _NO_LIST) or not hasattr(prompt, "__getitem__"):
+        return None
+    try:
+        first = next(iter(prompt))
+    except (TypeError, StopIteration):  # an array without dimensions; an empty list
+        return None
+    return "chat" if isinstance(first, Mapping) else "ids" if isinstance(first, numbers.Integral) else None
+
+
+def _tools(tools: Any) -> Collection[Any]:
+    return () if tools is None else collection("tools", tools, "tools")
+
+
+def _path(directory: Any) -> bytes:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"directory is {shown(directory)}; it must be a path or the name of a model")
+    try:
+        path = os.fsencode(directory)  # a name on disk may be no UTF-8
+    except UnicodeEncodeError:
+        raise ValueError(f"directory is {shown(directory)}, which can be no file's name") from None
+    if not path or b"\0" in path:
+        raise ValueError(f"directory is {shown(directory)}, which can be no file's name")
+    return path
 
 
 def _sampling_of(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling is {shown(sampling)}; it must be a moebius.Sampling")
     known = {field.name for field in dataclasses.fields(Sampling)}
     for name in options:
         if name not in known:

@@ -227,4 +227,4 @@ LIBRARY = _open()
 
 def failure(status: int) -> Error:
     """The exception for a status that is not MB_OK, with the text of this thread's last error."""
-    return Error(LIBRARY.mb_status_name(status).decode(), LIBRARY.mb_last_error().decode())
+    return Error(LIBRARY.mb_status_name(status).decode(), LIBRARY.mb_last_error().decode(errors="replace"))

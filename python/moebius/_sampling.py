@@ -1,13 +1,13 @@
 """How an answer is generated: the fields of Sampling, checked, as an mb_request."""
 
 import dataclasses
-import numbers
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from ctypes import c_int32
-from typing import Any
 
 from . import _engine_library as c
+from ._checks import c_text, collection, flag, integer, number, shown
+from ._library import Error
 
 _MOST_NEW_TOKENS = 2048  # without max_new_tokens
 
@@ -30,36 +30,20 @@ class Sampling:
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None  # token id: what is added to its logit
     seed: int | None = None  # of the first prompt, the next one has seed + 1; None: a new one every time
-    stop: str | Sequence[str] = ()  # the answer ends before the first of these texts
-    stop_ids: Sequence[int] = ()  # and before any of these tokens
+    stop: str | Collection[str] | None = None  # the answer ends before the first of these texts
+    stop_ids: Collection[int] | None = None  # and before any of these tokens
     ignore_eos: bool = False  # go on after the model's end-of-text tokens
     skip_special: bool = True  # special tokens are no part of the text
     priority: int = 0  # the smaller runs sooner
 
     def stops(self) -> tuple[str, ...]:
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.stop is None:
+            return ()
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(collection("stop", self.stop, "texts"))
         for stop in stops:
-            if not isinstance(stop, str):
-                raise TypeError(f"stop: {stop!r} is no text")
-            if not stop:
+            if not c_text("a text of stop", stop):
                 raise ValueError("stop: a text is empty; leave it out")
-            if "\0" in stop:
-                raise ValueError(f"stop: {stop!r} has a zero character")
         return stops
-
-
-def integer(name: str, value: Any, minimum: int, maximum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is {value!r}; it must be a whole number")
-    if not minimum <= value <= maximum:
-        raise ValueError(f"{name} is {value}; it must be from {minimum} to {maximum}")
-    return int(value)
-
-
-def number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} is {value!r}; it must be a number")
-    return float(value)
 
 
 def fill_request(request: c.Request, ids: list[int], sampling: Sampling, index: int, context: int) -> None:
@@ -67,7 +51,12 @@ def fill_request(request: c.Request, ids: list[int], sampling: Sampling, index: 
     right type and out of range are left to mb_submit, whose sentence names them."""
     request.ids, request.n_ids = (c_int32 * len(ids))(*ids), len(ids)
     if sampling.max_new_tokens is None:
-        request.max_new_tokens = max(0, min(_MOST_NEW_TOKENS, context - len(ids)))
+        if len(ids) >= context:
+            raise Error(
+                "MB_ERR_CAPACITY",
+                f"a prompt of {len(ids)} tokens leaves no room for an answer in a context of {context}; shorten the prompt",
+            )
+        request.max_new_tokens = min(_MOST_NEW_TOKENS, context - len(ids))
     else:
         request.max_new_tokens = integer("max_new_tokens", sampling.max_new_tokens, 0, 2**62)
     request.min_new_tokens = integer("min_new_tokens", sampling.min_new_tokens, 0, 2**62)
@@ -82,12 +71,16 @@ def fill_request(request: c.Request, ids: list[int], sampling: Sampling, index: 
         chosen.seed = random.SystemRandom().getrandbits(64)
     else:
         chosen.seed = (integer("seed", sampling.seed, 0, 2**64 - 1) + index) % 2**64
+    logit_bias = sampling.logit_bias if sampling.logit_bias is not None else {}
+    if not isinstance(logit_bias, Mapping):
+        raise TypeError(f"logit_bias is {shown(logit_bias)}; it must be a dict of token ids and what is added")
     biases = [
-        (integer("logit_bias", id, 0, 2**31 - 1), number("logit_bias", bias))
-        for id, bias in (sampling.logit_bias or {}).items()
+        (integer("a token id of logit_bias", id, 0, 2**31 - 1), number(f"logit_bias[{id!r}]", bias))
+        for id, bias in logit_bias.items()
     ]
     chosen.logit_bias, chosen.n_logit_bias = (c.LogitBias * len(biases))(*biases), len(biases)
-    stop_ids = [integer("stop_ids", id, 0, 2**31 - 1) for id in sampling.stop_ids]
+    stop_ids = [] if sampling.stop_ids is None else collection("stop_ids", sampling.stop_ids, "token ids")
+    stop_ids = [integer("a token id of stop_ids", id, 0, 2**31 - 1) for id in stop_ids]
     request.stop_ids, request.n_stop_ids = (c_int32 * len(stop_ids))(*stop_ids), len(stop_ids)
-    request.ignore_eos = bool(sampling.ignore_eos)
+    request.ignore_eos = flag("ignore_eos", sampling.ignore_eos)
     request.priority = integer("priority", sampling.priority, -(2**31), 2**31 - 1)

@@ -4,11 +4,15 @@ An open model with a session, and the thread that steps the session while it has
 Any thread may call any method. `using` keeps the model and the session open for the length of a call: the stepping
 thread frees them once close was called and no call is left. That thread knows the Session and not the Engine, so an
 Engine that nobody holds any more is closed.
+
+A child that os.fork made has neither that thread nor the library's, and the locks as they were at that moment. It is
+told so, before any lock is taken.
 """
 
 import contextlib
 import ctypes
 import itertools
+import os
 import threading
 from collections.abc import Iterator
 from ctypes import byref, c_int, c_int32, c_size_t, c_uint64, c_void_p
@@ -18,9 +22,9 @@ from ._library import LIBRARY, Error, failure
 
 
 class Session:
-    def __init__(self, name: str, model_options: c.ModelOptions, session_options: c.SessionOptions) -> None:
+    def __init__(self, name: bytes, model_options: c.ModelOptions, session_options: c.SessionOptions) -> None:
         directory, self.model, self._session = c_void_p(), c_void_p(), c_void_p()
-        c.check(LIBRARY.mb_find_model(name.encode(), byref(directory)))
+        c.check(LIBRARY.mb_find_model(name, byref(directory)))
         try:
             path = ctypes.string_at(directory.value)
         finally:
@@ -37,9 +41,10 @@ class Session:
         self.context = min(self.info.max_positions, 64 * stats.kv_blocks_total)
         if session_options.max_context > 0:
             self.context = min(self.context, session_options.max_context)
-        # Sequences that are open at once, in all threads: no more than the queue holds.
-        self.room = threading.BoundedSemaphore(session_options.max_queued)
-        self._changed = threading.Condition()  # guards all that follows
+        self._process = os.getpid()
+        # Guards all that follows. A thread may take it again: the garbage collector, which closes streams, runs anywhere.
+        self._changed = threading.Condition(threading.RLock())
+        self.room = session_options.max_queued  # for sequences: what is open in all threads together fits the queue
         self._closing = self._has_work = False
         self._n_users = 0
         self.n_steps = 0
@@ -49,6 +54,7 @@ class Session:
 
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
+        self.refuse_fork()
         with self._changed:
             if self._closing:
                 raise Error("MB_ERR_STATE", "the engine is closed")
@@ -60,7 +66,32 @@ class Session:
                 self._n_users -= 1
                 self._changed.notify_all()
 
+    def is_forked(self) -> bool:
+        return os.getpid() != self._process
+
+    def refuse_fork(self) -> None:
+        if self.is_forked():
+            raise Error("MB_ERR_STATE", "the engine belongs to the process that forked this one; open one here")
+
+    def take_room(self, wait: bool) -> bool:
+        """Room for one more sequence. When the engine is being closed, too: submitting then fails."""
+        self.refuse_fork()
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self.room > 0 or self._closing)
+            elif self.room == 0:
+                return False
+            self.room -= 1
+            return True
+
+    def give_room(self) -> None:
+        with self._changed:
+            self.room += 1
+            self._changed.notify_all()
+
     def close(self) -> None:
+        if self.is_forked():
+            return  # the memory goes with the process
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -121,8 +152,8 @@ class Session:
     def release(self, id: int) -> None:
         LIBRARY.mb_release(self._session, id)
 
-    def tokenize(self, text: str, special: bool) -> list[int]:
-        data, n_ids = text.encode(), c_size_t()
+    def tokenize(self, data: bytes, special: bool) -> list[int]:
+        n_ids = c_size_t()
         capacity = len(data) + 1  # rarely more tokens than bytes
         while True:
             ids = (c_int32 * capacity)()
@@ -132,12 +163,12 @@ class Session:
                 return ids[: n_ids.value]
             capacity = n_ids.value
 
-    def render(self, messages_json: str, thinking: bool, tools_json: str | None) -> str:
+    def render(self, messages_json: bytes, thinking: bool, tools_json: bytes | None) -> str:
         options, text = c.ChatOptions(), c_void_p()
         LIBRARY.mb_chat_options_init(byref(options))
         options.enable_thinking = thinking
-        options.tools_json = tools_json.encode() if tools_json is not None else None
-        c.check(LIBRARY.mb_chat_render(self.model, messages_json.encode(), byref(options), byref(text)))
+        options.tools_json = tools_json
+        c.check(LIBRARY.mb_chat_render(self.model, messages_json, byref(options), byref(text)))
         return c.take_text(text)
 
 

@@ -104,11 +104,13 @@ def moe_block_table(rows):
 
 
 def engine_table(rows):
-    yield "| model | batch | context | compute | weights | KV | tokens/s | commit |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| model | batch | context | compute | weights | KV | tokens/s | ms a step | % of floor | commit |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for r in rows:
+        step = f"{r['step_us'] / 1e3:.2f}" if "step_us" in r else ""
+        share = f"{100 * r['floor_us'] / r['step_us']:.0f}" if "floor_us" in r else ""
         yield (f"| {r['model']} | {r['shape']['batch']} | {r['shape']['context']} | {r['dtype']} | {r['weights']} | {r['kv']} "
-               f"| {r['tok_s']:.0f} | {r['commit']} |")
+               f"| {r['tok_s']:.0f} | {step} | {share} | {r['commit']} |")
 
 
 def serve_load(shape):

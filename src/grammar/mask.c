@@ -3,15 +3,16 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "grammar/shared_trees.h"
 
 enum {
-    MAX_KEPT_BYTES = 64 << 20, /* of one grammar's entries; what does not fit is worked out in every step */
-    FEW_TOKENS = 2048,         /* a state that allows no more keeps their ids instead of bits */
+    MAX_KEPT_BYTES = 64 << 20, /* of one grammar; what does not fit is worked out whenever it is needed */
+    MAX_PASSES = 4,    /* trees are made beforehand as long as that is so many passes over all tokens */
+    FEW_TOKENS = 2048, /* a state that allows no more keeps their ids instead of bits */
 };
 
 /* Of one state of the automaton. */
 struct mb_mask_entry {
-    const mb_trie_part *part; /* that the escapes are nodes of */
     uint32_t n_tokens, n_escapes;
     int is_dense;
     size_t n_bytes;
@@ -31,108 +32,89 @@ typedef struct mb_mask_level {
     mb_stack_mark after;     /* what the stack held with the set */
 } mb_mask_level;
 
-/* ---- Plain characters ------------------------------------------------------------------------------- */
-
-/* The state that all bytes of a range lead to; MB_NO_STATE when there is none or more than one. */
-static uint32_t common_next(const mb_automaton *a, uint32_t state, int first, int last) {
-    uint32_t next = mb_automaton_next(a, state, (uint8_t)first);
-    for (int byte = first + 1; byte <= last && next != MB_NO_STATE; byte++)
-        if (mb_automaton_next(a, state, (uint8_t)byte) != next)
-            return MB_NO_STATE;
-    return next;
-}
+/* A node of a class tree, and the state that has come there. */
+typedef struct mb_class_place {
+    uint32_t node, state;
+} mb_class_place;
 
 /* A state within a rule that neither may end here nor calls. */
 static int is_inner(const mb_automaton *a, uint32_t state) {
     return state != MB_NO_STATE && !a->states[state].is_final && a->states[state].n_calls == 0;
 }
 
-typedef struct lead_range {
-    uint8_t first, last;               /* lead bytes */
-    uint8_t second_first, second_last; /* what may follow them */
-    int n_more;                        /* bytes 80 to bf after the second */
-} lead_range;
-
-static const lead_range leads[] = {
-    {0xc2, 0xdf, 0x80, 0xbf, 0}, {0xe0, 0xe0, 0xa0, 0xbf, 1}, {0xe1, 0xec, 0x80, 0xbf, 1},
-    {0xed, 0xed, 0x80, 0x9f, 1}, {0xee, 0xef, 0x80, 0xbf, 1}, {0xf0, 0xf0, 0x90, 0xbf, 2},
-    {0xf1, 0xf3, 0x80, 0xbf, 2}, {0xf4, 0xf4, 0x80, 0x8f, 2},
-};
-enum { N_LEADS = sizeof leads / sizeof *leads };
-
-static uint32_t find_plain_next(const mb_automaton *a, uint32_t state) {
-    if (a->states[state].n_calls > 0)
-        return MB_NO_STATE;
-    uint32_t next = common_next(a, state, ' ', ' ');
-    if (!is_inner(a, next) || common_next(a, state, ' ', '!') != next ||
-        common_next(a, state, '#', '[') != next || common_next(a, state, ']', 0x7f) != next)
-        return MB_NO_STATE;
-    for (int i = 0; i < N_LEADS; i++)
-        for (int lead = leads[i].first; lead <= leads[i].last; lead++) {
-            uint32_t at = mb_automaton_next(a, state, (uint8_t)lead);
-            if (is_inner(a, at))
-                at = common_next(a, at, leads[i].second_first, leads[i].second_last);
-            for (int k = 0; k < leads[i].n_more && is_inner(a, at); k++)
-                at = common_next(a, at, 0x80, 0xbf);
-            if (at != next)
-                return MB_NO_STATE;
-        }
-    return next;
-}
-
-static int find_takes_plain(const mb_automaton *a, uint32_t state) {
-    if (a->states[state].n_calls > 0 || a->states[state].is_final)
-        return 1;
-    for (int byte = ' '; byte < 0xf5; byte++)
-        if (byte != '"' && byte != '\\' && (byte < 0x80 || byte >= 0xc2) &&
-            mb_automaton_next(a, state, (uint8_t)byte) != MB_NO_STATE)
-            return 1;
-    return 0;
-}
-
-/* The bits of the plain tokens when these can be told without a walk: any characters may come, or any up to a
- * number and then none. Else NULL. */
-static const uint32_t *plain_bits(const mb_mask_cache *cache, uint32_t state) {
-    uint32_t at = state;
-    for (int n = 0; n < MB_PLAIN_LENGTHS; n++) {
-        uint32_t next = cache->plain_next[at];
-        if (next == at)
-            return cache->trie->plain;
-        if (next == MB_NO_STATE)
-            return n > 0 && !cache->takes_plain[at] ? cache->trie->plain_of[n] : NULL;
-        at = next;
-    }
-    return cache->trie->plain;
-}
-
 /* ---- Life ------------------------------------------------------------------------------------------- */
 
+/* Those of the rules that have states: of countdowns one has the states of all. */
+static mb_status make_trees(mb_mask_cache *cache) {
+    const mb_automaton *a = cache->automaton;
+    mb_class_builder *builder = NULL;
+    mb_status status = MB_OK;
+    size_t n_left = (size_t)MAX_PASSES * cache->trie->n_nodes;
+    for (uint32_t r = 0; r < a->n_rules && status == MB_OK && n_left > 0; r++) {
+        if (a->rules[r].n_states == 0)
+            continue;
+        mb_class_tree *tree = mb_shared_trees_get(cache->trie, a, r, &builder);
+        if (tree) {
+            n_left -= tree->n_seen < n_left ? tree->n_seen : n_left;
+            atomic_fetch_add(&cache->n_bytes, mb_class_tree_bytes(tree));
+            atomic_store(&cache->trees[r], tree);
+        } else {
+            status = MB_ERR_MEMORY;
+        }
+    }
+    mb_class_builder_close(builder);
+    return status;
+}
+
+/* A rule is followed when a caller goes on after it, or ends there and is followed itself. */
+static void find_followed(const mb_automaton *a, uint8_t *is_followed) {
+    int changed = 1;
+    memset(is_followed, 0, a->n_rules);
+    while (changed) {
+        changed = 0;
+        for (size_t i = 0; i < a->n_states; i++) {
+            const mb_automaton_state *s = &a->states[i];
+            for (uint32_t k = 0; k < s->n_calls; k++) {
+                const mb_call *call = &a->calls[s->first_call + k];
+                /* The rule that its states belong to: countdowns share theirs. */
+                uint32_t rule = a->states[a->rules[call->rule].start].rule;
+                if (!is_followed[rule] && (!a->states[call->back].is_end || is_followed[s->rule]))
+                    is_followed[rule] = changed = 1;
+            }
+        }
+    }
+}
+
 mb_status mb_mask_cache_init(mb_mask_cache *cache, const mb_automaton *automaton, const mb_token_trie *trie) {
-    size_t n = automaton->n_states;
     *cache = (mb_mask_cache){.automaton = automaton, .trie = trie};
-    cache->plain_next = mb_malloc_array(n, sizeof *cache->plain_next);
-    cache->takes_plain = mb_malloc_array(n, 1);
-    cache->entries = mb_malloc_array(n, sizeof *cache->entries);
-    if (!cache->plain_next || !cache->takes_plain || !cache->entries) {
-        mb_free(cache->entries);
-        cache->entries = NULL;
-        mb_mask_cache_free(cache);
-        return mb_fail(MB_ERR_MEMORY, "no memory for the masks of a grammar with %zu states", n);
-    }
-    for (uint32_t i = 0; i < n; i++) {
+    cache->trees = mb_malloc_array(automaton->n_rules, sizeof *cache->trees);
+    for (size_t i = 0; cache->trees && i < automaton->n_rules; i++)
+        atomic_init(&cache->trees[i], NULL);
+    cache->entries = mb_malloc_array(automaton->n_states, sizeof *cache->entries);
+    for (size_t i = 0; cache->entries && i < automaton->n_states; i++)
         atomic_init(&cache->entries[i], NULL);
-        cache->plain_next[i] = find_plain_next(automaton, i);
-        cache->takes_plain[i] = (uint8_t)find_takes_plain(automaton, i);
+    cache->is_followed = mb_malloc(automaton->n_rules);
+    mb_status status = MB_OK;
+    if (!cache->trees || !cache->entries || !cache->is_followed)
+        status = mb_fail(MB_ERR_MEMORY, "no memory for the masks of a grammar with %zu states",
+                         automaton->n_states);
+    if (status == MB_OK) {
+        find_followed(automaton, cache->is_followed);
+        status = make_trees(cache);
     }
-    return MB_OK;
+    if (status != MB_OK)
+        mb_mask_cache_free(cache);
+    return status;
 }
 
 void mb_mask_cache_free(mb_mask_cache *cache) {
+    for (size_t i = 0; cache->trees && i < cache->automaton->n_rules; i++)
+        mb_class_tree_close(atomic_load(&cache->trees[i]));
     for (size_t i = 0; cache->entries && i < cache->automaton->n_states; i++)
         mb_free(atomic_load(&cache->entries[i]));
+    mb_free(cache->is_followed);
+    mb_free(cache->trees);
     mb_free(cache->entries);
-    mb_free(cache->takes_plain);
-    mb_free(cache->plain_next);
     *cache = (mb_mask_cache){0};
 }
 
@@ -143,6 +125,7 @@ size_t mb_mask_cache_bytes(const mb_mask_cache *cache) {
 void mb_mask_work_free(mb_mask_work *work) {
     mb_stack_free(&work->local);
     mb_free(work->levels);
+    mb_free(work->places);
     mb_free(work->bits);
     mb_free(work->escapes);
     *work = (mb_mask_work){0};
@@ -163,7 +146,6 @@ static mb_status prepare(mb_mask_work *work, const mb_mask_cache *cache) {
 
 typedef struct walk {
     const mb_mask_cache *cache;
-    const mb_trie_part *part;
     mb_mask_work *work;
     mb_stack *stack;
     uint32_t *bits;
@@ -200,18 +182,20 @@ static int step_set(const walk *w, uint32_t depth, uint8_t byte, uint32_t next) 
     return set.n > 0 || set.ended;
 }
 
-static void keep_escape(walk *w, uint32_t node) {
+static void keep_escapes(walk *w, const uint32_t *nodes, uint32_t n) {
     mb_mask_work *work = w->work;
-    if (mb_grow((void **)&work->escapes, &work->escapes_capacity, work->n_escapes + 1,
-                sizeof *work->escapes) == 0)
-        work->escapes[work->n_escapes++] = node;
-    else if (w->stack->status == MB_OK)
+    if (mb_grow((void **)&work->escapes, &work->escapes_capacity, work->n_escapes + n,
+                sizeof *work->escapes) == 0) {
+        memcpy(work->escapes + work->n_escapes, nodes, n * sizeof *nodes);
+        work->n_escapes += n;
+    } else if (w->stack->status == MB_OK) {
         w->stack->status = mb_fail(MB_ERR_MEMORY, "no memory to work out a mask");
+    }
 }
 
 /* Over the nodes first to end - 1, which hang at depth base; what is before them has led to `set`. */
 static void run(walk *w, uint32_t first, uint32_t end, uint32_t base, mb_stack_set set) {
-    const mb_trie_node *nodes = w->part->nodes;
+    const mb_trie_node *nodes = w->cache->trie->nodes;
     const mb_automaton *a = w->cache->automaton;
     mb_mask_level *levels = w->work->levels;
     set_level(w, 0, set);
@@ -239,17 +223,71 @@ static void run(walk *w, uint32_t first, uint32_t end, uint32_t base, mb_stack_s
         if (node->token >= 0)
             mb_trie_set_bits(w->cache->trie, node->token, w->bits);
         if (to->mark == depth && to->set.ended && w->keeps_escapes && node->end > i + 1)
-            keep_escape(w, i);
+            keep_escapes(w, &i, 1);
         i = to->mark != depth || to->set.n > 0 ? i + 1 : node->end;
+    }
+    mb_stack_cut(w->stack, levels[0].after);
+}
+
+/* The tokens below the places of a node at which the state's rule has called others. */
+static void run_calls(walk *w, const mb_class_tree *tree, const mb_class_node *node, uint32_t state) {
+    const mb_trie_node *nodes = w->cache->trie->nodes;
+    mb_stack_mark mark = mb_stack_get_mark(w->stack);
+    mb_stack_set set = mb_stack_at(w->stack, (mb_stack_config){state, 0});
+    for (uint32_t i = 0; i < node->n_places; i++) {
+        uint32_t place = tree->words[node->first_place + i];
+        run(w, place + 1, nodes[place].end, nodes[place].depth, set);
+    }
+    mb_stack_cut(w->stack, mark);
+}
+
+static void add_tokens(const walk *w, const mb_class_tree *tree, const mb_class_node *node) {
+    const uint32_t *words = tree->words + node->first_token;
+    if (node->is_dense)
+        for (size_t i = 0; i < w->cache->trie->n_words; i++)
+            w->bits[i] |= words[i];
+    else
+        for (uint32_t i = 0; i < node->n_tokens; i++)
+            mb_set_bit(w->bits, (int32_t)words[i]);
+}
+
+/* Over all tokens, from a state of the tree's rule. */
+static void run_rule(walk *w, const mb_class_tree *tree, uint32_t start) {
+    const mb_automaton *a = w->cache->automaton;
+    mb_class_place *places = w->work->places;
+    size_t n = 0;
+    places[n++] = (mb_class_place){0, start};
+    while (n > 0) {
+        mb_class_place at = places[--n];
+        const uint32_t *row = a->next + a->states[at.state].row;
+        const mb_class_node *node = &tree->nodes[at.node];
+        for (uint32_t child = node->first_child; child < node->first_child + node->n_children; child++) {
+            const mb_class_node *to = &tree->nodes[child];
+            uint32_t next = row[to->byte_class];
+            if (next == MB_NO_STATE)
+                continue;
+            add_tokens(w, tree, to);
+            if (a->states[next].is_final && to->n_places > 0 && w->keeps_escapes)
+                keep_escapes(w, tree->words + to->first_place, to->n_places);
+            if (a->states[next].n_calls > 0)
+                run_calls(w, tree, to, next);
+            else if (to->n_children > 0)
+                places[n++] = (mb_class_place){child, next};
+        }
     }
 }
 
 /* ---- Entries ---------------------------------------------------------------------------------------- */
 
+/* Written out, because the plain x86-64 that we compile for has no instruction for it. */
 static uint32_t count_bits(const uint32_t *bits, size_t n_words) {
     uint32_t n = 0;
-    for (size_t i = 0; i < n_words; i++)
-        n += (uint32_t)__builtin_popcount(bits[i]);
+    for (size_t i = 0; i < n_words; i++) {
+        uint32_t x = bits[i] - (bits[i] >> 1 & 0x55555555u);
+        x = (x & 0x33333333u) + (x >> 2 & 0x33333333u);
+        x = (x + (x >> 4)) & 0x0f0f0f0fu;
+        n += (x * 0x01010101u) >> 24;
+    }
     return n;
 }
 
@@ -259,8 +297,7 @@ static void write_ids(const uint32_t *bits, size_t n_words, uint32_t *ids) {
             *ids++ = (uint32_t)(32 * i) + (uint32_t)__builtin_ctz(word);
 }
 
-static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *work,
-                                const mb_trie_part *part) {
+static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *work) {
     size_t n_words = cache->trie->n_words;
     uint32_t n_tokens = count_bits(work->bits, n_words);
     int is_dense = n_tokens > FEW_TOKENS || n_tokens > n_words;
@@ -271,8 +308,7 @@ static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *
         mb_fail(MB_ERR_MEMORY, "no memory for a mask");
         return NULL;
     }
-    *entry = (mb_mask_entry){.part = part,
-                             .n_tokens = n_tokens,
+    *entry = (mb_mask_entry){.n_tokens = n_tokens,
                              .n_escapes = (uint32_t)work->n_escapes,
                              .is_dense = is_dense,
                              .n_bytes = n_bytes};
@@ -285,31 +321,49 @@ static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *
     return entry;
 }
 
-/* The state alone: its node is node 0, of which nothing is known. */
-static mb_mask_entry *work_out(const mb_mask_cache *cache, mb_mask_work *work, uint32_t state) {
-    const mb_token_trie *trie = cache->trie;
+/* The rule's tree, made now if there is none. *own: the tree is the caller's to close. NULL: the sentence is
+ * recorded. */
+static const mb_class_tree *tree_of(mb_mask_cache *cache, uint32_t rule, mb_class_tree **own) {
+    mb_class_tree *tree = atomic_load_explicit(&cache->trees[rule], memory_order_acquire), *kept = NULL;
+    *own = NULL;
+    if (tree)
+        return tree;
+    mb_class_builder *builder = NULL;
+    tree = mb_shared_trees_get(cache->trie, cache->automaton, rule, &builder);
+    mb_class_builder_close(builder);
+    if (!tree)
+        return NULL;
+    size_t n_bytes = mb_class_tree_bytes(tree);
+    if (atomic_fetch_add(&cache->n_bytes, n_bytes) + n_bytes <= MAX_KEPT_BYTES &&
+        atomic_compare_exchange_strong(&cache->trees[rule], &kept, tree))
+        return tree;
+    atomic_fetch_sub(&cache->n_bytes, n_bytes);
+    *own = tree;
+    return tree;
+}
+
+/* The state alone: its node is node 0, of which nothing is known. Without what its calls begin: each called rule
+ * is a configuration of its own. */
+static mb_mask_entry *work_out(mb_mask_cache *cache, mb_mask_work *work, uint32_t state) {
     mb_stack *stack = &work->local;
-    const uint32_t *plain = plain_bits(cache, state);
-    const mb_trie_part *part = plain ? &trie->other : &trie->all;
-    walk w = {cache, part, work, stack, work->bits, 1};
-    if (plain)
-        memcpy(work->bits, plain, trie->n_words * sizeof *plain);
-    else
-        memset(work->bits, 0, trie->n_words * sizeof *work->bits);
-    work->n_escapes = 0;
+    uint32_t rule = cache->automaton->states[state].rule;
+    mb_class_tree *own;
+    walk w = {cache, work, stack, work->bits, cache->is_followed[rule]};
     stack->status = MB_OK;
-    mb_stack_start(stack, cache->automaton->states[state].rule); /* makes node 0 */
+    const mb_class_tree *tree = tree_of(cache, rule, &own);
+    if (!tree)
+        return NULL;
+    memset(work->bits, 0, cache->trie->n_words * sizeof *work->bits);
+    work->n_escapes = 0;
+    mb_stack_start(stack, rule); /* makes node 0 */
     stack->n_nodes = stack->n_nodes > 0 ? 1 : 0;
     stack->n_edges = stack->n_configs = 0;
-    if (stack->status == MB_OK) {
-        /* As one set without what its calls begin: each called rule is a configuration of its own. */
-        mb_stack_set set = {.n = 1};
-        if (mb_grow((void **)&stack->configs, &stack->configs_capacity, 1, sizeof *stack->configs) == 0) {
-            stack->configs[stack->n_configs++] = (mb_stack_config){state, 0};
-            run(&w, 0, part->n_nodes, 0, set);
-        }
-    }
-    return stack->status == MB_OK ? new_entry(cache, work, part) : NULL;
+    if (mb_grow((void **)&work->places, &work->places_capacity, tree->n_nodes, sizeof *work->places) != 0)
+        stack->status = mb_fail(MB_ERR_MEMORY, "no memory to work out a mask");
+    if (stack->status == MB_OK)
+        run_rule(&w, tree, state);
+    mb_class_tree_close(own);
+    return stack->status == MB_OK ? new_entry(cache, work) : NULL;
 }
 
 /* Threads that work out the same entry at once: the first one counts. *own: the entry is the caller's to
@@ -357,10 +411,10 @@ static void add_escapes(const mb_mask_cache *cache, mb_mask_work *work, mb_stack
                         const mb_mask_entry *entry, uint32_t node, uint32_t *bits) {
     mb_stack_mark mark = mb_stack_get_mark(stack);
     mb_stack_set set = mb_stack_return(stack, node);
-    const mb_trie_node *nodes = entry->part->nodes;
+    const mb_trie_node *nodes = cache->trie->nodes;
     const uint32_t *escapes = entry->words + (entry->is_dense ? cache->trie->n_words : entry->n_tokens);
     uint8_t is_read[256];
-    walk w = {cache, entry->part, work, stack, bits, 0};
+    walk w = {cache, work, stack, bits, 0};
     find_bytes(stack, set, is_read);
     for (uint32_t e = 0; e < entry->n_escapes && set.n > 0; e++) {
         uint32_t at = escapes[e];

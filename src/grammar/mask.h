@@ -2,16 +2,17 @@
  * mask.h - which tokens of a vocabulary may come next.
  *
  * A configuration allows the tokens that its rule can read, whatever stands below it on the stack: these are
- * found once for each state of the automaton and kept (Dong et al., "XGrammar", 2024). A token may also run
- * beyond the rule's end, as the token '",' does from within a string. For those the state keeps the places in
- * the tokens' tree where the rule may end. What is below these places is looked at anew in each step, with
- * the stack that is there.
+ * found once for each state of the automaton and kept (Dong et al., "XGrammar", 2024), by a walk over the tokens
+ * as the rule tells them apart (class_tree.h). A token may also run beyond the rule's end, as the token '",' does
+ * from within a string. For those the state keeps the places in the tokens' tree where the rule may end. What is
+ * below these places is looked at anew in each step, with the stack that is there.
  */
 #ifndef MB_GRAMMAR_MASK_H
 #define MB_GRAMMAR_MASK_H
 
 #include <stdatomic.h>
 
+#include "grammar/class_tree.h"
 #include "grammar/stack.h"
 #include "grammar/trie.h"
 
@@ -21,12 +22,13 @@ typedef struct mb_mask_entry mb_mask_entry;
 typedef struct mb_mask_cache {
     const mb_automaton *automaton;
     const mb_token_trie *trie;
-    uint32_t *plain_next; /* [n_states] the one state that every plain character leads to, or MB_NO_STATE */
-    uint8_t *takes_plain; /* [n_states] some plain character leads on */
+    uint8_t *is_followed;              /* [n_rules] something may stand after the rule */
+    _Atomic(mb_class_tree *) *trees;   /* [n_rules] */
     _Atomic(mb_mask_entry *) *entries; /* [n_states] */
     atomic_size_t n_bytes;
 } mb_mask_cache;
 
+/* Makes class trees, too, for some ten milliseconds; the others are made when they are first needed. */
 mb_status mb_mask_cache_init(mb_mask_cache *cache, const mb_automaton *automaton, const mb_token_trie *trie);
 void mb_mask_cache_free(mb_mask_cache *cache);
 size_t mb_mask_cache_bytes(const mb_mask_cache *cache);
@@ -35,6 +37,8 @@ size_t mb_mask_cache_bytes(const mb_mask_cache *cache);
 typedef struct mb_mask_work {
     mb_stack local; /* to look at a state alone */
     struct mb_mask_level *levels;
+    struct mb_class_place *places; /* nodes of a class tree that are still to be looked at */
+    size_t places_capacity;
     uint32_t *bits;
     uint32_t *escapes;
     size_t n_escapes, escapes_capacity;

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "grammar/utf8_ranges.h"
+#include "grammar/shared_trees.h"
 
 typedef struct sorted_token {
     const uint8_t *bytes;
@@ -32,66 +32,40 @@ static int are_equal(const sorted_token *a, const sorted_token *b) {
     return a->n_bytes == b->n_bytes && common_bytes(a, b) == a->n_bytes;
 }
 
-/* ---- Plain tokens ----------------------------------------------------------------------------------- */
-
-/* The number of characters; -1 when the token is not plain. */
-static int plain_chars(const uint8_t *bytes, size_t n_bytes) {
-    int n_chars = 0;
-    if (mb_utf8_first_bad((const char *)bytes, n_bytes) != n_bytes)
-        return -1;
-    for (size_t i = 0; i < n_bytes; i++) {
-        if (bytes[i] < ' ' || bytes[i] == '"' || bytes[i] == '\\')
-            return -1;
-        n_chars += (bytes[i] & 0xc0) != 0x80;
-    }
-    return n_chars <= MB_PLAIN_LENGTHS ? n_chars : -1;
-}
-
-static void find_plain(const sorted_token *tokens, size_t n, mb_token_trie *trie) {
-    for (size_t i = 0; i < n; i++) {
-        int n_chars = plain_chars(tokens[i].bytes, tokens[i].n_bytes);
-        if (n_chars < 0)
-            continue;
-        mb_set_bit(trie->plain, tokens[i].id);
-        for (int k = n_chars; k <= MB_PLAIN_LENGTHS; k++)
-            mb_set_bit(trie->plain_of[k], tokens[i].id);
-    }
-}
-
 /* ---- Nodes ------------------------------------------------------------------------------------------ */
 
 /* tokens: sorted, no two alike. */
-static mb_status make_part(const sorted_token *tokens, size_t n, mb_trie_part *part) {
+static mb_status make_nodes(const sorted_token *tokens, size_t n, mb_token_trie *trie) {
     size_t n_nodes = 0;
     for (size_t i = 0; i < n; i++)
         n_nodes += tokens[i].n_bytes - (i ? common_bytes(&tokens[i - 1], &tokens[i]) : 0);
-    part->nodes = mb_malloc_array(n_nodes + 1, sizeof *part->nodes);
-    if (!part->nodes)
+    trie->nodes = mb_malloc_array(n_nodes + 1, sizeof *trie->nodes);
+    if (!trie->nodes)
         return mb_fail(MB_ERR_MEMORY, "no memory for the tokens' tree (%zu nodes)", n_nodes);
     uint32_t path[MB_TRIE_MAX_DEPTH + 1], depth = 0, next = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t common = i ? common_bytes(&tokens[i - 1], &tokens[i]) : 0;
         for (; depth > common; depth--)
-            part->nodes[path[depth]].end = next;
+            trie->nodes[path[depth]].end = next;
         for (; depth < tokens[i].n_bytes; next++) {
-            part->nodes[next] =
+            trie->nodes[next] =
                 (mb_trie_node){.token = -1, .depth = (uint16_t)(depth + 1), .byte = tokens[i].bytes[depth]};
             path[++depth] = next;
         }
-        part->nodes[next - 1].token = tokens[i].id;
+        trie->nodes[next - 1].token = tokens[i].id;
+        trie->nodes[next - 1].is_alike = trie->next_alike[tokens[i].id] >= 0;
     }
     for (; depth > 0; depth--)
-        part->nodes[path[depth]].end = next;
-    part->n_nodes = next;
+        trie->nodes[path[depth]].end = next;
+    trie->n_nodes = next;
     return MB_OK;
 }
 
-static mb_status make_parts(sorted_token *tokens, size_t n, mb_token_trie *trie) {
+static mb_status make_tree(sorted_token *tokens, size_t n, mb_token_trie *trie) {
     qsort(tokens, n, sizeof *tokens, compare_tokens);
-    find_plain(tokens, n, trie);
     for (int32_t i = 0; i < trie->vocab; i++)
         trie->next_alike[i] = -1;
-    size_t n_different = 0, n_other = 0;
+    size_t n_different = 0;
     for (size_t i = 0, last = 0; i < n; i++) {
         if (n_different > 0 && are_equal(&tokens[n_different - 1], &tokens[i])) {
             trie->next_alike[last] = tokens[i].id;
@@ -100,11 +74,7 @@ static mb_status make_parts(sorted_token *tokens, size_t n, mb_token_trie *trie)
         }
         last = (size_t)tokens[i].id;
     }
-    MB_TRY(make_part(tokens, n_different, &trie->all));
-    for (size_t i = 0; i < n_different; i++)
-        if (!(trie->plain[tokens[i].id / 32] >> (tokens[i].id % 32) & 1))
-            tokens[n_other++] = tokens[i];
-    return make_part(tokens, n_other, &trie->other);
+    return make_nodes(tokens, n_different, trie);
 }
 
 /* ---- Life ------------------------------------------------------------------------------------------- */
@@ -114,11 +84,8 @@ static mb_status allocate(mb_token_trie *trie, size_t n_bytes) {
     trie->next_alike = mb_malloc_array(vocab, sizeof *trie->next_alike);
     trie->bytes = mb_malloc(n_bytes);
     trie->offsets = mb_malloc_array(vocab + 1, sizeof *trie->offsets);
-    trie->plain = mb_calloc(trie->n_words * (MB_PLAIN_LENGTHS + 2), sizeof *trie->plain);
-    if (!trie->next_alike || !trie->bytes || !trie->offsets || !trie->plain)
+    if (!trie->next_alike || !trie->bytes || !trie->offsets)
         return mb_fail(MB_ERR_MEMORY, "no memory for the tokens' tree (%zu tokens)", vocab);
-    for (size_t i = 0; i <= MB_PLAIN_LENGTHS; i++)
-        trie->plain_of[i] = trie->plain + (i + 1) * trie->n_words;
     return MB_OK;
 }
 
@@ -148,7 +115,7 @@ static mb_status fill(const mb_token_bytes_of *tokens, mb_token_trie *trie) {
         offset += (uint32_t)n_used;
     }
     trie->offsets[trie->vocab] = offset;
-    mb_status status = make_parts(sorted, n, trie);
+    mb_status status = make_tree(sorted, n, trie);
     mb_free(sorted);
     return status;
 }
@@ -161,6 +128,8 @@ mb_status mb_trie_open(const mb_token_bytes_of *tokens, int32_t vocab, mb_token_
     opened->vocab = vocab;
     opened->n_words = ((size_t)vocab + 31) / 32;
     mb_status status = fill(tokens, opened);
+    if (status == MB_OK)
+        status = mb_shared_trees_open(&opened->shared);
     if (status != MB_OK) {
         mb_trie_close(opened);
         return status;
@@ -172,10 +141,9 @@ mb_status mb_trie_open(const mb_token_bytes_of *tokens, int32_t vocab, mb_token_
 void mb_trie_close(mb_token_trie *trie) {
     if (!trie)
         return;
-    mb_free(trie->all.nodes);
-    mb_free(trie->other.nodes);
+    mb_shared_trees_close(trie->shared);
+    mb_free(trie->nodes);
     mb_free(trie->next_alike);
-    mb_free(trie->plain);
     mb_free(trie->bytes);
     mb_free(trie->offsets);
     mb_free(trie);

@@ -23,29 +23,22 @@ typedef struct mb_trie_node {
     int32_t token;  /* that ends here; -1: none */
     uint16_t depth; /* 1: the first byte */
     uint8_t byte;
+    uint8_t is_alike; /* other tokens have the same bytes: next_alike */
 } mb_trie_node;
 
-typedef struct mb_trie_part {
-    mb_trie_node *nodes;
-    uint32_t n_nodes;
-} mb_trie_part;
+enum { MB_TRIE_MAX_DEPTH = 1024 };
 
-enum { MB_TRIE_MAX_DEPTH = 1024, MB_PLAIN_LENGTHS = 32 };
+typedef struct mb_shared_trees mb_shared_trees;
 
-/*
- * Most tokens are plain: whole characters that a JSON string holds as they are, so no quote, no backslash and
- * no control character, and not many. Where any such character may come, which is most of the time, they
- * need no walk: `plain` has their bits, and the walk sees the other tokens alone.
- */
 typedef struct mb_token_trie {
     int32_t vocab;
-    size_t n_words;                           /* of 32 tokens: of a mask */
-    mb_trie_part all, other;                  /* other: the tokens that are not plain */
-    int32_t *next_alike;                      /* [vocab] the next token with the same bytes; -1: none */
-    uint32_t *plain;                          /* [n_words] */
-    uint32_t *plain_of[MB_PLAIN_LENGTHS + 1]; /* [n_words] plain tokens of at most so many characters */
-    char *bytes;                              /* all tokens' */
-    uint32_t *offsets;                        /* [vocab + 1] */
+    size_t n_words; /* of 32 tokens: of a mask */
+    mb_trie_node *nodes;
+    uint32_t n_nodes;
+    int32_t *next_alike;     /* [vocab] the next token with the same bytes; -1: none */
+    char *bytes;             /* all tokens' */
+    uint32_t *offsets;       /* [vocab + 1] */
+    mb_shared_trees *shared; /* of the grammars */
 } mb_token_trie;
 
 mb_status mb_trie_open(const mb_token_bytes_of *tokens, int32_t vocab, mb_token_trie **trie);

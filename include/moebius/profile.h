@@ -1,11 +1,12 @@
 /*
- * profile.h - where the time of a session's steps goes, operator by operator, and what the operators move and
- * compute.
+ * profile.h - where the time of a session's steps goes, operator by operator, and what the operators move
+ * and compute.
  *
- * A session that is not profiled has no part of this. While one is, it has one step in flight. Each operator's
- * time is taken on the device, before it and after it. On the CPU the clock is read around each call. On a GPU
- * a step that would run as a CUDA graph runs as one that takes the times too, captured anew for each step; other
- * steps, and all with plain_launches, are launched kernel by kernel. Operators do not overlap then.
+ * A session that is not profiled has no part of this. While one is, it has one step in flight. Each
+ * operator's time is taken on the device, before it and after it. On the CPU the clock is read around each
+ * call. On a GPU a step that would run as a CUDA graph runs as one that takes the times too, captured anew
+ * for each step; other steps, and all with plain_launches, are launched kernel by kernel. Operators do not
+ * overlap then.
  */
 #ifndef MOEBIUS_PROFILE_H
 #define MOEBIUS_PROFILE_H
@@ -27,8 +28,8 @@ typedef struct mb_profile_operator {
     /* Inputs that are needed and outputs, once each: of experts those that were hit, of the KV cache the
      * positions that were attended. A multiply-add is two flops. The padding of a graph counts as work. */
     double bytes, flops;
-    /* The sum over the calls of the least time: of the bytes at the rate that the device's memory reaches, or of
-     * the flops at the rate of the type, whichever is longer. 0 on the CPU. */
+    /* The sum over the calls of the least time: of the bytes at the rate that the device's memory reaches,
+     * or of the flops at the rate of the type, whichever is longer. 0 on the CPU. */
     double floor_us;
 } mb_profile_operator;
 

@@ -29,9 +29,9 @@ typedef struct cli_bench_result {
 /* Positions that one sequence takes. The model must have at least as many. */
 int64_t cli_bench_positions(const cli_bench_case *bench);
 
-/* One warm-up and n_repeat timed runs of each; the medians. Then one run that is profiled. Failures are reported; Ctrl-C gives
- * CLI_INTERRUPTED. When the device's memory cannot hold the batch, mb_last_error() says so, nothing is
- * reported, and result->is_left_out is 1 with CLI_OK. */
+/* One warm-up and n_repeat timed runs of each; the medians. Then one run that is profiled. Failures are
+ * reported; Ctrl-C gives CLI_INTERRUPTED. When the device's memory cannot hold the batch, mb_last_error()
+ * says so, nothing is reported, and result->is_left_out is 1 with CLI_OK. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);
 
 /* moebius bench moe, moebius bench serve. */

@@ -172,8 +172,8 @@ static mb_status cuda_event_record(mb_device *device, mb_event *event, mb_stream
     RETURN_CALL(device, "cudaEventRecord", cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream));
 }
 
-/* While a stream is captured, a plain record is no more than a place that another captured stream can wait for.
- * With the external flag the record is a node of the graph. */
+/* While a stream is captured, a plain record is no more than a place that another captured stream can wait
+ * for. With the external flag the record is a node of the graph. */
 static mb_status cuda_event_mark(mb_device *device, mb_event *event, mb_stream stream) {
     enum cudaStreamCaptureStatus capture;
     MB_TRY(make_current(device));

@@ -27,8 +27,8 @@ typedef struct call {
     int64_t n, k; /* of a gemm's weight */
     mb_op_cost cost;
     mb_event *begin, *end;
-    /* moe_forward: only the device knows which experts are hit. So the ids are copied, and counted when the step
-     * has run. */
+    /* moe_forward: only the device knows which experts are hit. So the ids are copied, and counted when the
+     * step has run. */
     mb_event *copied; /* stands behind the copy; NULL: another operator */
     mb_moe_forward_args experts;
     mb_moe_route_args route;

@@ -1,6 +1,6 @@
 /*
- * profiler.h - times and counts the operators of steps: an op table around the device's, whose entries mark an
- * event before and after each call and keep what the call must move and compute.
+ * profiler.h - times and counts the operators of steps: an op table around the device's, whose entries mark
+ * an event before and after each call and keep what the call must move and compute.
  *
  * Nobody but the runner knows of it. The runner gives the forward pass the profiler's table for the time of
  * mb_profiler_run. One step is in a profiler at a time.
@@ -23,8 +23,8 @@ typedef struct mb_profiler_inputs {
 mb_status mb_profiler_open(mb_forward *forward, mb_profiler **profiler);
 void mb_profiler_close(mb_profiler *profiler); /* NULL allowed; no step of it may be in flight */
 
-/* Enqueues the work of a step, as a graph that lives until the step was collected, or plainly. `work` calls the
- * operators of forward->ops. After a failure mb_profiler_drop is called. */
+/* Enqueues the work of a step, as a graph that lives until the step was collected, or plainly. `work` calls
+ * the operators of forward->ops. After a failure mb_profiler_drop is called. */
 mb_status mb_profiler_run(mb_profiler *profiler, const mb_profiler_inputs *inputs, int as_graph,
                           mb_device_work work, const void *context, mb_stream stream);
 

@@ -1,6 +1,7 @@
 /*
- * A session's profile: what it counts, on the CPU and on a device that works later and has graphs (the slow one of
- * tests/support); that it changes no result; that it ends well when a step fails or memory is refused.
+ * A session's profile: what it counts, on the CPU and on a device that works later and has graphs (the slow
+ * one of tests/support); that it changes no result; that it ends well when a step fails or memory is
+ * refused.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -192,8 +193,8 @@ static void check_same_costs(const mb_profile *a, const mb_profile *b) {
     }
 }
 
-/* The first run makes the graphs of the decode steps. The second one is profiled: its decode steps are graphs of
- * their own, its prefill is not one. */
+/* The first run makes the graphs of the decode steps. The second one is profiled: its decode steps are
+ * graphs of their own, its prefill is not one. */
 static void test_steps_that_are_graphs(void **state) {
     (void)state;
     generation plain, profiled;
@@ -217,7 +218,8 @@ static void test_steps_that_are_graphs(void **state) {
     generation_free(&profiled);
 }
 
-/* Without graphs to go by: steps of a session that has none are plain, and those that make one do not count. */
+/* Without graphs to go by: steps of a session that has none are plain, and those that make one do not
+ * count. */
 static void test_steps_without_a_graph(void **state) {
     (void)state;
     for (int plain_launches = 0; plain_launches <= 1; plain_launches++) {
@@ -267,7 +269,8 @@ static void test_a_step_that_fails(void **state) {
     }
 }
 
-/* A step that was launched before the profile began is no part of it; a session may be closed while profiled. */
+/* A step that was launched before the profile began is no part of it; a session may be closed while
+ * profiled. */
 static void test_begin_and_end_in_between(void **state) {
     (void)state;
     generation g;
@@ -302,7 +305,8 @@ static void *limited_allocate(void *user, void *pointer, size_t n_bytes) {
     return NULL;
 }
 
-/* Whatever allocation fails, the session goes on without a profile. (A leak would be the sanitizer's to see.) */
+/* Whatever allocation fails, the session goes on without a profile. (A leak would be the sanitizer's to
+ * see.) */
 static void test_no_memory(void **state) {
     (void)state;
     generation g;

@@ -25,7 +25,7 @@ static mb_weight matrix(int64_t count, int64_t rows, int64_t cols, mb_dtype dtyp
     return (mb_weight){.data = &anything, .count = count, .rows = rows, .cols = cols, .dtype = dtype};
 }
 
-/* 3 rows of 10 fp16 numbers read, of 10 fp32 written, and an id for each; with drawn tokens one index more. */
+/* 3 rows of 10 fp16 numbers read, of 10 fp32 written, and an id for each; a drawn token has an index more. */
 static void embedding(void **state) {
     (void)state;
     mb_embed_args args = {.table = matrix(1, 100, 10, MB_F16), .n_tokens = 3, .dtype = MB_F32};

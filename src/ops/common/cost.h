@@ -1,14 +1,16 @@
 /*
- * cost.h - what a call of an operator must move and compute, whatever its kernel: the two numbers of a roofline.
+ * cost.h - what a call of an operator must move and compute, whatever its kernel: the two numbers of a
+ * roofline.
  *
  * Each operator of a forward pass has a pure function mb_NAME_cost(args) beside its contract.
  *
- *   bytes   every input that is needed and every output, once: of weights those that tokens reach, of the KV
- *           cache the positions that are attended. What an operator writes and reads again itself does not count.
+ *   bytes   every input that is needed and every output, once: of weights those that tokens reach, of the
+ *           KV cache the positions that are attended. What an operator writes and reads again itself does
+ *           not count.
  *   flops   additions and multiplications, an exponential or a root as one; a multiply-add is two
  *
- * A call without rows costs nothing. A function that needs the contents of arrays says so; these must then be
- * memory of the host. All other pointers are compared with NULL at most.
+ * A call without rows costs nothing. A function that needs the contents of arrays says so; these must then
+ * be memory of the host. All other pointers are compared with NULL at most.
  */
 #ifndef MB_OPS_COMMON_COST_H
 #define MB_OPS_COMMON_COST_H
@@ -40,8 +42,8 @@ double mb_weight_bytes(const mb_weight *weight, double count);
 /* Of products of activations and weights, both factors as given. */
 double mb_product_tflops(mb_dtype activations, mb_dtype weights, mb_f32_math f32_math);
 
-/* The least microseconds for the bytes, and for the flops on a GPU of so many SMs. The floor is the longer one.
- * 0 where the rate is not known: bytes_per_second 0, n_sms 0. */
+/* The least microseconds for the bytes, and for the flops on a GPU of n_sms SMs. The floor is the longer
+ * one. 0 where the rate is not known: bytes_per_second 0, n_sms 0. */
 double mb_cost_memory_us(const mb_op_cost *cost, double bytes_per_second);
 double mb_cost_compute_us(const mb_op_cost *cost, int n_sms);
 

@@ -11,7 +11,8 @@ mb_op_cost mb_gated_activation_cost(const mb_gated_activation_args *args) {
                         .tflops = MB_TFLOPS_F32};
 }
 
-/* A weight in fp32 beside tokens in 16 bits is multiplied in parts of 16 bits: the parts are the kernel's affair. */
+/* A weight in fp32 beside tokens in 16 bits is multiplied in parts of 16 bits: the parts are the kernel's
+ * affair. */
 mb_op_cost mb_moe_router_gemm_cost(const mb_moe_router_gemm_args *args) {
     double T = (double)args->n_tokens, H = args->hidden, E = args->n_experts;
     mb_op_cost cost = {.tflops = args->dtype == MB_F32 ? MB_TFLOPS_TF32 : MB_TFLOPS_16BIT};

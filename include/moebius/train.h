@@ -156,7 +156,8 @@ typedef struct mb_moe_rounding_report {
  * So counts are multiples in every case; 0 stays 0.
  *
  * The weights are those of mb_moe_route for the choices that remain: softmax over E, or with renormalize
- * or MB_ROUTE_TOPK_SOFTMAX over the token's remaining choices. mb_moe_route_backward with out_ids and
+ * or MB_ROUTE_TOPK_SOFTMAX over the token's remaining choices. So MB_ROUNDING_NONE gives choices that are
+ * replayed their weights, for the router's own choices bit for bit. mb_moe_route_backward with out_ids and
  * max_choices is the backward. A token without any choice gets nothing from the experts.
  *
  * A NaN logit counts as -infinity; the largest of a token is finite. Ids outside of [0, E) stand for no

@@ -1,6 +1,7 @@
 """
 moebius: Engine answers prompts with a Qwen3-MoE model; the other functions are the MoE operators for NVIDIA Hopper, and
-their CPU reference, on NumPy arrays and PyTorch tensors.
+their CPU reference, on NumPy arrays and PyTorch tensors. moebius.nn.MoE is a layer that trains, and moebius.training
+has the operators of training.
 
 Words: T tokens, H hidden, I intermediate size of one expert, E experts, K chosen experts per token, R routed rows.
 Matrices are row-major; a weight [N, K] multiplies as y = x W^T, as in torch.nn.Linear.

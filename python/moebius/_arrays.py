@@ -8,9 +8,9 @@ import numpy
 from ._library import BFLOAT16, FLOAT8, FLOAT16, FLOAT32
 from ._signatures import Signature
 
-INT32 = 4  # the dtype of ids and offsets. Only this package uses the code: it is no mb_dtype.
-DTYPE_NAMES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int32")
-DTYPE_BYTES = (4, 2, 2, 1, 4)
+INT32, INT64 = 4, 5  # the dtypes of ids and offsets, and of counts in reports. They are no mb_dtype.
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int32", "int64")
+DTYPE_BYTES = (4, 2, 2, 1, 4, 8)
 
 ACTIVATION_DTYPES = (FLOAT32, BFLOAT16, FLOAT16)
 
@@ -70,6 +70,7 @@ class NumpyArrays(Arrays):
         self._codes = {numpy.dtype(name): code for name, code in (("float32", 0), ("float16", 2), ("int32", INT32))}
         dtypes = (str, numpy.dtype, type)
         self.signature = Signature(op, numpy.ndarray, dtypes, "a numpy.ndarray, as the first argument is", "a dtype")
+        self.op = self.signature.op
 
     def code(self, name: str, array: numpy.ndarray, allowed: tuple[int, ...]) -> int:
         """The array's dtype as a code; TypeError unless it is one of `allowed`."""

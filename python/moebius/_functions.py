@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy
 
-from . import _layer, _operators
+from . import _layer, _operators, _training
 from ._arrays import NumpyArrays
 from ._operators import Plan
 from ._signatures import with_article
@@ -44,10 +44,15 @@ _numpy = SimpleNamespace(
     moe=_on_numpy(_layer.moe),
     moe_experts=_on_numpy(_layer.moe_experts),
     moe_from_logits=_on_numpy(_layer.moe_from_logits),
+    train_moe=_on_numpy(_training.train_moe),
+    moe_backward=_on_numpy(_training.moe_backward),
+    router_losses=_on_numpy(_training.router_losses),
+    route_backward=_on_numpy(_training.route_backward),
+    token_rounding=_on_numpy(_training.token_rounding),
 )
 
 
-def _of(op: str, name: str, array: Any) -> Any:
+def operators_of(op: str, name: str, array: Any) -> Any:
     """The operators for the library that the array belongs to."""
     if _torch is not None and isinstance(array, _torch.torch.Tensor):
         return _torch
@@ -63,7 +68,7 @@ def router_gemm(x: Array, weight: Array, bias: Array | None = None) -> Array:
     x: [T, H], weight: [E, H] with E <= 1024, each float32, bfloat16 or float16. bias: float32 [E].
     Of a float32 weight at least 22 bits of mantissa count.
     """
-    return _of("router_gemm", "x", x).router_gemm(x, weight, bias)
+    return operators_of("router_gemm", "x", x).router_gemm(x, weight, bias)
 
 
 def route(
@@ -81,7 +86,7 @@ def route(
     sum. "topk_softmax" takes the softmax of the K logits.
     nan_flag: int32 [1], set to 1 when a logit is NaN, else left alone. Ids are always in [0, E).
     """
-    return _of("route", "logits", logits).route(logits, top_k, renormalize, order, nan_flag)
+    return operators_of("route", "logits", logits).route(logits, top_k, renormalize, order, nan_flag)
 
 
 def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: int | None = None) -> Plan:
@@ -92,7 +97,7 @@ def plan(ids: Array, n_experts: int, *, first_expert: int = 0, n_local_experts: 
     Returns a Plan, all int32: offsets [n_local_experts + 1] and row_token [T*K] are the offsets and row_index of
     grouped_gemm and moe_experts, token_row [T, K] is reduce's.
     """
-    return _of("plan", "ids", ids).plan(ids, n_experts, first_expert, n_local_experts)
+    return operators_of("plan", "ids", ids).plan(ids, n_experts, first_expert, n_local_experts)
 
 
 def grouped_gemm(
@@ -126,7 +131,7 @@ def grouped_gemm(
     Returns out [R, N], [R, N/2] with a gated activation. When its dtype is float8_e4m3fn, returns (out, out_scale) with
     out_scale float32 [R, ceil(columns/128)].
     """
-    out, out_scale = _of("grouped_gemm", "a", a).grouped_gemm(
+    out, out_scale = operators_of("grouped_gemm", "a", a).grouped_gemm(
         a, b, offsets, row_index, bias, row_weight, activation, a_scale, b_scale, out_dtype, f32
     )
     return out if out_scale is None else (out, out_scale)
@@ -148,7 +153,7 @@ def reduce(
     residual, shared: [T, H] of out's dtype. out_dtype: y's by default, or float32.
     out: where to write; may be residual. The sum is taken in float32 in the order of k and rounded once.
     """
-    return _of("reduce", "y", y).reduce(y, weights, token_row, residual, shared, out_dtype, out)
+    return operators_of("reduce", "y", y).reduce(y, weights, token_row, residual, shared, out_dtype, out)
 
 
 def moe(
@@ -191,7 +196,7 @@ def moe(
 
     Raises TypeError or ValueError for an argument that is wrong, moebius.Error for what the library refuses.
     """
-    return _of("moe", "x", x).moe(
+    return operators_of("moe", "x", x).moe(
         x,
         w13,
         w2,
@@ -241,7 +246,7 @@ def moe_experts(
 
     A rank of an expert-parallel group calls it on the rows that it received. The bits are those that moe sums.
     """
-    return _of("moe_experts", "x", x).moe_experts(
+    return operators_of("moe_experts", "x", x).moe_experts(
         x,
         w13,
         w2,
@@ -285,7 +290,7 @@ def moe_from_logits(
 
     top_k, renormalize and order are route's, all others moe's.
     """
-    return _of("moe_from_logits", "x", x).moe_from_logits(
+    return operators_of("moe_from_logits", "x", x).moe_from_logits(
         x,
         router_logits,
         w13,

@@ -46,7 +46,7 @@ def _check_activation_scales(
             )
 
 
-def _experts(
+def experts(
     arrays: Any,
     x: Any,
     w13: Any,
@@ -101,9 +101,7 @@ def moe_experts(
     f32: str,
     out: Any,
 ) -> Any:
-    pointers, sizes = _experts(
-        arrays, x, w13, w2, activation, bias13, bias2, w13_scale, w2_scale, x_scale, h_scale, f32
-    )
+    pointers, sizes = experts(arrays, x, w13, w2, activation, bias13, bias2, w13_scale, w2_scale, x_scale, h_scale, f32)
     x_pointer, up, down, bias13_pointer, bias2_pointer, x_scale_pointer, h_scale_pointer = pointers
     n_tokens, hidden, intermediate, n_local, code, activation_code, f32_code = sizes
     n_rows = n_tokens if row_index is None else arrays.shape("row_index", row_index, 1, "[R]")[0]
@@ -141,6 +139,21 @@ def moe_experts(
     return out
 
 
+def choices(
+    arrays: Any, x: Any, w13: Any, topk_weights: Any, topk_ids: Any, first_expert: int, n_experts: int | None
+) -> tuple[Any, Any, int, int]:
+    """The addresses of weights and ids, their top_k, and n_experts."""
+    n_local = arrays.shape("w13", w13, 3, "[E, 2I or I, H]")[0]
+    if n_experts is None and first_expert == 0:
+        n_experts = n_local
+    elif n_experts is None:
+        raise arrays.value_error(f"n_experts is None; it must be given, because first_expert is {first_expert}")
+    shape = (arrays.shape("x", x, 2, "[T, H]")[0], arrays.shape("topk_ids", topk_ids, 2, "[T, K]")[1])
+    weights = arrays.pointer("topk_weights", topk_weights, FLOAT32, shape, x)
+    ids = arrays.pointer("topk_ids", topk_ids, INT32, shape, x)
+    return weights, ids, shape[1], n_experts
+
+
 def moe(
     arrays: Any,
     x: Any,
@@ -152,15 +165,9 @@ def moe(
     n_experts: int | None,
     *rest: Any,
 ) -> Any:
-    n_local = arrays.shape("w13", w13, 3, "[E, 2I or I, H]")[0]
-    if n_experts is None and first_expert == 0:
-        n_experts = n_local
-    elif n_experts is None:
-        raise arrays.value_error(f"n_experts is None; it must be given, because first_expert is {first_expert}")
-    shape = (arrays.shape("x", x, 2, "[T, H]")[0], arrays.shape("topk_ids", topk_ids, 2, "[T, K]")[1])
-    weights = arrays.pointer("topk_weights", topk_weights, FLOAT32, shape, x)
-    ids = arrays.pointer("topk_ids", topk_ids, INT32, shape, x)
-    return _forward(arrays, x, w13, w2, (weights, ids, None), shape[1], first_expert, n_experts, *rest)
+    """rest: the parameters of _forward from activation on."""
+    weights, ids, top_k, n_experts = choices(arrays, x, w13, topk_weights, topk_ids, first_expert, n_experts)
+    return _forward(arrays, x, w13, w2, (weights, ids, None), top_k, first_expert, n_experts, *rest)
 
 
 def moe_from_logits(
@@ -203,11 +210,10 @@ def _forward(
     h_scale: Any,
     f32: str,
     out: Any,
+    p: Any = None,
 ) -> Any:
-    """routing: the addresses of weights and ids, and RouteArgs when the router runs first."""
-    pointers, sizes = _experts(
-        arrays, x, w13, w2, activation, bias13, bias2, w13_scale, w2_scale, x_scale, h_scale, f32
-    )
+    """routing: the addresses of weights and ids, and RouteArgs when the router runs first. p: an output of training."""
+    pointers, sizes = experts(arrays, x, w13, w2, activation, bias13, bias2, w13_scale, w2_scale, x_scale, h_scale, f32)
     x_pointer, up, down, bias13_pointer, bias2_pointer, x_scale_pointer, h_scale_pointer = pointers
     n_tokens, hidden, intermediate, n_local, code, activation_code, f32_code = sizes
     first_expert = arrays.integer("first_expert", first_expert, 0, INT32_MAX)
@@ -218,6 +224,7 @@ def _forward(
     if out is None:
         out = arrays.empty_like(x)
     out_pointer = arrays.output_matrix("out", out, code, shape, x)
+    p_pointer = None if p is None else arrays.output_matrix("p", p, code, (n_tokens * top_k, up.rows), x)
     if arrays.fake or n_tokens == 0:
         return out
     n_bytes = n_tokens * hidden * DTYPE_BYTES[code]
@@ -246,6 +253,7 @@ def _forward(
         x_scale_pointer,
         h_scale_pointer,
         routing[2],
+        p_pointer,
     )
     call(arrays, LIBRARY.mb_moe_forward, LIBRARY.mb_moe_forward_workspace, args, x)
     return out

@@ -1,17 +1,18 @@
-"""The C library through ctypes: the parameter structs of include/moebius/ops.h, field by field, and its errors."""
+"""The C library through ctypes: the parameter structs of ops.h and train.h, field by field, and its errors."""
 
 import ctypes
 import os
-from ctypes import c_int32, c_int64, c_size_t, c_void_p
+from ctypes import c_double, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-# The enums of ops.h. Callers name their values by these strings.
+# The enums of ops.h and train.h. Callers name their values by these strings.
 FLOAT32, BFLOAT16, FLOAT16, FLOAT8 = range(4)
 ACTIVATIONS = {name: i for i, name in enumerate(("swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2", "none"))}
 MOE_ACTIVATIONS = {name: code for name, code in ACTIVATIONS.items() if name != "none"}
 GATED = frozenset(("swiglu", "geglu", "reglu"))
 ORDERS = {"softmax_topk": 0, "topk_softmax": 1}
 F32_MATH = {"tf32": 0, "exact": 1}
+ROUNDINGS = {name: i for i, name in enumerate(("none", "nearest", "up", "down", "balanced"))}
 
 
 class Error(RuntimeError):
@@ -189,14 +190,125 @@ class ForwardArgs(ctypes.Structure):
     ]
 
 
+class BackwardArgs(ctypes.Structure):
+    """mb_moe_backward_args"""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("weights", c_void_p),
+        ("ids", c_void_p),
+        ("w13", Weight),
+        ("w2", Weight),
+        ("bias13", c_void_p),
+        ("bias2", c_void_p),
+        ("p", c_void_p),
+        ("d_out", c_void_p),
+        ("dx", c_void_p),
+        ("dweights", c_void_p),
+        ("dw13", c_void_p),
+        ("dw2", c_void_p),
+        ("dbias13", c_void_p),
+        ("dbias2", c_void_p),
+        ("n_tokens", c_int64),
+        ("hidden", c_int32),
+        ("intermediate", c_int32),
+        ("top_k", c_int32),
+        ("n_experts", c_int32),
+        ("first_expert", c_int32),
+        ("n_local_experts", c_int32),
+        ("dtype", c_int32),
+        ("grad_dtype", c_int32),
+        ("activation", c_int32),
+        ("accumulate", c_int32),
+    ]
+
+
+class RouterLossesArgs(ctypes.Structure):
+    """mb_moe_router_losses_args"""
+
+    _fields_ = [
+        ("logits", c_void_p),
+        ("ids", c_void_p),
+        ("counts", c_void_p),
+        ("load_balance", c_void_p),
+        ("z", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_experts", c_int32),
+        ("top_k", c_int32),
+        ("logits_dtype", c_int32),
+    ]
+
+
+class RouteBackwardArgs(ctypes.Structure):
+    """mb_moe_route_backward_args"""
+
+    _fields_ = [
+        ("logits", c_void_p),
+        ("ids", c_void_p),
+        ("dweights", c_void_p),
+        ("counts", c_void_p),
+        ("d_load_balance", c_void_p),
+        ("d_z", c_void_p),
+        ("dlogits", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_experts", c_int32),
+        ("top_k", c_int32),
+        ("logits_dtype", c_int32),
+        ("order", c_int32),
+        ("renormalize", c_int32),
+    ]
+
+
+class RoundingReport(ctypes.Structure):
+    """mb_moe_rounding_report"""
+
+    _fields_ = [
+        ("routed", c_int64),
+        ("processed", c_int64),
+        ("hardware", c_int64),
+        ("dropped", c_int64),
+        ("added", c_int64),
+        ("wasted_ratio", c_double),
+    ]
+
+
+class TokenRoundingArgs(ctypes.Structure):
+    """mb_moe_token_rounding_args"""
+
+    _fields_ = [
+        ("logits", c_void_p),
+        ("ids", c_void_p),
+        ("out_ids", c_void_p),
+        ("out_weights", c_void_p),
+        ("counts", c_void_p),
+        ("report", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_experts", c_int32),
+        ("top_k", c_int32),
+        ("max_choices", c_int32),
+        ("tile_rows", c_int32),
+        ("rounding", c_int32),
+        ("logits_dtype", c_int32),
+        ("order", c_int32),
+        ("renormalize", c_int32),
+    ]
+
+
 _WITH_WORKSPACE = {
     "mb_moe_router_gemm": RouterGemmArgs,
     "mb_moe_plan": PlanArgs,
     "mb_grouped_gemm": GroupedGemmArgs,
     "mb_moe_experts": ExpertsArgs,
     "mb_moe_forward": ForwardArgs,
+    "mb_moe_backward": BackwardArgs,
+    "mb_moe_router_losses": RouterLossesArgs,
+    "mb_moe_token_rounding": TokenRoundingArgs,
 }
-_WITHOUT_WORKSPACE = {"mb_moe_route": RouteArgs, "mb_moe_reduce": ReduceArgs}
+_WITHOUT_WORKSPACE = {
+    "mb_moe_route": RouteArgs,
+    "mb_moe_reduce": ReduceArgs,
+    "mb_moe_route_backward": RouteBackwardArgs,
+}
 
 
 def _open() -> ctypes.CDLL:

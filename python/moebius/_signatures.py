@@ -38,7 +38,28 @@ PARAMETERS = {
         "Tensor x, Tensor router_logits, Tensor w13, Tensor w2, int top_k, bool renormalize, str order, "
         "int first_expert, " + _TERMS
     ),
+    "train_moe": (
+        "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
+        "str activation, Tensor? bias13, Tensor? bias2, Tensor? residual, Tensor? shared, str f32, bool recompute"
+    ),
+    "moe_backward": (
+        "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, Tensor d_out, Tensor? p, "
+        "int first_expert, int? n_experts, str activation, Tensor? bias13, Tensor? bias2, ScalarType? grad_dtype, "
+        "bool dx, bool dweights, bool parameters"
+    ),
+    "router_losses": "Tensor logits, Tensor ids",
+    "route_backward": (
+        "Tensor logits, Tensor ids, Tensor? dweights, Tensor? counts, Tensor? d_load_balance, Tensor? d_z, "
+        "bool renormalize, str order"
+    ),
+    "token_rounding": (
+        "Tensor logits, Tensor ids, int tile_rows, str rounding, int? max_choices, bool renormalize, str order"
+    ),
 }
+
+
+# What errors call an operator that is part of a function of another name.
+_NAMES = {"train_moe": "moe"}
 
 
 class Signature:
@@ -54,7 +75,7 @@ class Signature:
             "ScalarType": dtype,
         }
         names = {"Tensor": array_name, "int": "an int", "bool": "a bool", "str": "a str", "ScalarType": dtype_name}
-        self.op = op
+        self.op = _NAMES.get(op, op)
         self.names: list[str] = []
         self._types: list[tuple[type, ...]] = []
         self._wanted: list[str] = []

@@ -1,194 +1,48 @@
-"""
-PyTorch: tensors as arrays, and every operator as torch.ops.moebius.*.
-
-The operators are defined with torch.library's Library and not with its custom_op decorator, which does the same work in
-more Python: 7 us a call, as much as all of ours.
-"""
+"""PyTorch: the functions on tensors, and the operators torch.ops.moebius.* that they call."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from . import _layer, _operators
-from ._arrays import DTYPE_BYTES, DTYPE_NAMES, MATRIX_ALIGNMENT, WORKSPACE_ALIGNMENT, Arrays
+from . import _layer, _operators, _torch_training
 from ._signatures import PARAMETERS, Signature
-
-_DTYPES = tuple(getattr(torch, name) for name in DTYPE_NAMES)
-_CODES = {dtype: code for code, dtype in enumerate(_DTYPES)}
-
-
-class TorchTensors(Arrays):
-    """Tensors on the CPU or a GPU. Work runs on the current stream; memory comes from the caching allocator."""
-
-    def code(self, name: str, tensor: torch.Tensor, allowed: tuple[int, ...]) -> int:
-        """The tensor's dtype as a code; TypeError unless it is one of `allowed`."""
-        code = _CODES.get(tensor.dtype, -1)
-        if code not in allowed:
-            raise self.dtype_error(name, tensor.dtype, allowed)
-        return code
-
-    def pointer(self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor) -> int:
-        """The tensor's address; an exception unless it is contiguous, of dtype `code`, of `shape`, on like's device."""
-        if (
-            tensor.dtype is not _DTYPES[code]
-            or tensor.shape != shape
-            or tensor.device != like.device
-            or not tensor.is_contiguous()
-        ):
-            raise self._error(name, tensor, code, shape, like)
-        if self.fake:
-            return 0
-        address = tensor.data_ptr()
-        if address % DTYPE_BYTES[code]:
-            raise self.alignment_error(name, address, DTYPE_BYTES[code])
-        return address
-
-    def matrix(self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor) -> int:
-        """As pointer, for what a GPU reads 16 bytes at a time."""
-        address = self.pointer(name, tensor, code, shape, like)
-        if address % MATRIX_ALIGNMENT and tensor.is_cuda:
-            raise self.alignment_error(name, address, MATRIX_ALIGNMENT)
-        return address
-
-    output_pointer = pointer
-    output_matrix = matrix
-
-    def _error(
-        self, name: str, tensor: torch.Tensor, code: int, shape: tuple[int, ...], like: torch.Tensor
-    ) -> Exception:
-        if tensor.dtype is not _DTYPES[code]:
-            return self.dtype_error(name, tensor.dtype, (code,))
-        if tensor.shape != shape:
-            return self.shape_error(name, tensor.shape, tuple(shape))
-        if tensor.device != like.device:
-            wanted = f"it must be on {like.device}, as the first argument is"
-            return self.value_error(f"{name} is on {tensor.device}; {wanted}")
-        return self.value_error(f"{name} has strides {tuple(tensor.stride())}; it must be contiguous (.contiguous())")
-
-    def dtype_code(self, name: str, dtype: torch.dtype, allowed: tuple[int, ...]) -> int:
-        code = _CODES.get(dtype, -1)
-        if code not in allowed:
-            raise self.dtype_error(name, dtype, allowed)
-        return code
-
-    def empty(self, shape: tuple[int, ...], code: int, like: torch.Tensor) -> torch.Tensor:
-        return torch.empty(shape, dtype=_DTYPES[code], device=like.device)
-
-    def empty_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty_like(tensor)
-
-    def is_on_host(self, tensor: torch.Tensor) -> bool:
-        return tensor.is_cpu
-
-    def workspace(self, n_bytes: int, like: torch.Tensor) -> tuple[Any, int]:
-        """Memory of at least n_bytes, and an aligned address in it."""
-        if like.is_cuda:  # the caching allocator aligns to 512 bytes
-            memory = torch.empty(n_bytes, dtype=torch.uint8, device=like.device)
-            return memory, memory.data_ptr()
-        memory = torch.empty(n_bytes + WORKSPACE_ALIGNMENT, dtype=torch.uint8)
-        return memory, -(-memory.data_ptr() // WORKSPACE_ALIGNMENT) * WORKSPACE_ALIGNMENT
-
-    def run(self, function: Callable[..., int], like: torch.Tensor, *arguments: Any) -> int:
-        """Calls function(*arguments, stream) on the device of `like` and returns the status."""
-        if not like.is_cuda:
-            return function(*arguments, None)
-        # The library itself makes the GPU of the pointers the current one.
-        return function(*arguments, torch.cuda.current_stream(like.device).cuda_stream)
-
-
-class FakeTorchTensors(TorchTensors):
-    """Tensors without data, which torch.compile and torch.export trace with. The checks are the same."""
-
-    fake = True
-
-
-_LIBRARY = torch.library.Library("moebius", "DEF")
-_NO_BACKWARD = "there is no backward pass yet; call it under torch.no_grad()"
-
-
-def _has_gradient(arguments: tuple[Any, ...]) -> bool:
-    """Whether an argument requires a gradient."""
-    for argument in arguments:
-        if isinstance(argument, torch.Tensor) and argument.requires_grad:
-            return True
-    return False
-
-
-def _define(
-    op: str,
-    schema: str,
-    operator: Callable[..., Any],
-    name: str | None = None,
-    result: Callable[[Any], Any] = lambda outputs: outputs,
-    mutated: int | None = None,
-) -> Callable[..., Any]:
-    """Defines torch.ops.moebius.`name`, or `op`: `operator` on tensors.
-
-    `result` picks the outputs from what `operator` returns; `mutated` is the index of an argument that it writes to.
-    """
-    name = name or op
-    tensors, fake_tensors = TorchTensors(op), FakeTorchTensors(op)
-
-    def refuse_gradient(arguments: tuple[Any, ...]) -> None:
-        if _has_gradient(arguments):
-            raise NotImplementedError(f"torch.ops.moebius.{name}: {_NO_BACKWARD}")
-
-    def call(*arguments: Any) -> Any:
-        if torch.is_grad_enabled():
-            refuse_gradient(arguments)
-        outputs = result(operator(tensors, *arguments))
-        if mutated is not None and arguments[mutated] is not None:
-            torch.autograd.graph.increment_version(arguments[mutated])
-        return outputs
-
-    def fake(*arguments: Any) -> Any:
-        if torch.is_grad_enabled():
-            refuse_gradient(arguments)
-        return result(operator(fake_tensors, *arguments))
-
-    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, call, key)
-    torch.library.register_fake(f"moebius::{name}", fake, lib=_LIBRARY)
-    defined: Callable[..., Any] = getattr(torch.ops.moebius, name).default
-    return defined
+from ._torch_tensors import NO_BACKWARD, define, has_gradient
 
 
 def _define_with_out(op: str, operator: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Defines torch.ops.moebius.`op`, which allocates its output, and `op`_out, which writes to its last parameter."""
     parameters = PARAMETERS[op]
-    allocating = _define(
+    allocating = define(
         op,
         f"({parameters.removesuffix(', Tensor? out')}) -> Tensor",
         lambda arrays, *arguments: operator(arrays, *arguments, None),
     )
-    writing = _define(
+    writing = define(
         op,
         f"({parameters.removesuffix('Tensor? out')}Tensor(a!) out) -> ()",
         operator,
         name=op + "_out",
         result=lambda outputs: None,
-        mutated=-1,
+        mutated=(-1,),
     )
     return allocating, writing
 
 
-_route = _define(
+_route = define(
     "route",
     "(" + PARAMETERS["route"].replace("Tensor? nan_flag", "Tensor(a!)? nan_flag") + ") -> (Tensor, Tensor)",
     _operators.route,
-    mutated=-1,
+    mutated=(-1,),
 )
-_router_gemm = _define("router_gemm", f"({PARAMETERS['router_gemm']}) -> Tensor", _operators.router_gemm)
-_plan = _define("plan", f"({PARAMETERS['plan']}) -> (Tensor, Tensor, Tensor)", _operators.plan, result=tuple)
-_grouped_gemm = _define(
+_plan = define("plan", f"({PARAMETERS['plan']}) -> (Tensor, Tensor, Tensor)", _operators.plan, result=tuple)
+_grouped_gemm = define(
     "grouped_gemm",
     f"({PARAMETERS['grouped_gemm']}) -> Tensor",
     _operators.grouped_gemm,
     result=lambda outputs: outputs[0],
 )
-_grouped_gemm_fp8 = _define(
+_grouped_gemm_fp8 = define(
     "grouped_gemm",
     f"({PARAMETERS['grouped_gemm']}) -> (Tensor, Tensor)",
     _operators.grouped_gemm,
@@ -215,7 +69,7 @@ class _ForwardOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError(f"{ctx.op}: {_NO_BACKWARD}")
+        raise NotImplementedError(f"{ctx.op}: {NO_BACKWARD}")
 
 
 def _check_types(op: str, arguments: tuple[Any, ...]) -> None:
@@ -225,9 +79,9 @@ def _check_types(op: str, arguments: tuple[Any, ...]) -> None:
         _SIGNATURES[op].check(arguments)
 
 
-def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...], differentiable: bool = False) -> Any:
     try:
-        if torch.is_grad_enabled() and _has_gradient(arguments):
+        if not differentiable and torch.is_grad_enabled() and has_gradient(arguments):
             return _ForwardOnly.apply(op, operator, *arguments)
         return operator(*arguments)
     except RuntimeError:  # from PyTorch, for what it cannot hand to the operator
@@ -257,21 +111,28 @@ def _call_with_out(
     if out is None:
         allocated: torch.Tensor = _call(op, allocating, arguments[:-1])
         return allocated
-    if torch.is_grad_enabled() and _has_gradient(arguments):
-        raise NotImplementedError(f"{op}: out is given and an argument requires a gradient; {_NO_BACKWARD}")
+    if torch.is_grad_enabled() and has_gradient(arguments):
+        raise NotImplementedError(f"{op}: out is given and an argument requires a gradient; {NO_BACKWARD}")
     _call(op, writing, arguments)
     return out
 
 
 def route(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     _check_types("route", arguments)
-    outputs: tuple[torch.Tensor, torch.Tensor] = _call("route", _route, arguments)
+    outputs: tuple[torch.Tensor, torch.Tensor]
+    logits, *options, nan_flag = arguments
+    if not _trains(arguments):
+        outputs = _call("route", _route, arguments)
+        return outputs
+    if nan_flag is not None:
+        _call("route", _route, (logits.detach(), *options, nan_flag))
+    outputs = _call("route", _torch_training.train_route, (logits, *options), differentiable=True)
     return outputs
 
 
 def router_gemm(*arguments: Any) -> torch.Tensor:
     _check_types("router_gemm", arguments)
-    logits: torch.Tensor = _call("router_gemm", _router_gemm, arguments)
+    logits: torch.Tensor = _call("router_gemm", _torch_training.router_gemm, arguments, differentiable=True)
     return logits
 
 
@@ -288,8 +149,26 @@ def grouped_gemm(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     return _call("grouped_gemm", _grouped_gemm, arguments), None
 
 
+def _trains(arguments: tuple[Any, ...]) -> bool:
+    """Whether a gradient is needed, and where the operators have one: on the CPU."""
+    return torch.is_grad_enabled() and has_gradient(arguments) and not arguments[0].is_cuda
+
+
 def moe(*arguments: Any) -> torch.Tensor:
-    return _call_with_out("moe", _moe, _moe_out, arguments)
+    *routed, out = arguments
+    f32, scales = routed[-1], routed[-5:-1]
+    if out is not None or not _trains(arguments) or any(scale is not None for scale in scales):
+        return _call_with_out("moe", _moe, _moe_out, arguments)
+    result: torch.Tensor = train_moe(*routed[:-5], f32, False)[0]
+    return result
+
+
+def train_moe(*arguments: Any, grad_dtype: Any = None, sums: tuple[Any, ...] = (None,) * 4) -> tuple[Any, Any]:
+    """moe's result and p. The parameters' gradients have grad_dtype, or are added to sums (dw13, dw2, and of biases)."""
+    _check_types("train_moe", arguments)
+    arguments = (*arguments, grad_dtype, *sums)
+    outputs: tuple[Any, Any] = _call("train_moe", _torch_training.train_moe, arguments, differentiable=True)
+    return outputs
 
 
 def moe_experts(*arguments: Any) -> torch.Tensor:
@@ -297,8 +176,37 @@ def moe_experts(*arguments: Any) -> torch.Tensor:
 
 
 def moe_from_logits(*arguments: Any) -> torch.Tensor:
+    if _trains(arguments) and arguments[-1] is None:
+        _check_types("moe_from_logits", arguments)
+        x, logits, w13, w2, top_k, renormalize, order, first_expert, *terms = arguments
+        weights, ids = route(logits, top_k, renormalize, order, None)
+        return moe(x, w13, w2, weights, ids, first_expert, logits.shape[1], *terms)
     return _call_with_out("moe_from_logits", _moe_from_logits, _moe_from_logits_out, arguments)
 
 
 def reduce(*arguments: Any) -> torch.Tensor:
     return _call_with_out("reduce", _reduce, _reduce_out, arguments)
+
+
+def moe_backward(*arguments: Any) -> tuple[torch.Tensor | None, ...]:
+    _check_types("moe_backward", arguments)
+    dx, dweights, parameters = arguments[-3:]
+    outputs = _call("moe_backward", _torch_training.moe_backward, arguments)
+    biases = arguments[10:12]
+    wanted = (dx, dweights, parameters, parameters, *(parameters and bias is not None for bias in biases))
+    return tuple(output if is_wanted else None for output, is_wanted in zip(outputs, wanted, strict=True))
+
+
+def router_losses(*arguments: Any) -> Any:
+    _check_types("router_losses", arguments)
+    return _call("router_losses", _torch_training.router_losses, arguments, differentiable=True)
+
+
+def route_backward(*arguments: Any) -> Any:
+    _check_types("route_backward", arguments)
+    return _call("route_backward", _torch_training.route_backward, arguments)
+
+
+def token_rounding(*arguments: Any) -> Any:
+    _check_types("token_rounding", arguments)
+    return _call("token_rounding", _torch_training.token_rounding, arguments, differentiable=True)

@@ -80,6 +80,27 @@ def test_qwen3_moe_generates_the_same_tokens(experts, config):
     assert generated[0].shape[1] > 5 and (generated[0] == generated[1]).all()
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_qwen3_moe_trains_as_eager_does(experts, config, checkpointed):
+    transformers = pytest.importorskip("transformers")
+    config.output_router_logits = True  # adds the load-balancing loss
+    model = randomised(transformers.Qwen3MoeForCausalLM(config)).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    tokens = torch.randint(0, 64, (2, 17))
+    losses, gradients = [], []
+    for implementation in ("eager", "moebius"):
+        model.set_experts_implementation(implementation)
+        model.zero_grad()
+        loss = model(tokens, labels=tokens).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: value.grad.double().numpy() for name, value in model.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, expected in gradients[0].items():
+        assert reference.calc_diff(gradients[1][name], expected) < 1e-9, name
+
+
 def test_a_compiled_block_is_one_graph(experts, config):
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 

@@ -19,6 +19,11 @@ STRUCTS = {
     "mb_moe_experts_args": _library.ExpertsArgs,
     "mb_moe_reduce_args": _library.ReduceArgs,
     "mb_moe_forward_args": _library.ForwardArgs,
+    "mb_moe_backward_args": _library.BackwardArgs,
+    "mb_moe_router_losses_args": _library.RouterLossesArgs,
+    "mb_moe_route_backward_args": _library.RouteBackwardArgs,
+    "mb_moe_rounding_report": _library.RoundingReport,
+    "mb_moe_token_rounding_args": _library.TokenRoundingArgs,
     "mb_model_options": _engine_library.ModelOptions,
     "mb_model_info": _engine_library.ModelInfo,
     "mb_chat_options": _engine_library.ChatOptions,
@@ -34,6 +39,7 @@ ENUMS = {
     **{f"MB_ACT_{name.upper()}": value for name, value in _library.ACTIVATIONS.items()},
     **{f"MB_ROUTE_{name.upper()}": value for name, value in _library.ORDERS.items()},
     **{f"MB_F32_{name.upper()}": value for name, value in _library.F32_MATH.items()},
+    **{f"MB_ROUNDING_{name.upper()}": value for name, value in _library.ROUNDINGS.items()},
     "MB_F32": _library.FLOAT32,
     "MB_BF16": _library.BFLOAT16,
     "MB_F16": _library.FLOAT16,
@@ -64,7 +70,7 @@ def test_structs_and_enums_are_those_of_the_header(tmp_path):
         pytest.skip("no C compiler")
     prints = "\n".join(f'printf("%s %zu\\n", "{what}", (size_t)({what}));' for what, _ in layouts())
     source = tmp_path / "layout.c"
-    source.write_text(f'#include <stdio.h>\n#include "moebius/moebius.h"\n#include "moebius/ops.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
+    source.write_text(f'#include <stdio.h>\n#include "moebius/moebius.h"\n#include "moebius/ops.h"\n#include "moebius/train.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
     subprocess.run([compiler, "-I", ROOT / "include", "-o", tmp_path / "layout", source], check=True)
     printed = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == [f"{what} {value}" for what, value in layouts()]

@@ -347,7 +347,7 @@ static void no_rounding_is_the_router(void **state) {
     run_rounding(&args);
     assert_memory_equal(r.out_ids, r.ids, sizeof r.ids);
     for (int i = 0; i < MANY * CHOICES; i++)
-        assert_true(fabsf(r.out_weights[i] - r.weights[i]) < 1e-6f);
+        assert_true(r.out_weights[i] == r.weights[i]); /* so choices that are replayed have the same bits */
     int64_t hardware = 0;
     for (int e = 0; e < EXPERTS; e++)
         hardware += (r.before[e] + TILE - 1) / TILE * TILE;

@@ -3,14 +3,14 @@
 #include "ops/common/vector.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
+#include "ops/moe/ref/ref.h"
 
 #include <math.h>
 #include <stdatomic.h>
 
 enum { MAX_EXPERTS = 1024 };
 
-/* NaN becomes -infinity, so that it is chosen last and the ids stay in range. 1 when there was one. */
-static int silence_nan(int32_t n, float *logits) {
+int mb_silence_nan(int32_t n, float *logits) {
     int found = 0;
     for (int32_t e = 0; e < n; e++)
         if (isnan(logits[e])) {
@@ -39,6 +39,25 @@ static float relative_exp(float logit, float maximum) {
     return logit == maximum ? 1.0f : mb_exp(logit - maximum);
 }
 
+void mb_route_weights(int32_t n_experts, const float *logits, int32_t n_choices, const int32_t *ids,
+                      int over_chosen, float *weights) {
+    float maximum = -INFINITY;
+    double sum = 0;
+    int32_t n = over_chosen ? n_choices : n_experts;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t e = over_chosen ? ids[i] : i;
+        if (e >= 0)
+            maximum = fmaxf(maximum, logits[e]);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        int32_t e = over_chosen ? ids[i] : i;
+        if (e >= 0)
+            sum += (double)relative_exp(logits[e], maximum);
+    }
+    for (int32_t k = 0; k < n_choices; k++)
+        weights[k] = ids[k] >= 0 ? (float)((double)relative_exp(logits[ids[k]], maximum) / sum) : 0;
+}
+
 typedef struct routing {
     const mb_moe_route_args *args;
     atomic_int *had_nan;
@@ -52,22 +71,11 @@ static void route_token(const void *context, int64_t t) {
     float *weights = args->weights + t * top_k;
     float logits[MAX_EXPERTS];
     mb_load_f32(args->logits_dtype, args->logits, t * n_experts, n_experts, logits);
-    if (silence_nan(n_experts, logits))
+    if (mb_silence_nan(n_experts, logits))
         atomic_store(r->had_nan, 1);
     choose(logits, n_experts, top_k, ids);
-
-    float maximum = logits[ids[0]];
-    double all = 0, chosen = 0;
-    for (int32_t k = 0; k < top_k; k++) {
-        weights[k] = relative_exp(logits[ids[k]], maximum);
-        chosen += (double)weights[k];
-    }
-    int over_chosen = args->order == MB_ROUTE_TOPK_SOFTMAX || args->renormalize;
-    if (!over_chosen)
-        for (int32_t e = 0; e < n_experts; e++)
-            all += (double)relative_exp(logits[e], maximum);
-    for (int32_t k = 0; k < top_k; k++)
-        weights[k] = (float)((double)weights[k] / (over_chosen ? chosen : all));
+    mb_route_weights(n_experts, logits, top_k, ids, args->order == MB_ROUTE_TOPK_SOFTMAX || args->renormalize,
+                     weights);
 }
 
 mb_status mb_moe_route_ref(const mb_moe_route_args *args, mb_stream stream) {

@@ -4,6 +4,7 @@
 #include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
+#include "ops/moe/ref/ref.h"
 #include "ops/moe/ref/softmax_row.h"
 #include "ops/moe/train.h"
 
@@ -177,16 +178,11 @@ static void weigh_token(const void *context, int64_t t) {
     const mb_moe_token_rounding_args *args = r->args;
     const int32_t *ids = args->out_ids + t * args->max_choices;
     float *weights = args->out_weights + t * args->max_choices;
-    double logits[MB_SOFTMAX_EXPERTS], chosen[MB_SOFTMAX_CHOICES];
-    double log_sum = mb_logits_row(args->logits_dtype, args->logits, t, args->n_experts, logits);
-    int32_t n = 0;
-    for (int32_t k = 0; k < args->max_choices; k++)
-        if (ids[k] >= 0)
-            chosen[n++] = logits[ids[k]];
-    if (n > 0 && (args->order == MB_ROUTE_TOPK_SOFTMAX || args->renormalize))
-        log_sum = mb_log_sum_exp(n, chosen);
-    for (int32_t k = 0; k < args->max_choices; k++)
-        weights[k] = ids[k] >= 0 ? (float)exp(logits[ids[k]] - log_sum) : 0;
+    float logits[MB_SOFTMAX_EXPERTS];
+    mb_load_f32(args->logits_dtype, args->logits, t * args->n_experts, args->n_experts, logits);
+    mb_silence_nan(args->n_experts, logits);
+    mb_route_weights(args->n_experts, logits, args->max_choices, ids,
+                     args->order == MB_ROUTE_TOPK_SOFTMAX || args->renormalize, weights);
 }
 
 mb_status mb_moe_token_rounding_ref(const mb_moe_token_rounding_args *args, void *workspace,

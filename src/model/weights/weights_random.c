@@ -2,10 +2,15 @@
  * weights_random.c - the weights of a model that has no checkpoint: random, of config.json's shape, for
  * measuring speed at real size. The same config gives the same weights.
  *
- * One region of memory holds the 16-bit matrices, one the fp8 matrices, one their scales, one the vectors.
- * Values of a matrix have mean 0 and standard deviation 0.02. They come from a block whose length is a
- * prime, written again and again through the region, so that no two experts or layers are alike. Vectors
- * are 1. So activations stay near 1 and the router spreads.
+ * A region of memory holds what is filled in one way: the embedding, the other 16-bit matrices, the fp8
+ * matrices, their scales, the norms in front of blocks, the other vectors. Values of a matrix have mean 0 and
+ * standard deviation 0.02. They come from a block whose length is a prime, written again and again through
+ * the region, so that no two experts or layers are alike.
+ *
+ * The router must spread the tokens, or a measurement reads too few experts. So tokens must stay unlike each
+ * other, although attention adds nearly the same to all tokens of a prompt: the embedding's deviation is 1,
+ * and the norms in front of blocks are 0.1, so that a block adds little. (With 0.02 and 1 a prompt of 512
+ * tokens hit 39 of Qwen3-30B-A3B's 128 experts in the fourth layer.) The other vectors are 1.
  */
 #include "model/weights/weights.h"
 
@@ -18,19 +23,19 @@
 
 enum { BLOCK_ELEMENTS = 4194301, FP8_DEVIATION = 64 };
 
-static const float DEVIATION = 0.02f;
+static const float DEVIATION = 0.02f, EMBEDDING_DEVIATION = 1.0f, BLOCK_NORM = 0.1f;
 
 typedef struct regions {
-    mb_arena plain, fp8, scales, vectors;
+    mb_arena embedding, plain, fp8, scales, norms, vectors;
     mb_dtype plain_dtype, quantized_dtype; /* of matrices that fp8 checkpoints keep, and that they quantise */
 } regions;
 
-enum { N_REGIONS = 4 };
+enum { N_REGIONS = 6 };
 #define ALL_REGIONS(r) \
-    { &(r)->plain, &(r)->fp8, &(r)->scales, &(r)->vectors }
+    { &(r)->embedding, &(r)->plain, &(r)->fp8, &(r)->scales, &(r)->norms, &(r)->vectors }
 
-static mb_weight vector(regions *r, int64_t n) {
-    return (mb_weight){.data = mb_arena_push(&r->vectors, (size_t)n, sizeof(float)),
+static mb_weight vector(mb_arena *region, int64_t n) {
+    return (mb_weight){.data = mb_arena_push(region, (size_t)n, sizeof(float)),
                        .count = 1,
                        .rows = 1,
                        .cols = n,
@@ -52,36 +57,40 @@ static mb_weight matrix(regions *r, mb_dtype dtype, int64_t count, int64_t rows,
 
 static void cut(const mb_config *c, regions *r, mb_weights *weights) {
     int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
-    weights->embedding = matrix(r, r->plain_dtype, 1, c->vocab, c->hidden);
+    weights->embedding = (mb_weight){
+        .data = mb_arena_push(&r->embedding, (size_t)c->vocab, mb_dtype_row_bytes(r->plain_dtype, c->hidden)),
+        .count = 1,
+        .rows = c->vocab,
+        .cols = c->hidden,
+        .dtype = r->plain_dtype};
     for (int32_t l = 0; l < c->n_layers; l++) {
         mb_layer_weights *w = &weights->layers[l];
         int64_t n_experts = c->is_moe[l] ? c->n_experts : 1;
         int64_t inner = c->is_moe[l] ? c->moe_intermediate : c->intermediate;
-        w->input_norm = vector(r, c->hidden);
-        w->post_norm = vector(r, c->hidden);
-        w->q_norm = vector(r, c->head_dim);
-        w->k_norm = vector(r, c->head_dim);
+        w->input_norm = vector(&r->norms, c->hidden);
+        w->post_norm = vector(&r->norms, c->hidden);
+        w->q_norm = vector(&r->vectors, c->head_dim);
+        w->k_norm = vector(&r->vectors, c->head_dim);
         w->qkv = matrix(r, r->quantized_dtype, 1, q + 2 * kv, c->hidden);
         w->o = matrix(r, r->quantized_dtype, 1, c->hidden, q);
         if (c->attention_bias) {
-            w->qkv_bias = vector(r, q + 2 * kv);
-            w->o_bias = vector(r, c->hidden);
+            w->qkv_bias = vector(&r->vectors, q + 2 * kv);
+            w->o_bias = vector(&r->vectors, c->hidden);
         }
         if (c->is_moe[l])
             w->router = matrix(r, r->plain_dtype, 1, c->n_experts, c->hidden);
         w->w13 = matrix(r, r->quantized_dtype, n_experts, 2 * inner, c->hidden);
         w->w2 = matrix(r, r->quantized_dtype, n_experts, c->hidden, inner);
     }
-    weights->final_norm = vector(r, c->hidden);
+    weights->final_norm = vector(&r->vectors, c->hidden);
     weights->is_tied = c->tie_embeddings;
     if (!weights->is_tied)
         weights->lm_head = matrix(r, r->plain_dtype, 1, c->vocab, c->hidden);
 }
 
-/* The sum of four uniform numbers: near enough to a normal distribution, and bounded. */
-static void random_block(mb_dtype dtype, void *block) {
-    uint64_t state = 1;
-    float deviation = dtype == MB_F8_E4M3 ? (float)FP8_DEVIATION : DEVIATION;
+/* The sum of four uniform numbers: near enough to a normal distribution, and bounded. Regions have seeds of
+ * their own: with one seed the first rows of two regions would be multiples of each other. */
+static void random_block(mb_dtype dtype, float deviation, uint64_t state, void *block) {
     for (int64_t i = 0; i < BLOCK_ELEMENTS; i++) {
         uint64_t bits = mb_random(&state);
         int32_t sum = 0;
@@ -92,11 +101,11 @@ static void random_block(mb_dtype dtype, void *block) {
     }
 }
 
-static mb_status fill_random(mb_device *device, const mb_arena *region, mb_dtype dtype, void *block,
-                             mb_stream stream) {
+static mb_status fill_random(mb_device *device, const mb_arena *region, mb_dtype dtype, float deviation,
+                             uint64_t seed, void *block, mb_stream stream) {
     if (region->used == 0)
         return MB_OK;
-    random_block(dtype, block);
+    random_block(dtype, deviation, seed, block);
     MB_TRY(device->fill(device, region->base, region->used, block, BLOCK_ELEMENTS * mb_dtype_bytes(dtype),
                         stream));
     return device->synchronize(device, stream);
@@ -112,11 +121,16 @@ static mb_status fill_constant(mb_device *device, const mb_arena *region, float 
 static mb_status fill(mb_device *device, const regions *r, void *block) {
     mb_stream stream;
     MB_TRY(device->stream_open(device, &stream));
-    mb_status status = fill_random(device, &r->plain, r->plain_dtype, block, stream);
+    mb_status status =
+        fill_random(device, &r->embedding, r->plain_dtype, EMBEDDING_DEVIATION, 2, block, stream);
     if (status == MB_OK)
-        status = fill_random(device, &r->fp8, MB_F8_E4M3, block, stream);
+        status = fill_random(device, &r->plain, r->plain_dtype, DEVIATION, 1, block, stream);
+    if (status == MB_OK)
+        status = fill_random(device, &r->fp8, MB_F8_E4M3, FP8_DEVIATION, 3, block, stream);
     if (status == MB_OK)
         status = fill_constant(device, &r->scales, DEVIATION / FP8_DEVIATION, stream);
+    if (status == MB_OK)
+        status = fill_constant(device, &r->norms, BLOCK_NORM, stream);
     if (status == MB_OK)
         status = fill_constant(device, &r->vectors, 1.0f, stream);
     device->stream_close(device, stream);

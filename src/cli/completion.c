@@ -79,7 +79,7 @@ static void print_bash(FILE *file, const cli_command *const *commands, size_t n)
         "        return\n"
         "    fi\n"
         "    if [ \"$COMP_CWORD\" -gt 2 ]; then\n"
-        "        case \"$command ${COMP_WORDS[2]}\" in 'bench moe' | 'bench serve') command+=\" ${COMP_WORDS[2]}\" ;; esac\n"
+        "        case \"$command ${COMP_WORDS[2]}\" in 'bench moe' | 'bench serve' | 'bench text') command+=\" ${COMP_WORDS[2]}\" ;; esac\n"
         "    fi\n"
         "    case \"$command $before\" in\n",
         file);
@@ -102,7 +102,7 @@ static void print_bash(FILE *file, const cli_command *const *commands, size_t n)
           "    elif [ \"${command% *}\" = \"$command\" ]; then\n"
           "        mapfile -t COMPREPLY < <(compgen -d -- \"$word\")\n"
           "        [ \"$command\" = bench ] && mapfile -t -O \"${#COMPREPLY[@]}\" COMPREPLY < "
-          "<(compgen -W 'moe serve' -- \"$word\")\n"
+          "<(compgen -W 'moe serve text' -- \"$word\")\n"
           "    fi\n"
           "}\n"
           "complete -o filenames -F _moebius moebius\n",
@@ -162,7 +162,7 @@ static void print_zsh(FILE *file, const cli_command *const *commands, size_t n) 
           "    local command=\"$words[2] \"\n"
           "    shift words\n"
           "    (( CURRENT-- ))\n"
-          "    if [[ \"$command$words[2]\" == bench\\ (moe|serve) ]] && (( CURRENT > 2 )); then\n"
+          "    if [[ \"$command$words[2]\" == bench\\ (moe|serve|text) ]] && (( CURRENT > 2 )); then\n"
           "        command+=$words[2]\n"
           "        shift words\n"
           "        (( CURRENT-- ))\n"
@@ -219,7 +219,7 @@ static void print_fish(FILE *file, const cli_command *const *commands, size_t n)
             snprintf(condition, sizeof condition,
                      "__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from moe%s",
                      command->name,
-                     strcmp(command->name, "bench") == 0   ? " serve"
+                     strcmp(command->name, "bench") == 0   ? " serve text"
                      : strcmp(command->name, "serve") == 0 ? " bench"
                                                            : "");
             fprintf(file, "complete -c moebius -n __fish_use_subcommand -a %s -d '%s'\n", command->name,

@@ -379,7 +379,7 @@ static void test_against_pcre2(void **unused) {
 
 /* ---- Time ------------------------------------------------------------------------------------------- */
 
-/* The bars are ten times what is promised (grammar_speed tells the figures): a schema of 10 kB in 50
+/* The bars are ten times what is promised (moebius bench text tells the figures): a schema of 10 kB in 50
  * ms, a mask of 151 936 tokens in 100 us. What was meant to be worked out once and is worked out in
  * each step takes longer. */
 enum { MAX_COMPILE_US = 500000, MAX_MASK_US = 1000, N_MASKS = 100 };

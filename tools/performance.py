@@ -142,7 +142,7 @@ SECTIONS = [
      "flops at 700 TFLOP/s in bf16 and fp16, 1400 in fp8, 350 in tf32, 45 in exact fp32. These are 88 % of what cuBLAS reaches in a "
      "large GEMM (789, 397 and 51; in fp8 97 % of 1448). The card reads up to 3.1 TB/s, so 102 % is possible. Below 100 tokens the "
      "floor follows which experts the random logits hit, so compare the shares, not the times. moebius: `moebius bench moe` and "
-     "`./dev gpu-test --output FILE`; the others: `bench/moe_sweep.py`.",
+     "`build/cuda/tests/moe_check --output FILE`; the others: `bench/moe_sweep.py`.",
      moe_table),
     ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
      "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "

@@ -44,6 +44,10 @@ mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t 
     *n_bytes = 0;
     /* O_NONBLOCK: a named pipe must not hang us before fstat can refuse it. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat link;
+    if (fd < 0 && errno == ENOENT && lstat(path, &link) == 0) /* so the path itself is there */
+        return mb_fail(MB_ERR_IO, "%s: it is a link to a file that is not there; was the download completed?",
+                       path);
     if (fd < 0)
         return mb_fail(errno == ENOENT ? MB_ERR_NOT_FOUND : MB_ERR_IO, "%s: %s", path, strerror(errno));
     mb_status status = read_open_file(fd, path, max_bytes, bytes, n_bytes);

@@ -17,8 +17,7 @@ static const char *finish_reason(mb_state state) {
     }
 }
 
-/* The text, or null when only ids were asked for. A model's name that is not UTF-8 has
- * no JSON string either. */
+/* The text, or null when only ids were asked for. */
 static json_t *string_or_null(const char *text, size_t n_bytes) {
     return text != NULL ? json_stringn(text, n_bytes) : json_null();
 }
@@ -64,9 +63,7 @@ int cli_print_answer_json(const cli_answer_report *report) {
                                "stop", string_or_null(stop, stop != NULL ? strlen(stop) : 0), "seed", seed,
                                "usage", usage(report->figures), "timings", timings(report));
     if (object == NULL)
-        return cli_failure(
-            "the answer cannot be written as JSON: the model's name or a stop text is not UTF-8, "
-            "or there is no memory");
+        return cli_failure("no memory for the answer as JSON");
     json_dumpf(object, stdout, JSON_REAL_PRECISION(6)); /* the end of the program tells of a failed write */
     cli_print("\n");
     json_decref(object);

@@ -130,6 +130,14 @@ static int read_answers(const char *path, int fd, key_set *answered) {
 
 /* ---- IN ----------------------------------------------------------------------------------------------- */
 
+/* Some editors of Windows begin a file with a byte order mark. */
+static void skip_mark(const char **line, size_t *length, size_t number) {
+    if (number == 1 && *line != NULL && *length >= 3 && memcmp(*line, "\xef\xbb\xbf", 3) == 0) {
+        *line += 3;
+        *length -= 3;
+    }
+}
+
 static int is_blank(const char *line, size_t length) {
     for (size_t i = 0; i < length; i++)
         if (line[i] != ' ' && line[i] != '\t' && line[i] != '\r')
@@ -160,6 +168,7 @@ static int read_requests(batch_lines *lines, const char *path, int fd, const key
     int status = CLI_OK, got = 0;
     cli_line_reader_open(&reader, path, fd);
     while (status == CLI_OK && (got = cli_line_reader_next(&reader, &line, &length)) == 1) {
+        skip_mark(&line, &length, lines->n + 1);
         int state =
             is_blank(line, length) ? BATCH_EMPTY : find_state(line, length, lines->n + 1, answered, &seen);
         if (state < 0) {
@@ -227,6 +236,7 @@ static const char *need_string(batch_request *request, const char *field) {
 void batch_request_read(batch_request *request, const char *line, size_t length, size_t number,
                         batch_line_state state) {
     json_error_t error = {.text = "the line is too long"};
+    skip_mark(&line, &length, number);
     *request = (batch_request){.document = line != NULL ? json_loadb(line, length, 0, &error) : NULL};
     if (request->document == NULL && (json_error_code(&error) == json_error_null_character ||
                                       json_error_code(&error) == json_error_null_byte_in_key))

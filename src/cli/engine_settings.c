@@ -12,7 +12,8 @@ const cli_option cli_answer_options[] = {
      .kind = CLI_TEXT,
      .offset = FIELD(reasoning_parser),
      .help =
-         "How answers mark their reasoning: qwen3, or none to leave it in the text. Without it: as the model's "
+         "How answers mark their reasoning: qwen3 (deepseek_r1 is the same), or none to leave it in the text. Without "
+         "it: as the model's "
          "chat template has it."},
     {.name = "tool-call-parser",
      .value_name = "NAME",

@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <jansson.h>
+
 #include "base/alloc.h"
 #include "cli/options.h"
 #include "moebius/status.h"
@@ -127,9 +129,17 @@ int cli_report_failure(void) {
 }
 
 char *cli_read_input(size_t *n_bytes) {
+    enum { MAX_INPUT_BYTES = 256 << 20 };
     void *text = NULL;
     size_t capacity = 0, used = 0;
     for (;;) {
+        if (used > MAX_INPUT_BYTES) {
+            mb_free(text);
+            cli_failure(
+                "standard input: more than %d bytes, which is too long for a prompt; give it in parts",
+                MAX_INPUT_BYTES);
+            return NULL;
+        }
         if (mb_grow(&text, &capacity, used + 65536, 1) != 0) {
             mb_free(text);
             cli_failure("standard input: no memory for more than %zu bytes", used);
@@ -150,6 +160,13 @@ char *cli_read_input(size_t *n_bytes) {
     ((char *)text)[used] = '\0';
     *n_bytes = used;
     return text;
+}
+
+int cli_is_utf8(const char *text) {
+    json_t *string = json_string(text);
+    int is_utf8 = string != NULL;
+    json_decref(string);
+    return is_utf8;
 }
 
 double cli_now(void) {

@@ -38,8 +38,10 @@ int cli_report_failure(void);
 /* Prints a sentence in the same form and returns CLI_FAILED. */
 __attribute__((format(printf, 1, 2))) int cli_failure(const char *format, ...);
 
-/* Reads all of stdin. The text ends with a zero that *n_bytes does not count, and is freed with mb_free.
- * A failure is reported, and NULL returned. */
+int cli_is_utf8(const char *text);
+
+/* Reads all of stdin, at most 256 MiB. The text ends with a zero that *n_bytes does not count, and is freed
+ * with mb_free. A failure is reported, and NULL returned. */
 char *cli_read_input(size_t *n_bytes);
 
 /* Seconds of a clock that only goes forward. */

@@ -89,7 +89,7 @@ static const cli_group groups[] = {
     {"Model", cli_model_options, offsetof(settings, model)},
 };
 
-static int check(const settings *given) {
+static int check(const settings *given, const char *directory) {
     const cli_command *command = &cli_run_command;
     if (given->prompt == NULL && given->ids.items == NULL)
         return cli_usage_error(command,
@@ -105,6 +105,9 @@ static int check(const settings *given) {
     if (given->print_ids && given->sampling.stop_texts.count > 0)
         return cli_usage_error(
             command, "--stop needs the answer's text, which --print-ids leaves out; use --stop-ids");
+    if (given->json && !cli_is_utf8(directory))
+        return cli_failure("the answer's JSON names DIR, but \"%s\" is not UTF-8; rename it, or link to it",
+                           directory);
     if (given->form.schema_path != NULL && given->form.regex != NULL)
         return cli_usage_error(command,
                                "--json-schema and --regex are two forms of one answer; give one of them");
@@ -243,6 +246,7 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
                          const char *directory, double started) {
     mb_session *session = NULL;
     sink to = {.given = given};
+    mb_model_info info;
     mb_request request;
     mb_request_init(model, &request);
     request.ids = ids->items;
@@ -253,6 +257,10 @@ static int answer_prompt(const settings *given, mb_model *model, const cli_ids *
         status = cli_set_grammar(model, &given->form, prompt, &request);
     if (status == CLI_OK)
         status = open_session(given, model, &request, &session);
+    mb_model_get_info(model, &info);
+    if (status == CLI_OK && !given->print_ids && !info.has_tokenizer)
+        status =
+            cli_failure("the checkpoint has no tokenizer.json, so the answer has no text; give --print-ids");
     if (status == CLI_OK && !given->print_ids)
         status = cli_answer_open(&to.answer, model, &given->sampling.stop_texts,
                                  given->json ? CLI_ANSWER_KEEP : CLI_ANSWER_PRINT);
@@ -309,7 +317,7 @@ static int run_main(int argc, char **argv) {
     int status = cli_parse(&cli_run_command, argc, argv, &given, &directory);
     if (status >= 0)
         return status;
-    status = check(&given);
+    status = check(&given, directory);
     if (status < 0)
         status = run(&given, directory, started);
     cli_settings_free(&cli_run_command, &given);

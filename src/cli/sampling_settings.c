@@ -121,6 +121,9 @@ int cli_check_sampling(const cli_command *command, const cli_sampling_settings *
     if (settings->greedy && settings->temperature.given && settings->temperature.value > 0)
         return cli_usage_error(command, "--greedy and --temperature %g contradict each other",
                                settings->temperature.value);
+    for (size_t i = 0; i < settings->stop_texts.count; i++)
+        if (!cli_is_utf8(settings->stop_texts.items[i]))
+            return cli_usage_error(command, "--stop: the text is not valid UTF-8, so no answer has it");
     return -1;
 }
 

@@ -236,8 +236,8 @@ const cli_command cli_serve_command = {
     .summary = "answer requests over HTTP, as OpenAI's API",
     .synopsis = "moebius serve DIR [OPTIONS]",
     .description =
-        "Opens the checkpoint in DIR and answers the requests of OpenAI's clients: /v1/chat/completions and "
-        "/v1/completions, streamed or not. A page for a browser is at /, Prometheus finds /metrics, and /health and "
+        "Opens the checkpoint in DIR and answers the requests of OpenAI's clients: /v1/chat/completions, "
+        "/v1/completions and /v1/responses, and of Anthropic's: /v1/messages; streamed or not. A page for a browser is at /, Prometheus finds /metrics, and /health and "
         "/ready tell whether the server lives and is ready.\n"
         "\n"
         "The options have the names that vLLM gives them where they mean the same. Each can also be set by an "

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
@@ -40,6 +41,9 @@ static mb_status split(const char *url, load_address *address, char *name, size_
     snprintf(name, name_bytes, "%.*s", (int)(name_end - name_begin), name_begin);
     snprintf(port, port_bytes, "%.*s", colon != NULL ? (int)(url + n_host - colon - 1) : 2,
              colon != NULL ? colon + 1 : "80");
+    if (strlen(port) > 5 || strspn(port, "0123456789") != strlen(port) || atoi(port) < 1 ||
+        atoi(port) > 65535)
+        return mb_fail(MB_ERR_ARGUMENT, "%.200s: the port must be a number from 1 to 65535", url);
     return MB_OK;
 }
 

@@ -123,6 +123,7 @@ def test_errors_of_single_lines(moebius, tmp_path):
     """Each is told as OpenAI's batches tell it; the others are answered, and nothing is answered a second time."""
     good = line("good", {"prompt": "x", "max_tokens": 2}, "/v1/completions")
     given = write(tmp_path / "in.jsonl", [good, "\n", *(bad for bad, *_ in BAD), "  \n", *(bad for bad, *_ in REFUSED), json.dumps({**good, "custom_id": "last"})])
+    given.write_bytes(b"\xef\xbb\xbf" + given.read_bytes())  # a byte order mark is no fault
     out = tmp_path / "out.jsonl"
     result = moebius("batch", DEMO, given, out)
     assert result.returncode == 1 and f"{len(BAD) + len(REFUSED)} with an error".encode() in result.stderr

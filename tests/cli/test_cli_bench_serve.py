@@ -134,6 +134,7 @@ def test_mistakes(moebius, tmp_path):
         ("x",): "the server is given with --url",
         ("--prompts", "x"): "fixed|sharegpt|shared-prefix",
         ("--url", "https://localhost"): "https is not spoken here",
+        ("--url", "http://localhost:99999"): "the port must be a number from 1 to 65535",
         ("--url", "http://127.0.0.1:1"): "no server answers at 127.0.0.1:1",
         ("--api-key-file", "/nonexistent"): "/nonexistent cannot be read, or is empty",
         ("--api-key-file", str(empty)): "cannot be read, or is empty",

@@ -71,3 +71,15 @@ def test_a_broken_cache(tmp_path):
     assert nowhere.returncode == 1 and b"neither HF_HOME nor HOME" in nowhere.stderr
     long = info("Qwen/Demo-1.5B_x", HF_HOME="/x" * 2100)
     assert long.returncode == 1 and b"too long" in long.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"])
+def test_a_link_to_a_blob_that_is_gone(tmp_path, name):
+    """The file is not taken for one that the model does not have."""
+    repository = put_into_cache(tmp_path)
+    file = repository / "snapshots" / COMMIT / name
+    file.unlink(missing_ok=True)
+    file.symlink_to(tmp_path / "blobs/gone")
+    result = info("Qwen/Demo-1.5B_x", "run", HF_HUB_CACHE=str(tmp_path))
+    assert result.returncode == 1 and name in result.stderr.decode() and b"not there" in result.stderr, result.stderr
+    assert result.stdout == b""

@@ -1,10 +1,12 @@
 """run --json and --stop."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
-from cli_support import DEMO, token_id
+from cli_support import BINARY, DEMO, token_id
 
 SUM = "What is 7 + 8?"
 
@@ -87,3 +89,38 @@ def test_mistakes(moebius, arguments, sentence):
 def test_zero_bytes_stay_in_json(moebius):
     zero = token_id("\u0100")
     assert run_json(moebius, DEMO, "-p", "x", "--greedy", "-n", 2, "--logit-bias", f"{zero}:100")["text"] == "\0\0"
+
+
+def test_names_and_texts_that_are_no_utf8(moebius, tmp_path):
+    """JSON cannot hold them: told before the answer is computed, not after."""
+    link = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.symlink(DEMO, link)
+    refused = moebius("run", link, "-p", SUM, "--json", "-n", 100000)
+    assert refused.returncode == 1 and b"is not UTF-8; rename it" in refused.stderr and refused.stdout == b""
+    assert moebius("run", link, "-p", SUM, "-n", 1).returncode == 0
+    refused = moebius("run", DEMO, "-p", SUM, "--stop", os.fsdecode(b"\xff"))
+    assert refused.returncode == 2 and b"--stop: the text is not valid UTF-8" in refused.stderr
+
+
+def test_ids_without_tokenizer_have_no_text(moebius, golden_model):
+    for option in ((), ("--json",), ("--stop", "x")):
+        refused = moebius("run", golden_model, "--ids", "5", "-n", 1, *option)
+        assert refused.returncode == 1 and b"no tokenizer.json, so the answer has no text; give --print-ids" in refused.stderr
+
+
+def test_input_without_end():
+    """An endless pipe is refused, and does not fill the memory."""
+    endless = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    try:
+        refused = subprocess.run([BINARY, "run", DEMO, "-p", "-"], stdin=endless.stdout, capture_output=True, timeout=60)
+    finally:
+        endless.kill()
+        endless.wait()
+        endless.stdout.close()
+    assert refused.returncode == 1 and b"standard input: more than 268435456 bytes" in refused.stderr
+
+
+def test_a_template_that_is_no_utf8(moebius, tmp_path):
+    (tmp_path / "own.jinja").write_bytes(b"{{ messages[0].content }}\xff")
+    refused = moebius("run", DEMO, "-p", SUM, "--chat-template", tmp_path / "own.jinja")
+    assert refused.returncode == 1 and b"own.jinja: not UTF-8: byte 0xFF at offset 25" in refused.stderr

@@ -349,7 +349,8 @@ static void test_dangling_link(void **state) {
     char path[TINY_PATH + 64];
     path_of(path, *state, "model-1.safetensors");
     assert_int_equal(symlink("gone", path), 0);
-    expect(*state, "dangling link", MB_ERR_IO, "model-1.safetensors: cannot be opened: No such file");
+    expect(*state, "dangling link", MB_ERR_IO,
+           "model-1.safetensors: it is a link to a file that is not there");
 }
 
 static void test_link_to_a_device(void **state) {

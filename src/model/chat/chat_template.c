@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "model/json.h"
 #include "model/json_alloc.h"
+#include "model/tokenizer/utf8.h"
 
 /* More than any real file of its kind by far; a larger one is refused before it is read. */
 enum { MAX_CONFIG_BYTES = 16 << 20, MAX_TEMPLATE_BYTES = 4 << 20, SHOWN = 64 };
@@ -149,9 +150,18 @@ typedef struct files {
     json_t *parsed; /* of the config */
 } files;
 
+static mb_status check_text(const char *path, const char *bytes, size_t n_bytes) {
+    MB_TRY(mb_lfs_pointer_check(path, bytes, n_bytes));
+    size_t n_valid = mb_utf8_valid_prefix(bytes, n_bytes);
+    if (n_valid < n_bytes)
+        return mb_fail(MB_ERR_FORMAT, "%s: not UTF-8: byte 0x%02X at offset %zu", path,
+                       (unsigned)(unsigned char)bytes[n_valid], n_valid);
+    return MB_OK;
+}
+
 static mb_status read_template(const char *directory, const char *name, mb_small_file *file) {
     MB_TRY(mb_file_read_optional(directory, name, MAX_TEMPLATE_BYTES, file));
-    return file->bytes ? mb_lfs_pointer_check(file->path, file->bytes, file->n_bytes) : MB_OK;
+    return file->bytes ? check_text(file->path, file->bytes, file->n_bytes) : MB_OK;
 }
 
 static mb_status read_config(const char *directory, files *f) {
@@ -207,7 +217,7 @@ static mb_status read_named(const char *name, char **owned, sources *from) {
                        mb_quote(quoted, sizeof quoted, name));
     MB_TRY(status);
     from->usual = *owned;
-    return mb_lfs_pointer_check(name, *owned, from->n_usual);
+    return check_text(name, *owned, from->n_usual);
 }
 
 mb_status mb_chat_template_open_named(const char *directory, const char *name, mb_chat_template **opened) {

@@ -96,6 +96,12 @@ static mb_status add_shard(mb_checkpoint *checkpoint, const char *directory, con
             "%s: this shard is missing, the index puts tensor %s there; the download is incomplete, "
             "download it again",
             path, mb_quote(shown, sizeof shown, a_tensor_of(index, name)));
+    if (shard->fd < 0 && errno == ENOENT)
+        return mb_fail(
+            MB_ERR_IO,
+            "%s: it is a link to a file that is not there; the download is incomplete, download it "
+            "again",
+            path);
     if (shard->fd < 0)
         return mb_fail(MB_ERR_IO, "%s: cannot be opened: %s", path, strerror(errno));
     return read_header(shard);

@@ -245,6 +245,7 @@ static int run_all(mb_model *model, const char *directory, const settings *given
                                     .n_repeat = (int32_t)given->n_repeat.value,
                                     .seed = (uint64_t)given->seed.value,
                                     .plain_launches = given->plain_launches,
+                                    .profile = given->profile,
                                     .steps_in_flight = (int32_t)given->steps_in_flight.value};
             status = run_case(model, &facts, &bench, rows, &n_run);
             if (cli_output_failed())
@@ -300,8 +301,8 @@ const cli_command cli_bench_command = {
         "in N steps after that, divided by the time of those steps; prompt tokens are not counted.\n"
         "\n"
         "Bytes and floating-point operations of a step are what its operators must move and compute: of the experts "
-        "those that tokens were sent to, of the KV cache the positions that were attended. They are counted in one run "
-        "more, after the timed ones. The floor, on a GPU, is the time of the bytes at the rate that its memory reaches, "
+        "those that tokens were sent to, of the KV cache the positions that were attended. They are counted in "
+        "further runs, after the timed ones. The floor, on a GPU, is the time of the bytes at the rate that its memory reaches, "
         "or of the operations at the rate of their type, whichever is longer.\n"
         "\n"
         "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. "

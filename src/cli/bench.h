@@ -11,13 +11,14 @@ typedef struct cli_bench_case {
     int32_t n_repeat;
     uint64_t seed;
     int plain_launches;
+    int profile;             /* will be shown */
     int32_t steps_in_flight; /* 0: the default */
 } cli_bench_case;
 
 typedef struct cli_bench_pass {
     double tok_s;
     double step_us;     /* the time of the timed runs, divided by their steps */
-    mb_profile profile; /* of one more run */
+    mb_profile profile; /* of further runs */
 } cli_bench_pass;
 
 typedef struct cli_bench_result {
@@ -29,7 +30,7 @@ typedef struct cli_bench_result {
 /* Positions that one sequence takes. The model must have at least as many. */
 int64_t cli_bench_positions(const cli_bench_case *bench);
 
-/* One warm-up and n_repeat timed runs of each; the medians. Then one run that is profiled. Failures are
+/* One warm-up and n_repeat timed runs of each; the medians. Then runs that are profiled. Failures are
  * reported; Ctrl-C gives CLI_INTERRUPTED. When the device's memory cannot hold the batch, mb_last_error()
  * says so, nothing is reported, and result->is_left_out is 1 with CLI_OK. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);

@@ -42,9 +42,9 @@ void cli_bench_print_profile(const char *name, const cli_bench_pass *pass) {
     double n = (double)profile->n_steps, device_us = profile->device_us / n;
     if (profile->n_steps == 0)
         return;
-    cli_print("\n  %s, mean of %llu steps\n    %-20s %6s %10s %6s %10s %10s %8s %8s%s\n", name,
-              (unsigned long long)profile->n_steps, "operator", "calls", "ms", "%", "MB", "GFLOP", "GB/s",
-              "TFLOP/s", profile->floor_us > 0 ? " % floor" : "");
+    cli_print("\n  %s, mean of %llu step%s\n    %-20s %6s %10s %6s %10s %10s %8s %8s%s\n", name,
+              (unsigned long long)profile->n_steps, profile->n_steps == 1 ? "" : "s", "operator", "calls",
+              "ms", "%", "MB", "GFLOP", "GB/s", "TFLOP/s", profile->floor_us > 0 ? " % floor" : "");
     for (int32_t i = 0; i < profile->n_operators; i++)
         print_operator(profile, &profile->operators[i]);
     print_line("between operators", profile->between_us / n, device_us);

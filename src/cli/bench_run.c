@@ -17,14 +17,14 @@ typedef struct bench_run {
     const cli_bench_case *bench;
     int32_t vocab;
     uint64_t random;
-    int is_profiled;
+    int profiles_decode;
 } bench_run;
 
 /* What one run gave. */
 typedef struct bench_times {
     double prefill_s, decode_s;
     int64_t n_prefill_steps, n_decoded;
-    mb_profile profile; /* of the decode steps, or of the prefill when there are none */
+    mb_profile decode_profile;
 } bench_times;
 
 /* Ids over the whole vocabulary, the same for the same seed everywhere. */
@@ -84,15 +84,11 @@ static int step(bench_run *run, uint8_t *started, int32_t *n_started, int64_t *n
     return CLI_OK;
 }
 
-static int begin_profile(const bench_run *run, int is_wanted) {
-    if (!run->is_profiled || !is_wanted)
-        return CLI_OK;
+static int begin_profile(bench_run *run) {
     return mb_profile_start(run->session) == MB_OK ? CLI_OK : cli_report_failure();
 }
 
-static int end_profile(const bench_run *run, mb_profile *profile) {
-    if (!run->is_profiled)
-        return CLI_OK;
+static int end_profile(bench_run *run, mb_profile *profile) {
     return mb_profile_stop(run->session, profile) == MB_OK ? CLI_OK : cli_report_failure();
 }
 
@@ -100,22 +96,24 @@ static int end_profile(const bench_run *run, mb_profile *profile) {
 static int run_steps(bench_run *run, uint8_t *started, int32_t n_steps, bench_times *times) {
     int32_t batch = run->bench->batch, n_started = 0;
     int64_t n_new;
-    int status = begin_profile(run, n_steps == 0);
+    int status = CLI_OK;
     double begin = cli_now();
     while (status == CLI_OK && n_started < batch) {
         status = step(run, started, &n_started, &n_new);
         times->n_prefill_steps++;
     }
     times->prefill_s = cli_now() - begin;
-    if (status == CLI_OK)
-        status = begin_profile(run, n_steps > 0);
+    if (status == CLI_OK && run->profiles_decode)
+        status = begin_profile(run);
     double middle = cli_now();
     for (int32_t i = 0; i < n_steps && status == CLI_OK; i++) {
         status = step(run, started, &n_started, &n_new);
         times->n_decoded += n_new;
     }
     times->decode_s = cli_now() - middle;
-    return status == CLI_OK ? end_profile(run, &times->profile) : status;
+    if (status == CLI_OK && run->profiles_decode)
+        status = end_profile(run, &times->decode_profile);
+    return status;
 }
 
 static int measure(bench_run *run, int32_t n_steps, bench_times *times) {
@@ -142,6 +140,24 @@ static int measure_both(bench_run *run, int64_t decode_tokens, int32_t n_steps, 
     return status == CLI_OK ? measure(run, n_steps, decode) : status;
 }
 
+/* A prefill is few steps, often one, so a profile that is shown is of n_repeat of them. Decoding has the steps
+ * of a timed run, and one more: the first may have been in flight when the profile began. */
+static int profile_both(bench_run *run, int64_t decode_tokens, cli_bench_result *result) {
+    bench_times times = {0};
+    run->request.max_new_tokens = 1;
+    int status = begin_profile(run);
+    for (int32_t i = 0; i < (run->bench->profile ? run->bench->n_repeat : 1) && status == CLI_OK; i++)
+        status = measure(run, 0, &times);
+    if (status == CLI_OK)
+        status = end_profile(run, &result->prefill.profile);
+    run->request.max_new_tokens = decode_tokens;
+    run->profiles_decode = 1;
+    if (status == CLI_OK)
+        status = measure(run, run->bench->n_new + 1, &times);
+    result->decode.profile = times.decode_profile;
+    return status;
+}
+
 /* The first repeat is the warm-up. */
 static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill_s, double *decode_s,
                       cli_bench_result *result) {
@@ -163,12 +179,7 @@ static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill_s, 
     result->prefill = (cli_bench_pass){.tok_s = batch * bench->length / whole_prefill_s,
                                        .step_us = 1e6 * whole_prefill_s / (double)prefill.n_prefill_steps};
     result->decode = (cli_bench_pass){.tok_s = 1 / token_s, .step_us = 1e6 * batch * token_s};
-    /* One decode step more: the first may have been in flight when the profile began. */
-    run->is_profiled = 1;
-    status = measure_both(run, decode_tokens, bench->n_new + 1, &prefill, &decode);
-    result->prefill.profile = prefill.profile;
-    result->decode.profile = decode.profile;
-    return status;
+    return profile_both(run, decode_tokens, result);
 }
 
 /* Sequences whose prefill ends first decode during the prefill of the others: they need room for those

@@ -148,7 +148,8 @@ SECTIONS = [
      "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
      moe_block_table),
-    ("decode", "Decode", "Output tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
+    ("decode", "Decode", "Output tokens per second over all sequences. The floor is that of the bytes and flops that a step's operators "
+     "must move and compute (bench/README.md). `moebius bench DIR --output FILE`.", engine_table),
     ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
     ("serve", "Serving", "What the clients of a server see. `moebius bench serve --output FILE`; bench/README.md tells what is "
      "measured.", serve_table),

@@ -140,8 +140,8 @@ static int measure_both(bench_run *run, int64_t decode_tokens, int32_t n_steps, 
     return status == CLI_OK ? measure(run, n_steps, decode) : status;
 }
 
-/* A prefill is few steps, often one, so a profile that is shown is of n_repeat of them. Decoding has the steps
- * of a timed run, and one more: the first may have been in flight when the profile began. */
+/* A prefill is few steps, often one, so a profile that is shown is of n_repeat of them. Decoding has the
+ * steps of a timed run, and one more: the first may have been in flight when the profile began. */
 static int profile_both(bench_run *run, int64_t decode_tokens, cli_bench_result *result) {
     bench_times times = {0};
     run->request.max_new_tokens = 1;

@@ -39,16 +39,16 @@ def make_token(rng):
     signs = "".join(rng.choices(SIGNS, k=rng.randint(1, 5)))
     if kind < 0.45:
         return (" " + make_word(rng)).encode()
-    if kind < 0.70:
+    if kind < 0.72:
         return make_word(rng).encode()
-    if kind < 0.84:
+    if kind < 0.95:
         script = "".join(rng.choices(SCRIPT, k=rng.randint(1, 4))).encode()
         return script[:-1] if rng.random() < 0.2 else script
-    if kind < 0.90:
+    if kind < 0.97:
         return signs.encode()
-    if kind < 0.95:
+    if kind < 0.98:
         return (make_word(rng) + signs).encode()
-    if kind < 0.99:
+    if kind < 0.995:
         return (signs + make_word(rng)).encode()
     return rng.choice([b" ", b"-", b"=", b"\n"]) * rng.randint(1, 60)
 
@@ -73,6 +73,8 @@ def main():
     for i, added in enumerate(tokenizer["added_tokens"]):
         ids[added["id"]] = added["id"] = len(vocab) + i
     tokenizer["model"]["vocab"], tokenizer["model"]["merges"] = vocab, []
+    settings = json.loads((DEMO / "tokenizer_config.json").read_text())
+    settings.pop("added_tokens_decoder", None)  # the ids are others
     config["vocab_size"] = args.tokens
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         config[key] = ids.get(config.get(key))
@@ -80,7 +82,7 @@ def main():
     args.directory.mkdir(parents=True, exist_ok=True)
     (args.directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     (args.directory / "config.json").write_text(json.dumps(config))
-    (args.directory / "tokenizer_config.json").write_bytes((DEMO / "tokenizer_config.json").read_bytes())
+    (args.directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 if __name__ == "__main__":

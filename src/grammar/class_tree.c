@@ -24,7 +24,8 @@ typedef struct state_kind {
 typedef struct node_context {
     kind_set kinds;
     uint8_t same_as[N_BYTES], leads_on[N_BYTES]; /* as above */
-    int any_leads_on, is_place;
+    int any_leads_on;
+    int goes_beyond;       /* other rules may read on */
     int16_t next[N_BYTES]; /* context after a class; -1: not made yet */
 } node_context;
 
@@ -47,6 +48,7 @@ struct mb_class_builder {
     const mb_token_trie *trie;
     mb_class_tree *tree;
     const mb_automaton_rule *rule;
+    int is_followed;
     uint32_t n_kinds, n_contexts;
     state_kind kinds[MAX_KINDS];
     kind_set next_kinds[MAX_KINDS][N_BYTES]; /* that states of a kind go on to */
@@ -201,7 +203,7 @@ static uint32_t context_of(mb_class_builder *b, kind_set kinds) {
     for (uint32_t k = 0; k < b->n_kinds; k++)
         if (kinds >> k & 1) {
             refine(b, made, &b->kinds[k]);
-            made->is_place |= b->kinds[k].is_final || b->kinds[k].has_calls;
+            made->goes_beyond |= (b->kinds[k].is_final && b->is_followed) || b->kinds[k].has_calls;
         }
     return b->n_contexts++;
 }
@@ -261,16 +263,33 @@ static int add_tokens(const mb_class_builder *b, mb_class_node *node, const memb
     return node->n_tokens > trie->n_words / 8 ? make_dense(b, node) : 0;
 }
 
-static int add_places(const mb_class_builder *b, mb_class_node *node, const member *members, uint32_t n) {
+/* The nodes below the members, in groups by their byte. */
+static int add_groups(const mb_class_builder *b, mb_class_node *node, const member *members, uint32_t n) {
     const mb_trie_node *nodes = b->trie->nodes;
-    node->first_place = (uint32_t)b->tree->n_words;
-    uint32_t *words = add_words(b->tree, n);
+    uint32_t counts[N_BYTES] = {0}, firsts[N_BYTES], n_words = 0, at = 0;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t k = members[i].node + 1; k < nodes[members[i].node].end; k = nodes[k].end)
+            counts[nodes[k].byte]++;
+    for (int byte = 0; byte < N_BYTES; byte++)
+        n_words += counts[byte] ? 2 + counts[byte] : 0;
+    node->first_group = (uint32_t)b->tree->n_words;
+    if (n_words == 0)
+        return 0;
+    uint32_t *words = add_words(b->tree, n_words);
     if (!words)
         return -1;
+    for (uint32_t byte = 0; byte < N_BYTES; byte++) {
+        if (counts[byte] == 0)
+            continue;
+        words[at] = byte;
+        words[at + 1] = counts[byte];
+        firsts[byte] = at + 2;
+        at += 2 + counts[byte];
+        node->n_groups++;
+    }
     for (uint32_t i = 0; i < n; i++)
-        if (nodes[members[i].node].end > members[i].node + 1)
-            words[node->n_places++] = members[i].node;
-    b->tree->n_words -= n - node->n_places;
+        for (uint32_t k = members[i].node + 1; k < nodes[members[i].node].end; k = nodes[k].end)
+            words[firsts[nodes[k].byte]++] = k;
     return 0;
 }
 
@@ -284,7 +303,7 @@ static int add_node(mb_class_builder *b, uint32_t context, uint8_t class, uint32
     b->pending[tree->n_nodes++] = (pending_node){first, n, context};
     if (add_tokens(b, node, b->members + first, n) != 0)
         return -1;
-    return n > 0 && b->contexts[context].is_place ? add_places(b, node, b->members + first, n) : 0;
+    return b->contexts[context].goes_beyond ? add_groups(b, node, b->members + first, n) : 0;
 }
 
 /* Lists those of the nodes first, end of first, ... that some state can read, and their classes. */
@@ -355,10 +374,11 @@ static int build(mb_class_builder *b) {
     return 0;
 }
 
-mb_class_tree *mb_class_tree_build(mb_class_builder *builder, uint32_t rule) {
+mb_class_tree *mb_class_tree_build(mb_class_builder *builder, uint32_t rule, int is_followed) {
     mb_class_tree *tree = mb_calloc(1, sizeof *tree);
     builder->tree = tree;
     builder->rule = &builder->automaton->rules[rule];
+    builder->is_followed = is_followed;
     if (tree)
         atomic_init(&tree->references, 1);
     if (tree && build(builder) == 0)

@@ -18,14 +18,16 @@
 #include "grammar/automaton.h"
 #include "grammar/trie.h"
 
+/*
+ * Where the rule may end or call, other rules read on, which tell other things apart. So such a node has the
+ * nodes of the tokens' tree that follow, in groups: a byte, the number of nodes with this byte, these nodes.
+ */
 typedef struct mb_class_node {
     uint32_t first_child, n_children; /* nodes [first_child ..] */
     uint32_t first_token, n_tokens;   /* that end here: words [first_token ..] */
-    uint32_t first_place,
-        n_places;       /* words [first_place ..]: the nodes of the tokens' tree that this is, when they
-                                         have nodes below, and the rule may end or call here */
-    uint8_t byte_class; /* of the rule's */
-    uint8_t is_dense;   /* the tokens are bits [n_words of the tokens' tree], not ids */
+    uint32_t first_group, n_groups;   /* words [first_group ..]: see above */
+    uint8_t byte_class;               /* of the rule's */
+    uint8_t is_dense;                 /* the tokens are bits [n_words of the tokens' tree], not ids */
 } mb_class_node;
 
 typedef struct mb_class_tree {
@@ -44,8 +46,8 @@ typedef struct mb_class_builder mb_class_builder;
 mb_class_builder *mb_class_builder_open(const mb_automaton *automaton, const mb_token_trie *trie);
 void mb_class_builder_close(mb_class_builder *builder); /* NULL allowed */
 
-/* NULL: no memory, the sentence is recorded. */
-mb_class_tree *mb_class_tree_build(mb_class_builder *builder, uint32_t rule);
+/* is_followed: other rules may read on where this one ends. NULL: no memory, the sentence is recorded. */
+mb_class_tree *mb_class_tree_build(mb_class_builder *builder, uint32_t rule, int is_followed);
 void mb_class_tree_hold(mb_class_tree *tree);  /* one reference more; mb_class_tree_close gives it back */
 void mb_class_tree_close(mb_class_tree *tree); /* NULL allowed */
 size_t mb_class_tree_bytes(const mb_class_tree *tree);

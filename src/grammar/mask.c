@@ -11,13 +11,17 @@ enum {
     FEW_TOKENS = 2048, /* a state that allows no more keeps their ids instead of bits */
 };
 
+/* An escape that is a node of the class tree; else it is one of the tokens' tree. */
+#define CLASS_NODE (1u << 31)
+
 /* Of one state of the automaton. */
 struct mb_mask_entry {
+    mb_class_tree *tree; /* of its rule; a reference of the entry's */
     uint32_t n_tokens, n_escapes;
     int is_dense;
     size_t n_bytes;
-    /* dense: bits [n_words]; else ids [n_tokens]. Then the escapes [n_escapes]: nodes of the tree at which
-     * the rule may end, and which have nodes below. */
+    /* dense: bits [n_words]; else ids [n_tokens]. Then the escapes [n_escapes]: nodes at which the rule may
+     * end and others may read on. */
     uint32_t words[];
 };
 
@@ -44,6 +48,12 @@ static int is_inner(const mb_automaton *a, uint32_t state) {
 
 /* ---- Life ------------------------------------------------------------------------------------------- */
 
+static void close_entry(mb_mask_entry *entry) {
+    if (entry)
+        mb_class_tree_close(entry->tree);
+    mb_free(entry);
+}
+
 /* Those of the rules that have states: of countdowns one has the states of all. */
 static mb_status make_trees(mb_mask_cache *cache) {
     const mb_automaton *a = cache->automaton;
@@ -53,7 +63,7 @@ static mb_status make_trees(mb_mask_cache *cache) {
     for (uint32_t r = 0; r < a->n_rules && status == MB_OK && n_left > 0; r++) {
         if (a->rules[r].n_states == 0)
             continue;
-        mb_class_tree *tree = mb_shared_trees_get(cache->trie, a, r, &builder);
+        mb_class_tree *tree = mb_shared_trees_get(cache->trie, a, r, cache->is_followed[r], &builder);
         if (tree) {
             n_left -= tree->n_seen < n_left ? tree->n_seen : n_left;
             atomic_fetch_add(&cache->n_bytes, mb_class_tree_bytes(tree));
@@ -111,7 +121,7 @@ void mb_mask_cache_free(mb_mask_cache *cache) {
     for (size_t i = 0; cache->trees && i < cache->automaton->n_rules; i++)
         mb_class_tree_close(atomic_load(&cache->trees[i]));
     for (size_t i = 0; cache->entries && i < cache->automaton->n_states; i++)
-        mb_free(atomic_load(&cache->entries[i]));
+        close_entry(atomic_load(&cache->entries[i]));
     mb_free(cache->is_followed);
     mb_free(cache->trees);
     mb_free(cache->entries);
@@ -182,15 +192,13 @@ static int step_set(const walk *w, uint32_t depth, uint8_t byte, uint32_t next) 
     return set.n > 0 || set.ended;
 }
 
-static void keep_escapes(walk *w, const uint32_t *nodes, uint32_t n) {
+static void keep_escape(walk *w, uint32_t node) {
     mb_mask_work *work = w->work;
-    if (mb_grow((void **)&work->escapes, &work->escapes_capacity, work->n_escapes + n,
-                sizeof *work->escapes) == 0) {
-        memcpy(work->escapes + work->n_escapes, nodes, n * sizeof *nodes);
-        work->n_escapes += n;
-    } else if (w->stack->status == MB_OK) {
+    if (mb_grow((void **)&work->escapes, &work->escapes_capacity, work->n_escapes + 1,
+                sizeof *work->escapes) == 0)
+        work->escapes[work->n_escapes++] = node;
+    else if (w->stack->status == MB_OK)
         w->stack->status = mb_fail(MB_ERR_MEMORY, "no memory to work out a mask");
-    }
 }
 
 /* Over the nodes first to end - 1, which hang at depth base; what is before them has led to `set`. */
@@ -223,21 +231,40 @@ static void run(walk *w, uint32_t first, uint32_t end, uint32_t base, mb_stack_s
         if (node->token >= 0)
             mb_trie_set_bits(w->cache->trie, node->token, w->bits);
         if (to->mark == depth && to->set.ended && w->keeps_escapes && node->end > i + 1)
-            keep_escapes(w, &i, 1);
+            keep_escape(w, i);
         i = to->mark != depth || to->set.n > 0 ? i + 1 : node->end;
     }
     mb_stack_cut(w->stack, levels[0].after);
 }
 
-/* The tokens below the places of a node at which the state's rule has called others. */
-static void run_calls(walk *w, const mb_class_tree *tree, const mb_class_node *node, uint32_t state) {
+/* The bytes that some configuration of the set can read. */
+static void find_bytes(const mb_stack *stack, mb_stack_set set, uint8_t is_read[256]) {
+    memset(is_read, 0, 256);
+    for (uint32_t i = 0; i < set.n; i++)
+        for (int byte = 0; byte < 256; byte++)
+            is_read[byte] |= mb_automaton_next(stack->automaton, stack->configs[set.first + i].state,
+                                               (uint8_t)byte) != MB_NO_STATE;
+}
+
+/* The tokens that go on from a node of the class tree by reading on from the set, which can read is_read. */
+static void run_groups(walk *w, const mb_class_tree *tree, const mb_class_node *from, mb_stack_set set,
+                       const uint8_t is_read[256]) {
     const mb_trie_node *nodes = w->cache->trie->nodes;
+    const uint32_t *group = tree->words + from->first_group;
+    for (uint32_t g = 0; g < from->n_groups; g++, group += 2 + group[1])
+        for (uint32_t i = 0; is_read[group[0]] && i < group[1]; i++) {
+            uint32_t node = group[2 + i];
+            run(w, node, nodes[node].end, nodes[node].depth - 1u, set);
+        }
+}
+
+/* The tokens that go on from a node at which the state's rule has called others. */
+static void run_calls(walk *w, const mb_class_tree *tree, const mb_class_node *node, uint32_t state) {
+    uint8_t is_read[256];
     mb_stack_mark mark = mb_stack_get_mark(w->stack);
     mb_stack_set set = mb_stack_at(w->stack, (mb_stack_config){state, 0});
-    for (uint32_t i = 0; i < node->n_places; i++) {
-        uint32_t place = tree->words[node->first_place + i];
-        run(w, place + 1, nodes[place].end, nodes[place].depth, set);
-    }
+    find_bytes(w->stack, set, is_read);
+    run_groups(w, tree, node, set, is_read);
     mb_stack_cut(w->stack, mark);
 }
 
@@ -267,8 +294,8 @@ static void run_rule(walk *w, const mb_class_tree *tree, uint32_t start) {
             if (next == MB_NO_STATE)
                 continue;
             add_tokens(w, tree, to);
-            if (a->states[next].is_final && to->n_places > 0 && w->keeps_escapes)
-                keep_escapes(w, tree->words + to->first_place, to->n_places);
+            if (a->states[next].is_final && to->n_groups > 0 && w->keeps_escapes)
+                keep_escape(w, child | CLASS_NODE);
             if (a->states[next].n_calls > 0)
                 run_calls(w, tree, to, next);
             else if (to->n_children > 0)
@@ -297,7 +324,7 @@ static void write_ids(const uint32_t *bits, size_t n_words, uint32_t *ids) {
             *ids++ = (uint32_t)(32 * i) + (uint32_t)__builtin_ctz(word);
 }
 
-static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *work) {
+static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *work, mb_class_tree *tree) {
     size_t n_words = cache->trie->n_words;
     uint32_t n_tokens = count_bits(work->bits, n_words);
     int is_dense = n_tokens > FEW_TOKENS || n_tokens > n_words;
@@ -308,7 +335,8 @@ static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *
         mb_fail(MB_ERR_MEMORY, "no memory for a mask");
         return NULL;
     }
-    *entry = (mb_mask_entry){.n_tokens = n_tokens,
+    *entry = (mb_mask_entry){.tree = tree,
+                             .n_tokens = n_tokens,
                              .n_escapes = (uint32_t)work->n_escapes,
                              .is_dense = is_dense,
                              .n_bytes = n_bytes};
@@ -321,36 +349,40 @@ static mb_mask_entry *new_entry(const mb_mask_cache *cache, const mb_mask_work *
     return entry;
 }
 
-/* The rule's tree, made now if there is none. *own: the tree is the caller's to close. NULL: the sentence is
- * recorded. */
-static const mb_class_tree *tree_of(mb_mask_cache *cache, uint32_t rule, mb_class_tree **own) {
+/* The rule's tree, made now if there is none, with a reference for the caller. *is_kept: the cache has it, too.
+ * NULL: the sentence is recorded. */
+static mb_class_tree *tree_of(mb_mask_cache *cache, uint32_t rule, int *is_kept) {
     mb_class_tree *tree = atomic_load_explicit(&cache->trees[rule], memory_order_acquire), *kept = NULL;
-    *own = NULL;
-    if (tree)
+    *is_kept = 1;
+    if (tree) {
+        mb_class_tree_hold(tree);
         return tree;
+    }
     mb_class_builder *builder = NULL;
-    tree = mb_shared_trees_get(cache->trie, cache->automaton, rule, &builder);
+    tree = mb_shared_trees_get(cache->trie, cache->automaton, rule, cache->is_followed[rule], &builder);
     mb_class_builder_close(builder);
     if (!tree)
         return NULL;
     size_t n_bytes = mb_class_tree_bytes(tree);
-    if (atomic_fetch_add(&cache->n_bytes, n_bytes) + n_bytes <= MAX_KEPT_BYTES &&
-        atomic_compare_exchange_strong(&cache->trees[rule], &kept, tree))
-        return tree;
+    if (atomic_fetch_add(&cache->n_bytes, n_bytes) + n_bytes <= MAX_KEPT_BYTES) {
+        mb_class_tree_hold(tree);
+        if (atomic_compare_exchange_strong(&cache->trees[rule], &kept, tree))
+            return tree;
+        mb_class_tree_close(tree);
+    }
     atomic_fetch_sub(&cache->n_bytes, n_bytes);
-    *own = tree;
+    *is_kept = 0;
     return tree;
 }
 
-/* The state alone: its node is node 0, of which nothing is known. Without what its calls begin: each called rule
- * is a configuration of its own. */
-static mb_mask_entry *work_out(mb_mask_cache *cache, mb_mask_work *work, uint32_t state) {
+/* The state alone: its node is node 0, of which nothing is known. Without what its calls begin: each called
+ * rule is a configuration of its own. */
+static mb_mask_entry *work_out(mb_mask_cache *cache, mb_mask_work *work, uint32_t state, int *may_keep) {
     mb_stack *stack = &work->local;
     uint32_t rule = cache->automaton->states[state].rule;
-    mb_class_tree *own;
     walk w = {cache, work, stack, work->bits, cache->is_followed[rule]};
     stack->status = MB_OK;
-    const mb_class_tree *tree = tree_of(cache, rule, &own);
+    mb_class_tree *tree = tree_of(cache, rule, may_keep);
     if (!tree)
         return NULL;
     memset(work->bits, 0, cache->trie->n_words * sizeof *work->bits);
@@ -362,23 +394,26 @@ static mb_mask_entry *work_out(mb_mask_cache *cache, mb_mask_work *work, uint32_
         stack->status = mb_fail(MB_ERR_MEMORY, "no memory to work out a mask");
     if (stack->status == MB_OK)
         run_rule(&w, tree, state);
-    mb_class_tree_close(own);
-    return stack->status == MB_OK ? new_entry(cache, work) : NULL;
+    mb_mask_entry *entry = stack->status == MB_OK ? new_entry(cache, work, tree) : NULL;
+    if (!entry)
+        mb_class_tree_close(tree);
+    return entry;
 }
 
 /* Threads that work out the same entry at once: the first one counts. *own: the entry is the caller's to
- * free. NULL: the sentence is recorded. */
+ * close. NULL: the sentence is recorded. */
 static const mb_mask_entry *entry_of(mb_mask_cache *cache, mb_mask_work *work, uint32_t state,
                                      mb_mask_entry **own) {
     mb_mask_entry *entry = atomic_load_explicit(&cache->entries[state], memory_order_acquire), *kept = NULL;
+    int may_keep;
     *own = NULL;
     if (entry)
         return entry;
-    entry = work_out(cache, work, state);
+    entry = work_out(cache, work, state, &may_keep);
     if (!entry)
         return NULL;
     size_t n_bytes = entry->n_bytes;
-    if (atomic_fetch_add(&cache->n_bytes, n_bytes) + n_bytes <= MAX_KEPT_BYTES &&
+    if (atomic_fetch_add(&cache->n_bytes, n_bytes) + n_bytes <= MAX_KEPT_BYTES && may_keep &&
         atomic_compare_exchange_strong(&cache->entries[state], &kept, entry))
         return entry;
     atomic_fetch_sub(&cache->n_bytes, n_bytes);
@@ -397,15 +432,6 @@ static void add_entry(const mb_mask_cache *cache, const mb_mask_entry *entry, ui
             mb_set_bit(bits, (int32_t)entry->words[i]);
 }
 
-/* The bytes that some configuration of the set can read. */
-static void find_bytes(const mb_stack *stack, mb_stack_set set, uint8_t is_read[256]) {
-    memset(is_read, 0, 256);
-    for (uint32_t i = 0; i < set.n; i++)
-        for (int byte = 0; byte < 256; byte++)
-            is_read[byte] |= mb_automaton_next(stack->automaton, stack->configs[set.first + i].state,
-                                               (uint8_t)byte) != MB_NO_STATE;
-}
-
 /* The tokens that run beyond the end of the node's rule. */
 static void add_escapes(const mb_mask_cache *cache, mb_mask_work *work, mb_stack *stack,
                         const mb_mask_entry *entry, uint32_t node, uint32_t *bits) {
@@ -418,6 +444,10 @@ static void add_escapes(const mb_mask_cache *cache, mb_mask_work *work, mb_stack
     find_bytes(stack, set, is_read);
     for (uint32_t e = 0; e < entry->n_escapes && set.n > 0; e++) {
         uint32_t at = escapes[e];
+        if (at & CLASS_NODE) {
+            run_groups(&w, entry->tree, &entry->tree->nodes[at & ~CLASS_NODE], set, is_read);
+            continue;
+        }
         for (uint32_t child = at + 1; child < nodes[at].end; child = nodes[child].end)
             if (is_read[nodes[child].byte])
                 run(&w, child, nodes[child].end, nodes[at].depth, set);
@@ -438,7 +468,7 @@ mb_status mb_mask_fill(mb_mask_cache *cache, mb_mask_work *work, mb_stack *stack
         add_entry(cache, entry, bits);
         if (entry->n_escapes > 0 && config.node != 0)
             add_escapes(cache, work, stack, entry, config.node, bits);
-        mb_free(own);
+        close_entry(own);
     }
     return stack->status;
 }

@@ -39,11 +39,12 @@ void mb_shared_trees_close(mb_shared_trees *trees) {
 /* ---- Keys ------------------------------------------------------------------------------------------- */
 
 static size_t key_words(const mb_automaton_rule *rule) {
-    return 2 + sizeof rule->class_of / sizeof(uint32_t) + (size_t)rule->n_states * (1 + rule->n_classes);
+    return 3 + sizeof rule->class_of / sizeof(uint32_t) + (size_t)rule->n_states * (1 + rule->n_classes);
 }
 
 /* All that a tree depends on, wherever in the automaton the rule stands. */
-static void write_key(const mb_automaton *a, const mb_automaton_rule *rule, uint32_t *key) {
+static void write_key(const mb_automaton *a, const mb_automaton_rule *rule, int is_followed, uint32_t *key) {
+    *key++ = (uint32_t)is_followed;
     *key++ = rule->n_states;
     *key++ = rule->n_classes;
     memcpy(key, rule->class_of, sizeof rule->class_of);
@@ -85,30 +86,30 @@ static void keep(mb_shared_trees *trees, mb_class_tree *tree) {
 /* ---- Trees ------------------------------------------------------------------------------------------ */
 
 static mb_class_tree *build(const mb_token_trie *trie, const mb_automaton *automaton, uint32_t rule,
-                            mb_class_builder **builder) {
+                            int is_followed, mb_class_builder **builder) {
     if (!*builder)
         *builder = mb_class_builder_open(automaton, trie);
-    return *builder ? mb_class_tree_build(*builder, rule) : NULL;
+    return *builder ? mb_class_tree_build(*builder, rule, is_followed) : NULL;
 }
 
 mb_class_tree *mb_shared_trees_get(const mb_token_trie *trie, const mb_automaton *automaton, uint32_t rule,
-                                   mb_class_builder **builder) {
+                                   int is_followed, mb_class_builder **builder) {
     const mb_automaton_rule *r = &automaton->rules[rule];
     mb_shared_trees *trees = trie->shared;
     if (r->n_states > MAX_RULE_STATES)
-        return build(trie, automaton, rule, builder);
+        return build(trie, automaton, rule, is_followed, builder);
     size_t n_words = key_words(r);
     uint32_t *key = mb_malloc_array(n_words, sizeof *key);
     if (!key) {
         mb_fail(MB_ERR_MEMORY, "no memory to prepare a grammar's masks");
         return NULL;
     }
-    write_key(automaton, r, key);
+    write_key(automaton, r, is_followed, key);
     pthread_mutex_lock(&trees->lock);
     mb_class_tree *tree = find(trees, key, n_words);
     pthread_mutex_unlock(&trees->lock);
     if (!tree) {
-        tree = build(trie, automaton, rule, builder);
+        tree = build(trie, automaton, rule, is_followed, builder);
         if (tree && tree->n_seen >= trie->n_nodes / WIDE_PART) {
             tree->key = key;
             tree->n_key_words = n_words;

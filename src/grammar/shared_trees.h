@@ -15,6 +15,6 @@ void mb_shared_trees_close(mb_shared_trees *trees); /* NULL allowed */
 /* The rule's tree, found or built; the caller closes it. *builder is opened when it is needed and NULL.
  * NULL: no memory, the sentence is recorded. Thread-safe. */
 mb_class_tree *mb_shared_trees_get(const mb_token_trie *trie, const mb_automaton *automaton, uint32_t rule,
-                                   mb_class_builder **builder);
+                                   int is_followed, mb_class_builder **builder);
 
 #endif

@@ -1,8 +1,8 @@
-/* bench.h - one MoE layer timed on random data: what `moebius bench moe` prints. */
+/* bench.h - one MoE layer timed on random data: what `moebius bench moe` and `moebius bench train` print. */
 #ifndef MB_BENCH_BENCH_H
 #define MB_BENCH_BENCH_H
 
-#include "moebius/ops.h"
+#include "moebius/train.h"
 
 /* mb_moe_forward with its router, at one shape. Weights are normal with variance 1 / (their columns), tokens
  * normal, router logits normal, so that routing is uniform. */
@@ -32,5 +32,52 @@ typedef struct mb_bench_moe_result {
 /* Times a CUDA graph with 256 MiB written between its replays, so that nothing is in L2; on the CPU the wall
  * clock. Some runs warm up. Errors as mb_moe_forward, and MB_ERR_MEMORY when the shape does not fit. */
 mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result);
+
+/* The same layer trained: forward, backward, and the router's gradient. Gradients of weights are fp32. */
+typedef struct mb_bench_train_args {
+    int64_t n_tokens;
+    int32_t hidden, intermediate, n_experts, top_k;
+    const char *device; /* as above; training runs on the CPU only so far */
+    const char *dtype;  /* "bf16", "fp16", "fp32" */
+    mb_activation activation;
+    int has_bias;
+    mb_rounding rounding; /* of each expert's count of tokens to a multiple of tile_rows */
+    int32_t tile_rows;
+    int skip_check; /* results are not compared: the reference needs minutes for a large layer */
+    int n_repeats;  /* 0: 31 on a GPU, 3 on the CPU */
+    int n_threads;
+    uint64_t seed;
+} mb_bench_train_args;
+
+/* A result beside the same layer computed by the CPU's reference in fp32, from the same values. */
+typedef struct mb_bench_check {
+    const char *name; /* "o", "dx", "dw1", "dw2", "db1", "db2", "drouter": of the router's logits */
+    double max_reference, mean_reference; /* of absolute values */
+    double max_difference;                /* absolute */
+    double mean_relative; /* mean absolute difference / mean_reference, the mean of absolute values */
+} mb_bench_check;
+
+typedef enum mb_bench_pass {
+    MB_PASS_INFERENCE, /* route (top-k) and forward */
+    MB_PASS_FORWARD,   /* route, token rounding if it is asked for, and the forward that keeps p */
+    MB_PASS_BOTH,
+    MB_PASS_BACKWARD,
+    MB_N_PASSES,
+} mb_bench_pass;
+
+typedef struct mb_bench_train_result {
+    char device[128];
+    double us[MB_N_PASSES];    /* medians */
+    double flops[MB_N_PASSES]; /* of the experts' matrices; of rows that are computed, without padding */
+    int n_repeats;
+    mb_moe_rounding_report report; /* of the training forward; hardware: in tiles of tile_rows */
+    double saved_bytes;            /* p */
+    int n_checks;                  /* 0: skipped */
+    mb_bench_check checks[7];
+    double limit; /* of mean_relative */
+    int is_right; /* no check is above the limit */
+} mb_bench_train_result;
+
+mb_status mb_bench_train(const mb_bench_train_args *args, mb_bench_train_result *result);
 
 #endif

@@ -8,17 +8,15 @@
 
 #include "base/alloc.h"
 #include "base/median.h"
-#include "base/random.h"
 #include "base/status.h"
 #include "bench/modes.h"
+#include "bench/random_arrays.h"
+#include "bench/sizes.h"
 #include "device/device.h"
 #include "ops/common/dtype.h"
 
 enum {
-    BLOCK_VALUES = 1048583, /* a prime, so that rows of matrices do not repeat with the block */
-    F8_DEVIATION = 112,     /* of fp8 values, so that four deviations are the largest one, 448 */
-    MAX_SIDE = 1 << 20,
-    MAX_BUFFERS = 16,
+    F8_DEVIATION = 112, /* of fp8 values, so that four deviations are the largest one, 448 */
     GPU_REPEATS = 31,
     CPU_REPEATS = 5,
 };
@@ -39,80 +37,22 @@ static const mode modes[] = {
 };
 
 typedef struct layer {
-    mb_device *device;
-    mb_stream stream; /* of the copies that make it */
-    uint64_t random;
+    mb_bench_arrays arrays;
     mb_moe_route_args route;
     mb_moe_forward_args forward;
     void *workspace;
     size_t workspace_bytes;
     double scale_bytes; /* of one expert's block scales */
-    void *buffers[MAX_BUFFERS];
-    int n_buffers;
 } layer;
 
-/* ---- Random memory --------------------------------------------------------------------------------- */
+/* ---- The layer ------------------------------------------------------------------------------------- */
 
-/* In (0, 1]. */
-static double uniform(uint64_t *state) {
-    return (double)(mb_random(state) >> 11) * 0x1p-53 + 0x1p-53;
-}
-
-static void fill_normal(uint64_t *state, float *values, int64_t n, double deviation) {
-    const double turn = 2 * acos(-1.0);
-    for (int64_t i = 0; i < n; i++)
-        values[i] = (float)(deviation * sqrt(-2 * log(uniform(state))) * cos(turn * uniform(state)));
-}
-
-static void fill_uniform(uint64_t *state, float *values, int64_t n, double from, double to) {
-    for (int64_t i = 0; i < n; i++)
-        values[i] = (float)(from + (to - from) * uniform(state));
-}
-
-static mb_status allocate(layer *l, size_t n_bytes, void **pointer) {
-    MB_TRY(l->device->allocate(l->device, n_bytes, pointer));
-    l->buffers[l->n_buffers++] = *pointer;
-    return MB_OK;
-}
-
-typedef enum distribution { NORMAL, UNIFORM } distribution;
-
-/* n values of dtype; NORMAL of deviation `scale`, UNIFORM in scale * [0.5, 1.5]. */
-static mb_status random_array(layer *l, mb_dtype dtype, int64_t n, distribution kind, double scale,
-                              const void **array) {
-    int64_t n_block = n < BLOCK_VALUES ? n : BLOCK_VALUES;
-    size_t n_bytes = (size_t)n * mb_dtype_bytes(dtype), block_bytes = (size_t)n_block * mb_dtype_bytes(dtype);
-    void *memory = NULL;
-    MB_TRY(allocate(l, n_bytes, &memory));
-    *array = memory;
-    float *values = mb_malloc_array((size_t)n_block, sizeof *values);
-    void *block = mb_malloc(block_bytes);
-    mb_status status = MB_OK;
-    if (values && block) {
-        if (kind == NORMAL)
-            fill_normal(&l->random, values, n_block, scale);
-        else
-            fill_uniform(&l->random, values, n_block, 0.5 * scale, 1.5 * scale);
-        mb_store_f32(dtype, block, 0, n_block, values);
-        status = l->device->fill(l->device, memory, n_bytes, block, block_bytes, l->stream);
-        if (status == MB_OK)
-            status = l->device->synchronize(l->device, l->stream);
-    } else {
-        status = mb_fail(MB_ERR_MEMORY, "a block of %zu bytes could not be allocated", block_bytes);
-    }
-    mb_free(values);
-    mb_free(block);
-    return status;
-}
-
-static mb_status random_f32(layer *l, int64_t n, distribution kind, double scale, const float **array) {
+static mb_status random_f32(layer *l, int64_t n, mb_distribution kind, double scale, const float **array) {
     const void *values = NULL;
-    mb_status status = random_array(l, MB_F32, n, kind, scale, &values);
+    mb_status status = mb_bench_random_array(&l->arrays, MB_F32, n, kind, scale, &values);
     *array = values;
     return status;
 }
-
-/* ---- The layer ------------------------------------------------------------------------------------- */
 
 /* The largest height of scale blocks that both parts of a merged matrix are multiples of. */
 static int32_t scale_rows_of(int64_t part_rows) {
@@ -127,7 +67,8 @@ static mb_status random_weight(layer *l, const mode *m, int64_t count, int64_t r
     double deviation = 1 / sqrt((double)cols);
     *weight = (mb_weight){.count = count, .rows = rows, .cols = cols, .dtype = m->weights};
     if (m->weights != MB_F8_E4M3)
-        return random_array(l, m->weights, count * rows * cols, NORMAL, deviation, &weight->data);
+        return mb_bench_random_array(&l->arrays, m->weights, count * rows * cols, MB_NORMAL, deviation,
+                                     &weight->data);
     int64_t n_scales = 1;
     if (!m->per_tensor) {
         weight->scale_rows = scale_rows;
@@ -135,8 +76,10 @@ static mb_status random_weight(layer *l, const mode *m, int64_t count, int64_t r
         n_scales = (rows + scale_rows - 1) / scale_rows * ((cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);
         l->scale_bytes += (double)n_scales * sizeof(float);
     }
-    MB_TRY(random_array(l, m->weights, count * rows * cols, NORMAL, F8_DEVIATION, &weight->data));
-    return random_array(l, MB_F32, count * n_scales, UNIFORM, deviation / F8_DEVIATION, &weight->scale);
+    MB_TRY(mb_bench_random_array(&l->arrays, m->weights, count * rows * cols, MB_NORMAL, F8_DEVIATION,
+                                 &weight->data));
+    return mb_bench_random_array(&l->arrays, MB_F32, count * n_scales, MB_UNIFORM, deviation / F8_DEVIATION,
+                                 &weight->scale);
 }
 
 static mb_status make_router(layer *l, const mb_bench_moe_args *args) {
@@ -150,9 +93,10 @@ static mb_status make_router(layer *l, const mb_bench_moe_args *args) {
         .renormalize = 1,
     };
     size_t n_choices = (size_t)args->n_tokens * (size_t)args->top_k;
-    MB_TRY(random_array(l, MB_F32, args->n_tokens * args->n_experts, NORMAL, 1, &r->logits));
-    MB_TRY(allocate(l, n_choices * sizeof(float), (void **)&r->weights));
-    return allocate(l, n_choices * sizeof(int32_t), (void **)&r->ids);
+    MB_TRY(mb_bench_random_array(&l->arrays, MB_F32, args->n_tokens * args->n_experts, MB_NORMAL, 1,
+                                 &r->logits));
+    MB_TRY(mb_bench_allocate(&l->arrays, n_choices * sizeof(float), (void **)&r->weights));
+    return mb_bench_allocate(&l->arrays, n_choices * sizeof(int32_t), (void **)&r->ids);
 }
 
 static mb_status make_layer(layer *l, const mb_bench_moe_args *args, const mode *m) {
@@ -174,22 +118,22 @@ static mb_status make_layer(layer *l, const mb_bench_moe_args *args, const mode 
         .f32_math = m->f32_math,
         .route = &l->route,
     };
-    MB_TRY(random_array(l, m->activations, T * H, NORMAL, 1, &f->x));
+    MB_TRY(mb_bench_random_array(&l->arrays, m->activations, T * H, MB_NORMAL, 1, &f->x));
     MB_TRY(random_weight(l, m, E, rows13, H, scale_rows_of(I), &f->w13));
     MB_TRY(random_weight(l, m, E, H, I, MB_F8_BLOCK, &f->w2));
     if (args->has_bias) {
-        MB_TRY(random_array(l, m->activations, E * rows13, NORMAL, 0.5, &f->bias13));
-        MB_TRY(random_array(l, m->activations, E * H, NORMAL, 0.5, &f->bias2));
+        MB_TRY(mb_bench_random_array(&l->arrays, m->activations, E * rows13, MB_NORMAL, 0.5, &f->bias13));
+        MB_TRY(mb_bench_random_array(&l->arrays, m->activations, E * H, MB_NORMAL, 0.5, &f->bias2));
     }
     if (m->per_tensor) { /* four deviations are the largest fp8 value */
-        MB_TRY(random_f32(l, 1, UNIFORM, 1.0 / F8_DEVIATION, &f->x_scale));
-        MB_TRY(random_f32(l, 1, UNIFORM, 1.0 / F8_DEVIATION, &f->h_scale));
+        MB_TRY(random_f32(l, 1, MB_UNIFORM, 1.0 / F8_DEVIATION, &f->x_scale));
+        MB_TRY(random_f32(l, 1, MB_UNIFORM, 1.0 / F8_DEVIATION, &f->h_scale));
     }
-    MB_TRY(allocate(l, (size_t)(T * H) * mb_dtype_bytes(m->activations), &f->out));
+    MB_TRY(mb_bench_allocate(&l->arrays, (size_t)(T * H) * mb_dtype_bytes(m->activations), &f->out));
     mb_status status = mb_moe_forward_workspace(f, &l->workspace_bytes);
     if (status != MB_OK)
         return mb_fail_context(status, "bench_moe");
-    return allocate(l, l->workspace_bytes, &l->workspace);
+    return mb_bench_allocate(&l->arrays, l->workspace_bytes, &l->workspace);
 }
 
 static mb_status forward(const void *context, mb_stream stream) {
@@ -203,7 +147,7 @@ static mb_status median_us(layer *l, int n_repeats, double *us) {
     double *times = mb_malloc_array((size_t)n_repeats, sizeof *times);
     if (!times)
         return mb_fail(MB_ERR_MEMORY, "%d times could not be allocated", n_repeats);
-    mb_status status = mb_device_time(l->device, forward, l, n_repeats, times);
+    mb_status status = mb_device_time(l->arrays.device, forward, l, n_repeats, times);
     if (status == MB_OK)
         *us = mb_median(times, (size_t)n_repeats);
     mb_free(times);
@@ -218,11 +162,12 @@ static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
     mb_status status = MB_OK;
     *n_hit = 0;
     if (ids && is_hit)
-        status = l->device->download(l->device, ids, l->route.ids, n_choices * sizeof *ids, l->stream);
+        status = l->arrays.device->download(l->arrays.device, ids, l->route.ids, n_choices * sizeof *ids,
+                                            l->arrays.stream);
     else
         status = mb_fail(MB_ERR_MEMORY, "%zu ids could not be allocated", n_choices);
     if (status == MB_OK)
-        status = l->device->synchronize(l->device, l->stream);
+        status = l->arrays.device->synchronize(l->arrays.device, l->arrays.stream);
     for (size_t i = 0; i < n_choices && status == MB_OK; i++) {
         if (ids[i] < 0 || ids[i] >= l->route.n_experts)
             status = mb_fail(MB_ERR_INTERNAL, "the router chose expert %d of %d", ids[i], l->route.n_experts);
@@ -239,7 +184,8 @@ static mb_status count_experts_hit(layer *l, int32_t *n_hit) {
 static mb_status measure(layer *l, const mb_bench_moe_args *args, const mode *m,
                          mb_bench_moe_result *result) {
     MB_TRY(make_layer(l, args, m));
-    int is_gpu = l->device->n_sms > 0;
+    snprintf(result->device, sizeof result->device, "%s", l->arrays.device->name);
+    int is_gpu = l->arrays.device->n_sms > 0;
     result->n_repeats = args->n_repeats > 0 ? args->n_repeats : is_gpu ? GPU_REPEATS : CPU_REPEATS;
     MB_TRY(median_us(l, result->n_repeats, &result->us));
     MB_TRY(count_experts_hit(l, &result->n_experts_hit));
@@ -247,10 +193,10 @@ static mb_status measure(layer *l, const mb_bench_moe_args *args, const mode *m,
     double expert = matrices * args->hidden * args->intermediate;
     result->flops = 2 * expert * (double)args->n_tokens * args->top_k;
     result->bytes = result->n_experts_hit * (expert * (double)mb_dtype_bytes(m->weights) + l->scale_bytes);
-    double flops_per_second = 1e12 * m->tflops * l->device->n_sms / MB_H100_SMS;
-    if (is_gpu && l->device->bytes_per_second > 0)
+    double flops_per_second = 1e12 * m->tflops * l->arrays.device->n_sms / MB_H100_SMS;
+    if (is_gpu && l->arrays.device->bytes_per_second > 0)
         result->floor_us =
-            1e6 * fmax(result->bytes / l->device->bytes_per_second, result->flops / flops_per_second);
+            1e6 * fmax(result->bytes / l->arrays.device->bytes_per_second, result->flops / flops_per_second);
     return MB_OK;
 }
 
@@ -261,30 +207,6 @@ static const mode *find_mode(const char *name) {
     return NULL;
 }
 
-/* Sizes whose products fit; what the operator demands beyond that it says itself. */
-static mb_status check(const mb_bench_moe_args *args) {
-    const struct {
-        const char *name;
-        int64_t value, maximum;
-    } sides[] = {
-        {"n_tokens", args->n_tokens, MAX_SIDE},
-        {"hidden", args->hidden, MAX_SIDE},
-        {"intermediate", args->intermediate, MAX_SIDE},
-        {"n_experts", args->n_experts, 1024},
-        {"top_k", args->top_k, 32},
-    };
-    for (size_t i = 0; i < sizeof sides / sizeof sides[0]; i++)
-        if (sides[i].value < 1 || sides[i].value > sides[i].maximum)
-            return mb_fail(MB_ERR_ARGUMENT, "%s is %lld, not in 1 .. %lld", sides[i].name,
-                           (long long)sides[i].value, (long long)sides[i].maximum);
-    if (args->top_k > args->n_experts)
-        return mb_fail(MB_ERR_ARGUMENT, "top_k is %d, more than the %d experts", args->top_k,
-                       args->n_experts);
-    if (args->n_repeats < 0)
-        return mb_fail(MB_ERR_ARGUMENT, "n_repeats is %d", args->n_repeats);
-    return MB_OK;
-}
-
 mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result) {
     MB_TRY(mb_need(args, "mb_bench_moe: args"));
     MB_TRY(mb_need(result, "mb_bench_moe: result"));
@@ -293,16 +215,17 @@ mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *resul
     const mode *m = find_mode(args->dtype);
     if (!m)
         return mb_fail(MB_ERR_ARGUMENT, "dtype \"%s\" is unknown", args->dtype);
-    MB_TRY(check(args));
-    layer l = {.random = args->seed};
-    MB_TRY(mb_device_open(args->device, args->n_threads, NULL, &l.device));
-    snprintf(result->device, sizeof result->device, "%s", l.device->name);
-    mb_status status = l.device->stream_open(l.device, &l.stream);
+    const mb_bench_sizes sizes = {.n_tokens = args->n_tokens,
+                                  .hidden = args->hidden,
+                                  .intermediate = args->intermediate,
+                                  .n_experts = args->n_experts,
+                                  .top_k = args->top_k,
+                                  .n_repeats = args->n_repeats};
+    MB_TRY(mb_bench_check_sizes(&sizes));
+    layer l = {0};
+    mb_status status = mb_bench_arrays_open(&l.arrays, args->device, args->n_threads, args->seed);
     if (status == MB_OK)
         status = measure(&l, args, m, result);
-    for (int i = 0; i < l.n_buffers; i++)
-        l.device->free(l.device, l.buffers[i]);
-    l.device->stream_close(l.device, l.stream);
-    mb_device_close(l.device);
+    mb_bench_arrays_close(&l.arrays);
     return status;
 }

@@ -265,6 +265,8 @@ static int bench_main(int argc, char **argv) {
         return cli_bench_serve_command.main(argc - 1, argv + 1);
     if (argc > 1 && strcmp(argv[1], "text") == 0)
         return cli_bench_text_command.main(argc - 1, argv + 1);
+    if (argc > 1 && strcmp(argv[1], "train") == 0)
+        return cli_bench_train_command.main(argc - 1, argv + 1);
     settings given = {0};
     const char *directory;
     mb_model *model = NULL;
@@ -291,7 +293,8 @@ const cli_command cli_bench_command = {
                 "                  [--profile] [--json] [--output FILE]\n"
                 "moebius bench moe [--thiek T,H,I,E,K] ...\n"
                 "moebius bench serve [--url URL] ...\n"
-                "moebius bench text DIR ...",
+                "moebius bench text DIR ...\n"
+                "moebius bench train [--thiek T,H,I,E,K] ...",
     .description =
         "Times random prompts, drawn over the whole vocabulary, at every combination of the given lengths and "
         "batches, and prints two speeds.\n"
@@ -307,8 +310,9 @@ const cli_command cli_bench_command = {
         "\n"
         "moebius bench moe times the MoE operator alone, without a model: see moebius bench moe --help. "
         "moebius bench serve measures a server: see moebius bench serve --help. moebius bench text "
-        "measures masks, grammars and the chat template: see moebius bench text --help. (A folder that is called moe, "
-        "serve or text is given as ./moe, ./serve or ./text.)",
+        "measures masks, grammars and the chat template: see moebius bench text --help. moebius bench train checks and "
+        "times the training of an MoE layer: see moebius bench train --help. (A folder that is called moe, serve, text or "
+        "train is given as ./moe, ./serve, ./text or ./train.)",
     .examples = "moebius bench models/demo\n"
                 "moebius bench models/demo --prompt-lengths 256 --batches 1,2,4 --repeat 5\n"
                 "moebius bench models/demo --profile --batches 1,16 --prompt-lengths 256\n"

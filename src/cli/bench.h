@@ -35,7 +35,8 @@ int64_t cli_bench_positions(const cli_bench_case *bench);
  * says so, nothing is reported, and result->is_left_out is 1 with CLI_OK. */
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result);
 
-/* moebius bench moe, moebius bench serve, moebius bench text. */
-extern const cli_command cli_bench_moe_command, cli_bench_serve_command, cli_bench_text_command;
+/* moebius bench moe, serve, text and train. */
+extern const cli_command cli_bench_moe_command, cli_bench_serve_command, cli_bench_text_command,
+    cli_bench_train_command;
 
 #endif

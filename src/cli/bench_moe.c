@@ -47,7 +47,7 @@ static const cli_option options[] = {
      .value_name = "NAME",
      .kind = CLI_CHOICE,
      .offset = offsetof(settings, activation),
-     .choices = "swiglu|geglu|reglu|silu|gelu|relu|relu2",
+     .choices = CLI_ACTIVATIONS,
      .fallback = "swiglu",
      .help =
          "Between the two matrices of an expert. The first three have a gate; the others' first matrix has half "
@@ -97,15 +97,6 @@ static const cli_option options[] = {
 };
 
 static const cli_group groups[] = {{"Benchmark", options, 0}};
-
-/* "relu" of "swiglu|...|relu": the place in the list is the place in the enum. */
-static mb_activation activation_of(const char *name) {
-    static const char *const names[] = {"swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2"};
-    size_t i = 0;
-    while (i + 1 < CLI_COUNT(names) && strcmp(names[i], name) != 0)
-        i++;
-    return (mb_activation)i;
-}
 
 static void describe_how(const settings *given, const mb_bench_moe_result *result, char *how,
                          size_t capacity) {
@@ -173,7 +164,7 @@ static int run_shape(const settings *given, const int32_t *shape, cli_bench_rows
         .top_k = shape[4],
         .device = given->device,
         .dtype = given->dtype,
-        .activation = activation_of(given->activation),
+        .activation = cli_bench_activation(given->activation),
         .has_bias = given->has_bias,
         .n_repeats = (int)given->n_repeat.value,
         .n_threads = (int)given->n_threads.value,

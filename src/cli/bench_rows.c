@@ -75,3 +75,11 @@ void cli_bench_card(const char *device, char *name, size_t capacity) {
     else
         snprintf(name, capacity, "%s", device);
 }
+
+mb_activation cli_bench_activation(const char *name) {
+    static const char *const names[] = {"swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2"};
+    size_t i = 0;
+    while (i + 1 < CLI_COUNT(names) && strcmp(names[i], name) != 0)
+        i++;
+    return (mb_activation)i;
+}

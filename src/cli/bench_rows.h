@@ -5,6 +5,8 @@
 #include <jansson.h>
 #include <stdio.h>
 
+#include "moebius/ops.h"
+
 /* Of the options --json (rows on stdout in place of the table) and --output FILE (appended to it). */
 typedef struct cli_bench_rows {
     int on_stdout;
@@ -23,5 +25,9 @@ int cli_bench_rows_close(cli_bench_rows *rows, int status);
 const char *cli_bench_commit(void);
 void cli_bench_card(const char *device, char *name, size_t capacity);
 void cli_bench_date(char *date, size_t capacity);
+
+/* The choices of --activation, and the activation of a choice: the place in the list is that in the enum. */
+#define CLI_ACTIVATIONS "swiglu|geglu|reglu|silu|gelu|relu|relu2"
+mb_activation cli_bench_activation(const char *name);
 
 #endif

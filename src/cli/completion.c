@@ -79,7 +79,7 @@ static void print_bash(FILE *file, const cli_command *const *commands, size_t n)
         "        return\n"
         "    fi\n"
         "    if [ \"$COMP_CWORD\" -gt 2 ]; then\n"
-        "        case \"$command ${COMP_WORDS[2]}\" in 'bench moe' | 'bench serve' | 'bench text') command+=\" ${COMP_WORDS[2]}\" ;; esac\n"
+        "        case \"$command ${COMP_WORDS[2]}\" in 'bench moe' | 'bench serve' | 'bench text' | 'bench train') command+=\" ${COMP_WORDS[2]}\" ;; esac\n"
         "    fi\n"
         "    case \"$command $before\" in\n",
         file);
@@ -219,7 +219,7 @@ static void print_fish(FILE *file, const cli_command *const *commands, size_t n)
             snprintf(condition, sizeof condition,
                      "__fish_seen_subcommand_from %s; and not __fish_seen_subcommand_from moe%s",
                      command->name,
-                     strcmp(command->name, "bench") == 0   ? " serve text"
+                     strcmp(command->name, "bench") == 0   ? " serve text train"
                      : strcmp(command->name, "serve") == 0 ? " bench"
                                                            : "");
             fprintf(file, "complete -c moebius -n __fish_use_subcommand -a %s -d '%s'\n", command->name,

@@ -9,13 +9,13 @@
 #include "cli/output.h"
 #include "cli/suggest.h"
 
-/* The last ones are parts of the one before them: moebius bench moe, moebius bench serve, moebius bench text. */
+/* The last ones are parts of the one before them: moebius bench moe, serve, text and train. */
 static const cli_command *const commands[] = {
     &cli_run_command,       &cli_chat_command,        &cli_serve_command,      &cli_batch_command,
     &cli_info_command,      &cli_tokenize_command,    &cli_logprobs_command,   &cli_bench_command,
-    &cli_bench_moe_command, &cli_bench_serve_command, &cli_bench_text_command,
+    &cli_bench_moe_command, &cli_bench_serve_command, &cli_bench_text_command, &cli_bench_train_command,
 };
-enum { N_COMMANDS = CLI_COUNT(commands) - 3 };
+enum { N_COMMANDS = CLI_COUNT(commands) - 4 };
 
 static void print_help(FILE *file) {
     fprintf(file, "moebius %s - runs Qwen3 mixture-of-experts models\n\n", mb_version());
@@ -82,6 +82,8 @@ static int help_main(int argc, char **argv) {
         cli_print_manual(stdout, &cli_bench_serve_command);
     } else if (argc > 2 && strcmp(argv[1], "bench") == 0 && strcmp(argv[2], "text") == 0) {
         cli_print_manual(stdout, &cli_bench_text_command);
+    } else if (argc > 2 && strcmp(argv[1], "bench") == 0 && strcmp(argv[2], "train") == 0) {
+        cli_print_manual(stdout, &cli_bench_train_command);
     } else if ((command = find_command(argv[1])) != NULL) {
         cli_print_manual(stdout, command);
     } else {

@@ -96,7 +96,7 @@ def test_man_page(moebius):
     assert page.startswith(".TH MOEBIUS 1 ")
     assert re.findall(r"^\.SH (.*)", page, re.M) == ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "OPTIONS OF SEVERAL COMMANDS",
                                                     "EXIT STATUS", "ENVIRONMENT", "EXAMPLES"]  # fmt: skip
-    for command in ("run", "chat", "info", "tokenize", "logprobs", "bench", "bench moe"):
+    for command in ("run", "chat", "info", "tokenize", "logprobs", "bench", "bench moe", "bench train"):
         assert f".SS moebius {command}\n" in page
         options = set(re.findall(r"--[a-z-]+", moebius("help", *command.split()).stdout.decode().split("OPTIONS")[-1]))
         assert all(option.replace("-", "\\-") in page for option in options - {"--help"})

@@ -316,7 +316,7 @@ typedef enum mb_state {
     MB_FINISHED_STOP,   /* an end-of-text or stop token came */
     MB_FINISHED_LENGTH, /* max_new_tokens reached */
     MB_CANCELLED,
-    MB_FAILED /* NaN in its logits, or the step failed */
+    MB_FAILED /* mb_get_failure says why */
 } mb_state;
 
 typedef struct mb_token {
@@ -329,6 +329,12 @@ typedef struct mb_token {
  * such sequence. */
 MB_API mb_status mb_read(mb_session *session, uint64_t id, mb_token *tokens, size_t capacity,
                          size_t *n_tokens, mb_state *state);
+
+/* Why a sequence is in state MB_FAILED, as a status and a sentence (mb_last_error); MB_OK: it is not.
+ * MB_ERR_ARGUMENT: its grammar, logit_bias and what min_new_tokens bans together forbid every token, or the grammar
+ * cannot be followed. MB_ERR_NUMERIC: its logits are not numbers. Else what the step failed with.
+ * MB_ERR_NOT_FOUND: no such sequence. Thread-safe. */
+MB_API mb_status mb_get_failure(mb_session *session, uint64_t id);
 
 typedef struct mb_usage {
     int64_t n_prompt;        /* tokens */

@@ -5,6 +5,7 @@
 #include "base/alloc.h"
 #include "base/median.h"
 #include "base/random.h"
+#include "cli/generate.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 
@@ -74,7 +75,7 @@ static int step(bench_run *run, uint8_t *started, int32_t *n_started, int64_t *n
         if (mb_read(run->session, run->sequences[i], tokens, CLI_COUNT(tokens), &n_tokens, &state) != MB_OK)
             return cli_report_failure();
         if (state == MB_FAILED)
-            return cli_failure("a sequence failed: the model's logits held NaN");
+            return cli_report_failed_sequence(run->session, run->sequences[i]);
         if (n_tokens > 0 && !started[i]) {
             started[i] = 1;
             ++*n_started;

@@ -52,6 +52,11 @@ static int read_tokens(mb_session *session, uint64_t id, cli_token_fn on_token, 
     return cli_output_failed() ? CLI_FAILED : CLI_OK;
 }
 
+int cli_report_failed_sequence(mb_session *session, uint64_t id) {
+    mb_get_failure(session, id);
+    return cli_report_failure();
+}
+
 int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on_token, void *user,
                  cli_figures *figures) {
     uint64_t id;
@@ -70,8 +75,7 @@ int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on
     if (enough)
         figures->state = MB_FINISHED_STOP;
     if (status == CLI_OK && figures->state == MB_FAILED)
-        status = cli_failure(
-            "no token could be drawn: the model's logits are not numbers, or the request forbids every token");
+        status = cli_report_failed_sequence(session, id);
     mb_usage usage;
     if (mb_get_usage(session, id, &usage) == MB_OK)
         figures->n_cached = (size_t)usage.n_cached_tokens;

@@ -25,6 +25,9 @@ typedef enum cli_go {
 
 typedef cli_go (*cli_token_fn)(void *user, const mb_token *token);
 
+/* Says on stderr why a sequence is in state MB_FAILED. Returns CLI_FAILED. */
+int cli_report_failed_sequence(mb_session *session, uint64_t id);
+
 /* Runs one request to its end, to Ctrl-C (state MB_CANCELLED), or until stdout has gone. */
 int cli_generate(mb_session *session, const mb_request *request, cli_token_fn on_token, void *user,
                  cli_figures *figures);

@@ -3,6 +3,7 @@
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -222,11 +223,51 @@ void mb_sequence_mask(mb_sequence *sequence, uint32_t *bits, size_t n_words) {
     }
 }
 
+void mb_sequence_fail(mb_sequence *sequence, mb_status status, const char *sentence) {
+    sequence->state = MB_FAILED;
+    sequence->failure = status;
+    snprintf(sequence->failure_sentence, sizeof sequence->failure_sentence, "%s", sentence);
+}
+
+static int is_allowed(const uint32_t *mask, int32_t id) {
+    return !mask || (mask[id / 32] >> (id % 32) & 1);
+}
+
+/* The biases of the last draw ban the token. */
+static int is_banned(const mb_sequence *sequence, int32_t id) {
+    int32_t n_bias = mb_sequence_n_bias(sequence, sequence->job.n_tokens);
+    for (int32_t i = 0; i < n_bias; i++)
+        if (sequence->bias_ids[i] == id && sequence->biases[i] == -INFINITY)
+            return 1;
+    return 0;
+}
+
+void mb_sequence_fail_draw(mb_sequence *sequence, const uint32_t *mask, int32_t vocab) {
+    int32_t n_allowed = 0, n_left = 0;
+    for (int32_t id = 0; id < vocab && n_left == 0; id++) {
+        int allows = is_allowed(mask, id);
+        n_allowed += allows;
+        n_left += allows && !is_banned(sequence, id);
+    }
+    if (n_left > 0)
+        mb_sequence_fail(sequence, MB_ERR_NUMERIC, "the model's logits are not numbers; check its weights");
+    else if (n_allowed == 0)
+        mb_sequence_fail(sequence, MB_ERR_ARGUMENT,
+                         "the request forbids every token: the format of the answer allows none here");
+    else
+        mb_sequence_fail(sequence, MB_ERR_ARGUMENT,
+                         mask ? "the request forbids every token: those that the format of the answer allows "
+                                "here are banned by logit_bias, or as stop tokens before the least length"
+                              : "the request forbids every token: all are banned by logit_bias, or as stop "
+                                "tokens before the least length");
+    mb_log(MB_LOG_WARN, "sequence %" PRIu64 ": %s", sequence->id, sequence->failure_sentence);
+}
+
 /* Follows the grammar; the answer may be complete then, or lost. */
 static void follow_grammar(mb_sequence *sequence, int32_t id) {
     if (mb_grammar_advance(sequence->grammar, id) != MB_OK) {
-        mb_log(MB_LOG_WARN, "sequence %" PRIu64 ": %s", sequence->id, mb_last_error());
-        sequence->state = MB_FAILED;
+        mb_sequence_fail(sequence, MB_ERR_ARGUMENT, mb_last_error());
+        mb_log(MB_LOG_WARN, "sequence %" PRIu64 ": %s", sequence->id, sequence->failure_sentence);
     } else if (mb_grammar_is_finished(sequence->grammar)) {
         sequence->state = MB_FINISHED_STOP;
     }

@@ -14,6 +14,8 @@ typedef struct mb_sequence {
     uint64_t id;
     struct mb_sequence *next_in_bucket;
     mb_state state;
+    mb_status failure; /* in state MB_FAILED */
+    char failure_sentence[512];
     int released; /* forgotten by its owner while in flight: freed when its last step is collected */
 
     mb_waiter *waiter; /* told of news; NULL: none */
@@ -54,6 +56,12 @@ int32_t mb_sequence_n_bias(const mb_sequence *sequence, int64_t position);
 /* The tokens that the grammar allows next, a bit for each; those that end the answer, where it is complete.
  * None, with a warning, when the grammar cannot be followed. */
 void mb_sequence_mask(mb_sequence *sequence, uint32_t *bits, size_t n_words);
+
+/* The sequence has failed. sentence: what, where, what to do. */
+void mb_sequence_fail(mb_sequence *sequence, mb_status status, const char *sentence);
+
+/* The same after a draw that gave no token. mask: what the grammar allowed; NULL: it has none. */
+void mb_sequence_fail_draw(mb_sequence *sequence, const uint32_t *mask, int32_t vocab);
 
 /* Takes in a drawn token: ends the answer at a stop token, at its length, or when its grammar has no
  * more text, else appends. */

@@ -291,6 +291,17 @@ mb_status mb_get_usage(mb_session *session, uint64_t id, mb_usage *usage) {
     return sequence ? MB_OK : not_found(id);
 }
 
+mb_status mb_get_failure(mb_session *session, uint64_t id) {
+    MB_TRY(mb_need(session, "mb_get_failure: session"));
+    pthread_mutex_lock(&session->lock);
+    const mb_sequence *sequence = *find(session, id);
+    mb_status status = sequence ? MB_OK : not_found(id);
+    if (sequence && sequence->state == MB_FAILED)
+        status = mb_fail(sequence->failure, "%s", sequence->failure_sentence);
+    pthread_mutex_unlock(&session->lock);
+    return status;
+}
+
 static void cancel(mb_session *session, mb_sequence *sequence) {
     if (sequence->state == MB_WAITING || sequence->state == MB_RUNNING) {
         sequence->state = MB_CANCELLED;

@@ -44,28 +44,24 @@ static void advance(mb_session *session, mb_sequence *sequence, const mb_planned
 }
 
 /* Applies the outcome of a step to a sequence that nobody has cancelled meanwhile. */
-static void commit_item(mb_session *session, mb_sequence *sequence, const mb_planned *item,
-                        const mb_outcome *outcome, mb_status status) {
-    if (status != MB_OK) {
-        sequence->state = MB_FAILED;
-    } else if (outcome->failed) {
-        sequence->state = MB_FAILED;
-        mb_log(MB_LOG_WARN,
-               "sequence %" PRIu64 " failed, because no token could be drawn: its logits are not numbers, or "
-               "its grammar and biases forbid every token",
-               sequence->id);
-    } else {
-        advance(session, sequence, item, outcome);
-    }
+static void commit_item(mb_session *session, mb_sequence *sequence, const mb_step_slot *slot, int32_t i,
+                        mb_status status, const char *sentence) {
+    int32_t vocab = session->model->config.vocab;
+    if (status != MB_OK)
+        mb_sequence_fail(sequence, status, sentence);
+    else if (slot->outcomes[i].failed)
+        mb_sequence_fail_draw(sequence, mb_step_mask(slot, i, vocab), vocab);
+    else
+        advance(session, sequence, &slot->plan[i], &slot->outcomes[i]);
 }
 
-/* Applies the outcomes of a step. status: the step's. */
-static void commit(mb_session *session, mb_step_slot *slot, mb_status status) {
+/* Applies the outcomes of a step. status: the step's; sentence: why it failed. */
+static void commit(mb_session *session, mb_step_slot *slot, mb_status status, const char *sentence) {
     for (int32_t i = 0; i < slot->n_planned; i++) {
         mb_sequence *sequence = mb_sequence_of(slot->plan[i].job);
         if (sequence->state == MB_RUNNING) {
             int64_t n_tokens = sequence->job.n_tokens;
-            commit_item(session, sequence, &slot->plan[i], &slot->outcomes[i], status);
+            commit_item(session, sequence, slot, i, status, sentence);
             if (sequence->job.n_tokens > n_tokens || sequence->state != MB_RUNNING)
                 mb_waiter_tell(sequence);
         }
@@ -93,8 +89,8 @@ static mb_step_slot *in_flight(mb_session *session, int32_t i) {
     return &session->runner.slots[(session->oldest_slot + i) % session->runner.limits.n_slots];
 }
 
-static void commit_oldest(mb_session *session, mb_status status) {
-    commit(session, in_flight(session, 0), status);
+static void commit_oldest(mb_session *session, mb_status status, const char *sentence) {
+    commit(session, in_flight(session, 0), status, sentence);
     session->oldest_slot = (session->oldest_slot + 1) % session->runner.limits.n_slots;
     session->n_in_flight--;
 }
@@ -150,7 +146,7 @@ static mb_status collect_oldest(mb_session *session) {
         learn_time(session, in_flight(session, 0));
     double planned_us = in_flight(session, 0)->planned_us, began = seconds_now();
     do
-        commit_oldest(session, status);
+        commit_oldest(session, status, sentence);
     while (status != MB_OK && session->n_in_flight > 0);
     if (session->runner.profiler)
         mb_profiler_add_host(session->runner.profiler, planned_us + 1e6 * (seconds_now() - began));
@@ -162,7 +158,7 @@ void mb_session_abandon_steps(mb_session *session) {
         return;
     mb_runner_drain(&session->runner);
     while (session->n_in_flight > 0)
-        commit_oldest(session, MB_ERR_STATE);
+        commit_oldest(session, MB_ERR_STATE, "the session was left before the step had ended");
 }
 
 mb_status mb_step(mb_session *session, int *n_unfinished) {

@@ -77,7 +77,8 @@ typedef struct mb_report {
 typedef struct mb_outcome {
     int32_t id; /* drawn token, when it drew */
     float logprob;
-    int failed; /* its logits are not numbers, or all are minus infinity */
+    int failed;     /* its logits are not numbers, or all are minus infinity */
+    int32_t i_mask; /* which of the step's masks it drew with; -1: none */
 } mb_outcome;
 
 /* All of one step. The arrays are on the host, in pinned memory where the device reads or writes them. */
@@ -150,6 +151,9 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv);
 void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab, mb_step_inputs *in);
 /* Where a place of slot->inputs is on the device. */
 void *mb_step_on_device(const mb_step_slot *slot, const void *input);
+
+/* On the host, the tokens that the planned sequence's grammar allowed in its draw; NULL: it has none. */
+const uint32_t *mb_step_mask(const mb_step_slot *slot, int32_t i_planned, int32_t vocab);
 
 /* Enqueues the step that was filled. A failure is told once more when the step is collected, as it must be:
  * part of the step may be in the device's stream. */

@@ -70,18 +70,25 @@ static void use_sampler_place(mb_runner *runner, mb_step_slot *slot, const mb_se
     *place = (mb_sampler_place){.id = sequence->id, .n_counted = position + 1};
 }
 
+const uint32_t *mb_step_mask(const mb_step_slot *slot, int32_t i_planned, int32_t vocab) {
+    int32_t i_mask = slot->outcomes[i_planned].i_mask;
+    return i_mask >= 0 ? slot->in.masks + (size_t)i_mask * mask_words(vocab) : NULL;
+}
+
 /* Where the row's mask is on the device; NULL: it has none. */
 static const uint32_t *fill_mask(const mb_runner *runner, mb_step_slot *slot, mb_sequence *sequence,
-                                 cursor *at) {
+                                 int32_t i_planned, cursor *at) {
     size_t n_words = mask_words(runner->model->config.vocab);
     if (!sequence->grammar)
         return NULL;
+    slot->outcomes[i_planned].i_mask = at->mask;
     uint32_t *bits = slot->in.masks + (size_t)at->mask++ * n_words;
     mb_sequence_mask(sequence, bits, n_words);
     return mb_step_on_device(slot, bits);
 }
 
-static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, const mb_planned *item, cursor *at) {
+static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, int32_t i_planned, cursor *at) {
+    const mb_planned *item = &slot->plan[i_planned];
     mb_sequence *sequence = mb_sequence_of(item->job);
     const mb_sampling *s = &sequence->sampling;
     const int64_t position = item->first + item->n_tokens;
@@ -101,7 +108,7 @@ static mb_sample_row sample_row(mb_runner *runner, mb_step_slot *slot, const mb_
                            .bias_ids = runner->bias_ids + table * MB_MAX_LOGIT_BIAS,
                            .biases = runner->biases + table * MB_MAX_LOGIT_BIAS,
                            .seen = sequence->has_penalties ? runner->seen + table * vocab : NULL,
-                           .allowed = fill_mask(runner, slot, sequence, at)};
+                           .allowed = fill_mask(runner, slot, sequence, i_planned, at)};
 }
 
 static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_planned, cursor *at) {
@@ -114,7 +121,7 @@ static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_pla
         if (draws) {
             row = sequence->on_logprobs ? at->reported_draw++ : at->silent_draw++;
             int32_t draw = row - slot->counts.n_prompt_rows;
-            in->rows[draw] = sample_row(runner, slot, item, at);
+            in->rows[draw] = sample_row(runner, slot, i_planned, at);
             slot->draw_planned[draw] = i_planned;
             sequence->i_draw = draw;
         } else {
@@ -190,7 +197,7 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     mb_step_cut_inputs(&slot->inputs_arena, &slot->counts, runner->model->config.vocab, &slot->in);
     cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
     for (int32_t i = 0; i < slot->n_planned; i++) {
-        slot->outcomes[i] = (mb_outcome){.id = -1};
+        slot->outcomes[i] = (mb_outcome){.id = -1, .i_mask = -1};
         fill_tokens(slot, kv, i, &at);
         fill_logit_rows(runner, slot, i, &at);
     }

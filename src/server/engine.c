@@ -8,6 +8,10 @@
 
 enum { SLOW_STEP_S = 60 };
 
+/* How long a failed step speaks against the server. Who asks /ready sends no requests meanwhile, so no step could
+ * succeed and say that the failure has passed; after this time another request may try. */
+enum { FAILURE_S = 10 };
+
 double server_now(void) {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
@@ -37,8 +41,7 @@ static void step(server_engine *engine) {
     if (status != MB_OK)
         mb_log(MB_LOG_ERROR, "a step failed: %s", mb_last_error());
     pthread_mutex_lock(&engine->lock);
-    if (status != MB_OK)
-        snprintf(engine->step_failure, sizeof engine->step_failure, "%s", mb_last_error());
+    engine->step_has_failed = status != MB_OK;
     engine->step_ended = server_now();
     pthread_mutex_unlock(&engine->lock);
 }
@@ -59,23 +62,20 @@ static void *step_loop(void *user) {
     return NULL;
 }
 
-int server_engine_failure(server_engine *engine, server_problem *problem) {
-    pthread_mutex_lock(&engine->lock);
-    if (engine->step_failure[0] != '\0')
-        server_refuse(problem, 500, NULL, "the model failed on this request: %s", engine->step_failure);
-    else
-        server_refuse(problem, 500, NULL,
-                      "no token could be drawn: the request forbids every token (by a format, logit_bias, or "
-                      "stop_token_ids with min_tokens), or the model's results are not numbers");
-    pthread_mutex_unlock(&engine->lock);
-    return -1;
+int server_engine_failure(server_engine *engine, uint64_t id, server_problem *problem) {
+    mb_status why = mb_get_failure(engine->session, id);
+    if (why == MB_ERR_ARGUMENT)
+        return server_refuse(problem, 400, NULL, "%s", mb_last_error());
+    return server_refuse(problem, 500, NULL, "the model failed on this request: %s", mb_last_error());
 }
 
-int server_engine_is_moving(server_engine *engine) {
+const char *server_engine_trouble(server_engine *engine) {
+    double now = server_now();
     pthread_mutex_lock(&engine->lock);
-    int is_slow = engine->step_began > engine->step_ended && server_now() - engine->step_began > SLOW_STEP_S;
+    int is_slow = engine->step_began > engine->step_ended && now - engine->step_began > SLOW_STEP_S;
+    int fails = engine->step_has_failed && now - engine->step_ended < FAILURE_S;
     pthread_mutex_unlock(&engine->lock);
-    return !is_slow;
+    return is_slow ? "a step does not end" : fails ? "steps fail" : NULL;
 }
 
 /* ---- Delivery ----------------------------------------------------------------------------------------- */

@@ -30,9 +30,9 @@ struct server_engine {
 
     pthread_mutex_t lock; /* guards all below */
     int has_look, is_stopping, is_aborting;
-    server_run *added; /* by workers, not yet taken by the delivery thread */
-    char step_failure[512];
+    server_run *added;             /* by workers, not yet taken by the delivery thread */
     double step_began, step_ended; /* seconds; began > ended: a step is running */
+    int step_has_failed;           /* the last one */
 
     /* Requests that have a place: from the job of a worker to the end of its run. Who takes a place counts
      * it; the delivery thread gives back those of the runs that it closes. */
@@ -54,9 +54,9 @@ void server_engine_look(void *user);
 /* Ends all runs now, as server_run_abort does. */
 void server_engine_abort(server_engine *engine);
 
-/* Why sequences failed, as a problem. Returns -1. */
-int server_engine_failure(server_engine *engine, server_problem *problem);
-/* 1 while no step takes suspiciously long. */
-int server_engine_is_moving(server_engine *engine);
+/* Why a sequence failed, as a problem. Returns -1. */
+int server_engine_failure(server_engine *engine, uint64_t id, server_problem *problem);
+/* NULL while steps make progress; else what they do instead, a literal. */
+const char *server_engine_trouble(server_engine *engine);
 
 #endif

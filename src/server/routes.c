@@ -107,12 +107,10 @@ static void get_health(mb_server *server, server_reply *reply) {
 }
 
 static void get_ready(mb_server *server, server_reply *reply) {
-    if (atomic_load(&server->is_stopping))
-        reply_json(reply, 503, "{\"status\":\"shutting down\"}");
-    else if (!server_engine_is_moving(&server->engine))
-        reply_json(reply, 503, "{\"status\":\"a step does not end\"}");
-    else
-        reply_json(reply, 200, "{\"status\":\"ready\"}");
+    const char *trouble =
+        atomic_load(&server->is_stopping) ? "shutting down" : server_engine_trouble(&server->engine);
+    reply_json(reply, trouble != NULL ? 503 : 200, "{\"status\":\"%s\"}",
+               trouble != NULL ? trouble : "ready");
 }
 
 static void get_version(mb_server *server, server_reply *reply) {

@@ -139,7 +139,7 @@ static int end_of_state(server_answer *answer, mb_state state) {
     case MB_CANCELLED:
         return server_answer_end(answer, "abort");
     case MB_FAILED:
-        return server_engine_failure(answer->run->engine, &answer->run->problem);
+        return server_engine_failure(answer->run->engine, answer->id, &answer->run->problem);
     case MB_WAITING:
     case MB_RUNNING:
         break;

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "base/status.h"
+#include "engine/session.h"
 #include "model/model.h"
 #include "support/generation.h"
 
@@ -216,10 +217,10 @@ static void test_failing_step_ends_its_batch_only(void **state) {
             generation_submit(&g[i], session);
         session_step(session);
         n_calls_until_failure = kind == 0; /* in the second layer's attention */
-        model->device->ops = &broken;
+        session->runner.forward.ops = &broken;
         int n_unfinished = -1;
         mb_status status = mb_step(session, &n_unfinished);
-        model->device->ops = true_ops;
+        session->runner.forward.ops = true_ops;
         assert_int_equal(status, kind == 0 ? MB_ERR_DEVICE : MB_ERR_MEMORY);
         assert_string_not_equal(mb_last_error(), "");
         assert_int_equal(n_unfinished, 1); /* the one that was waiting */

@@ -642,6 +642,7 @@ static void test_a_refused_launch_leaves_the_step_before(void **state) {
     generation_read(&goes_on, session);
     assert_int_equal(goes_on.state, MB_FAILED);
     assert_int_equal(goes_on.n_tokens, 1);
+    assert_int_equal(mb_get_failure(session, goes_on.id), MB_ERR_MEMORY);
     assert_session_idle(session);
     mb_session_close(session);
     generation_free(&ends);
@@ -664,6 +665,7 @@ static void test_nan_in_a_step_that_others_follow(void **state) {
         generation_read(&bad, session);
         assert_int_equal(bad.state, MB_FAILED);
         assert_int_equal(bad.n_tokens, 0);
+        assert_int_equal(mb_get_failure(session, bad.id), MB_ERR_NUMERIC);
         generation_run_alone(&alone, session);
         assert_same(&good, &alone);
         assert_session_idle(session);

@@ -265,6 +265,10 @@ static void test_failing_work_fails_the_collect(void **state) {
     generation_read(&g, session);
     assert_int_equal(g.state, MB_FAILED);
     generations_run(&next, 1, session);
+    assert_int_equal(mb_get_failure(session, next.id), MB_OK);
+    assert_int_equal(mb_get_failure(session, g.id), MB_ERR_DEVICE);
+    assert_non_null(strstr(mb_last_error(), "fell over"));
+    assert_int_equal(mb_get_failure(session, 12345), MB_ERR_NOT_FOUND);
     assert_int_equal(next.state, MB_FINISHED_LENGTH);
     assert_session_idle(session);
     mb_session_close(session);

@@ -65,7 +65,7 @@ def test_a_request_that_forbids_every_token_is_told_so(server):
     n_tokens = 640
     reply = server.post("/v1/completions", {"prompt": "What", "max_tokens": 3, "min_tokens": 2, "ignore_eos": True,
                                             "stop_token_ids": list(range(n_tokens))})  # fmt: skip
-    assert reply.status == 500 and "forbids every token" in reply.error()["message"], reply.body
+    assert reply.status == 400 and "forbids every token" in reply.error()["message"], reply.body
 
 
 def close(a, b):

@@ -136,4 +136,24 @@ GOLDENS = [
         "rope": _rope(), "keys": "new", "dtype": "bfloat16", "fp8": "float32",
         "f32_tensors": ("norm.weight", "mlp.gate.weight"), "lengths": [1, 64, 65],
     },
+    {
+        "name": "odd_experts_f32", "seed": 17,
+        "about": "3 experts, top-1; hidden 72 and moe_intermediate_size 40: no multiples of a tile; F32",
+        "config": _config(hidden_size=72, moe_intermediate_size=40, num_experts=3, num_experts_per_tok=1),
+        "rope": _rope(), "keys": "new", "dtype": "float32", "lengths": [1, 65],
+    },
+    {
+        "name": "odd_experts_bf16", "seed": 18,
+        "about": "3 experts, top-2; hidden 104 and moe_intermediate_size 56: no multiples of a tile; BF16",
+        "config": _config(hidden_size=104, moe_intermediate_size=56, num_experts=3, num_experts_per_tok=2),
+        "rope": _rope(), "keys": "new", "dtype": "bfloat16", "lengths": [1, 65],
+    },
+    {
+        "name": "odd_experts_fp8", "seed": 19,
+        "about": "3 experts, all chosen; hidden 144 and moe_intermediate_size 176: beyond a block of scales, and no "
+                 "multiples of it or of a tile",
+        "config": _config(hidden_size=144, moe_intermediate_size=176, num_experts=3, num_experts_per_tok=3,
+                          num_hidden_layers=1),
+        "rope": _rope(), "keys": "old", "dtype": "bfloat16", "fp8": "float32", "lengths": [1, 65],
+    },
 ]

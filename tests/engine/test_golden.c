@@ -19,7 +19,7 @@
 #include "support/generation.h"
 #include "support/tiny_checkpoint.h"
 
-enum { MAX_CASES = 16, MAX_GOLDENS = 64, LEAST_GOLDENS = 16, N_GREEDY = 32 };
+enum { MAX_CASES = 16, MAX_GOLDENS = 64, LEAST_GOLDENS = 19, N_GREEDY = 32 };
 static const float tolerance = 1e-4f;
 
 typedef struct golden_case {

@@ -131,7 +131,8 @@ def rows_of_contender(hf, like, given):
             ids = torch.randint(0, hf.model.config.vocab_size, (batch, length), generator=chance).to(given.device)
             times = [hf.run(ids, given.new, given) for _ in range(given.repeat + 1)][1:]
             prefill, decode = (statistics.median(column) for column in zip(*times, strict=True))
-            how = f"transformers {transformers.__version__}, torch {torch.__version__}, sdpa, random prompts, 1 warm-up, median of {given.repeat}"
+            versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+            how = f"{versions}, sdpa, random prompts, 1 warm-up, median of {given.repeat}"
             for bench, tok_s in (("prefill", batch * length / prefill), ("decode", batch * given.new / decode)):
                 figures = {"weights": "bf16", "kv": "bf16", "tok_s": round(tok_s, 1)}
                 new = row(

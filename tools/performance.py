@@ -104,12 +104,12 @@ def moe_block_table(rows):
 
 
 def engine_table(rows):
-    yield "| model | batch | context | compute | weights | KV | tokens/s | ms a step | % of floor | commit |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "| who | model | batch | context | compute | weights | KV | tokens/s | ms a step | % of floor | commit |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     for r in rows:
         step = f"{r['step_us'] / 1e3:.2f}" if "step_us" in r else ""
         share = f"{100 * r['floor_us'] / r['step_us']:.0f}" if "floor_us" in r else ""
-        yield (f"| {r['model']} | {r['shape']['batch']} | {r['shape']['context']} | {r['dtype']} | {r['weights']} | {r['kv']} "
+        yield (f"| {r['who']} | {r['model']} | {r['shape']['batch']} | {r['shape']['context']} | {r['dtype']} | {r['weights']} | {r['kv']} "
                f"| {r['tok_s']:.0f} | {step} | {share} | {r['commit']} |")
 
 
@@ -149,8 +149,10 @@ SECTIONS = [
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
      moe_block_table),
     ("decode", "Decode", "Output tokens per second over all sequences. The floor is that of the bytes and flops that a step's operators "
-     "must move and compute (bench/README.md). `moebius bench DIR --output FILE`.", engine_table),
-    ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
+     "must move and compute (bench/README.md). `moebius bench DIR --output FILE`; Hugging Face beside it: `bench/engine_vs_hf.py`.",
+     engine_table),
+    ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`; Hugging Face beside "
+     "it: `bench/engine_vs_hf.py`.", engine_table),
     ("serve", "Serving", "What the clients of a server see. `moebius bench serve --output FILE`; bench/README.md tells what is "
      "measured.", serve_table),
 ]

@@ -100,7 +100,7 @@ def check(verdict, name, model, is_demo, longest, is_thorough):
             "one step in flight": {"steps_in_flight": 1},
             "two steps in flight": {"steps_in_flight": 2},
             "no prefix cache": {"prefix_caching": 0},
-            "kernel by kernel, one step in flight, no prefix cache": {"plain_launches": 1, "steps_in_flight": 1, "prefix_caching": 0},
+            "kernel by kernel, one step, no cache": {"plain_launches": 1, "steps_in_flight": 1, "prefix_caching": 0},
         }  # fmt: skip
     for what, options in ways.items():
         compare(verdict, f"{name}, {what}", together(problem, model, kv_tokens=room, **options), expected)

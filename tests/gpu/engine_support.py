@@ -112,14 +112,23 @@ class Session:
         c.check(LIBRARY.mb_session_open(model.handle, byref(chosen), byref(self.handle)))
 
     def submit(
-        self, ids, max_new, on_row=None, prompt_rows=False, grammar=None, priority=0, ignore_eos=True, **sampling
+        self,
+        ids,
+        max_new,
+        on_row=None,
+        prompt_rows=False,
+        grammar=None,
+        priority=0,
+        salt=0,
+        ignore_eos=True,
+        **sampling,
     ):
         """on_row(position, row): called for each log-probability row, which is valid during the call only."""
         sequence, request, id = Sequence(list(ids)), c.Request(), c_uint64()
         LIBRARY.mb_request_init(self.model.handle, byref(request))
         request.ids, request.n_ids = (c_int32 * len(sequence.ids))(*sequence.ids), len(sequence.ids)
         request.max_new_tokens, request.ignore_eos, request.priority = max_new, ignore_eos, priority
-        request.grammar = grammar
+        request.grammar, request.cache_salt = grammar, salt
         chosen = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, **sampling}
         for name, value in chosen.items():
             setattr(request.sampling, name, value)

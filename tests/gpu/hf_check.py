@@ -47,7 +47,7 @@ def slice_config(device):
 
 
 def write_slice(directory, config, device):
-    """Random weights that keep activations of size one, attention that is not flat, and logits as far apart as a real model's."""
+    """Random weights: activations of size one, attention that is not flat, logits as far apart as a real model's."""
     torch.manual_seed(5)
     hidden, head_dim, tensors = config["hidden_size"], config["head_dim"], {}
 
@@ -168,7 +168,8 @@ class Difference:
         self.top1 = 1 - others / self.n
 
     def __str__(self):
-        return f"KL median {self.median:.2e}, mean {self.mean:.2e}, most {self.most:.1e}; top-1 {self.top1:.2%} ({self.n_others} others)"
+        kl = f"KL median {self.median:.2e}, mean {self.mean:.2e}, most {self.most:.1e}"
+        return f"{kl}; top-1 {self.top1:.2%} ({self.n_others} others)"
 
 
 def ratio(what, ours, hf):

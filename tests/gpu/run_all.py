@@ -85,8 +85,7 @@ def stages(given, scratch):
 
 
 def sanitizer_stages(given):
-    """The demo model with a prompt, graphs, and every dtype; then the kernels. initcheck and racecheck do not know every way in which
-    Hopper copies: tests/gpu/README.md says which options suit them."""
+    """The demo model from start to end, with graphs, in each type; then the kernels' small cases."""
     build, found = given.build, []
     demo = [
         f"{build}/moebius",

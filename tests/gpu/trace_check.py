@@ -76,7 +76,7 @@ def limits_of(kind, of_cpu):
 
 
 def compare(verdict, kind, got, expected, of_cpu):
-    """got: of the device; expected: of the CPU in fp32; of_cpu: of the CPU in bf16, which says how far bf16 is, None for fp32."""
+    """got: the device's; expected: the CPU's in fp32; of_cpu: the CPU's in bf16, None where the kind is fp32."""
     same = list(got) == list(expected) and all(got[name].shape == expected[name].shape for name in got)
     verdict.say(same and len(got) > 50, f"{kind}: {len(got)} operators' outputs, the same on both devices")
     if not same:

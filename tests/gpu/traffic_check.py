@@ -83,7 +83,7 @@ class Traffic:
                 "prompt_rows": chance.random() < 0.3,
             }
             self.counts["with log-probabilities"] += 1
-        sequence = self.session.submit(priority=chance.randint(-1, 1), **arguments)
+        sequence = self.session.submit(priority=chance.randint(-1, 1), salt=chance.choice([0, 0, 7]), **arguments)
         sequence.uses_grammar = self.uses_grammar
         self.counts["requests"] += 1
         self.counts["with a grammar"] += self.uses_grammar

@@ -152,3 +152,12 @@ def define(
     torch.library.register_fake(f"moebius::{name}", fake, lib=LIBRARY)
     defined: Callable[..., Any] = getattr(torch.ops.moebius, name).default
     return defined
+
+
+def autocast(x: torch.Tensor, *others: torch.Tensor | None) -> tuple[Any, ...]:
+    """All of them in the dtype of torch.autocast where that is on for x's device, else as they are."""
+    device = x.device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return (x, *others)
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *others))

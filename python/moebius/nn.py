@@ -8,6 +8,7 @@ from torch import nn
 from . import _torch, training
 from ._functions import Activation, Order, moe, route, router_gemm
 from ._library import GATED
+from ._torch_tensors import autocast, has_gradient
 
 __all__ = ["MoE", "Routing"]
 
@@ -160,17 +161,11 @@ class MoE(nn.Module):
         ids: choices [..., K] in place of the router's (routing replay), any K up to 32, each expert once a token, -1 for
         no choice. Their weights come from the router's logits.
         """
-        parameters: tuple[Any, ...] = (self.w13, self.w2, self.bias13, self.bias2)
-        device = x.device.type
-        if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x = x.to(dtype)
-            parameters = tuple(None if value is None else value.to(dtype) for value in parameters)
-        w13, w2, bias13, bias2 = parameters
+        x, w13, w2, bias13, bias2 = autocast(x, self.w13, self.w2, self.bias13, self.bias2)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         logits = router_gemm(rows, self.router)
         weights, chosen, before, rounded = self._choose(logits, ids)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, weights, *parameters)):
+        if torch.is_grad_enabled() and has_gradient((rows, weights, w13, w2, bias13, bias2)):
             terms = (self.activation, bias13, bias2, None, None, "tf32", self.recompute)
             routed = (rows, w13, w2, weights, chosen, 0, self.n_experts)
             out, _ = _torch.train_moe(*routed, *terms, grad_dtype=self.grad_dtype, sums=self._sums)

@@ -101,6 +101,20 @@ def test_qwen3_moe_trains_as_eager_does(experts, config, checkpointed):
         assert reference.calc_diff(gradients[1][name], expected) < 1e-9, name
 
 
+def test_qwen3_moe_trains_under_autocast(experts, config):
+    transformers = pytest.importorskip("transformers")
+    model = randomised(transformers.Qwen3MoeForCausalLM(config)).train()
+    tokens = torch.randint(0, 64, (2, 17))
+    gradients = []
+    for implementation in ("eager", "moebius"):
+        model.set_experts_implementation(implementation)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(tokens, labels=tokens).loss.backward()
+        gradients.append(model.model.layers[0].mlp.experts.down_proj.grad.double().numpy())
+    assert reference.calc_diff(gradients[1], gradients[0]) < 1e-3
+
+
 def test_a_compiled_block_is_one_graph(experts, config):
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 

@@ -5,7 +5,8 @@
 
 The model is transformers' own Qwen3MoeForCausalLM. Two of its parts are swapped while training, for speed only: the
 experts run as two dense products over all experts, weighted by the router (each expert is tiny), and attention runs
-over packed documents. The checkpoint needs neither.
+over packed documents. The checkpoint needs neither. --experts moebius trains with our experts instead (on the CPU so
+far), --experts eager with transformers' own.
 """
 import argparse
 import math
@@ -215,6 +216,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--warm-start", help="checkpoint to go on from")
     parser.add_argument("--focus", default="", help="other shares of the task mix, as in table=40,multiply=15")
+    parser.add_argument("--experts", choices=("dense", "eager", "moebius"), default="dense")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tokenizer", type=Path, default=root / "models" / "demo")
     parser.add_argument("--out", type=Path, default=root / "models" / "demo")
@@ -234,7 +236,11 @@ def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(Tokenizer.from_file(tokenizer_file), device, arguments.warm_start)
     packed = device.type == "cuda" and packed_attention_works(device)
-    model.config._experts_implementation = "dense"
+    if arguments.experts == "moebius":
+        import moebius.integrations.transformers
+
+        moebius.integrations.transformers.register()
+    model.config._experts_implementation = arguments.experts
     model.config._attn_implementation = "packed" if packed else "sdpa"
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, attention {model.config._attn_implementation}",
           flush=True)

@@ -21,6 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_
 
 from .. import moe
 from .._functions import Activation
+from .._torch_tensors import autocast
 
 
 def register(name: str = "moebius") -> None:
@@ -67,17 +68,22 @@ def experts_forward(
     w13: Any = getattr(self, up)
     fp8 = w13.dtype is torch.float8_e4m3fn
     _check_layout(self, fp8)
-    return moe(
-        hidden_states.contiguous(),
+    x, w2 = hidden_states, self.down_proj
+    bias13, bias2 = (getattr(self, up + "_bias"), self.down_proj_bias) if self.has_bias else (None, None)
+    if not fp8:
+        x, w13, w2, bias13, bias2 = autocast(x, w13, w2, bias13, bias2)
+    out = moe(
+        x.contiguous(),
         w13,
-        self.down_proj,
+        w2,
         top_k_weights.to(torch.float32).contiguous(),
         top_k_index.to(torch.int32).contiguous(),
         activation=_activation(self),
-        bias13=getattr(self, up + "_bias") if self.has_bias else None,
-        bias2=self.down_proj_bias if self.has_bias else None,
+        bias13=bias13,
+        bias2=bias2,
         w13_scale=getattr(self, up + "_scale_inv") if fp8 else None,
         w2_scale=self.down_proj_scale_inv if fp8 else None,
         # Under expert parallelism a choice of another rank's expert has the id after the last local one.
         n_experts=w13.shape[0] + 1,
     )
+    return out.to(hidden_states.dtype)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, overload
 
 from . import _engine_library as c
 from ._checks import c_text, collection, flag, integer, json_array, number, shown, utf8
+from ._grammar import grammar_of
 from ._library import LIBRARY, Error
 from ._sampling import Sampling, fill_request
 from ._session import Decoder, Session
@@ -42,20 +43,29 @@ class Answer:
     n_cached: int  # of these, found in the prefix cache
 
 
+class _Encoded(NamedTuple):
+    """A prompt's token ids, and its text where the chat template made it."""
+
+    ids: list[int]
+    rendered: bytes | None = None
+
+
 class _Run:
     """One sequence, from its submission to its Answer."""
 
-    def __init__(self, session: Session, ids: list[int], sampling: Sampling, index: int) -> None:
+    def __init__(self, session: Session, prompt: _Encoded, sampling: Sampling, index: int) -> None:
+        ids = prompt.ids
         self._session, self._n_prompt, self._n_cached = session, len(ids), 0
         self._pieces: list[Piece] = []
         self._id: int | None = None
         self._decoder: Decoder | None = None
         self.finish_reason: str | None = None
         stops, skip_special = sampling.stops(), flag("skip_special", sampling.skip_special)
-        with session.using():
+        with session.using(), grammar_of(session, sampling, prompt.rendered) as grammar:
             request = c.Request()
             LIBRARY.mb_request_init(session.model, byref(request))
             fill_request(request, ids, sampling, index, session.context)
+            request.grammar, request.grammar_after_think = grammar
             if session.info.has_tokenizer:
                 self._decoder = Decoder(session, stops, skip_special)
             elif stops:
@@ -130,13 +140,13 @@ class Stream:
     answer: Answer | None = None
     _run: _Run | None = None
 
-    def __init__(self, engine: "Engine", ids: list[int], sampling: Sampling) -> None:
+    def __init__(self, engine: "Engine", prompt: _Encoded, sampling: Sampling) -> None:
         self._engine = engine  # stays open as long as somebody listens
         self._session = engine._session
         self._lock = threading.Lock()  # nobody closes the run while another thread takes a piece
         self._session.take_room(wait=True)
         try:
-            self._run = _Run(self._session, ids, sampling, 0)
+            self._run = _Run(self._session, prompt, sampling, 0)
         except BaseException:
             self._session.give_room()
             raise
@@ -317,7 +327,7 @@ class Engine:
 
         A prompt is a text to be continued, a chat (a list of messages, which the model's chat template renders) or a
         list of token ids. `options` are fields of Sampling and replace those of `sampling`. thinking, tools: as in
-        render.
+        render. With json_schema, regex or choice the answer follows a grammar (docs/text.md).
         """
         sampling = _sampling_of(sampling, options)
         if _kind(prompts) is not None:
@@ -347,7 +357,7 @@ class Engine:
         """
         return Stream(self, self._encode(prompt, thinking, tools), _sampling_of(sampling, options))
 
-    def _encode(self, prompt: Prompt, thinking: bool, tools: Sequence[Any] | None) -> list[int]:
+    def _encode(self, prompt: Prompt, thinking: bool, tools: Sequence[Any] | None) -> _Encoded:
         kind = _kind(prompt)
         if kind is None:
             if isinstance(prompt, Sequence) and len(prompt) == 0:
@@ -357,15 +367,15 @@ class Engine:
         if kind != "chat" and len(tools) > 0:
             raise ValueError("tools: only a prompt of messages has tools; this one is a text or token ids")
         if kind == "ids":
-            return [integer("a token id", id, 0, self._session.info.vocab - 1) for id in prompt]
+            return _Encoded([integer("a token id", id, 0, self._session.info.vocab - 1) for id in prompt])
         data = utf8("a prompt", self.render(prompt, thinking=thinking, tools=tools) if kind == "chat" else prompt)
         with self._session.using():
             ids = self._session.tokenize(data, True)
         if not ids:
             raise ValueError("a prompt is empty; it must have at least one token")
-        return ids
+        return _Encoded(ids, data if kind == "chat" else None)
 
-    def _generate(self, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
+    def _generate(self, prompts: list[_Encoded], sampling: Sampling) -> list[Answer]:
         session = self._session
         answers: list[Answer | None] = [None] * len(prompts)
         runs: dict[int, _Run] = {}

@@ -1,4 +1,5 @@
-"""The engine's part of the C library through ctypes: the structs and functions of moebius.h and stop_text.h."""
+"""The engine's part of the C library through ctypes: the structs and functions of moebius.h, grammar.h,
+answer.h and stop_text.h."""
 
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
@@ -131,6 +132,12 @@ class Request(ctypes.Structure):
     ]
 
 
+class AnswerFormats(ctypes.Structure):
+    """mb_answer_formats"""
+
+    _fields_ = [("reasoning", c_int), ("tools", c_int), ("tags_are_special", c_int)]
+
+
 class Token(ctypes.Structure):
     """mb_token"""
 
@@ -181,6 +188,8 @@ _WITH_STATUS = {
     "mb_read": [c_void_p, c_uint64, POINTER(Token), c_size_t, POINTER(c_size_t), POINTER(c_int)],
     "mb_get_usage": [c_void_p, c_uint64, POINTER(Usage)],
     "mb_release": [c_void_p, c_uint64],
+    "mb_grammar_open": [c_void_p, c_int, c_char_p, c_size_t, POINTER(c_void_p)],
+    "mb_answer_formats_of": [c_void_p, POINTER(AnswerFormats)],
     "mb_stop_text_open": [POINTER(c_char_p), c_size_t, POINTER(c_void_p)],
     "mb_stop_text_push": [c_void_p, c_char_p, c_size_t, _TEXT, POINTER(c_size_t)],
 }
@@ -195,6 +204,7 @@ _WITHOUT_STATUS = {
     "mb_session_close": [c_void_p],
     "mb_session_get_stats": [c_void_p, POINTER(SessionStats)],
     "mb_request_init": [c_void_p, POINTER(Request)],
+    "mb_grammar_close": [c_void_p],
     "mb_stop_text_close": [c_void_p],
     "mb_stop_text_finish": [c_void_p, _TEXT, POINTER(c_size_t)],
 }
@@ -205,6 +215,8 @@ def _declare() -> None:
         function = getattr(LIBRARY, name)
         function.restype, function.argtypes = c_int32 if name in _WITH_STATUS else None, arguments
     LIBRARY.mb_stop_text_found.restype, LIBRARY.mb_stop_text_found.argtypes = c_int, [c_void_p]
+    start = LIBRARY.mb_answer_grammar_start
+    start.restype, start.argtypes = c_int, [POINTER(AnswerFormats), c_char_p]
 
 
 _declare()

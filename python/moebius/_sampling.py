@@ -4,6 +4,7 @@ import dataclasses
 import random
 from collections.abc import Collection, Mapping
 from ctypes import c_int32
+from typing import Any
 
 from . import _engine_library as c
 from ._checks import c_text, collection, flag, integer, number, shown
@@ -35,6 +36,10 @@ class Sampling:
     ignore_eos: bool = False  # go on after the model's end-of-text tokens
     skip_special: bool = True  # special tokens are no part of the text
     priority: int = 0  # the smaller runs sooner
+    # One of these at most: what the answer is made to follow. The answer to a chat may reason before.
+    json_schema: Mapping[str, Any] | str | bool | None = None  # a JSON schema; docs/text.md has its words
+    regex: str | None = None  # matches the whole answer
+    choice: Collection[str] | None = None  # the answer is one of these texts
 
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:

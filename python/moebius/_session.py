@@ -49,6 +49,7 @@ class Session:
         self._n_users = 0
         self.n_steps = 0
         self.step_failure: Error | None = None
+        self._answer_formats: c.AnswerFormats | None = None
         self._thread = threading.Thread(target=self._step, name="moebius-step", daemon=True)
         self._thread.start()
 
@@ -142,6 +143,14 @@ class Session:
             found += ((token.id, token.logprob) for token in itertools.islice(tokens, n_tokens.value))
             if n_tokens.value < len(tokens):
                 return found, c.STATES[state.value]
+
+    def answer_formats(self) -> c.AnswerFormats:
+        """How the model reasons; asking takes some renderings, so it is done once."""
+        if self._answer_formats is None:
+            formats = c.AnswerFormats()
+            c.check(LIBRARY.mb_answer_formats_of(self.model, byref(formats)))
+            self._answer_formats = formats
+        return self._answer_formats
 
     def count_cached(self, id: int) -> int:
         """The tokens of a sequence's prompt that the prefix cache had."""

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from moebius import _arrays, _engine_library, _library
+from moebius import _arrays, _engine_library, _grammar, _library
 
 ROOT = Path(__file__).resolve().parents[2]
 STRUCTS = {
@@ -34,6 +34,7 @@ STRUCTS = {
     "mb_token": _engine_library.Token,
     "mb_usage": _engine_library.Usage,
     "mb_session_stats": _engine_library.SessionStats,
+    "mb_answer_formats": _engine_library.AnswerFormats,
 }
 ENUMS = {
     **{f"MB_ACT_{name.upper()}": value for name, value in _library.ACTIVATIONS.items()},
@@ -50,6 +51,10 @@ ENUMS = {
     "MB_FINISHED_LENGTH": _engine_library.STATES.index("length"),
     "MB_CANCELLED": _engine_library.STATES.index("cancelled"),
     "MB_FAILED": _engine_library.STATES.index("failed"),
+    "MB_GRAMMAR_JSON_SCHEMA": _grammar.JSON_SCHEMA,
+    "MB_GRAMMAR_REGEX": _grammar.REGEX,
+    "MB_GRAMMAR_CHOICE": _grammar.CHOICE,
+    "MB_GRAMMAR_AFTER_THINK": _grammar.AFTER_THINK,
     "MB_OK": _engine_library.OK,
     "MB_ERR_CAPACITY": _engine_library.ERR_CAPACITY,
 }
@@ -70,7 +75,7 @@ def test_structs_and_enums_are_those_of_the_header(tmp_path):
         pytest.skip("no C compiler")
     prints = "\n".join(f'printf("%s %zu\\n", "{what}", (size_t)({what}));' for what, _ in layouts())
     source = tmp_path / "layout.c"
-    source.write_text(f'#include <stdio.h>\n#include "moebius/moebius.h"\n#include "moebius/ops.h"\n#include "moebius/train.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
+    source.write_text(f'#include <stdio.h>\n#include "moebius/answer.h"\n#include "moebius/moebius.h"\n#include "moebius/ops.h"\n#include "moebius/train.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
     subprocess.run([compiler, "-I", ROOT / "include", "-o", tmp_path / "layout", source], check=True)
     printed = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == [f"{what} {value}" for what, value in layouts()]

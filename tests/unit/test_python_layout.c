@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "moebius/answer.h"
 #include "moebius/moebius.h"
 
 static void sizes_are_those_that_python_has(void **unused) {
@@ -24,6 +25,7 @@ static void sizes_are_those_that_python_has(void **unused) {
         {"mb_sampling", sizeof(mb_sampling), 56},
         {"mb_session_options", sizeof(mb_session_options), 56},
         {"mb_request", sizeof(mb_request), 176},
+        {"mb_answer_formats", sizeof(mb_answer_formats), 12},
         {"mb_usage", sizeof(mb_usage), 32},
         {"mb_session_stats", sizeof(mb_session_stats), 72},
     };

@@ -19,14 +19,10 @@ static void sizes_are_those_that_python_has(void **unused) {
         const char *name;
         size_t size, python;
     } structs[] = {
-        {"mb_model_options", sizeof(mb_model_options), 64},
-        {"mb_model_info", sizeof(mb_model_info), 184},
-        {"mb_chat_options", sizeof(mb_chat_options), 24},
-        {"mb_sampling", sizeof(mb_sampling), 56},
-        {"mb_session_options", sizeof(mb_session_options), 56},
-        {"mb_request", sizeof(mb_request), 176},
-        {"mb_answer_formats", sizeof(mb_answer_formats), 12},
-        {"mb_usage", sizeof(mb_usage), 32},
+        {"mb_model_options", sizeof(mb_model_options), 64},     {"mb_model_info", sizeof(mb_model_info), 184},
+        {"mb_chat_options", sizeof(mb_chat_options), 24},       {"mb_sampling", sizeof(mb_sampling), 56},
+        {"mb_session_options", sizeof(mb_session_options), 56}, {"mb_request", sizeof(mb_request), 176},
+        {"mb_answer_formats", sizeof(mb_answer_formats), 12},   {"mb_usage", sizeof(mb_usage), 32},
         {"mb_session_stats", sizeof(mb_session_stats), 72},
     };
     (void)unused;

@@ -73,7 +73,7 @@ static mb_status random_weight(layer *l, const mode *m, int64_t count, int64_t r
     if (!m->per_tensor) {
         weight->scale_rows = scale_rows;
         weight->scale_cols = MB_F8_BLOCK;
-        n_scales = (rows + scale_rows - 1) / scale_rows * ((cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);
+        n_scales = mb_ceil_div(rows, scale_rows) * mb_f8_blocks(cols);
         l->scale_bytes += (double)n_scales * sizeof(float);
     }
     MB_TRY(mb_bench_random_array(&l->arrays, m->weights, count * rows * cols, MB_NORMAL, F8_DEVIATION,

@@ -48,18 +48,13 @@ uint64_t mb_tensor_row_bytes(const mb_tensor *tensor) {
     return mb_dtype_row_bytes(tensor->dtype, mb_tensor_cols(tensor));
 }
 
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 uint64_t mb_weight_part_row_bytes(const mb_weight_part *part) {
     int is_scale = part->kind == MB_PART_SCALES;
-    return mb_dtype_row_bytes(part->dtype,
-                              is_scale ? ceil_div(part->cols.count, MB_F8_BLOCK) : part->cols.count);
+    return mb_dtype_row_bytes(part->dtype, is_scale ? mb_f8_blocks(part->cols.count) : part->cols.count);
 }
 
 int64_t mb_weight_part_n_rows(const mb_weight_part *part) {
-    return part->kind == MB_PART_SCALES ? ceil_div(part->rows.count, part->scale_rows) : part->rows.count;
+    return part->kind == MB_PART_SCALES ? mb_ceil_div(part->rows.count, part->scale_rows) : part->rows.count;
 }
 
 /* ---- Laying out --------------------------------------------------------------------------------------- */
@@ -190,8 +185,8 @@ static mb_status begin_scales(planner *p, const recipe *r, mb_weight_place *plac
     w->scale_rows = merged_scale_rows(r);
     w->scale_cols = MB_F8_BLOCK;
     place->has_scale = 1;
-    place->scale = take_bytes(p->plan, (uint64_t)w->count * (uint64_t)ceil_div(w->rows, w->scale_rows) *
-                                           mb_dtype_row_bytes(MB_F32, ceil_div(w->cols, w->scale_cols)));
+    place->scale = take_bytes(p->plan, (uint64_t)w->count * (uint64_t)mb_ceil_div(w->rows, w->scale_rows) *
+                                           mb_dtype_row_bytes(MB_F32, mb_ceil_div(w->cols, w->scale_cols)));
     return MB_OK;
 }
 
@@ -207,8 +202,8 @@ static mb_status add_quantized(planner *p, mb_weight_part *part, mb_weight_place
     part->scale_offset = place->scale;
     part->scale_rows = place->weight->scale_rows;
     place->data += (uint64_t)part->rows.count * mb_weight_part_row_bytes(part);
-    place->scale += (uint64_t)ceil_div(part->rows.count, part->scale_rows) *
-                    mb_dtype_row_bytes(MB_F32, ceil_div(part->cols.count, MB_F8_BLOCK));
+    place->scale += (uint64_t)mb_ceil_div(part->rows.count, part->scale_rows) *
+                    mb_dtype_row_bytes(MB_F32, mb_f8_blocks(part->cols.count));
     return add_part(p, part);
 }
 

@@ -16,10 +16,6 @@ typedef struct block_rows {
     int64_t first, n, cols;
 } block_rows;
 
-static int64_t n_blocks(int64_t n) {
-    return (n + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
-}
-
 static void free_rows(block_rows *b) {
     mb_free(b->stored);
     mb_free(b->values);
@@ -30,7 +26,7 @@ static mb_status allocate_rows(const mb_tensor *tensor, block_rows *b) {
     *b = (block_rows){.cols = mb_tensor_cols(tensor)};
     b->stored = mb_malloc_array(MB_F8_BLOCK, (size_t)mb_tensor_row_bytes(tensor));
     b->values = mb_malloc_array(MB_F8_BLOCK, (size_t)b->cols * sizeof *b->values);
-    b->scales = mb_malloc_array((size_t)n_blocks(b->cols), sizeof *b->scales);
+    b->scales = mb_malloc_array((size_t)mb_f8_blocks(b->cols), sizeof *b->scales);
     if (b->stored && b->values && b->scales)
         return MB_OK;
     free_rows(b);
@@ -39,7 +35,7 @@ static mb_status allocate_rows(const mb_tensor *tensor, block_rows *b) {
 
 /* The largest absolute value of each block of columns becomes its scale. A NaN counts as infinite. */
 static void find_scales(block_rows *b) {
-    for (int64_t block = 0; block < n_blocks(b->cols); block++) {
+    for (int64_t block = 0; block < mb_f8_blocks(b->cols); block++) {
         int64_t first = block * MB_F8_BLOCK,
                 end = first + MB_F8_BLOCK < b->cols ? first + MB_F8_BLOCK : b->cols;
         uint32_t largest = 0; /* magnitudes of floats compare as their bits */
@@ -65,7 +61,7 @@ static mb_status read_block(const mb_checkpoint *checkpoint, const mb_weight_par
                               (size_t)((uint64_t)b->n * row_bytes)));
     mb_load_f32(tensor->dtype, b->stored, 0, b->n * b->cols, b->values);
     find_scales(b);
-    for (int64_t i = 0; i < n_blocks(b->cols); i++)
+    for (int64_t i = 0; i < mb_f8_blocks(b->cols); i++)
         if (!isfinite(b->scales[i]))
             return mb_fail(
                 MB_ERR_FORMAT,
@@ -91,7 +87,7 @@ static void put_row(const mb_weight_part *part, block_rows *b, int64_t row, void
 mb_status mb_weight_quantize(const mb_checkpoint *checkpoint, const mb_weight_part *part, int64_t first_row,
                              int64_t n_rows, void *values, float *scales) {
     size_t row_bytes = (size_t)mb_weight_part_row_bytes(part);
-    int64_t n_scales = n_blocks(part->cols.count);
+    int64_t n_scales = mb_f8_blocks(part->cols.count);
     block_rows b;
     MB_TRY(allocate_rows(part->tensor, &b));
     mb_status status = MB_OK;

@@ -47,10 +47,6 @@ typedef struct weight_reader {
 
 /* ---- Pieces ------------------------------------------------------------------------------------------- */
 
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 static int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
@@ -82,9 +78,9 @@ static int next_piece(weight_reader *r, piece *p) {
         p->n_bytes = (size_t)p->n_rows * row_bytes;
         p->read_bytes = is_scale ? 0 : (uint64_t)p->n_rows * mb_tensor_row_bytes(part->tensor);
         if (part->kind == MB_PART_QUANTIZE) {
-            size_t scale_row = mb_dtype_row_bytes(MB_F32, ceil_div(part->cols.count, MB_F8_BLOCK));
+            size_t scale_row = mb_dtype_row_bytes(MB_F32, mb_f8_blocks(part->cols.count));
             p->scale_offset = part->scale_offset + (uint64_t)(p->first_row / part->scale_rows) * scale_row;
-            p->scale_bytes = (size_t)ceil_div(p->n_rows, part->scale_rows) * scale_row;
+            p->scale_bytes = (size_t)mb_ceil_div(p->n_rows, part->scale_rows) * scale_row;
         }
         r->next += p->n_rows;
         if (r->next == end) /* scales are counted once */

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "model/json.h"
 #include "model/weights/name_list.h"
+#include "ops/common/dtype.h"
 
 enum { SHOWN = 160, NAME_BYTES = 192 };
 
@@ -147,7 +148,7 @@ mb_status mb_weight_tensors_check_dtype(const mb_weight_tensors *tensors, const 
 
 mb_status mb_weight_tensors_take_scale(mb_weight_tensors *tensors, const mb_tensor *weight, int64_t rows,
                                        int64_t cols, const mb_tensor **scale) {
-    const int64_t shape[2] = {(rows + MB_F8_BLOCK - 1) / MB_F8_BLOCK, (cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK};
+    const int64_t shape[2] = {mb_f8_blocks(rows), mb_f8_blocks(cols)};
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "%s_scale", weight->name);
     if (!mb_checkpoint_find(tensors->checkpoint, name))

@@ -48,7 +48,7 @@ static mb_weight matrix(regions *r, mb_dtype dtype, int64_t count, int64_t rows,
     w.data =
         mb_arena_push(is_fp8 ? &r->fp8 : &r->plain, (size_t)(count * rows), mb_dtype_row_bytes(dtype, cols));
     if (is_fp8) {
-        int64_t n_scales = (rows + MB_F8_BLOCK - 1) / MB_F8_BLOCK * ((cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);
+        int64_t n_scales = mb_f8_blocks(rows) * mb_f8_blocks(cols);
         w.scale_rows = w.scale_cols = MB_F8_BLOCK;
         w.scale = mb_arena_push(&r->scales, (size_t)(count * n_scales), sizeof(float));
     }

@@ -118,11 +118,6 @@ void *mb_check_values(mb_check *check, mb_dtype dtype, int64_t n, double low, do
     return array;
 }
 
-/* fp8 scales of a row. */
-static int64_t n_blocks(int64_t n_cols) {
-    return (n_cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
-}
-
 mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols) {
     mb_weight weight = {.count = count, .rows = rows, .cols = cols, .dtype = dtype};
     double range = sqrt(3.0 / (double)cols);
@@ -132,7 +127,7 @@ mb_weight mb_check_weight(mb_check *check, mb_dtype dtype, int64_t count, int64_
     }
     weight.scale_rows = rows % MB_F8_BLOCK == 0 ? MB_F8_BLOCK : 32;
     weight.scale_cols = MB_F8_BLOCK;
-    int64_t n_scales = count * ((rows + weight.scale_rows - 1) / weight.scale_rows) * n_blocks(cols);
+    int64_t n_scales = count * mb_ceil_div(rows, weight.scale_rows) * mb_f8_blocks(cols);
     weight.scale = mb_check_values(check, MB_F32, n_scales, range / 448, range / 224);
     weight.data = mb_check_values(check, dtype, count * rows * cols, -448, 448);
     return weight;
@@ -208,8 +203,7 @@ double mb_check_weight_value(const mb_weight *weight, int64_t matrix, int64_t ro
     const float *scale = weight->scale;
     if (weight->scale_rows == 0)
         return value * (double)scale[matrix];
-    int64_t rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows,
-            cols = n_blocks(weight->cols);
+    int64_t rows = mb_ceil_div(weight->rows, weight->scale_rows), cols = mb_f8_blocks(weight->cols);
     return value * (double)scale[(matrix * rows + row / weight->scale_rows) * cols + col / MB_F8_BLOCK];
 }
 
@@ -291,7 +285,7 @@ static const char *compare_block(const unsigned char *got, double scale, const d
 
 void mb_check_compare_quantised(mb_check *check, const char *what, const unsigned char *got,
                                 const float *scales, const double *expected, int64_t n_rows, int64_t n_cols) {
-    int64_t n_of_row = n_blocks(n_cols);
+    int64_t n_of_row = mb_f8_blocks(n_cols);
     for (int64_t i = 0; i < n_rows * n_of_row; i++) {
         int64_t row = i / n_of_row, col = i % n_of_row * MB_F8_BLOCK,
                 n = n_cols - col < MB_F8_BLOCK ? n_cols - col : MB_F8_BLOCK;

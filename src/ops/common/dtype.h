@@ -92,6 +92,16 @@ static inline uint8_t mb_f8_of_f32(float value) {
     return (uint8_t)(result | (bits >> 24 & 0x80u));
 }
 
+/* a / b, rounded up. */
+static inline int64_t mb_ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* How many scale blocks n columns have. */
+static inline int64_t mb_f8_blocks(int64_t n) {
+    return mb_ceil_div(n, MB_F8_BLOCK);
+}
+
 /* Elements [first, first + n) of an array, widened. */
 void mb_load_f32(mb_dtype dtype, const void *array, int64_t first, int64_t n, float *values);
 

@@ -62,8 +62,8 @@ void mb_weight_load(const mb_weight *weight, int64_t matrix, int64_t row, int64_
             values[i] *= all_scales[matrix];
         return;
     }
-    int64_t n_scale_rows = (weight->rows + weight->scale_rows - 1) / weight->scale_rows;
-    int64_t n_scale_cols = (weight->cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
+    int64_t n_scale_rows = mb_ceil_div(weight->rows, weight->scale_rows);
+    int64_t n_scale_cols = mb_f8_blocks(weight->cols);
     const float *scales = all_scales + (matrix * n_scale_rows + row / weight->scale_rows) * n_scale_cols;
     for (int64_t i = 0; i < n;) {
         int64_t block = (first + i) / MB_F8_BLOCK, end = (block + 1) * MB_F8_BLOCK - first;

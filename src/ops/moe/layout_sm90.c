@@ -1,6 +1,7 @@
 #include "ops/moe/layout_sm90.h"
 
 #include "base/status.h"
+#include "ops/common/dtype.h"
 #include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/experts/pick.h"
@@ -16,15 +17,11 @@ static int has_block_scales(const mb_weight *weight) {
     return weight->dtype == MB_F8_E4M3 && weight->scale_rows > 0;
 }
 
-static int64_t n_scale_blocks(int64_t n_columns) {
-    return (n_columns + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
-}
-
 /* Counters of the experts' kernel: one for the next item, one for each tile's finished pieces of the first
  * GEMM, and one for the finished pieces of each tile, block of outputs and CTA of a pair. */
 static int64_t n_counters(int64_t max_tiles, int64_t block_outputs) {
     const int64_t most_ctas = 2;
-    return 1 + max_tiles * (1 + n_scale_blocks(block_outputs) * most_ctas);
+    return 1 + max_tiles * (1 + mb_f8_blocks(block_outputs) * most_ctas);
 }
 
 /* block_outputs: columns that become fp8 with block scales. */
@@ -208,8 +205,8 @@ mb_moe_experts_layout mb_moe_experts_sm90_layout(const mb_moe_experts_args *args
                            is_exact(args->dtype, args->f32_math) ? MB_EXACT_TILE : tile,
                            in_blocks ? args->intermediate : 0, arena);
     if (in_blocks) {
-        l.x_scale = mb_arena_push(arena, n_tokens, sizeof(float) * (size_t)n_scale_blocks(args->hidden));
-        l.h_scale = mb_arena_push(arena, n_rows, sizeof(float) * (size_t)n_scale_blocks(args->intermediate));
+        l.x_scale = mb_arena_push(arena, n_tokens, sizeof(float) * (size_t)mb_f8_blocks(args->hidden));
+        l.h_scale = mb_arena_push(arena, n_rows, sizeof(float) * (size_t)mb_f8_blocks(args->intermediate));
     }
     if (args->w13.dtype == MB_F8_E4M3) {
         l.x8 = mb_arena_push(arena, n_tokens, mb_dtype_row_bytes(MB_F8_E4M3, args->hidden));

@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+#include "ops/common/dtype.h"
+
 typedef enum lengths { SPREAD, ALL_TO_ONE, RAGGED, DENSE } lengths;
 
 typedef struct shape {
@@ -39,7 +41,7 @@ static double a_value(const mb_grouped_gemm_args *args, int per_tensor, int64_t 
     double value = mb_check_value(args->dtype, args->a, row * args->b.cols + i);
     if (!args->a_scale)
         return value;
-    int64_t blocks = (args->b.cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
+    int64_t blocks = mb_f8_blocks(args->b.cols);
     return value * (double)(per_tensor ? args->a_scale[0] : args->a_scale[row * blocks + i / MB_F8_BLOCK]);
 }
 
@@ -71,9 +73,8 @@ static void check_gemm(mb_check *check, const shape *s, const types *t, mb_activ
     int is_f8 = t->dtype == MB_F8_E4M3, dense = s->lengths == DENSE;
     int first = dense ? 0 : FIRST_ROW, n_all = dense ? s->n_rows : first + s->n_rows + SPARE_ROWS;
     int64_t n_sources = with >= GATHER ? n_all / 2 + 1 : n_all,
-            a_blocks = t->per_tensor ? 1 : (s->k + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
-    int64_t n_out = mb_case_is_gated(activation) ? s->n / 2 : s->n,
-            out_blocks = (n_out + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
+            a_blocks = t->per_tensor ? 1 : mb_f8_blocks(s->k);
+    int64_t n_out = mb_case_is_gated(activation) ? s->n / 2 : s->n, out_blocks = mb_f8_blocks(n_out);
     int32_t *row_index = mb_check_alloc(check, (size_t)n_all * sizeof *row_index);
     int32_t *offsets = dense ? NULL : make_offsets(check, s);
     for (int32_t r = 0; r < n_all; r++) /* rows of no group have no source */

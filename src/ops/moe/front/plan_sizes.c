@@ -1,11 +1,9 @@
 #include "ops/moe/front/plan_sizes.h"
 
-static int64_t divide_up(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
+#include "ops/common/dtype.h"
 
 uint32_t mb_plan_ctas(int64_t n_choices) {
-    int64_t n_ctas = divide_up(n_choices, PLAN_THREADS);
+    int64_t n_ctas = mb_ceil_div(n_choices, PLAN_THREADS);
     return n_choices <= ONE_CTA_CHOICES ? 1 : n_ctas < MAX_PLAN_CTAS ? (uint32_t)n_ctas : MAX_PLAN_CTAS;
 }
 
@@ -17,16 +15,16 @@ int mb_plan_is_of_many(const mb_moe_plan_args *args) {
 mb_plan_grid mb_plan_grid_of_many(const mb_moe_plan_args *args, int n_processors) {
     int64_t n_choices = args->n_tokens * args->top_k, n_experts = args->n_local_experts,
             n_ctas = n_processors;
-    int64_t of_shared = divide_up(n_experts, MAX_GROUP_EXPERTS);
-    int64_t of_rows = divide_up(n_experts * n_ctas, MAX_CHUNK_EXPERTS);
+    int64_t of_shared = mb_ceil_div(n_experts, MAX_GROUP_EXPERTS);
+    int64_t of_rows = mb_ceil_div(n_experts * n_ctas, MAX_CHUNK_EXPERTS);
     int64_t most_chunks = n_ctas / (of_shared > of_rows ? of_shared : of_rows);
-    int64_t of_choices = divide_up(n_choices > 0 ? n_choices : 1, PLACE_WARPS * BATCH);
+    int64_t of_choices = mb_ceil_div(n_choices > 0 ? n_choices : 1, PLACE_WARPS * BATCH);
     int64_t n_chunks = of_choices < most_chunks ? of_choices : most_chunks;
     mb_plan_grid grid;
     grid.n_chunks = (uint32_t)n_chunks;
     grid.n_groups = (uint32_t)(n_ctas / n_chunks);
-    grid.chunk_choices = (uint32_t)(divide_up(n_choices, n_chunks * BATCH) * BATCH);
-    grid.group_experts = (uint32_t)divide_up(n_experts, grid.n_groups);
+    grid.chunk_choices = (uint32_t)(mb_ceil_div(n_choices, n_chunks * BATCH) * BATCH);
+    grid.group_experts = (uint32_t)mb_ceil_div(n_experts, grid.n_groups);
     return grid;
 }
 

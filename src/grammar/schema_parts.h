@@ -67,6 +67,10 @@ enum {
     MB_IS_ANY = 127,
 };
 uint32_t mb_schema_types(mb_schemas *s, const mb_part_set *set);
+/* Of one schema: the bits of "type", 0 when there is none or it is wrong; and those that
+ * its words are about. */
+uint32_t mb_schema_own_types(const json_t *schema, int *is_wrong);
+uint32_t mb_schema_types_of_words(const json_t *schema);
 uint32_t mb_value_type(const json_t *value);
 
 /* Words of a part are known, and those that are not supported are refused. */

@@ -29,7 +29,7 @@ static mb_status run(const mb_moe_forward_args *args, int tile, void *workspace,
                      mb_stream stream) {
     if (args->n_tokens == 0)
         return MB_OK;
-    mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0}; /* its end is looked at when all is cut */
+    mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0}; /* its end is looked at when all is taken */
     const mb_moe_steps steps = mb_moe_forward_sm90_layout(args, tile, mb_n_processors(), &arena);
     MB_TRY(mb_workspace_check_arena("moe_forward", workspace, workspace_bytes, &arena));
     MB_TRY(mb_moe_front_sm90(&steps.front, steps.front_workspace, steps.front_workspace_bytes, stream));

@@ -17,8 +17,8 @@ static int has_block_scales(const mb_weight *weight) {
     return weight->dtype == MB_F8_E4M3 && weight->scale_rows > 0;
 }
 
-/* Counters of the experts' kernel: one for the next item, one for each tile's finished pieces of the first
- * GEMM, and one for the finished pieces of each tile, block of outputs and CTA of a pair. */
+/* Counters of the experts' kernel: one for the next item, one for each tile's finished column tiles of the
+ * first GEMM, and one for those of each tile, block of outputs and CTA of a pair. */
 static int64_t n_counters(int64_t max_tiles, int64_t block_outputs) {
     const int64_t most_ctas = 2;
     return 1 + max_tiles * (1 + mb_f8_blocks(block_outputs) * most_ctas);

@@ -1,6 +1,6 @@
 /*
- * layout_sm90.h - the limits of the experts' operators on sm_90, and how they cut their workspace. Plain C,
- * so that tests/unit/test_moe_layout.c can look at all sizes without a GPU.
+ * layout_sm90.h - the limits of the experts' operators on sm_90, and how they divide their workspace. Plain
+ * C, so that tests/unit/test_moe_layout.c can look at all sizes without a GPU.
  *
  * A *_layout function takes the pieces of one call from an arena; with a measuring arena it gives their
  * size. Its arguments were checked. A *_most_bytes function gives a size that is enough for fewer tokens or

@@ -18,7 +18,7 @@ extern "C" mb_status mb_moe_experts_sm90(const mb_moe_experts_args *args, void *
     if (args->n_rows == 0)
         return MB_OK;
     const int tile = mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_rows, args->n_local_experts);
-    mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0}; /* its end is looked at when all is cut */
+    mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0}; /* its end is looked at when all is taken */
     const mb_moe_experts_layout layout = mb_moe_experts_sm90_layout(args, tile, &arena);
     MB_TRY(mb_workspace_check_arena("moe_experts", workspace, workspace_bytes, &arena));
     const mb_moe_quantize_args quantize = mb_moe_experts_quantize(args, &layout);

@@ -58,7 +58,7 @@ static encode_function tensor_map_encoder(void) {
 
 static CUtensorMapDataType map_type(mb_dtype dtype) {
     switch (dtype) {
-    case MB_F32: /* rounded to the nearest tf32 on the way; wgmma alone would cut the low bits off */
+    case MB_F32: /* rounded to the nearest tf32 on the way; wgmma alone would truncate */
         return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
     case MB_BF16:
         return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;

@@ -1,9 +1,9 @@
 /*
  * plan.cuh - the stable counting sort of choices by expert, as one CTA does its part of it.
  *
- * A CTA's choices are cut into one contiguous part per warp. Each warp counts its choices per expert, the
+ * A CTA's choices are divided into one contiguous part per warp. Each warp counts its choices per expert, the
  * counts are turned into first rows (experts outside, then CTAs, then warps), and each warp walks its choices
- * again to give each its row. A choice's place among the 32 of its step comes from ballots over the bits of
+ * again to give each its row. A choice's rank among the 32 of its step comes from ballots over the bits of
  * the expert, so no order ever depends on timing.
  */
 #ifndef MB_OPS_MOE_PLAN_CUH
@@ -145,7 +145,7 @@ static __device__ __forceinline__ void place_choices(const plan_params *params, 
         write_offsets_and_tiles(&params->plan, mine, before, all.tiles);
 }
 
-/* Host side. How a plan of few experts is cut. */
+/* Host side. How a plan of few experts is divided. */
 static inline plan_params cut_plan(const mb_moe_plan_args *args, void *workspace) {
     plan_params params = {};
     const int64_t n_choices = args->n_tokens * args->top_k, n_ctas = mb_plan_ctas(n_choices);

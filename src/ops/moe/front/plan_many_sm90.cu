@@ -5,11 +5,12 @@
  *   scan    over experts and chunks: counts become first rows; offsets; tiles
  *   place   every choice its row
  *
- * The choices are cut into contiguous chunks, the experts into groups whose counters fit into shared memory
- * beside the rest; a CTA has one group of one chunk, so that a chunk's ids are read from L2 once a group.
- * Rows are written expert by expert: of each expert and chunk there is one line that is not full yet, and
- * what leaves L2 before it is full costs DRAM more than once. Fewer chunks have fewer such lines, but more
- * groups, each of which looks at all ids of its chunk. README.md has the figures behind MAX_CHUNK_EXPERTS.
+ * The choices are divided into contiguous chunks, the experts into groups whose counters fit into
+ * shared memory beside the rest; a CTA has one group of one chunk, so that a chunk's ids are read from
+ * L2 once a group. Rows are written expert by expert: of each expert and chunk there is one line that
+ * is not full yet, and what leaves L2 before it is full costs DRAM more than once. Fewer chunks have
+ * fewer such lines, but more groups, each of which looks at all ids of its chunk. README.md has the
+ * figures behind MAX_CHUNK_EXPERTS.
  *
  * In `place` a warp takes every n-th batch of the chunk. It packs the choices of its group together, ranks
  * them among 32 by ballots, waits for its turn to advance the counters, passes the turn on and writes. So the

@@ -1,8 +1,8 @@
 /*
  * grouped_gemm_f32_sm90.cu - the grouped GEMM with fp32 multiply-adds (FFMA), for MB_F32_EXACT.
  *
- * A CTA multiplies one tile of up to 64 rows of one expert with a piece of its matrix: 128 rows of it (64
- * where groups are small), gated half gate rows and half the up rows of the same outputs. 128 threads:
+ * A CTA multiplies one tile of up to 64 rows of one expert with a column tile of its matrix: 128 rows of it
+ * (64 where groups are small), gated half gate rows and half the up rows of the same outputs. 128 threads:
  *
  *   stage     the rows of a and b, 32 of K (128 bytes a row), by cp.async stages ahead; 16-byte chunk c of
  *             row r lies at c ^ (r % 8), so that eight rows are read without a bank conflict
@@ -30,7 +30,7 @@ enum {
     COPY_ROWS = THREADS / CHUNKS, /* rows that the CTA copies at a time */
 };
 
-/* piece: rows of b that a CTA multiplies; 128, or 64 where the groups are small. */
+/* piece: rows of b in a column tile; 128, or 64 where the groups are small. */
 template <int piece> struct layout {
     static constexpr int COLUMNS = piece / 16; /* of b, for one thread */
     static constexpr int COPIES_OF_B = piece / COPY_ROWS;
@@ -357,7 +357,7 @@ extern "C" mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args,
     p.k = (int32_t)args->b.cols;
     p.gated = mb_activation_is_gated(args->activation);
     p.activation = args->activation;
-    /* With few rows a group the weights are streamed: more and smaller pieces keep more SMs at it. */
+    /* With few rows a group the weights are streamed: more and smaller column tiles keep more SMs at it. */
     return args->n_rows <= 8 * args->b.count ? launch<64>(&p, max_tiles, stream)
                                              : launch<128>(&p, max_tiles, stream);
 }

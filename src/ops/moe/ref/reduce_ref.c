@@ -6,7 +6,7 @@
 
 #include <inttypes.h>
 
-/* Each token by pieces of its row: the K rows in order, then shared, then residual; rounded once. */
+/* Each token by parts of its row: the K rows in order, then shared, then residual; rounded once. */
 static void reduce_token(const void *context, int64_t t) {
     enum { PIECE = 256 };
     const mb_moe_reduce_args *args = context;

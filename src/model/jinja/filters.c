@@ -289,7 +289,7 @@ static double round_real(double real, int64_t precision) {
     if (!isfinite(real) || precision > 300)
         return real;
     if (precision < 0) {
-        double scale = pow(10, (double)-precision);
+        double scale = pow(10, -(double)precision);
         return isfinite(scale) ? nearbyint(real / scale) * scale : 0;
     }
     if (fabs(real) > 1e16)

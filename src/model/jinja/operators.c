@@ -46,6 +46,12 @@ static mb_status integer_power(jinja_run *run, int64_t base, int64_t exponent, j
     return MB_OK;
 }
 
+/* Of the sign of b. */
+static int64_t floor_remainder(int64_t a, int64_t b) {
+    int64_t remainder = a % b;
+    return remainder != 0 && (remainder < 0) != (b < 0) ? remainder + b : remainder;
+}
+
 static mb_status integers(jinja_run *run, jinja_operator operator, int64_t a, int64_t b, jinja_value *value) {
     int64_t result = 0;
     int has_overflow = 0;
@@ -76,7 +82,7 @@ static mb_status integers(jinja_run *run, jinja_operator operator, int64_t a, in
         if (b == -1) /* the smallest integer has no positive one */
             has_overflow = operator== OP_FLOOR_DIVIDE && __builtin_sub_overflow(0, a, &result);
         else
-            result = operator== OP_FLOOR_DIVIDE ? floor_divide(a, b) : a - floor_divide(a, b) * b;
+            result = operator== OP_FLOOR_DIVIDE ? floor_divide(a, b) : floor_remainder(a, b);
     }
     if (has_overflow)
         return stop_overflow(run);

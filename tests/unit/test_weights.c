@@ -30,7 +30,7 @@ static void check_options(const tiny_checkpoint *options) {
 
 /* ---- What loads --------------------------------------------------------------------------------------- */
 
-static void test_layouts(void **state) {
+static void test_layouts_by_threads(void **state) {
     (void)state;
     static const char *const dtypes[] = {"F32", "BF16", "F16", "F8_E4M3"};
     static const int dense[] = {0};
@@ -118,7 +118,7 @@ static void test_matrix_dtype(void **state) {
 }
 
 /* Matrices of attention and experts become fp8 while they load; what does not fit is refused. */
-static void test_to_fp8(void **state) {
+static void test_to_fp8_by_threads(void **state) {
     (void)state;
     static const char *const dtypes[] = {"F32", "BF16", "F16", "F8_E4M3"};
     for (int i = 0; i < 16; i++) {
@@ -239,7 +239,7 @@ static void test_random_weights(void **state) {
 }
 
 /* A matrix larger than the pieces that threads read (8 MiB), and not a multiple of them. */
-static void test_large_tensor(void **state) {
+static void test_large_tensor_by_threads(void **state) {
     (void)state;
     tiny_checkpoint options;
     tiny_checkpoint_init(&options);
@@ -512,10 +512,10 @@ static void test_tied_heads(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_layouts_by_threads),
         cmocka_unit_test(test_fp8_scales),
         cmocka_unit_test(test_fp8_router),
-        cmocka_unit_test(test_large_tensor),
+        cmocka_unit_test(test_large_tensor_by_threads),
         cmocka_unit_test(test_counts),
         cmocka_unit_test(test_mixed_dtypes),
         cmocka_unit_test(test_accepted_extras),
@@ -523,10 +523,13 @@ int main(void) {
         cmocka_unit_test(test_merged_of_different_dtypes),
         cmocka_unit_test(test_scale_types),
         cmocka_unit_test(test_matrix_dtype),
-        cmocka_unit_test(test_to_fp8),
+        cmocka_unit_test(test_to_fp8_by_threads),
         cmocka_unit_test(test_to_fp8_refuses),
         cmocka_unit_test(test_random_weights),
         cmocka_unit_test(test_tied_heads),
     };
+#if defined(__SANITIZE_THREAD__)
+    cmocka_set_test_filter("*_by_threads"); /* the other tests have one thread */
+#endif
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -86,7 +86,7 @@ def commit():
 
 
 def moe_figures(card, dtype, shape, n_hit, us):
-    """The figures of DESIGN's rows: weights of the experts hit, flops, and the larger time of the two as the floor."""
+    """The figures of a result row: weights of the experts hit, flops, and the larger time of the two as the floor."""
     n_flops = 6.0 * shape["T"] * shape["K"] * shape["H"] * shape["I"]
     n_bytes = 3.0 * n_hit * shape["H"] * shape["I"] * WEIGHT_BYTES[dtype]
     figures = {"us": round(us, 1), "tflops": round(n_flops / us * 1e-6, 1), "gbps": round(n_bytes / us * 1e-3)}

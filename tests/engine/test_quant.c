@@ -113,10 +113,13 @@ static double mean_kl(const char *quant, const char *kv_dtype) {
 
 static void test_fp8_stays_near(void **state) {
     (void)state;
-    double weights = mean_kl("fp8", NULL), kv = mean_kl(NULL, "fp8"), both = mean_kl("fp8", "fp8");
-    assert_true(weights > 0 && kv > 0 && both > 0);
-    if (EVERY <= 50)
-        assert_true(weights <= 5e-3 && kv <= 5e-3 && both <= 5e-3);
+    double both = mean_kl("fp8", "fp8");
+    assert_true(both > 0);
+    if (EVERY > 50)
+        return;
+    double weights = mean_kl("fp8", NULL), kv = mean_kl(NULL, "fp8");
+    assert_true(weights > 0 && kv > 0);
+    assert_true(weights <= 5e-3 && kv <= 5e-3 && both <= 5e-3);
 }
 
 static void test_unknown_names_are_refused(void **state) {

@@ -15,6 +15,12 @@
 #include "support/check_weights.h"
 #include "support/fake_device.h"
 
+#if defined(__SANITIZE_THREAD__)
+enum { FEWEST_THREADS = 5 };
+#else
+enum { FEWEST_THREADS = 1 };
+#endif
+
 static void check_options(const tiny_checkpoint *options) {
     char directory[TINY_PATH];
     tiny_tensors tensors;
@@ -22,7 +28,7 @@ static void check_options(const tiny_checkpoint *options) {
     tiny_checkpoint_tensors(options, &tensors);
     tiny_checkpoint_write_tensors(options, &tensors, directory);
     for (int host_memory = 0; host_memory < 2; host_memory++)
-        for (int n_threads = 1; n_threads <= 5; n_threads += 4)
+        for (int n_threads = FEWEST_THREADS; n_threads <= 5; n_threads += 4)
             check_load(options, &tensors, directory, host_memory, n_threads);
     tiny_tensors_free(&tensors);
     tiny_directory_remove(directory);

@@ -370,11 +370,29 @@ static mb_planned plan_job(mb_job *job) {
     return planned;
 }
 
+/*
+ * Jobs that wait for their tokens become two groups when some begin while a step with the others is in flight:
+ * then each step would compute only one of the groups, for good. A step of such jobs alone waits for the others
+ * instead, and from then on they are one group.
+ */
+static int is_half_a_group(const mb_scheduler *scheduler) {
+    int others_come = 0;
+    for (const mb_job *job = scheduler->running.first; job; job = job->next) {
+        if (job->n_granted > 0 && !(job->awaits_token && is_decoding(job)))
+            return 0;
+        others_come |=
+            job->awaits_token && job->n_drawing > 0 && job->n_tokens + job->n_drawing < job->max_tokens;
+    }
+    return others_come;
+}
+
 int32_t mb_scheduler_plan(mb_scheduler *scheduler, mb_planned *plan) {
     admit_urgent(scheduler);
     /* In the order of jobs, because jobs are preempted from its end: those that decode to the front of the
      * plan, the others behind the place of the last of them. */
     int32_t n_places = share_step(scheduler), n_decoding = 0, n_others = 0;
+    if (is_half_a_group(scheduler))
+        return 0;
     for (mb_job *job = scheduler->running.first; job; job = job->next) {
         int decodes = is_decoding(job) && n_decoding < n_places;
         if (job->n_granted == 0 || !take_blocks(scheduler, job))

@@ -296,6 +296,47 @@ static void test_a_decode_follows_its_draw(void **state) {
     }
 }
 
+/* Jobs that wait for their tokens, and began in different steps, soon share their steps; others fill the steps
+ * between. */
+static void test_jobs_that_wait_for_tokens_come_together(void **state) {
+    (void)state;
+    for (int with_other = 0; with_other < 2; with_other++) {
+        fixture f;
+        open_scheduler(&f, &roomy, 16);
+        mb_planned plans[2][MAX_PLAN];
+        int32_t n[2];
+        mb_job early = job_of(5, 20), late = job_of(5, 20), other = job_of(5, 20);
+        early.awaits_token = late.awaits_token = 1;
+        mb_scheduler_submit(&f.scheduler, &early);
+        assert_int_equal(n[0] = mb_scheduler_plan(&f.scheduler, plans[0]), 1);
+        mb_scheduler_submit(&f.scheduler, &late);
+        if (with_other)
+            mb_scheduler_submit(&f.scheduler, &other);
+        assert_int_equal(n[1] = mb_scheduler_plan(&f.scheduler, plans[1]), 1 + with_other);
+        for (int i = 0; i < 8; i++) { /* the older step is collected, and another one planned */
+            int old = i % 2;
+            for (int32_t k = 0; k < n[old]; k++) {
+                plans[old][k].job->n_tokens += plans[old][k].draws;
+                mb_scheduler_collect(&f.scheduler, &plans[old][k], 1);
+            }
+            n[old] = mb_scheduler_plan(&f.scheduler, plans[old]);
+            if (!with_other && i > 0)
+                assert_int_equal(n[old], i % 2 ? 2 : 0);
+            if (with_other)
+                assert_in_range(n[old], 1, 3);
+        }
+        assert_true(early.n_tokens > 7 && late.n_tokens > 7);
+        for (int i = 0; i < 2; i++)
+            for (int32_t k = 0; k < n[i]; k++)
+                mb_scheduler_collect(&f.scheduler, &plans[i][k], 1);
+        mb_scheduler_remove(&f.scheduler, &early);
+        mb_scheduler_remove(&f.scheduler, &late);
+        if (with_other)
+            mb_scheduler_remove(&f.scheduler, &other);
+        close_scheduler(&f);
+    }
+}
+
 /* Blocks that a step in flight writes must not be given to anybody else. */
 static void test_removed_in_flight_keeps_its_blocks(void **state) {
     (void)state;
@@ -614,6 +655,7 @@ int main(void) {
         cmocka_unit_test(test_capacity_is_refused_at_submit),
         cmocka_unit_test(test_a_prompt_goes_on_while_its_chunk_is_in_flight),
         cmocka_unit_test(test_a_decode_follows_its_draw),
+        cmocka_unit_test(test_jobs_that_wait_for_tokens_come_together),
         cmocka_unit_test(test_removed_in_flight_keeps_its_blocks),
         cmocka_unit_test(test_blocks_are_published_when_collected),
         cmocka_unit_test(test_prompts_that_begin_alike_are_computed_once),

@@ -20,6 +20,7 @@
 #include "cli/history_file.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
+#include "cli/terminal_guard.h"
 
 struct cli_line_editor {
     const char *prompt;
@@ -39,9 +40,8 @@ struct cli_line_editor {
 
 /* ---- A terminal: characters --------------------------------------------------------------------------- */
 
-/* A terminal that knows bracketed paste puts pasted text between these two, while the mode is on. */
+/* What stands around pasted text. */
 static const wchar_t PASTE_BEGINS[] = L"\033[200~", PASTE_ENDS[] = L"\033[201~";
-static const char PASTE_MODE_ON[] = "\033[?2004h", PASTE_MODE_OFF[] = "\033[?2004l";
 
 /* Enter after a backslash is handed to libedit as this character (Ctrl-^), which begins a new line. */
 enum { NEW_LINE_FOR_BACKSLASH = 0x1e, ESCAPE = 0x1b };
@@ -261,6 +261,7 @@ static int open_terminal(cli_line_editor *editor) {
     /* Characters are Unicode also where no locale is set up, as in most containers. */
     if (setlocale(LC_CTYPE, "") == NULL || MB_CUR_MAX == 1)
         setlocale(LC_CTYPE, "C.UTF-8");
+    cli_terminal_guard_open();
     editor->edit = el_init("moebius", stdin, stdout, stderr);
     editor->history = history_init();
     if (editor->edit == NULL || editor->history == NULL)
@@ -282,9 +283,11 @@ static int open_terminal(cli_line_editor *editor) {
 static cli_line read_terminal(cli_line_editor *editor, const char **line, size_t *length) {
     int n;
     editor->interrupted = editor->after_escape = editor->line_has_begun = 0;
-    printf("%s", PASTE_MODE_ON);
+    cli_terminal_guard_line_begins();
+    printf(CLI_PASTE_MODE_ON);
     const char *edited = el_gets(editor->edit, &n);
-    printf("%s", PASTE_MODE_OFF);
+    printf(CLI_PASTE_MODE_OFF);
+    cli_terminal_guard_line_ends();
     if (editor->interrupted) {
         printf("\n");
         return CLI_LINE_INTERRUPTED;

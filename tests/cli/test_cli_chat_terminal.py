@@ -297,3 +297,16 @@ def test_an_answer_cannot_write_to_the_terminal_through_status(terminal, endless
     listed = one.ask(f"/read {tmp_path}/\t", "1 bytes|moebius:")
     assert "\x1b]0;" not in listed
     one.leave()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_program_leaves_the_terminal_as_it_was(chat, number):
+    """In the middle of a line, where the editor has switched echo and line mode off and bracketed paste on."""
+    talk = chat(DEMO, "-q")
+    talk.terminal.type("half a question")
+    talk.terminal.expect("half a question", talk.at)
+    os.kill(talk.terminal.pid, number)
+    assert talk.terminal.wait() == -number
+    flags = termios.tcgetattr(talk.terminal.master)[3]
+    assert flags & termios.ICANON and flags & termios.ECHO
+    assert talk.terminal.output.endswith("\x1b[?2004l\r\n") or number == signal.SIGHUP

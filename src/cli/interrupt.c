@@ -9,7 +9,7 @@
 
 #include "cli/options.h"
 
-static volatile sig_atomic_t interrupted, second_interrupt_ends, resized;
+static volatile sig_atomic_t interrupted, second_interrupt_ends, resized, continued;
 
 static void on_interrupt(int signal_number) {
     (void)signal_number;
@@ -45,6 +45,17 @@ void cli_resize_catch(void) {
     sigaction(SIGWINCH, &action, NULL);
 }
 
+static void on_continue(int signal_number) {
+    (void)signal_number;
+    continued = 1;
+}
+
+void cli_continue_catch(void) {
+    struct sigaction action = {.sa_handler = on_continue, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGCONT, &action, NULL);
+}
+
 static int clear(volatile sig_atomic_t *mark) {
     int was_set = *mark;
     *mark = 0;
@@ -60,13 +71,16 @@ cli_wait cli_interrupt_wait(int file) {
     sigemptyset(&signals);
     sigaddset(&signals, SIGINT);
     sigaddset(&signals, SIGWINCH);
+    sigaddset(&signals, SIGCONT);
     sigprocmask(SIG_BLOCK, &signals, &before);
-    while (!interrupted && !resized && !ready)
+    while (!interrupted && !resized && !continued && !ready)
         ready =
             ppoll(&poll_file, 1, NULL, &before) >= 0 || errno != EINTR; /* other errors: read() tells them */
     cli_wait result = CLI_WAIT_READY;
     if (clear(&interrupted))
         result = CLI_WAIT_INTERRUPTED;
+    else if (clear(&continued))
+        result = CLI_WAIT_CONTINUED;
     else if (clear(&resized))
         result = CLI_WAIT_RESIZED;
     sigprocmask(SIG_SETMASK, &before, NULL);

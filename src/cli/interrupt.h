@@ -12,7 +12,10 @@ void cli_interrupt_clear(void);
 /* From now on a change of the terminal's size sets a mark of its own. */
 void cli_resize_catch(void);
 
-typedef enum cli_wait { CLI_WAIT_READY, CLI_WAIT_INTERRUPTED, CLI_WAIT_RESIZED } cli_wait;
+/* And so does that the program goes on after it was stopped (Ctrl-Z and fg). */
+void cli_continue_catch(void);
+
+typedef enum cli_wait { CLI_WAIT_READY, CLI_WAIT_INTERRUPTED, CLI_WAIT_RESIZED, CLI_WAIT_CONTINUED } cli_wait;
 
 /* Waits until `file` can be read (or has ended), or one of the marks is set, at the call or while this
  * function waits: no Ctrl-C is lost in between. The mark that is told is cleared. */

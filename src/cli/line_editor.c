@@ -63,6 +63,25 @@ static void redraw(EditLine *edit) {
     el_set(edit, EL_REFRESH);
 }
 
+/* libedit lets the terminal turn each \n into \r, which makes two line breaks of the \r\n in a pasted
+ * text. */
+static void keep_line_breaks(void) {
+    struct termios modes;
+    if (tcgetattr(STDIN_FILENO, &modes) == 0 && (modes.c_iflag & (tcflag_t)(INLCR | ICRNL)) != 0) {
+        modes.c_iflag &= ~(tcflag_t)(INLCR | ICRNL);
+        tcsetattr(STDIN_FILENO, TCSADRAIN, &modes);
+    }
+}
+
+/* The program was stopped and goes on: the shell has set the terminal's modes in between. */
+static void set_up_again(EditLine *edit) {
+    el_set(edit, EL_PREP_TERM, 0); /* libedit takes its own modes for set */
+    el_set(edit, EL_PREP_TERM, 1);
+    keep_line_breaks();
+    printf(CLI_PASTE_MODE_ON);
+    redraw(edit);
+}
+
 /* Reads one character, of as many bytes as it takes. 1, 0 at the end, -1 on error or Ctrl-C. */
 static int read_character(EditLine *edit, wchar_t *character) {
     cli_line_editor *editor = editor_of(edit);
@@ -79,9 +98,13 @@ static int read_character(EditLine *edit, wchar_t *character) {
             redraw(edit);
             continue;
         }
+        if (wait == CLI_WAIT_CONTINUED) {
+            set_up_again(edit);
+            continue;
+        }
         ssize_t n = read(STDIN_FILENO, &byte, 1);
         if (n < 0 && errno == EINTR)
-            continue; /* the program was stopped and goes on */
+            continue;
         if (n <= 0)
             return (int)n;
         size_t used = mbrtowc(character, &byte, 1, &state);
@@ -89,16 +112,6 @@ static int read_character(EditLine *edit, wchar_t *character) {
             memset(&state, 0, sizeof state); /* not a character in this locale: skip the byte */
         else if (used != (size_t)-2)
             return 1;
-    }
-}
-
-/* libedit lets the terminal turn each \n into \r, which makes two line breaks of the \r\n in a pasted
- * text. */
-static void keep_line_breaks(void) {
-    struct termios modes;
-    if (tcgetattr(STDIN_FILENO, &modes) == 0 && (modes.c_iflag & (tcflag_t)(INLCR | ICRNL)) != 0) {
-        modes.c_iflag &= ~(tcflag_t)(INLCR | ICRNL);
-        tcsetattr(STDIN_FILENO, TCSADRAIN, &modes);
     }
 }
 
@@ -277,6 +290,7 @@ static int open_terminal(cli_line_editor *editor) {
     bind_keys(editor->edit);
     editor->history_file = cli_history_file_open(remember, editor);
     cli_resize_catch();
+    cli_continue_catch();
     return 0;
 }
 

@@ -1,9 +1,10 @@
-/* terminal_guard.h - a program that a signal ends while a line is edited leaves the terminal as it was. */
+/* terminal_guard.h - a program that a signal ends or stops while a line is edited leaves the terminal as it was. */
 #ifndef MB_CLI_TERMINAL_GUARD_H
 #define MB_CLI_TERMINAL_GUARD_H
 
 /* Notes the modes of the terminal at standard input. From now on SIGTERM, SIGHUP and SIGQUIT, where they would
- * end the program, put these modes back before they do. For a program with one terminal: call it once. */
+ * end the program, put these modes back before they do, and so does SIGTSTP (Ctrl-Z) before it stops the program.
+ * For a program with one terminal: call it once. */
 void cli_terminal_guard_open(void);
 
 /* Around each line that is edited: only then are the modes others, and is there something to put back. */

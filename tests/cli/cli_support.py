@@ -24,7 +24,7 @@ TIMEOUT = 120
 class Terminal:
     """A process on a pseudo-terminal of its own."""
 
-    def __init__(self, *arguments, environment=None):
+    def __init__(self, *arguments, environment=None, program=BINARY):
         self.output = ""
         self.bytes = b""
         pid, self.master = pty.fork()
@@ -33,7 +33,7 @@ class Terminal:
             os.chdir(ROOT)
             os.environ.pop("NO_COLOR", None)
             os.environ.update({"TERM": "xterm", "HOME": "/nonexistent", **(environment or {})})
-            os.execv(BINARY, [str(BINARY), *map(str, arguments)])
+            os.execv(program, [str(program), *map(str, arguments)])
         self.pid = pid
         self.status = None
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))

@@ -11,7 +11,7 @@ import termios
 
 import pytest
 
-from cli_support import DEMO
+from cli_support import BINARY, DEMO
 
 BABBLE = ["--ignore-eos", "--temperature", "1", "--seed", "5"]
 SUM = "What is 7 + 8?"
@@ -310,3 +310,23 @@ def test_a_signal_that_ends_the_program_leaves_the_terminal_as_it_was(chat, numb
     flags = termios.tcgetattr(talk.terminal.master)[3]
     assert flags & termios.ICANON and flags & termios.ECHO
     assert talk.terminal.output.endswith("\x1b[?2004l\r\n") or number == signal.SIGHUP
+
+
+def test_ctrl_z_and_back(terminal):
+    """The shell gets the terminal as it was; after fg the line is there again, and the editor goes on."""
+    shell = terminal("--norc", "-i", program="/bin/bash", environment={"PS1": "SHELL: ", "MOEBIUS_HISTORY": ""})
+    at = shell.expect("SHELL: ")
+    shell.send(f"{BINARY} chat {DEMO} -q --greedy\r")
+    at = shell.expect("2004h> ", at)
+    shell.type("What is 7 ")
+    at = shell.expect("What is 7 ", at)
+    shell.send("\x1a")
+    at = shell.expect(r"2004l\r\n(?s:.*)Stopped(?s:.*)SHELL: ", at)
+    shell.send("fg\r")
+    at = shell.expect("2004h\r> What is 7 ", at)
+    shell.send("+ 9\x7f8?\r")  # with editing: ^? takes a letter back
+    at = shell.expect("7 [+] 8 = 15[.](?s:.*)2004h> ", at)
+    shell.type("\x04")
+    at = shell.expect("SHELL: ", at)
+    shell.send("exit\r")
+    assert shell.wait() == 0

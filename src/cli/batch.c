@@ -393,6 +393,8 @@ static int batch_main(int argc, char **argv) {
         return status;
     status = cli_check_engine(&cli_batch_command, &given.engine);
     if (status < 0)
+        status = cli_check_name_of_path(operands[0], "rename it, or link to it");
+    if (status == CLI_OK)
         status = run(&given, operands);
     cli_settings_free(&cli_batch_command, &given);
     return status;

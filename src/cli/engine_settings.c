@@ -1,5 +1,7 @@
 #include "cli/engine_settings.h"
 
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli/output.h"
@@ -143,7 +145,11 @@ int cli_apply_engine(const cli_engine_settings *given, const mb_model *model, mb
     return CLI_OK;
 }
 
-void cli_name_of_path(const char *path, char *name, size_t capacity) {
+static int is_relative(const char *name) {
+    return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+static void last_part(const char *path, char *name, size_t capacity) {
     size_t end = strlen(path);
     while (end > 1 && path[end - 1] == '/')
         end--;
@@ -151,4 +157,19 @@ void cli_name_of_path(const char *path, char *name, size_t capacity) {
     while (start > 0 && path[start - 1] != '/')
         start--;
     snprintf(name, capacity, "%.*s", (int)(end - start), path + start);
+}
+
+void cli_name_of_path(const char *path, char *name, size_t capacity) {
+    char resolved[PATH_MAX];
+    last_part(path, name, capacity);
+    if (is_relative(name) && realpath(path, resolved) != NULL)
+        last_part(resolved, name, capacity);
+}
+
+int cli_check_name_of_path(const char *path, const char *instead) {
+    char name[256];
+    cli_name_of_path(path, name, sizeof name);
+    if (cli_is_utf8(name))
+        return CLI_OK;
+    return cli_failure("the name of %s is not UTF-8, and every answer's JSON has it; %s", path, instead);
 }

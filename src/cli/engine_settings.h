@@ -29,7 +29,11 @@ int cli_open_for_engine(const char *directory, const cli_model_settings *model_s
 int cli_apply_engine(const cli_engine_settings *settings, const mb_model *model, mb_session_options *options,
                      mb_answer_formats *formats);
 
-/* What a model is called when nobody says: the last part of its path, without slashes at its end. */
+/* What a model is called when nobody says: the last part of its path, without slashes at its end; for
+ * "." and ".." that of the folder. */
 void cli_name_of_path(const char *path, char *name, size_t capacity);
+
+/* CLI_OK, or a failure that was reported, with `instead` for what to do, when JSON cannot have this name. */
+int cli_check_name_of_path(const char *path, const char *instead);
 
 #endif

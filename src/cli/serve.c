@@ -209,6 +209,13 @@ static int serve(const settings *given, const char *directory, const key_list *k
     return status;
 }
 
+static int check_names(const settings *given, const char *directory) {
+    for (size_t i = 0; i < given->names.count; i++)
+        if (!cli_is_utf8(given->names.items[i]))
+            return cli_usage_error(&cli_serve_command, "--served-model-name: the name is not valid UTF-8");
+    return given->names.count > 0 ? CLI_OK : cli_check_name_of_path(directory, "give --served-model-name");
+}
+
 static int serve_main(int argc, char **argv) {
     settings given = {0};
     const char *directory;
@@ -219,6 +226,8 @@ static int serve_main(int argc, char **argv) {
         return status;
     status = cli_check_engine(&cli_serve_command, &given.engine);
     if (status < 0)
+        status = check_names(&given, directory);
+    if (status == CLI_OK)
         status = read_keys(&given, &keys);
     if (status == CLI_OK)
         status = cli_open_for_engine(directory, &given.model, &given.engine, &model);

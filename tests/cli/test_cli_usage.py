@@ -1,11 +1,14 @@
 """Help pages and mistakes on the command line."""
 
+import json
+import os
 import re
 import shutil
+import subprocess
 
 import pytest
 
-from cli_support import ROOT
+from cli_support import BINARY, DEMO, ROOT
 
 COMMANDS = ["run", "chat", "batch", "info", "bench", "tokenize", "logprobs"]
 MODEL = "tests/golden/plain_f32"
@@ -231,3 +234,23 @@ def test_the_last_mention_counts(moebius):
     result = moebius("run", MODEL, "--ids", "1,2", "--ids", "3", "-n", "5", "-n", "2", "--greedy", "--print-ids", "--ignore-eos")
     once = moebius("run", MODEL, "--ids=3", "-n2", "--greedy", "--print-ids", "--ignore-eos")
     assert result.returncode == 0 and result.stdout == once.stdout and result.stdout.count(b",") == 1
+
+
+def test_names_that_json_cannot_have(moebius, tmp_path):
+    """Every reply of serve and every line of batch would be no JSON."""
+    link = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.symlink(DEMO, link)
+    (tmp_path / "in").write_text("")
+    refused = moebius("serve", link, "--port", 0)
+    assert refused.returncode == 1 and b"is not UTF-8" in refused.stderr and b"give --served-model-name" in refused.stderr
+    refused = moebius("serve", DEMO, "--port", 0, "--served-model-name", os.fsdecode(b"\xff"))
+    assert refused.returncode == 2 and b"--served-model-name: the name is not valid UTF-8" in refused.stderr
+    refused = moebius("batch", link, tmp_path / "in", tmp_path / "out")
+    assert refused.returncode == 1 and b"is not UTF-8" in refused.stderr and not (tmp_path / "out").exists()
+
+
+def test_a_model_in_the_current_folder_has_its_name(tmp_path):
+    (tmp_path / "in").write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "max_tokens": 1}}))
+    done = subprocess.run([BINARY, "batch", "./", tmp_path / "in", tmp_path / "out"], cwd=DEMO, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out").read_text())["response"]["body"]["model"] == "demo"

@@ -111,15 +111,15 @@ class HuggingFace:
 def contenders(model, given):
     found = [HuggingFace("HF eager", model, model, lambda batch, n: transformers.DynamicCache(config=model.config))]
     if given.compile:
+        kept = {}  # a shape's cache is the same in every run, because graphs have its address in them
+
+        def static_cache(batch, n):
+            cache = kept.setdefault((batch, n), transformers.StaticCache(config=model.config, max_cache_len=n))
+            cache.reset()
+            return cache
+
         decoder = torch.compile(model, mode="reduce-overhead", dynamic=False)
-        found.append(
-            HuggingFace(
-                "HF compiled",
-                model,
-                decoder,
-                lambda batch, n: transformers.StaticCache(config=model.config, max_cache_len=n),
-            )
-        )
+        found.append(HuggingFace("HF compiled", model, decoder, static_cache))
     return found
 
 

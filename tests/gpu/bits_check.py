@@ -8,6 +8,7 @@ a config.json alone, whose weights are then random; default: the demo model.
 """
 
 import argparse
+import hashlib
 import pathlib
 import random
 import struct
@@ -36,9 +37,11 @@ class Problem:
         self.blocks = [(len(prompt) + N_NEW + 63) // 64 + 1 for prompt in self.prompts]
 
     def submit(self, session, i, rows=None):
-        """rows: a list that gets the bytes of each reported row; a step with rows runs without a graph."""
+        """rows: a list that gets a hash of each reported row; a step with rows runs without a graph."""
         sampling = {**SAMPLED, "seed": i} if i % 2 else {}
-        on_row = (lambda position, row: rows.append((position, row.tobytes()))) if rows is not None else None
+        on_row = (
+            (lambda position, row: rows.append((position, hashlib.sha1(row).digest()))) if rows is not None else None
+        )
         return session.submit(self.prompts[i], N_NEW, on_row=on_row, prompt_rows=rows is not None, **sampling)
 
 

@@ -102,7 +102,7 @@ def demo_prompts(n_rows):
 def slice_prompts(vocab, device):
     lengths = (1, 63, 64, 65, 511, 1000, 2048, 4096, 6144) if device == "cuda" else (1, 63, 64, 65, 300, 600)
     chance = numpy.random.default_rng(3)
-    return Prompts([chance.integers(0, vocab, n).tolist() for n in lengths], 8000)
+    return Prompts([chance.integers(0, vocab, n).tolist() for n in lengths], 6000)
 
 
 # ---- Log-probabilities [positions, vocab] in fp32 --------------------------------------------------------------

@@ -28,16 +28,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HERE = "tests/gpu"
 TRAFFIC_MOST = 1800  # seconds
-KERNELS = [
-    "ops_check",
-    "api_check",
-    "front_check",
-    "simt_check",
-    "activation_check",
-    "grouped_gemm_check",
-    "streams_check",
-    "moe_check",
-]
+# What each kernel is checked with: nothing is timed.
+KERNELS = {"ops_check": [], "api_check": [], "front_check": ["--check"], "simt_check": ["--check"], "activation_check": [],
+           "grouped_gemm_check": ["--check"], "streams_check": [], "moe_check": ["--check"]}  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -67,13 +60,15 @@ def stages(given, scratch):
             script("hf_check", "--only", "demo", *(["--rows", 8] if on_cpu else [])),
             30,
             400,
-            ("torch", "transformers"),
+            ("torch", "transformers", "safetensors"),
         ),
-        Stage("hf_check_slice", script("hf_check", "--only", "slice"), 60, 400, ("torch", "transformers")),
+        Stage(
+            "hf_check_slice", script("hf_check", "--only", "slice"), 60, 400, ("torch", "transformers", "safetensors")
+        ),
         Stage("accuracy_check", script("accuracy_check", *(["--every", 50] if on_cpu else [])), 20, 300, ("numpy",)),
         Stage("python_gpu_check", [python, "tests/python/gpu_check.py"], 20, 200, ("torch",), True),
     ]
-    found += [Stage(name, [f"{build}/tests/{name}"], 10, 400, (), True) for name in KERNELS]
+    found += [Stage(name, [f"{build}/tests/{name}", *options], 10, 400, (), True) for name, options in KERNELS.items()]
     # Half of the time that is left is for each model; the minutes are filled in when the time is known.
     found += [
         Stage(

@@ -6,7 +6,7 @@ src/model/trace.h), in the order in which a layer computes them. A row's error i
 |CPU in fp32|.
 
 - fp32: no row's error is more than 1e-4.
-- bf16: the median of an operator's rows is at most 1.5 times, and the worst at most 3 times that of the CPU
+- bf16: the median of an operator's rows is at most 2 times, and the worst at most 4 times that of the CPU
   in bf16. (A token whose router is undecided gets another expert in bf16; there are some in either.)
 - an fp8 KV cache: as bf16, with the CPU's fp8 KV cache.
 - fp8 weights: a GPU also rounds what is multiplied with them to fp8, the CPU does not. The median is at most
@@ -25,7 +25,7 @@ import tempfile
 import numpy
 from engine_support import DEMO, Model, Session, Verdict, demo_conversations
 
-FP32_WORST, MEDIAN_FACTOR, WORST_FACTOR, FP8_MEDIAN = 1e-4, 1.5, 3.0, 1 / 16
+FP32_WORST, MEDIAN_FACTOR, WORST_FACTOR, FP8_MEDIAN = 1e-4, 2.0, 4.0, 1 / 16
 KINDS = {"fp32": {}, "bf16": {}, "fp8 weights": {"quant": "fp8"}, "fp8 KV": {"kv_dtype": "fp8"}}
 
 

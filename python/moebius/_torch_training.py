@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from . import _operators, _training
+from ._library import FLOAT32
 from ._signatures import PARAMETERS
 from ._torch_tensors import LIBRARY, define
 
@@ -30,24 +31,26 @@ def _contiguous(gradient: torch.Tensor | None) -> torch.Tensor | None:
 # ---- Experts ----
 
 
-def _empty_for_none(outputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    """An operator cannot return None: in its place stands a tensor without elements."""
-    like = next(output for output in outputs if output is not None)
-    return tuple(like.new_empty(0) if output is None else output for output in outputs)
+def _without_none(operator: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """An operator of PyTorch cannot return None: in its place stands a tensor without elements."""
+
+    def call(arrays: Any, x: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, ...]:
+        outputs = operator(arrays, x, *arguments)
+        return tuple(arrays.empty((0,), FLOAT32, x) if output is None else output for output in outputs)
+
+    return call
 
 
 moe_backward = define(
     "moe_backward",
     f"({PARAMETERS['moe_backward']}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _training.moe_backward,
-    result=_empty_for_none,
+    _without_none(_training.moe_backward),
 )
 _ADD = PARAMETERS["moe_backward"].replace("ScalarType? grad_dtype, ", "").replace(", bool parameters", "")
 moe_backward_add = define(
     "moe_backward_add",
     f"({_ADD}, Tensor(a!)? dw13, Tensor(b!)? dw2, Tensor(c!)? dbias13, Tensor(d!)? dbias2) -> (Tensor, Tensor)",
-    _training.moe_backward_add,
-    result=_empty_for_none,
+    _without_none(_training.moe_backward_add),
     mutated=(-4, -3, -2, -1),
 )
 # The sums are for the backward only, which adds the parameters' gradients to them.
@@ -79,8 +82,9 @@ def _backward_of_moe(ctx: Any, d_out: torch.Tensor | None, _d_p: None) -> tuple[
     needed = ctx.needs_input_grad
     x, w13, w2, weights, ids, bias13, bias2, p = ctx.saved_tensors
     routed = (x, w13, w2, weights, ids, d_out.contiguous(), p, *ctx.options, bias13, bias2)
-    if any(sum_ is not None for sum_ in ctx.sums):
-        gradients[0], gradients[3] = moe_backward_add(*routed, needed[0], needed[3], *ctx.sums)
+    if any(total is not None for total in ctx.sums):
+        sums = [total if needed[i] else None for total, i in zip(ctx.sums, (1, 2, 8, 9), strict=True)]
+        gradients[0], gradients[3] = moe_backward_add(*routed, needed[0], needed[3], *sums)
     else:
         parameters = needed[1] or needed[2] or needed[8] or needed[9]
         given = (None,) * 6

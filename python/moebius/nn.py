@@ -91,7 +91,6 @@ class MoE(nn.Module):
         self.bias13 = parameter(n_experts, rows) if bias else None
         self.bias2 = parameter(n_experts, hidden) if bias else None
         self.grad_dtype = grad_dtype
-        self._sums: tuple[torch.Tensor | None, ...] = (None,) * 4
         self.reset_parameters()
         if grad_dtype is not None:
             self._set_grad_dtype(grad_dtype)
@@ -101,7 +100,7 @@ class MoE(nn.Module):
             raise ValueError(f"MoE: grad_dtype is {dtype}; it must be torch.float32 or dtype's {self.w13.dtype}")
         if not hasattr(self.w13, "grad_dtype"):
             raise ValueError("MoE: grad_dtype is given; it needs PyTorch 2.10 or newer (or use keep_main_grads)")
-        for parameter in (self.w13, self.w2, self.bias13, self.bias2):
+        for parameter in self._of_experts():
             if parameter is not None:
                 parameter.grad_dtype = dtype
 
@@ -125,19 +124,29 @@ class MoE(nn.Module):
         These are the parameters' main_grad (Megatron's name), zeros at first; grad stays None. Call it when the module
         has its final device and dtype. The router's gradient goes to grad as ever.
         """
-        sums: list[torch.Tensor | None] = []
         parameter: Any
-        for parameter in (self.w13, self.w2, self.bias13, self.bias2):
+        for parameter in self._of_experts():
             if parameter is not None:
                 parameter.main_grad = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-            sums.append(None if parameter is None else parameter.main_grad)
-        self._sums = tuple(sums)
 
     def zero_main_grads(self) -> None:
         """After an optimizer's step, as zero_grad()."""
-        for total in self._sums:
+        for total in self._main_grads():
             if total is not None:
                 total.zero_()
+
+    def _of_experts(self) -> tuple[nn.Parameter | None, ...]:
+        return self.w13, self.w2, self.bias13, self.bias2
+
+    def _main_grads(self) -> tuple[torch.Tensor | None, ...]:
+        parameters = self._of_experts()
+        sums = tuple(getattr(parameter, "main_grad", None) for parameter in parameters)
+        n_sums, n_parameters = (len(sequence) - sequence.count(None) for sequence in (sums, parameters))
+        if n_sums not in (0, n_parameters):
+            raise ValueError(
+                "MoE: some of w13, w2 and their biases have a main_grad and some have none; give it to all"
+            )
+        return sums
 
     def _choose(
         self, logits: torch.Tensor, ids: torch.Tensor | None
@@ -161,14 +170,14 @@ class MoE(nn.Module):
         ids: choices [..., K] in place of the router's (routing replay), any K up to 32, each expert once a token, -1 for
         no choice. Their weights come from the router's logits.
         """
-        x, w13, w2, bias13, bias2 = autocast(x, self.w13, self.w2, self.bias13, self.bias2)
+        x, w13, w2, bias13, bias2 = autocast(x, *self._of_experts())
         rows = x.reshape(-1, x.shape[-1]).contiguous()
         logits = router_gemm(rows, self.router)
         weights, chosen, before, rounded = self._choose(logits, ids)
         if torch.is_grad_enabled() and has_gradient((rows, weights, w13, w2, bias13, bias2)):
             terms = (self.activation, bias13, bias2, None, None, "tf32", self.recompute)
             routed = (rows, w13, w2, weights, chosen, 0, self.n_experts)
-            out, _ = _torch.train_moe(*routed, *terms, grad_dtype=self.grad_dtype, sums=self._sums)
+            out, _ = _torch.train_moe(*routed, *terms, grad_dtype=self.grad_dtype, sums=self._main_grads())
         else:
             out = moe(rows, w13, w2, weights, chosen, activation=self.activation, bias13=bias13, bias2=bias2)
         out = out.reshape(x.shape)

@@ -197,6 +197,48 @@ def test_gradient_accumulation():
     torch.testing.assert_close(module.w13.main_grad, one, rtol=1e-6, atol=1e-6)
 
 
+def test_a_copy_has_sums_of_its_own_or_none():
+    module, x = make(), tokens()
+    module.keep_main_grads()
+    other = copy.deepcopy(module)
+    other(x).square().sum().backward()
+    assert (module.w13.main_grad == 0).all() and module.w13.grad is None
+    gradient = getattr(other.w13, "main_grad", other.w13.grad)
+    assert (gradient != 0).any()
+
+
+def test_sums_of_some_parameters():
+    module, x = make(), tokens()
+    module.keep_main_grads()
+    module.w2.requires_grad_(False)
+    module(x).square().sum().backward()
+    assert (module.w13.main_grad != 0).any() and (module.w2.main_grad == 0).all()
+    module.router.requires_grad_(False)
+    module(x).square().sum().backward()  # neither of x nor of the router
+    del module.w2.main_grad
+    with pytest.raises(ValueError, match="some of w13, w2 and their biases have a main_grad and some have none"):
+        module(x)
+
+
+def test_fully_sharded(tmp_path):
+    """FSDP2 gathers plain tensors for the forward and the backward, and shards the gradients."""
+    distributed = pytest.importorskip("torch.distributed")
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    if not distributed.is_available() or not hasattr(fsdp, "fully_shard"):
+        pytest.skip("needs torch.distributed with FSDP2")
+    module, x = make(bias=True), tokens()
+    sharded = copy.deepcopy(module)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        fsdp.fully_shard(sharded, mesh=distributed.device_mesh.init_device_mesh("cpu", (1,)))
+        module(x).square().sum().backward()
+        sharded(x).square().sum().backward()
+        for name, value in gradients(module).items():
+            assert (sharded.get_parameter(name).grad.full_tensor() == value).all()
+    finally:
+        distributed.destroy_process_group()
+
+
 @pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="needs PyTorch 2.10")
 def test_gradients_in_float32():
     narrow, x = make(dtype=torch.bfloat16), tokens(dtype=torch.bfloat16)
@@ -386,3 +428,5 @@ def test_the_functions_of_training_are_those_of_numpy():
         assert (one.numpy() == other).all()
     none = training.moe_backward(x, *parameters, weights, ids, out, parameters=False)
     assert none.dw13 is None and none.dbias2 is None and none.dx is not None
+    nothing = training.moe_backward(x, *parameters, weights, ids, out, dx=False, dweights=False, parameters=False)
+    assert nothing == (None,) * 6

@@ -7,7 +7,7 @@ import pytest
 import moebius
 from moebius import training
 
-T, H, I, E, K = 7, 12, 10, 5, 2
+T, H, I, E, K = 5, 8, 6, 4, 2
 ACTIVATIONS = [*reference.GATED, "silu", "gelu", "relu", "relu2"]
 
 
@@ -131,9 +131,9 @@ def test_bad_arguments():
     a = layer()
     weights, ids = moebius.route(a["logits"], K)
     routed = (a["x"], a["w13"], a["w2"], weights, ids)
-    with pytest.raises(ValueError, match=r"moe_backward: d_out has shape \(7, 11\); it must be \(7, 12\)"):
+    with pytest.raises(ValueError, match=r"moe_backward: d_out has shape \(5, 7\); it must be \(5, 8\)"):
         training.moe_backward(*routed, a["d_out"][:, :-1].copy())
-    with pytest.raises(ValueError, match=r"moe_backward: p has shape \(7, 12\); it must be \(14, 20\)"):
+    with pytest.raises(ValueError, match=r"moe_backward: p has shape \(5, 8\); it must be \(10, 12\)"):
         training.moe_backward(*routed, a["d_out"], p=a["x"])
     with pytest.raises(TypeError, match="moe_backward: grad_dtype has dtype float16; it must be float32"):
         training.moe_backward(*routed, a["d_out"], grad_dtype="float16")
@@ -143,7 +143,7 @@ def test_bad_arguments():
         training.moe(*routed, activation="none")
     with pytest.raises(ValueError, match="token_rounding: rounding is 'odd'; it must be one of 'none', 'nearest'"):
         training.token_rounding(a["logits"], ids, rounding="odd")
-    with pytest.raises(ValueError, match=r"token_rounding: max_choices is 1; it must be in \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"token_rounding: max_choices is 1; it must be in \[2, 4\]"):
         training.token_rounding(a["logits"], ids, max_choices=1)
     with pytest.raises(moebius.Error, match="ids of token 0 have expert 1 twice"):
         training.token_rounding(a["logits"], numpy.ones_like(ids))

@@ -12,6 +12,7 @@
 #include "cli/line_reader.h"
 #include "cli/options.h"
 #include "cli/output.h"
+#include "server/offline.h"
 
 /* Every line of OUT begins with this; what is torn is the beginning of such a line. */
 static const char ANSWER_BEGINS[] = "{\"id\": \"batch_req_";
@@ -145,10 +146,19 @@ static int is_blank(const char *line, size_t length) {
     return line != NULL;
 }
 
+/* The JSON of a line of IN, within the bounds that the server's requests have; NULL: error.text says why not. */
+static json_t *load_request(const char *line, size_t length, json_error_t *error) {
+    *error = (json_error_t){.text = "the line is too long"};
+    if (line == NULL || server_offline_check(line, length, error->text, sizeof error->text) != 0)
+        return NULL;
+    return json_loadb(line, length, 0, error);
+}
+
 /* The state of a line of IN; `seen`: the custom_ids of the lines before. -1: no memory. */
 static int find_state(const char *line, size_t length, size_t number, const key_set *answered,
                       key_set *seen) {
-    json_t *request = line != NULL ? json_loadb(line, length, 0, NULL) : NULL;
+    json_error_t error;
+    json_t *request = load_request(line, length, &error);
     const char *custom_id = json_string_value(json_object_get(request, "custom_id"));
     key name = custom_id != NULL ? key_of_id(custom_id) : key_of_number(number);
     int is_new = custom_id != NULL ? add_key(seen, name) : 1;
@@ -235,9 +245,9 @@ static const char *need_string(batch_request *request, const char *field) {
 
 void batch_request_read(batch_request *request, const char *line, size_t length, size_t number,
                         batch_line_state state) {
-    json_error_t error = {.text = "the line is too long"};
+    json_error_t error;
     skip_mark(&line, &length, number);
-    *request = (batch_request){.document = line != NULL ? json_loadb(line, length, 0, &error) : NULL};
+    *request = (batch_request){.document = load_request(line, length, &error)};
     if (request->document == NULL && (json_error_code(&error) == json_error_null_character ||
                                       json_error_code(&error) == json_error_null_byte_in_key))
         refuse(request, "invalid_json_line",

@@ -46,21 +46,25 @@ static extent measure(const char *bytes, size_t n_bytes) {
     return found;
 }
 
+int server_json_check_extent(const char *bytes, size_t n_bytes, server_problem *problem) {
+    const extent found = measure(bytes, n_bytes);
+    if (found.deepest > SERVER_JSON_DEPTH)
+        return server_refuse(problem, 400, NULL, "the JSON is nested deeper than %d levels",
+                             SERVER_JSON_DEPTH);
+    if (found.weight > MAX_WEIGHT)
+        return server_refuse(problem, 413, NULL,
+                             "the JSON has too many values; send several smaller requests");
+    return 0;
+}
+
 json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *problem) {
     json_error_t error;
     if (n_bytes == 0) {
         server_refuse(problem, 400, NULL, "the request has no body; send a JSON object");
         return NULL;
     }
-    const extent found = measure(bytes, n_bytes);
-    if (found.deepest > SERVER_JSON_DEPTH) {
-        server_refuse(problem, 400, NULL, "the JSON is nested deeper than %d levels", SERVER_JSON_DEPTH);
+    if (server_json_check_extent(bytes, n_bytes, problem) != 0)
         return NULL;
-    }
-    if (found.weight > MAX_WEIGHT) {
-        server_refuse(problem, 413, NULL, "the JSON has too many values; send several smaller requests");
-        return NULL;
-    }
     json_t *root = json_loadb(bytes, n_bytes, JSON_DECODE_ANY, &error);
     if (root == NULL && json_error_code(&error) == json_error_out_of_memory) {
         server_refuse(problem, 503, NULL, "no memory for the request's JSON of %zu bytes", n_bytes);

@@ -12,10 +12,13 @@
 
 enum { SERVER_JSON_DEPTH = 100 };
 
-/* The document, an object; NULL with a problem when the bytes are not JSON, not UTF-8, no object, or nested
- * deeper than SERVER_JSON_DEPTH, or when its values would take hundreds of megabytes. Both are counted
- * before jansson sees the text, because jansson recurses, and takes a hundred bytes for one of "{},{},{}".
- * A NUL in a string is refused. Free with json_decref. */
+/* To be asked before jansson sees a text that anybody may have written: jansson recurses, and takes a hundred bytes
+ * for one of "{},{},{}". Returns -1 with a problem when the text is nested deeper than SERVER_JSON_DEPTH, or its
+ * values would take hundreds of megabytes; else 0. The text need not be JSON. */
+int server_json_check_extent(const char *bytes, size_t n_bytes, server_problem *problem);
+
+/* The document, an object; NULL with a problem when the bytes are not JSON, not UTF-8, no object, or larger than
+ * server_json_check_extent allows. A NUL in a string is refused. Free with json_decref. */
 json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *problem);
 
 /* The value of a field; NULL when it is absent or null. */

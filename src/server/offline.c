@@ -1,6 +1,7 @@
 #include "server/offline.h"
 
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -43,6 +44,14 @@ void server_offline_close(server_offline *offline) {
         return;
     server_engine_close(&offline->engine);
     mb_free(offline);
+}
+
+int server_offline_check(const char *json, size_t n_bytes, char *sentence, size_t capacity) {
+    server_problem problem = {0};
+    int status = server_json_check_extent(json, n_bytes, &problem);
+    if (status != 0)
+        snprintf(sentence, capacity, "%s", problem.message);
+    return status;
 }
 
 void server_offline_get_stats(server_offline *offline, mb_session_stats *stats) {

@@ -36,6 +36,10 @@ typedef void (*server_offline_fn)(void *user, int status, char *body, size_t n_b
 void server_offline_answer(server_offline *offline, const char *url, const json_t *body,
                            server_offline_fn done, void *user);
 
+/* Whether a text has the bounds of the server's requests, in depth and number of values; to be asked before it is
+ * parsed. Returns 0, or -1 with a sentence. */
+int server_offline_check(const char *json, size_t n_bytes, char *sentence, size_t capacity);
+
 void server_offline_get_stats(server_offline *offline, mb_session_stats *stats);
 
 #endif

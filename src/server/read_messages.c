@@ -126,14 +126,17 @@ static int add_messages(server_translation *t, const json_t *body) {
     if (json_array_size(messages) == 0)
         return server_refuse(t->problem, 400, "messages",
                              "messages is missing or empty; send at least one message");
+    t->origin = "system";
     if (system != NULL &&
         add_texts(t, system, "system", server_array_of(t, server_add_message(t, "system"), "content")) != 0)
         return -1;
     for (size_t i = 0; i < json_array_size(messages); i++) {
         snprintf(path, sizeof path, "messages[%zu]", i);
+        t->origin = path;
         if (add_message(t, json_array_get(messages, i), path) != 0)
             return -1;
     }
+    t->origin = NULL;
     if (server_last_message(t, "assistant") != NULL)
         return server_refuse(
             t->problem, 400, "messages",
@@ -252,12 +255,18 @@ static int translate(server_translation *t, const json_t *body) {
 
 int server_read_messages(const server_reading *reading, const json_t *body, server_generation *generation,
                          server_problem *problem) {
+    const server_renaming names[] = {{"stop", "stop_sequences"},
+                                     {"function.name", "name"},
+                                     {"function.parameters", "input_schema"},
+                                     {"response_format", server_json_get(body, "output_format") != NULL
+                                                             ? "output_format"
+                                                             : "output_config.format"}};
     server_translation translation;
     server_json_warn_unknown(body, fields);
     server_translation_open(&translation, problem);
     int status = translate(&translation, body);
-    if (status == 0)
-        status = server_read_chat(reading, translation.body, generation, problem);
+    if (status == 0 && (status = server_read_chat(reading, translation.body, generation, problem)) != 0)
+        server_translation_rename(&translation, names, sizeof names / sizeof *names);
     server_translation_close(&translation);
     return status;
 }

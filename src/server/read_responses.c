@@ -117,8 +117,10 @@ static int add_input(server_translation *t, const json_t *body) {
     char path[32];
     if (server_json_string(body, "instructions", t->problem, &instructions) != 0)
         return -1;
+    t->origin = "instructions";
     if (instructions != NULL)
         server_put(t, server_add_message(t, "system"), "content", server_string(instructions));
+    t->origin = "input";
     if (json_is_string(input)) {
         server_put(t, server_add_message(t, "user"), "content", json_incref((json_t *)input));
         return 0;
@@ -128,9 +130,11 @@ static int add_input(server_translation *t, const json_t *body) {
                              "input is missing, empty or neither a string nor an array of items");
     for (size_t i = 0; i < json_array_size(input); i++) {
         snprintf(path, sizeof path, "input[%zu]", i);
+        t->origin = path;
         if (add_item(t, json_array_get(input, i), path) != 0)
             return -1;
     }
+    t->origin = NULL;
     return 0;
 }
 
@@ -279,24 +283,19 @@ static int keep_echo(const json_t *body, server_generation *generation, server_p
     return 0;
 }
 
-/* A problem of the chat is one of a field that has another name here. */
-static void rename_field(server_problem *problem) {
-    static const char *const names[][2] = {
-        {"max_tokens", "max_output_tokens"}, {"messages", "input"}, {"response_format", "text.format"}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (strcmp(problem->field, names[i][0]) == 0)
-            snprintf(problem->field, sizeof problem->field, "%s", names[i][1]);
-}
-
 int server_read_responses(const server_reading *reading, const json_t *body, server_generation *generation,
                           server_problem *problem) {
+    static const server_renaming names[] = {{"max_tokens", "max_output_tokens"},
+                                            {"messages", "input"},
+                                            {"function.name", "name"},
+                                            {"function.parameters", "parameters"},
+                                            {"response_format", "text.format"}};
     server_translation translation;
     server_json_warn_unknown(body, fields);
     server_translation_open(&translation, problem);
     int status = translate(&translation, body);
-    if (status == 0)
-        status = server_read_chat(reading, translation.body, generation, problem);
+    if (status == 0 && (status = server_read_chat(reading, translation.body, generation, problem)) != 0)
+        server_translation_rename(&translation, names, sizeof names / sizeof *names);
     server_translation_close(&translation);
-    rename_field(problem);
     return status == 0 ? keep_echo(body, generation, problem) : status;
 }

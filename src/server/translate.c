@@ -1,17 +1,23 @@
 #include "server/translate.h"
 
+#include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 void server_translation_open(server_translation *translation, server_problem *problem) {
-    *translation = (server_translation){
-        .body = json_object(), .messages = json_array(), .tools = json_array(), .problem = problem};
+    *translation = (server_translation){.body = json_object(),
+                                        .messages = json_array(),
+                                        .tools = json_array(),
+                                        .origins = json_array(),
+                                        .problem = problem};
 }
 
 void server_translation_close(server_translation *translation) {
     json_decref(translation->body);
     json_decref(translation->messages);
     json_decref(translation->tools);
+    json_decref(translation->origins);
 }
 
 int server_translation_finish(server_translation *translation) {
@@ -27,6 +33,55 @@ int server_translation_finish(server_translation *translation) {
     if (translation->failed)
         server_refuse(translation->problem, 503, NULL, "no memory for the request");
     return translation->problem->status != 0 ? -1 : 0;
+}
+
+/* "messages[2]" is the origin of the third message. Returns the bytes read, 0: there is none. */
+static size_t read_origin(const server_translation *translation, const char *text, const char **origin) {
+    char *end;
+    if (strncmp(text, "messages[", 9) != 0)
+        return 0;
+    unsigned long i = strtoul(text + 9, &end, 10);
+    *origin = json_string_value(json_array_get(translation->origins, i));
+    return *origin != NULL && *end == ']' ? (size_t)(end + 1 - text) : 0;
+}
+
+static int is_in_name(char c) {
+    return isalnum((unsigned char)c) || c == '_' || c == '"';
+}
+
+/* Copies a sentence or the path of a field. Words of common English are names only where they begin it. */
+static void rename_in(const server_translation *translation, const server_renaming *names, size_t n_names,
+                      char *text, size_t capacity) {
+    char made[sizeof translation->problem->message];
+    size_t n = 0;
+    for (const char *at = text; *at != '\0' && n + 1 < sizeof made;) {
+        const char *name = NULL;
+        size_t n_read = 0;
+        if (at == text || !is_in_name(at[-1]))
+            n_read = read_origin(translation, at, &name);
+        for (size_t i = 0; i < n_names && n_read == 0 && (at == text || !is_in_name(at[-1])); i++) {
+            size_t length = strlen(names[i].chat);
+            if (strncmp(at, names[i].chat, length) == 0 && !is_in_name(at[length]) &&
+                (at == text || strpbrk(names[i].chat, "_.") != NULL)) {
+                name = names[i].here;
+                n_read = length;
+            }
+        }
+        if (n_read > 0)
+            n += (size_t)snprintf(made + n, sizeof made - n, "%s", name);
+        else
+            made[n++] = *at;
+        at += n_read > 0 ? n_read : 1;
+    }
+    made[n < sizeof made ? n : sizeof made - 1] = '\0';
+    snprintf(text, capacity, "%s", made);
+}
+
+void server_translation_rename(server_translation *translation, const server_renaming *names,
+                               size_t n_names) {
+    server_problem *problem = translation->problem;
+    rename_in(translation, names, n_names, problem->field, sizeof problem->field);
+    rename_in(translation, names, n_names, problem->message, sizeof problem->message);
 }
 
 void server_put(server_translation *translation, json_t *object, const char *field, json_t *value) {
@@ -52,6 +107,8 @@ json_t *server_add_message(server_translation *translation, const char *role) {
     json_t *message = json_object();
     server_put(translation, message, "role", server_string(role));
     server_append(translation, translation->messages, message);
+    server_append(translation, translation->origins,
+                  translation->origin != NULL ? server_string(translation->origin) : json_null());
     return message;
 }
 

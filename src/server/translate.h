@@ -9,6 +9,8 @@
 
 typedef struct server_translation {
     json_t *body, *messages, *tools; /* the latter are part of the body once it is complete */
+    json_t *origins;                 /* of each message: the field of the request that it was made of */
+    const char *origin;              /* of the messages that are added now; NULL: the whole conversation */
     int failed;                      /* memory ran out */
     server_problem *problem;
 } server_translation;
@@ -17,6 +19,15 @@ void server_translation_open(server_translation *translation, server_problem *pr
 void server_translation_close(server_translation *translation);
 /* Puts messages and tools into the body. Returns 0, or -1 with a problem. */
 int server_translation_finish(server_translation *translation);
+
+/* A name of the chat API, and what the request's API calls the same. */
+typedef struct server_renaming {
+    const char *chat, *here;
+} server_renaming;
+
+/* What read_chat.c says of the body that was made is put into the words of the request: messages by their origins,
+ * other fields by the names. */
+void server_translation_rename(server_translation *translation, const server_renaming *names, size_t n_names);
 
 /* Both take `value` over. Values and targets that are NULL for lack of memory are noted. */
 void server_put(server_translation *translation, json_t *object, const char *field, json_t *value);

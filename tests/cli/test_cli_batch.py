@@ -108,6 +108,9 @@ BAD = [
     (line("cut", {}, method="a" + "é" * 100), "cut", "invalid_method", 'method is "aéé'),
     ({"custom_id": "half", "method": "POST", "url": "/v1/completions"}, "half", "missing_required_parameter", "body must be"),
     (line("list", []), "list", "invalid_type", "body must be"),
+    # The bounds of the server's requests: jansson recurses, and takes a hundred bytes for a value of two.
+    ('{"custom_id": "deep", "body": ' + "[" * 100 + "]" * 100 + "}\n", None, "invalid_json_line", "line {} is no JSON object: the JSON is nested deeper than 100"),
+    ('{"custom_id": "many", "body": [' + "{}," * 500000 + "1]}\n", None, "invalid_json_line", "line {} is no JSON object: the JSON has too many values"),
     ("x" * (65 << 20) + "\n", None, "invalid_json_line", "line {} is no JSON object: the line is too long"),
 ]
 REFUSED = [

@@ -199,6 +199,10 @@ USER = [{"role": "user", "content": "x"}]
         ({"messages": USER, "thinking": {"type": "x"}}, "thinking.type"),
         ({"messages": USER, "temperature": -1}, "temperature is -1"),
         ({"messages": USER, "max_tokens": 0}, "max_tokens"),
+        ({"messages": USER, "stop_sequences": ["a"] * 10000}, "stop_sequences has 10000"),
+        ({"messages": USER, "output_config": {"format": {"type": "yaml"}}}, "output_config.format has the type"),
+        ({"messages": USER, "output_format": {"type": "yaml"}}, "output_format has the type"),
+        ({"messages": USER, "tools": [{"name": "", "input_schema": {}}]}, "tools[0].name is not a text"),
     ],
 )  # fmt: skip
 def test_what_is_refused(server, fields, sentence):

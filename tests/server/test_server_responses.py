@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import openai
@@ -149,8 +150,13 @@ def test_a_form(server, stream):
         ({"input": "x", "max_output_tokens": 10**6}, "max_output_tokens"),
         ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x", "text": {"format": {"type": "yaml"}}}, "text.format"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}], "instructions": "x"}, "input[0].content"),
+        ({"input": "word " * 3000}, "input"),
+        ({"input": "x", "tools": [{"type": "function", "name": ""}]}, "tools"),
     ],
 )
 def test_what_is_refused(server, fields, field):
     reply = server.post("/v1/responses", {"model": "demo", **fields})
     assert reply.status == 400 and reply.error()["param"] == field, reply.body
+    sentence = reply.error()["message"]  # in the words of this API, not of the chat's
+    assert not re.search(r"\b(messages|max_tokens|response_format|tools\[\d+\]\.function)\b", sentence), sentence

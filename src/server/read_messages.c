@@ -89,8 +89,8 @@ static int add_block(server_translation *t, const json_t *block, const char *pat
     if (text != NULL)
         return add_texts(t, json_object_get(block, "text"), path, server_array_of(t, *message, "content"));
     return server_refuse(t->problem, 400, path,
-                         "%s has the type \"%.40s\", which an %s message cannot have here", path, type,
-                         is_assistant ? "assistant's" : "user's");
+                         "%s has the type \"%.40s\", which %s message cannot have here", path, type,
+                         is_assistant ? "an assistant's" : "a user's");
 }
 
 static int add_message(server_translation *t, const json_t *given, const char *path) {

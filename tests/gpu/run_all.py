@@ -57,7 +57,7 @@ def stages(given, scratch):
         Stage("bits_check_slice", script("bits_check", "--model", scratch / "slice", *small), 20, 400, ("numpy",)),
         Stage(
             "hf_check_demo",
-            script("hf_check", "--only", "demo", *(["--rows", 8] if on_cpu else [])),
+            script("hf_check", "--only", "demo", *(["--rows", 12] if on_cpu else [])),
             30,
             400,
             ("torch", "transformers", "safetensors"),
@@ -136,10 +136,10 @@ def why_left_out(stage, left):
 
 
 def with_minutes(stage, left, n_left):
-    """Traffic gets its share of what is left, less 10 s for its last round."""
+    """Traffic gets its share of what is left, less 20 s to start and to end."""
     if not stage.name.startswith("traffic"):
         return stage
-    seconds = min(TRAFFIC_MOST, left / n_left) - 10
+    seconds = min(TRAFFIC_MOST, left / n_left) - 20
     return dataclasses.replace(stage, command=[*stage.command, "--minutes", f"{seconds / 60:.2f}"])
 
 

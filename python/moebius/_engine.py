@@ -81,7 +81,7 @@ class _Run:
         with self._session.using():
             tokens, state = self._session.read(self._id)
             if state == "failed":
-                raise self._session.step_failure or Error("MB_ERR_NUMERIC", "the answer failed: its logits held NaN")
+                raise self._session.failure_of(self._id)
             if state not in ("waiting", "running"):
                 self.finish_reason = state
             if tokens:

@@ -186,6 +186,7 @@ _WITH_STATUS = {
     "mb_submit": [c_void_p, POINTER(Request), POINTER(c_uint64)],
     "mb_step": [c_void_p, POINTER(c_int)],
     "mb_read": [c_void_p, c_uint64, POINTER(Token), c_size_t, POINTER(c_size_t), POINTER(c_int)],
+    "mb_get_failure": [c_void_p, c_uint64],
     "mb_get_usage": [c_void_p, c_uint64, POINTER(Usage)],
     "mb_release": [c_void_p, c_uint64],
     "mb_grammar_open": [c_void_p, c_int, c_char_p, c_size_t, POINTER(c_void_p)],

@@ -48,7 +48,6 @@ class Session:
         self._closing = self._has_work = False
         self._n_users = 0
         self.n_steps = 0
-        self.step_failure: Error | None = None
         self._answer_formats: c.AnswerFormats | None = None
         self._thread = threading.Thread(target=self._step, name="moebius-step", daemon=True)
         self._thread.start()
@@ -107,11 +106,9 @@ class Session:
                 if self._closing:
                     break
                 self._has_work = False  # what is submitted from here on sets the mark again
-            status = LIBRARY.mb_step(self._session, byref(n_unfinished))
-            step_failure = failure(status) if status != c.OK else None
+            LIBRARY.mb_step(self._session, byref(n_unfinished))  # a failure is told by the sequences that it ended
             with self._changed:
                 self._has_work |= n_unfinished.value > 0
-                self.step_failure = step_failure or self.step_failure
                 self.n_steps += 1
                 self._changed.notify_all()
         with self._changed:
@@ -151,6 +148,10 @@ class Session:
             c.check(LIBRARY.mb_answer_formats_of(self.model, byref(formats)))
             self._answer_formats = formats
         return self._answer_formats
+
+    def failure_of(self, id: int) -> Error:
+        """Why a sequence is in the state "failed"."""
+        return failure(LIBRARY.mb_get_failure(self._session, id))
 
     def count_cached(self, id: int) -> int:
         """The tokens of a sequence's prompt that the prefix cache had."""

@@ -121,6 +121,12 @@ def test_a_failure_among_others_ends_the_others(engine):
     assert engine.generate([5], max_new_tokens=1, ignore_eos=True).ids  # and leaves room
 
 
+def test_an_answer_that_may_have_no_token_says_so(engine):
+    with pytest.raises(Error, match="the request forbids every token: all are banned"):
+        engine.generate("Hi", max_new_tokens=3, min_new_tokens=1, stop_ids=list(range(640)))
+    assert engine.generate("Hi", max_new_tokens=1).ids
+
+
 def test_a_model_that_cannot_be_opened(tmp_path):
     with pytest.raises(Error, match="no such directory") as caught:
         Engine(tmp_path / "nothing" / "here")

@@ -93,10 +93,8 @@ class Prompts:
 
 
 def demo_prompts(n_rows):
-    """Conversations by themselves, and joined up to the model's 2048 positions."""
-    every = demo_conversations(max(1, 2000 // n_rows))
-    joined = [id for ids in every for id in ids]
-    return Prompts(every + [joined[i : i + 2000] for i in range(0, len(joined) - 2000, 10000)], 20000)
+    """Conversations of the kind that the model was trained on."""
+    return Prompts(demo_conversations(max(1, 2000 // n_rows)), 20000)
 
 
 def slice_prompts(vocab, device):

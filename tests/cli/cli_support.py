@@ -29,7 +29,8 @@ class Terminal:
         self.bytes = b""
         pid, self.master = pty.fork()
         if pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it
             os.chdir(ROOT)
             os.environ.pop("NO_COLOR", None)
             os.environ.update({"TERM": "xterm", "HOME": "/nonexistent", **(environment or {})})

@@ -22,6 +22,8 @@ class ScriptedServer:
         self.html, self.policy = (folder / "page.html").read_bytes(), (folder / "page.csp").read_text()
         self.answer, self.requests, self.gone, self.key = [], [], 0, None
         self.models, self.closed = ["demo"], False
+        self.models_known = threading.Event()  # until then the list of models does not come
+        self.models_known.set()
         self.counters = {"generation_tokens_total": 0, "prompt_tokens_total": 0, "prefix_cache_queries_total": 0,
                          "prefix_cache_hits_total": 0, "time_to_first_token_seconds_sum": 0,
                          "time_to_first_token_seconds_count": 0, "inter_token_latency_seconds_sum": 0,
@@ -83,6 +85,7 @@ class ScriptedServer:
         elif self.refused(handler):
             return
         elif handler.path == "/v1/models":
+            self.models_known.wait(60)
             self.reply(handler, 200, {"object": "list", "data": [{"id": m, "object": "model"} for m in self.models]})
         elif handler.path == "/metrics" and self.counters:
             text = "".join(f'vllm:{k}{{model_name="demo",engine="0"}} {v}\n' for k, v in self.counters.items())

@@ -44,6 +44,17 @@ def test_an_answer_streams(window, server, picture):
     assert not {"temperature", "top_p", "top_k", "max_tokens", "seed", "tools"} & body.keys()
 
 
+def test_a_message_before_the_models_are_known_names_its_model(window, server):
+    server.answer = [["Hello"]]
+    server.models_known.clear()
+    page = window()
+    ask(page, "Hi")
+    page.until("document.body.classList.contains('running')")
+    server.models_known.set()
+    is_answered(page)
+    assert page.js(ANSWER) == "Hello" and server.requests[0]["model"] == "demo"
+
+
 def test_stop_keeps_what_was_said_and_leaves_the_server(window, server, picture):
     for stop in (lambda page: page.click("#stop"), lambda page: page.key("Escape")):
         server.answer, server.gone = [["A first part", threading.Event()]], 0

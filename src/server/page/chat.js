@@ -6,7 +6,7 @@ class Chat {
   /* `changed` is called when the list of conversations should be drawn anew. */
   constructor(settings, model, changed) {
     this.settings = settings;
-    this.model = model; // () -> name
+    this.model = model; // () -> promise of a name
     this.changed = changed;
     this.views = new Map(); // message -> MessageView, of the conversation shown
     this.run = null;        // {conversation, message, controller}
@@ -130,7 +130,7 @@ class Chat {
     this.changed();
     announce("Answering");
     try {
-      await this.read(run, requestBody(this.model(), before, this.settings()));
+      await this.read(run, requestBody(await this.model(), before, this.settings()));
     } catch (error) {
       if (error.name === "AbortError") message.note = "Stopped.";
       else message.error = error instanceof ServerError ? error.message : "The server's answer could not be read: " + error.message;

@@ -3,8 +3,9 @@
 let settings = loadSettings();
 let conversations = loadConversations();
 let models = [];
+let modelsAsked; // settled when the first list of models has come, or failed
 
-const chat = new Chat(() => settings, () => byId("model").value || (models[0] || {}).id || "default", drawList);
+const chat = new Chat(() => settings, chosenModel, drawList);
 
 /* ---- The list of conversations */
 
@@ -103,6 +104,12 @@ async function findModels() {
     if (error.status === 401) askKey();
     else setTimeout(findModels, 3000);
   }
+}
+
+/* A message may be sent before the list of models is here. */
+async function chosenModel() {
+  await modelsAsked;
+  return byId("model").value || (models[0] || {}).id || "default";
 }
 
 function askKey() {
@@ -269,7 +276,7 @@ chat.show(conversations.find((c) => c.id === readItem("shown")) || newConversati
 drawList();
 fillSettings();
 layOut();
-findModels();
+modelsAsked = findModels();
 byId("prompt").value = readItem("draft") || "";
 growField(byId("prompt"));
 if (!isDrawer("list")) byId("prompt").focus();

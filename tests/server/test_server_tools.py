@@ -174,7 +174,8 @@ def test_a_broken_call_is_content(parrot):
     assert (answer.content, answer.calls, answer.finish) == (SCRIPTS["broken"], [], "stop")
     answer = ask(parrot, "broken", True, tools=TOOLS)
     assert (answer.content, answer.finish) == (SCRIPTS["broken"], "stop")
-    assert [arguments for _, _, arguments in answer.calls] == ['{"city": ']  # sent before it broke
+    # The beginning is sent before the call breaks, unless the break comes in the same step of the stream.
+    assert [arguments for _, _, arguments in answer.calls] in (['{"city": '], [])
 
 
 @both

@@ -25,7 +25,8 @@ typedef struct mb_attention_args {
     int32_t n_heads, n_kv_heads, head_dim; /* Hq a multiple of Hkv; D <= 512 */
     float scale;
     mb_dtype dtype, cache_dtype; /* dtype: MB_F32, MB_BF16 or MB_F16; cache_dtype: also MB_F8_E4M3 */
-    /* With MB_F8_E4M3: a cached value is its fp8 number times its kv head's scale. [Hkv] each; NULL: 1. */
+    /* With MB_F8_E4M3: a cached value is its fp8 number times its kv head's scale, above 0. [Hkv] each;
+     * NULL: 1. */
     const float *k_scale, *v_scale;
 } mb_attention_args;
 

@@ -138,6 +138,17 @@ void mb_attention_cases(mb_check *check) {
             for (int a = 0; a < 3; a++)
                 for (int c = 0; c < 4; c++)
                     check_case(check, &batches[i], shapes[j], dtypes[a], dtypes[c], c == 3 && j % 2);
+    /* Whole steps of 128 positions and spans of 256, tiles of 128 rows that are full and that are not: one
+     * type each, for the reference in fp64 is slow. */
+    static const batch long_ones[] = {
+        {1, {20}, {290}},
+        {3, {30, 1, 13}, {30, 270, 145}},
+    };
+    static const heads grouped[] = {{8, 1, 128}, {10, 2, 64}, {12, 1, 128}};
+    static const mb_dtype pairs[][2] = {{MB_BF16, MB_BF16}, {MB_BF16, MB_F8_E4M3}, {MB_F16, MB_F16}};
+    for (size_t i = 0; i < sizeof long_ones / sizeof long_ones[0]; i++)
+        for (size_t j = 0; j < sizeof grouped / sizeof grouped[0]; j++)
+            check_case(check, &long_ones[i], grouped[j], pairs[j][0], pairs[j][1], (int)(j == 1));
     static const heads widest = {2, 1, 512};
     check_case(check, &batches[4], widest, MB_F32, MB_F32, 0);
 }

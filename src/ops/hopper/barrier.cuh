@@ -47,6 +47,11 @@ static __device__ __forceinline__ void mb_named_barrier_sync(uint32_t id, uint32
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
+/* The same without waiting: for threads that only say they have come this far. */
+static __device__ __forceinline__ void mb_named_barrier_arrive(uint32_t id, uint32_t n_threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
+}
+
 /* Shared memory that this thread wrote is now seen by wgmma and the copy engine. */
 static __device__ __forceinline__ void mb_fence_async_shared(void) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -1,4 +1,4 @@
-/* fp8.cuh - conversion to OCP e4m3, saturating, two at a time. */
+/* fp8.cuh - conversion to OCP e4m3, saturating, and from it, two at a time. */
 #ifndef MB_OPS_HOPPER_FP8_CUH
 #define MB_OPS_HOPPER_FP8_CUH
 
@@ -9,6 +9,13 @@ static __device__ __forceinline__ uint32_t mb_to_e4m3x2(float low, float high) {
     uint16_t pair;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
     return pair;
+}
+
+/* Two numbers in fp16, exactly; the first one in the low half. NaN stays NaN. */
+static __device__ __forceinline__ uint32_t mb_from_e4m3x2(uint16_t pair) {
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
+    return halves;
 }
 
 #endif

@@ -44,6 +44,12 @@ static __device__ __forceinline__ uint4 mb_load_shared_16(uint32_t from_shared) 
     return value;
 }
 
+static __device__ __forceinline__ void mb_store_shared_16(uint32_t to_shared, uint4 value) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to_shared), "r"(value.x), "r"(value.y),
+                 "r"(value.z), "r"(value.w)
+                 : "memory");
+}
+
 static __device__ __forceinline__ void mb_store_shared_2(uint32_t to_shared, uint16_t value) {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(to_shared), "h"(value) : "memory");
 }

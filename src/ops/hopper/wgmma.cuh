@@ -39,6 +39,15 @@ static __device__ __forceinline__ uint64_t mb_wgmma_descriptor(uint32_t shared_a
     return (uint64_t)((shared_address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
+/* The same memory read across: its rows of 128 bytes are K, and 64 of B's N rows lie in one of them. Groups
+ * of eight of K are 1024 bytes apart, the next 64 of N panel_bytes further. The next 16 of K are 128 further
+ * in the low word. */
+static __device__ __forceinline__ uint64_t mb_wgmma_descriptor_across(uint32_t shared_address,
+                                                                      uint32_t panel_bytes) {
+    return (uint64_t)((shared_address & 0x3ffff) >> 4) | ((uint64_t)(panel_bytes >> 4) << 16) |
+           (64ull << 32) | (1ull << 62);
+}
+
 /* What is multiplied. */
 enum mb_wgmma_type { MB_WGMMA_BF16, MB_WGMMA_F16, MB_WGMMA_TF32, MB_WGMMA_E4M3 };
 
@@ -130,5 +139,35 @@ MB_WGMMA_TYPES(144, 72, 73)
 
 #undef MB_WGMMA_TYPES
 #undef MB_WGMMA
+
+/*
+ * sum = A B^T + (accumulate ? sum : 0), 16 of K, with A from registers and B read across
+ * (mb_wgmma_descriptor_across). Warp w, lane l hold of A's rows 16 w + l / 4 and + 8 the columns 2 (l % 4)
+ * and the next (a0, a1), and those + 8 (a2, a3). So an accumulator's sum[8 i .. 8 i + 7], packed in pairs,
+ * are a0 .. a3 of columns 16 i on.
+ */
+template <int type, int n>
+static __device__ __forceinline__ void mb_wgmma_across(float (&sum)[n / 2], uint32_t a0, uint32_t a1,
+                                                       uint32_t a2, uint32_t a3, uint64_t b, int accumulate);
+
+#define MB_WGMMA_ACROSS(type, n, types, a0_, a1_, a2_, a3_, b_, flag_)                                     \
+    template <>                                                                                            \
+    __device__ __forceinline__ void mb_wgmma_across<type, n>(float(&sum)[n / 2], uint32_t a0, uint32_t a1, \
+                                                             uint32_t a2, uint32_t a3, uint64_t b,         \
+                                                             int accumulate) {                             \
+        asm volatile("{\n"                                                                                 \
+                     ".reg .pred add;\n"                                                                   \
+                     "setp.ne.s32 add, %" #flag_ ", 0;\n"                                                  \
+                     "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." types " {" MB_NAMES_##n             \
+                     "}, {%" #a0_ ", %" #a1_ ", %" #a2_ ", %" #a3_ "}, %" #b_ ", add, 1, 1, 1;\n"          \
+                     "}"                                                                                   \
+                     : MB_SUMS_##n                                                                         \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(accumulate));                       \
+    }
+MB_WGMMA_ACROSS(MB_WGMMA_BF16, 64, "bf16.bf16", 32, 33, 34, 35, 36, 37)
+MB_WGMMA_ACROSS(MB_WGMMA_F16, 64, "f16.f16", 32, 33, 34, 35, 36, 37)
+MB_WGMMA_ACROSS(MB_WGMMA_BF16, 128, "bf16.bf16", 64, 65, 66, 67, 68, 69)
+MB_WGMMA_ACROSS(MB_WGMMA_F16, 128, "f16.f16", 64, 65, 66, 67, 68, 69)
+#undef MB_WGMMA_ACROSS
 
 #endif

@@ -5,10 +5,10 @@
 #include "ops/moe/experts/launch_sm90.h"
 
 #include "ops/hopper/launch.cuh"
+#include "ops/hopper/tensor_map.cuh"
 #include "ops/moe/experts/params.cuh"
 #include "ops/moe/experts/pick.h"
 
-#include <cuda.h>
 #include <float.h>
 #include <math.h>
 
@@ -36,26 +36,6 @@ static activation_shape shape_of(mb_activation activation) {
     }
 }
 
-typedef CUresult (*encode_function)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-                                    const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-                                    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-/* The driver's encoder, without linking the driver. Threads that ask at the same time find the same one. */
-static encode_function tensor_map_encoder(void) {
-    static void *encoder;
-    void *found = __atomic_load_n(&encoder, __ATOMIC_RELAXED);
-    if (found)
-        return (encode_function)found;
-    cudaDriverEntryPointQueryResult result;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
-                                         &result) != cudaSuccess ||
-        result != cudaDriverEntryPointSuccess)
-        return NULL;
-    __atomic_store_n(&encoder, found, __ATOMIC_RELAXED);
-    return (encode_function)found;
-}
-
 static CUtensorMapDataType map_type(mb_dtype dtype) {
     switch (dtype) {
     case MB_F32: /* rounded to the nearest tf32 on the way; wgmma alone would truncate */
@@ -72,7 +52,7 @@ static CUtensorMapDataType map_type(mb_dtype dtype) {
 /* Boxes of box_rows rows by 128 bytes of [count, rows, cols]. Dimensions: column, row in a group of eight,
  * gate or up, group, expert; so rows of gate and up come in turns of eight. */
 static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int gated, int box_rows) {
-    encode_function encode = tensor_map_encoder();
+    const mb_tensor_map_encode encode = mb_tensor_map_encoder();
     if (!encode)
         return mb_fail(MB_ERR_DEVICE,
                        "moe_experts: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");

@@ -1,0 +1,133 @@
+/* prefill.cuh - shared memory of prefill_sm90.cu, its rings and its producer. */
+#ifndef MB_OPS_ATTENTION_PREFILL_CUH
+#define MB_OPS_ATTENTION_PREFILL_CUH
+
+#include "ops/attention/rows.cuh"
+#include "ops/attention/softmax.cuh"
+#include "ops/hopper/launch.cuh"
+#include "ops/hopper/tma.cuh"
+
+enum { WARPGROUP = 128, N_CONSUMERS = 2, GROUP_ROWS = TILE_ROWS / N_CONSUMERS };
+enum { N_STAGES = 2, N_TILES = 2 }; /* of the rings */
+enum { N_THREADS = (N_CONSUMERS + 1) * WARPGROUP, PANEL_BYTES = 128, PANEL_DIMS = PANEL_BYTES / 2 };
+
+/* Named barriers: a turn of each consumer warpgroup, and each of them alone. */
+enum { TURN_BARRIER = 1, GROUP_BARRIER = TURN_BARRIER + N_CONSUMERS };
+
+typedef struct prefill_params {
+    mb_attention_args args;
+    CUtensorMap k, v;
+    uint32_t n_places, n_items; /* an item: a place and a kv head */
+    uint32_t *next_item;        /* NULL: CTAs take them in turns */
+} prefill_params;
+
+/* Matrices lie in panels of 64 dimensions: rows of 128 bytes, swizzled by 128 bytes. */
+template <int dim> struct shared_map {
+    unsigned char q[N_CONSUMERS][GROUP_ROWS * dim * 2];
+    unsigned char k[N_STAGES][STEP * dim * 2], v[N_STAGES][STEP * dim * 2];
+    /* The sums of former spans, each thread's own; at a tile's end the warp's 16 rows of the output. */
+    float4 former[N_CONSUMERS * WARPGROUP / 32][dim / 8][32];
+    uint64_t k_full[N_STAGES], k_empty[N_STAGES], v_full[N_STAGES], v_empty[N_STAGES];
+    uint64_t tile_full[N_TILES], tile_empty[N_TILES];
+    query_rows tiles[N_TILES]; /* sequence -1: there are no more */
+};
+
+/* Where a step is in its ring, or a tile in its: steps are counted on through all tiles of a CTA. */
+static __device__ __forceinline__ uint32_t stage_of(uint32_t count) {
+    static_assert(N_STAGES == 2 && N_TILES == 2, "one rule for both rings");
+    return count % 2;
+}
+static __device__ __forceinline__ uint32_t parity_of(uint32_t count) {
+    return count / 2 % 2;
+}
+
+/* ---- tiles */
+
+/* The CTA's next tile, from the last place on, where a sequence's rows are longest. Sequence -1: there are no
+ * more. round: in turns, how often the CTA has asked; the turns go forth and back. */
+static __device__ __forceinline__ query_rows next_tile(const prefill_params *p, uint32_t *round) {
+    query_rows tile;
+    for (;;) {
+        uint32_t item;
+        if (p->next_item) {
+            item = atomicAdd(p->next_item, 1);
+        } else {
+            const uint32_t i = (*round)++;
+            item = i * gridDim.x + (i % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+            if (i % 2 && item >= p->n_items) /* one of the last turn; the next is no more one of any */
+                continue;
+        }
+        if (item >= p->n_items) {
+            tile.sequence = -1;
+            return tile;
+        }
+        const uint32_t n_kv = (uint32_t)p->args.n_kv_heads;
+        if (tile_of_place(&p->args, (int32_t)(p->n_places - 1 - item / n_kv), (int32_t)(item % n_kv), &tile))
+            return tile;
+    }
+}
+
+/* rows: a warpgroup's; the tile begins that many warpgroups before. */
+static __device__ __forceinline__ int32_t count_steps(const query_rows *rows, int warpgroup) {
+    return (visible_to(rows, TILE_ROWS - 1 - warpgroup * GROUP_ROWS) + STEP - 1) / STEP;
+}
+
+/* ---- producer */
+
+/* The blocks of a step: dim / 64 boxes of each. A block that the sequence does not have is left out. */
+template <int dim>
+static __device__ __forceinline__ void load_step(unsigned char *to, const CUtensorMap *map, uint64_t *full,
+                                                 int32_t n_blocks,
+                                                 const int32_t (&row_of_block)[STEP_BLOCKS]) {
+    mb_mbarrier_arrive_expect(full, (uint32_t)n_blocks * BLOCK * dim * 2);
+#pragma unroll
+    for (int b = 0; b < STEP_BLOCKS; b++)
+        if (b < n_blocks)
+#pragma unroll
+            for (int panel = 0; panel < dim / PANEL_DIMS; panel++)
+                mb_tma_load_5d(to + (panel * STEP + b * BLOCK) * PANEL_BYTES, map, full, panel * PANEL_DIMS,
+                               0, 0, 0, row_of_block[b]);
+}
+
+/* Takes tiles for all others. */
+template <int dim>
+static __device__ __forceinline__ void find_tiles(const prefill_params *p, shared_map<dim> *s) {
+    uint32_t round = 0;
+    for (uint32_t i_tile = 0;; i_tile++) {
+        const query_rows tile = next_tile(p, &round);
+        mb_mbarrier_wait(&s->tile_empty[stage_of(i_tile)], parity_of(i_tile) ^ 1);
+        s->tiles[stage_of(i_tile)] = tile;
+        mb_mbarrier_arrive(&s->tile_full[stage_of(i_tile)]);
+        if (tile.sequence < 0)
+            break;
+    }
+}
+
+template <int dim>
+static __device__ __forceinline__ void produce(const prefill_params *p, shared_map<dim> *s) {
+    uint32_t at = 0;
+    for (uint32_t i_tile = 0;; i_tile++) {
+        mb_mbarrier_wait(&s->tile_full[stage_of(i_tile)], parity_of(i_tile));
+        const query_rows tile = s->tiles[stage_of(i_tile)];
+        mb_mbarrier_arrive(&s->tile_empty[stage_of(i_tile)]);
+        if (tile.sequence < 0)
+            break;
+        const int32_t *table = p->args.block_table + (int64_t)tile.sequence * p->args.max_blocks;
+        const int32_t n_steps = count_steps(&tile, 0), n_blocks = (tile.kv_len + BLOCK - 1) / BLOCK;
+        for (int32_t i = 0; i < n_steps; i++, at++) {
+            const int32_t n = min(STEP_BLOCKS, n_blocks - i * STEP_BLOCKS);
+            int32_t row_of_block[STEP_BLOCKS];
+#pragma unroll
+            for (int b = 0; b < STEP_BLOCKS; b++)
+                row_of_block[b] = b < n ? table[i * STEP_BLOCKS + b] * p->args.n_kv_heads + tile.kv_head : 0;
+            const uint32_t stage = stage_of(at), parity = parity_of(at) ^ 1;
+            mb_mbarrier_wait(&s->k_empty[stage], parity);
+            load_step<dim>(s->k[stage], &p->k, &s->k_full[stage], n, row_of_block);
+            mb_mbarrier_wait(&s->v_empty[stage], parity);
+            load_step<dim>(s->v[stage], &p->v, &s->v_full[stage], n, row_of_block);
+        }
+    }
+    mb_grid_launch_dependents();
+}
+
+#endif

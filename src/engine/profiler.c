@@ -13,6 +13,7 @@
     READ_WORKSPACE(gemm)                                                 \
     COUNTED_PLAIN(qk_norm_rope_store)                                    \
     READ_WORKSPACE(attention)                                            \
+    READ_WORKSPACE(decode_attention)                                     \
     COUNTED_PLAIN(gated_activation)                                      \
     COUNTED_WORKSPACE(moe_router_gemm)                                   \
     READ_WORKSPACE(moe_forward)                                          \
@@ -90,17 +91,21 @@ static mb_status read_gemm(call *c, const mb_gemm_args *args, mb_stream stream) 
     return MB_OK;
 }
 
-static mb_status read_attention(call *c, const mb_attention_args *args, mb_stream stream) {
-    (void)stream;
-    const void *q_start, *kv_len;
-    MB_TRY(find_input(args->q_start, &q_start));
-    MB_TRY(find_input(args->kv_len, &kv_len));
-    mb_attention_args on_host = *args;
-    on_host.q_start = q_start;
-    on_host.kv_len = kv_len;
-    c->cost = mb_attention_cost(&on_host);
-    return MB_OK;
-}
+/* An operator whose cost follows from q_start and kv_len. */
+#define READ_LENGTHS(op)                                                                \
+    static mb_status read_##op(call *c, const mb_##op##_args *args, mb_stream stream) { \
+        (void)stream;                                                                   \
+        const void *q_start, *kv_len;                                                   \
+        MB_TRY(find_input(args->q_start, &q_start));                                    \
+        MB_TRY(find_input(args->kv_len, &kv_len));                                      \
+        mb_##op##_args on_host = *args;                                                 \
+        on_host.q_start = q_start;                                                      \
+        on_host.kv_len = kv_len;                                                        \
+        c->cost = mb_##op##_cost(&on_host);                                             \
+        return MB_OK;                                                                   \
+    }
+READ_LENGTHS(attention)
+READ_LENGTHS(decode_attention)
 
 static mb_status read_sample(call *c, const mb_sample_args *args, mb_stream stream) {
     (void)stream;

@@ -237,6 +237,7 @@ static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
                       .slots = mb_step_on_device(slot, in->slots),
                       .q_start = mb_step_on_device(slot, in->q_start),
                       .kv_len = mb_step_on_device(slot, in->kv_len),
+                      .span_start = mb_step_on_device(slot, in->span_start),
                       .block_table = mb_step_on_device(slot, in->block_table),
                       .logit_rows = mb_step_on_device(slot, in->logit_rows),
                       .draw_of = n_slots > 1 ? mb_step_on_device(slot, in->draw_of) : NULL,

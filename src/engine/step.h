@@ -49,7 +49,7 @@ typedef struct mb_step_counts {
 
 /* The batch's arrays, in one buffer that is uploaded by one copy. */
 typedef struct mb_step_inputs {
-    int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *block_table, *logit_rows;
+    int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *span_start, *block_table, *logit_rows;
     mb_sample_row *rows;
     uint32_t *masks; /* [n_masks, (vocab + 31) / 32]; last, so that a graph's addresses do not depend on it */
 } mb_step_inputs;

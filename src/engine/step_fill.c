@@ -16,6 +16,7 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab,
     in->slots = mb_arena_push(arena, n_tokens, sizeof *in->slots);
     in->q_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->q_start);
     in->kv_len = mb_arena_push(arena, n_sequences, sizeof *in->kv_len);
+    in->span_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->span_start);
     in->block_table = mb_arena_push(arena, n_sequences * (size_t)n->max_blocks, sizeof *in->block_table);
     in->logit_rows = mb_arena_push(arena, (size_t)n->n_logits, sizeof *in->logit_rows);
     in->rows = mb_arena_push(arena, (size_t)n->n_draws, sizeof *in->rows);
@@ -186,6 +187,14 @@ static void fill_padding(mb_step_slot *slot) {
     }
 }
 
+/* Padding has a span too. */
+static void fill_spans(mb_step_slot *slot) {
+    mb_step_inputs *in = &slot->in;
+    in->span_start[0] = 0;
+    for (int32_t i = 0; i < slot->counts.n_sequences; i++)
+        in->span_start[i + 1] = in->span_start[i] + (in->kv_len[i] + MB_DECODE_SPAN - 1) / MB_DECODE_SPAN;
+}
+
 void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     slot->counts = count(slot->plan, slot->n_planned);
     slot->n_drawn = slot->counts.n_draws;
@@ -203,4 +212,5 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     }
     if (slot->is_graph)
         fill_padding(slot);
+    fill_spans(slot);
 }

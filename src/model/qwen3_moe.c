@@ -81,6 +81,45 @@ static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, 
                                .cache_dtype = kv->dtype};
 }
 
+static mb_decode_attention_args decode_attention(const mb_forward *f, const mb_kv_memory *kv,
+                                                 const mb_batch *batch, int layer) {
+    const mb_config *c = f->config;
+    const mb_layer_weights *w = &f->weights->layers[layer];
+    return (mb_decode_attention_args){.qkv = f->qkv,
+                                      .q_norm = w->q_norm,
+                                      .k_norm = w->k_norm,
+                                      .positions = batch->positions,
+                                      .slots = batch->slots,
+                                      .inv_freq = f->inv_freq,
+                                      .k_cache = layer_cache(kv, kv->k, layer),
+                                      .v_cache = layer_cache(kv, kv->v, layer),
+                                      .q_start = batch->q_start,
+                                      .kv_len = batch->kv_len,
+                                      .span_start = batch->span_start,
+                                      .block_table = batch->block_table,
+                                      .counters = f->attention_counters,
+                                      .out = f->attended,
+                                      .n_tokens = batch->n_tokens,
+                                      .n_sequences = batch->n_sequences,
+                                      .max_blocks = batch->max_blocks,
+                                      .max_q_len = batch->max_q_len,
+                                      .max_kv_len = batch->max_kv_len,
+                                      .n_heads = c->n_heads,
+                                      .n_kv_heads = c->n_kv_heads,
+                                      .head_dim = c->head_dim,
+                                      .eps = c->rms_eps,
+                                      .rope_scale = c->rope_scale,
+                                      .scale = 1.0f / sqrtf((float)c->head_dim),
+                                      .dtype = f->dtype,
+                                      .cache_dtype = kv->dtype};
+}
+
+/* Tokens of a sequence with which a batch goes to decode_attention: as many as have rows for one walk. */
+static int32_t most_decode_tokens(const mb_config *c) {
+    int32_t n = MB_DECODE_ROWS / (c->n_heads / c->n_kv_heads);
+    return n < 1 ? 1 : n < MB_DECODE_TOKENS ? n : MB_DECODE_TOKENS;
+}
+
 static mb_moe_router_gemm_args router(const mb_forward *f, const mb_layer_weights *w, int64_t n_tokens) {
     return (mb_moe_router_gemm_args){.x = f->normed,
                                      .weight = w->router.data,
@@ -156,6 +195,17 @@ static mb_status layer_workspace(const mb_forward *f, int layer, size_t *size) {
     return MB_OK;
 }
 
+/* The largest batch that goes to decode_attention. */
+static mb_batch most_decode_batch(const mb_forward *f) {
+    int32_t max_q_len = most_decode_tokens(f->config);
+    int64_t most = (int64_t)f->limits.max_sequences * max_q_len;
+    return (mb_batch){.n_tokens = (int32_t)(most < f->limits.max_tokens ? most : f->limits.max_tokens),
+                      .n_sequences = f->limits.max_sequences,
+                      .max_blocks = f->limits.max_blocks,
+                      .max_q_len = max_q_len,
+                      .max_kv_len = f->limits.max_blocks * MB_KV_BLOCK};
+}
+
 /* What the hungriest operator of a step wants. */
 static mb_status needed_workspace(const mb_forward *f, size_t *size) {
     *size = 0;
@@ -169,9 +219,19 @@ static mb_status needed_workspace(const mb_forward *f, size_t *size) {
                       .max_kv_len = f->limits.max_blocks * MB_KV_BLOCK};
     mb_attention_args attend = attention(f, &kv, &batch, 0);
     AT_LEAST(size, attention, &attend);
+    mb_batch decode = most_decode_batch(f);
+    mb_decode_attention_args attend_decode = decode_attention(f, &kv, &decode, 0);
+    AT_LEAST(size, decode_attention, &attend_decode);
     for (int i = 0; i < f->config->n_layers; i++)
         MB_TRY(layer_workspace(f, i, size));
     return MB_OK;
+}
+
+static size_t n_attention_counters(const mb_forward *f) {
+    mb_kv_memory kv = {.dtype = f->limits.kv_dtype};
+    mb_batch decode = most_decode_batch(f);
+    mb_decode_attention_args most = decode_attention(f, &kv, &decode, 0);
+    return (size_t)mb_decode_attention_counters(&most);
 }
 
 static void cut_scratch(mb_forward *f, mb_arena *arena) {
@@ -188,6 +248,7 @@ static void cut_scratch(mb_forward *f, mb_arena *arena) {
     size_t dense = any_dense ? (size_t)c->intermediate : 0, n_experts = any_moe ? (size_t)c->n_experts : 0;
     size_t top_k = any_moe ? (size_t)c->top_k : 0;
 
+    f->attention_counters = mb_arena_push(arena, n_attention_counters(f), sizeof *f->attention_counters);
     f->inv_freq = mb_arena_push(arena, (size_t)c->head_dim / 2, sizeof(float));
     f->x = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
     f->normed = mb_arena_push(arena, n_rows * (size_t)c->hidden, element);
@@ -239,8 +300,12 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
     mb_arena_init(&forward->arena, forward->memory, measure.used, device->host_memory);
     cut_scratch(forward, &forward->arena);
 
+    static const int32_t zero = 0;
     status = device->upload(device, forward->inv_freq, config->inv_freq,
                             (size_t)config->head_dim / 2 * sizeof(float), stream);
+    if (status == MB_OK)
+        status = device->fill(device, forward->attention_counters,
+                              n_attention_counters(forward) * sizeof zero, &zero, sizeof zero, stream);
     if (status == MB_OK)
         status = device->synchronize(device, stream);
     if (status != MB_OK)
@@ -292,20 +357,18 @@ static mb_status end_block(const pass *p, int layer, const char *name) {
     return MB_OK;
 }
 
-static mb_status attention_block(const pass *p, int layer) {
+/* Head norms, rotation, store and attention of sequences with few tokens. */
+static mb_status attend_decode(const pass *p, int layer) {
+    mb_decode_attention_args args = decode_attention(p->f, p->kv, p->batch, layer);
+    return p->ops->decode_attention(&args, p->f->workspace, p->f->workspace_bytes, p->stream);
+}
+
+/* The same of any batch, with the same bits. */
+static mb_status attend_any(const pass *p, int layer) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
-
-    mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
-    MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
-    trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
-
-    mb_gemm_args project = linear(f, f->normed, &w->qkv, f->qkv, n_tokens);
-    add_bias(&project, &w->qkv_bias);
-    MB_TRY(gemm(p, &project));
-    trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
 
     mb_qk_norm_rope_store_args prepare = {.qkv = f->qkv,
                                           .q_norm = w->q_norm,
@@ -328,7 +391,25 @@ static mb_status attention_block(const pass *p, int layer) {
     trace(p, layer, "03-q", f->q, f->dtype, n_tokens, q_width);
 
     mb_attention_args attend = attention(f, p->kv, p->batch, layer);
-    MB_TRY(p->ops->attention(&attend, f->workspace, f->workspace_bytes, p->stream));
+    return p->ops->attention(&attend, f->workspace, f->workspace_bytes, p->stream);
+}
+
+static mb_status attention_block(const pass *p, int layer) {
+    mb_forward *f = p->f;
+    const mb_config *c = f->config;
+    const mb_layer_weights *w = &f->weights->layers[layer];
+    int64_t n_tokens = p->batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
+
+    mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
+    MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
+    trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
+
+    mb_gemm_args project = linear(f, f->normed, &w->qkv, f->qkv, n_tokens);
+    add_bias(&project, &w->qkv_bias);
+    MB_TRY(gemm(p, &project));
+    trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
+
+    MB_TRY(p->batch->max_q_len <= most_decode_tokens(c) ? attend_decode(p, layer) : attend_any(p, layer));
     trace(p, layer, "04-attention", f->attended, f->dtype, n_tokens, q_width);
 
     mb_gemm_args output = linear(f, f->attended, &w->o, NULL, n_tokens);

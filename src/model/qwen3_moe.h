@@ -32,6 +32,7 @@ typedef struct mb_batch {
     const int32_t *draw_of, *draws;
     const int32_t *q_start;     /* [n_sequences + 1] */
     const int32_t *kv_len;      /* [n_sequences] */
+    const int32_t *span_start;  /* [n_sequences + 1] (decode_attention.h) */
     const int32_t *block_table; /* [n_sequences, max_blocks] */
     const int32_t *logit_rows;  /* [n_logits] token rows whose logits are wanted */
     float *logits;              /* [n_logits, V] fp32 out */
@@ -53,6 +54,7 @@ typedef struct mb_forward {
     void *x, *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;
     int32_t *route_ids;
+    int32_t *attention_counters; /* (decode_attention.h) */
     void *workspace;
     size_t workspace_bytes;
 } mb_forward;

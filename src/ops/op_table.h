@@ -16,6 +16,7 @@
 
 #include "moebius/ops.h"
 #include "ops/attention/attention.h"
+#include "ops/attention/decode_attention.h"
 #include "ops/embed/embed.h"
 #include "ops/gemm/gemm.h"
 #include "ops/moe/moe.h"
@@ -31,6 +32,7 @@
     WITH_WORKSPACE(gemm)                    \
     PLAIN(qk_norm_rope_store)               \
     WITH_WORKSPACE(attention)               \
+    WITH_WORKSPACE(decode_attention)        \
     PLAIN(gated_activation)                 \
     WITH_WORKSPACE(moe_router_gemm)         \
     PLAIN(moe_route)                        \

@@ -187,11 +187,11 @@ static void test_nan_fails_only_its_sequences(void **state) {
 static const mb_ops *true_ops;
 static int n_calls_until_failure;
 
-static mb_status failing_attention(const mb_attention_args *args, void *workspace, size_t workspace_bytes,
-                                   mb_stream stream) {
+static mb_status failing_attention(const mb_decode_attention_args *args, void *workspace,
+                                   size_t workspace_bytes, mb_stream stream) {
     if (n_calls_until_failure-- == 0)
         return mb_fail(MB_ERR_DEVICE, "the device fell over");
-    return true_ops->attention(args, workspace, workspace_bytes, stream);
+    return true_ops->decode_attention(args, workspace, workspace_bytes, stream);
 }
 
 static mb_status failing_sample(const mb_sample_args *args, void *workspace, size_t workspace_bytes,
@@ -207,7 +207,7 @@ static void test_failing_step_ends_its_batch_only(void **state) {
     for (int kind = 0; kind < 2; kind++) {
         mb_ops broken = *true_ops;
         if (kind == 0)
-            broken.attention = failing_attention;
+            broken.decode_attention = failing_attention;
         else
             broken.sample = failing_sample;
         mb_session *session = session_with(model, 2, 0, 0, 512);

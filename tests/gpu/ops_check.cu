@@ -312,6 +312,7 @@ int main(void) {
     run_cases("gemm", mb_gemm_cases, stream);
     run_cases("rope", mb_rope_cases, stream);
     run_cases("attention", mb_attention_cases, stream);
+    run_cases("decode_attention", mb_decode_attention_cases, stream);
     run_cases("sample", mb_sample_cases, stream);
     run_cases("moe_plan", mb_moe_plan_cases, stream);
     run_cases("grouped_gemm", mb_grouped_gemm_cases, stream);

@@ -114,6 +114,26 @@ static void attention(void **state) {
     check(mb_attention_cost(&args), 0, 0, 700);
 }
 
+/* The same sequences. q goes nowhere, and k and v of the new tokens are not read from the cache. */
+static void decode_attention(void **state) {
+    (void)state;
+    const int32_t q_start[] = {0, 1, 4}, kv_len[] = {10, 7};
+    mb_decode_attention_args args = {.q_start = q_start,
+                                     .kv_len = kv_len,
+                                     .n_tokens = 4,
+                                     .n_sequences = 2,
+                                     .n_heads = 4,
+                                     .n_kv_heads = 2,
+                                     .head_dim = 8,
+                                     .dtype = MB_BF16,
+                                     .cache_dtype = MB_F8_E4M3};
+    double qkv = 4 * (32 + 32) * 2, stored = 4 * 32, read = 2 * (17 - 4) * 16, out = 4 * 32 * 2;
+    check(mb_decode_attention_cost(&args), qkv + stored + 4 * 8 + 16 + read + out,
+          4 * 3 * 48 + 4 * 8 * 4 * (10 + 18), 700);
+    args.n_tokens = 0;
+    check(mb_decode_attention_cost(&args), 0, 0, 700);
+}
+
 static void sampling(void **state) {
     (void)state;
     int32_t seen[1] = {0};
@@ -200,10 +220,13 @@ static void floors(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(embedding),  cmocka_unit_test(norm),    cmocka_unit_test(dense_gemm),
-        cmocka_unit_test(fp8_gemm),   cmocka_unit_test(rope),    cmocka_unit_test(types_of_products),
-        cmocka_unit_test(attention),  cmocka_unit_test(router),  cmocka_unit_test(sampling),
-        cmocka_unit_test(activation), cmocka_unit_test(experts), cmocka_unit_test(floors),
+        cmocka_unit_test(embedding),  cmocka_unit_test(norm),
+        cmocka_unit_test(dense_gemm), cmocka_unit_test(fp8_gemm),
+        cmocka_unit_test(rope),       cmocka_unit_test(types_of_products),
+        cmocka_unit_test(attention),  cmocka_unit_test(decode_attention),
+        cmocka_unit_test(router),     cmocka_unit_test(sampling),
+        cmocka_unit_test(activation), cmocka_unit_test(experts),
+        cmocka_unit_test(floors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

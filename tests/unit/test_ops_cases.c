@@ -47,6 +47,7 @@ TEST_CASES(norm)
 TEST_CASES(gemm)
 TEST_CASES(rope)
 TEST_CASES(attention)
+TEST_CASES(decode_attention)
 TEST_CASES(moe_plan)
 TEST_CASES(grouped_gemm)
 TEST_CASES(moe)
@@ -54,9 +55,16 @@ TEST_CASES(sample)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_embed),    cmocka_unit_test(test_norm),         cmocka_unit_test(test_gemm),
-        cmocka_unit_test(test_rope),     cmocka_unit_test(test_attention),    cmocka_unit_test(test_moe),
-        cmocka_unit_test(test_moe_plan), cmocka_unit_test(test_grouped_gemm), cmocka_unit_test(test_sample),
+        cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_norm),
+        cmocka_unit_test(test_gemm),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_moe),
+        cmocka_unit_test(test_decode_attention),
+        cmocka_unit_test(test_moe_plan),
+        cmocka_unit_test(test_grouped_gemm),
+        cmocka_unit_test(test_sample),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -282,6 +282,36 @@ static void test_refused_others(void **state) {
     kv_len[1] = 1, attention.max_q_len = 1, q_start[2] = 3;
     ASSERT_REFUSED(mb_attention_ref(&attention, NULL, 0, NULL), "q_start");
 
+    q_start[2] = 2, kv_len[0] = 257;
+    const int32_t span_start[] = {0, 1, 2};
+    int32_t counters[2] = {0};
+    mb_decode_attention_args decode = {.qkv = x,
+                                       .positions = ids,
+                                       .slots = ids,
+                                       .inv_freq = inv_freq,
+                                       .k_cache = out,
+                                       .v_cache = out,
+                                       .q_start = q_start,
+                                       .kv_len = kv_len,
+                                       .span_start = span_start,
+                                       .block_table = table,
+                                       .out = out,
+                                       .n_tokens = 2,
+                                       .n_sequences = 2,
+                                       .max_blocks = 5,
+                                       .max_q_len = 9,
+                                       .max_kv_len = 320,
+                                       .n_heads = 1,
+                                       .n_kv_heads = 1,
+                                       .head_dim = 2};
+    ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "max_q_len is 9");
+    decode.max_q_len = 1;
+    ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "span_start or counters is NULL");
+    decode.counters = counters;
+    ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "span_start[1] is 1, but");
+    kv_len[0] = 1;
+    assert_int_equal(mb_decode_attention_ref(&decode, NULL, 0, NULL), MB_ERR_CAPACITY);
+
     mb_log_softmax_args log_softmax = {.logits = x, .out = out, .n_rows = 1};
     ASSERT_REFUSED(mb_log_softmax_ref(&log_softmax, NULL), "vocab");
     mb_sample_args sample = {.logits = x, .n_rows = 1, .vocab = 3};

@@ -117,6 +117,7 @@ void mb_norm_cases(mb_check *check);
 void mb_gemm_cases(mb_check *check);
 void mb_rope_cases(mb_check *check);
 void mb_attention_cases(mb_check *check);
+void mb_decode_attention_cases(mb_check *check);
 void mb_moe_plan_cases(mb_check *check);
 void mb_grouped_gemm_cases(mb_check *check); /* and the router's GEMM */
 void mb_moe_cases(mb_check *check);

@@ -1,0 +1,96 @@
+/* decode.cuh - what the parts of decode_sm90.cu share: an item, shared memory, how a block of the cache lies there. */
+#ifndef MB_OPS_ATTENTION_DECODE_CUH
+#define MB_OPS_ATTENTION_DECODE_CUH
+
+#include "ops/attention/decode_parts.h"
+#include "ops/attention/order.cuh"
+#include "ops/hopper/barrier.cuh"
+#include "ops/hopper/launch.cuh"
+#include "ops/hopper/tma.cuh"
+
+enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, N_THREADS = N_CONSUMERS + 32, CTAS_PER_SM = 2 };
+enum { ROWS = MB_DECODE_ROWS, TOKENS = MB_DECODE_TOKENS, SPAN_BLOCKS = SPAN / BLOCK };
+enum { ITEM_SLOTS = 16, CONSUMERS_BARRIER = 1 };
+/* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight heads of
+ * D = 128. If one sequence can have more, merge_long merges those of all. */
+enum { MERGED_HERE = 32 };
+enum { MERGED_AT_ONCE = 12, MERGED_LONG = 32 }; /* whose loads are under way together */
+
+typedef struct decode_params {
+    mb_qk_norm_rope_store_args rope;
+    mb_attention_args attend;
+    CUtensorMap k, v;
+    const int32_t *span_start;
+    int32_t *counters;
+    /* Finished spans of sequences with several, [span of the batch, kv head, row]: sums [dim]; maximum, total. */
+    float *sums;
+    float2 *scales;
+    int32_t n_tiles;   /* of 16 rows, of a sequence and kv head */
+    int32_t most_rows; /* of a sequence and kv head */
+    int32_t merges_here;
+} decode_params;
+
+typedef struct item {
+    int32_t sequence; /* -1: there are no more */
+    int32_t kv_head;
+    int32_t first; /* of its rows, token by token */
+    int32_t group; /* query heads of a kv head */
+    int32_t q_base, q_len, kv_len;
+    int32_t i_span, n_spans; /* of the sequence */
+    int32_t first_span;      /* of the sequence, among those of the batch */
+    int32_t n_blocks;        /* in the span */
+} item;
+
+/* The token of a row of the sequence. (No division in the usual case.) */
+static __device__ __forceinline__ int32_t token_of_row(const item *it, int32_t row) {
+    return it->q_len == 1 ? 0 : row / it->group;
+}
+
+/* How a block [64, D] of the cache lies in shared memory: panels of 64 rows of panel_bytes, swizzled by that many
+ * bytes. */
+template <int cache_dtype, int dim> struct block_shape {
+    static constexpr int element_bytes = cache_dtype == MB_F8_E4M3 ? 1 : 2, row_bytes = dim * element_bytes;
+    static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128, n_panels = row_bytes / panel_bytes;
+    static constexpr int n_bytes = BLOCK * row_bytes;
+    static constexpr int n_stages = 80 * 1024 / n_bytes < 14 ? 80 * 1024 / n_bytes : 14;
+};
+
+template <class shape, int dim> struct shared_map {
+    unsigned char stages[shape::n_stages][shape::n_bytes];
+    /* P of the span [16, 256]. Before that the queries [16, D], and behind their 4 KB the tokens' cosines and
+     * sines [2, 8, D / 2]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. */
+    unsigned char weights[ROWS * SPAN * 2];
+    unsigned char fresh[2][TOKENS][shape::row_bytes]; /* new tokens' k and v, as the cache has them */
+    alignas(16) float largest[SPAN_STEPS][ROWS][N_WARPS];
+    float quarters[SPAN_STEPS][QUARTERS][ROWS][4]; /* of a lane's total, see add_step */
+    float q_norm[dim], k_norm[dim], inv_freq[dim / 2];
+    item items[ITEM_SLOTS];
+    uint64_t full[shape::n_stages], empty[shape::n_stages], item_full[ITEM_SLOTS];
+    int32_t is_last;
+};
+
+/* A place in the ring of stages. */
+typedef struct ring {
+    uint32_t stage, round;
+} ring;
+
+template <class shape> static __device__ __forceinline__ void advance(ring *at) {
+    if (++at->stage == shape::n_stages) {
+        at->stage = 0;
+        at->round++;
+    }
+}
+
+static __device__ __forceinline__ void sync_consumers(void) {
+    mb_named_barrier_sync(CONSUMERS_BARRIER, N_CONSUMERS);
+}
+
+/* Where 16 bytes `piece` of row r are in a block. */
+template <class shape> static __device__ __forceinline__ uint32_t place_of(int r, int piece) {
+    constexpr int pieces = shape::panel_bytes / 16;
+    const int swizzle = shape::panel_bytes == 128 ? r % 8 : r / 2 % 4;
+    return piece / pieces * (BLOCK * shape::panel_bytes) + r * shape::panel_bytes +
+           (piece % pieces ^ swizzle) * 16;
+}
+
+#endif

@@ -1,0 +1,61 @@
+#include "base/status.h"
+#include "ops/attention/decode_parts.h"
+#include "ops/common/dtype.h"
+#include "ops/common/tensor.h"
+#include "ops/common/workspace.h"
+
+mb_status mb_decode_attention_check_sizes(const mb_decode_attention_args *args) {
+    mb_attention_args attend = mb_decode_attention_part(args, NULL);
+    MB_TRY(mb_attention_check_sizes(&attend));
+    MB_REQUIRE(args->max_q_len <= MB_DECODE_TOKENS,
+               "decode_attention: max_q_len is %d; at most %d tokens of a sequence are taken",
+               args->max_q_len, MB_DECODE_TOKENS);
+    return MB_OK;
+}
+
+mb_status mb_decode_attention_check(const mb_decode_attention_args *args) {
+    MB_TRY(mb_decode_attention_check_sizes(args));
+    /* Pointers that only the parts know are checked by them; q is the workspace's. */
+    mb_qk_norm_rope_store_args rope = mb_decode_rope_part(args, args->out);
+    mb_attention_args attend = mb_decode_attention_part(args, args->qkv);
+    MB_TRY(mb_qk_norm_rope_store_check(&rope));
+    MB_TRY(mb_attention_check(&attend));
+    MB_REQUIRE(args->n_tokens == 0 || (args->span_start && args->counters),
+               "decode_attention: span_start or counters is NULL");
+    return MB_OK;
+}
+
+int64_t mb_decode_attention_counters(const mb_decode_attention_args *most) {
+    int64_t n_rows = (int64_t)most->max_q_len * (most->n_heads / most->n_kv_heads);
+    return (int64_t)most->n_sequences * most->n_kv_heads * ((n_rows + MB_DECODE_ROWS - 1) / MB_DECODE_ROWS);
+}
+
+static mb_status check_arrays(const mb_decode_attention_args *args) {
+    int32_t n_spans = 0;
+    for (int32_t s = 0; s <= args->n_sequences && args->n_tokens > 0; s++) {
+        MB_REQUIRE(args->span_start[s] == n_spans,
+                   "decode_attention: span_start[%d] is %d, but the sequences in front have %d spans", s,
+                   args->span_start[s], n_spans);
+        if (s < args->n_sequences && args->q_start[s] < args->q_start[s + 1])
+            n_spans += (args->kv_len[s] + MB_DECODE_SPAN - 1) / MB_DECODE_SPAN;
+    }
+    return MB_OK;
+}
+
+mb_status mb_decode_attention_ref_workspace(const mb_decode_attention_args *most, size_t *bytes) {
+    *bytes = 0;
+    MB_TRY(mb_decode_attention_check_sizes(most));
+    *bytes = mb_decode_q_bytes(most);
+    return MB_OK;
+}
+
+mb_status mb_decode_attention_ref(const mb_decode_attention_args *args, void *workspace,
+                                  size_t workspace_bytes, mb_stream stream) {
+    MB_TRY(mb_decode_attention_check(args));
+    MB_TRY(check_arrays(args));
+    MB_TRY(mb_workspace_check("decode_attention", workspace, workspace_bytes, mb_decode_q_bytes(args)));
+    mb_qk_norm_rope_store_args rope = mb_decode_rope_part(args, workspace);
+    mb_attention_args attend = mb_decode_attention_part(args, workspace);
+    MB_TRY(mb_qk_norm_rope_store_ref(&rope, stream));
+    return mb_attention_ref(&attend, NULL, 0, stream);
+}

@@ -1,0 +1,201 @@
+/*
+ * decode_products.cuh - the two products of a span by four warps, and the softmax between them (order.cuh has their
+ * order).
+ *
+ * Of S = Q K^T warp w has quarter w of the positions of both steps. P goes through shared memory, because of O += P V
+ * warp w has a quarter of the dimensions, whose chain runs over all positions.
+ */
+#ifndef MB_OPS_ATTENTION_DECODE_PRODUCTS_CUH
+#define MB_OPS_ATTENTION_DECODE_PRODUCTS_CUH
+
+#include "ops/attention/decode.cuh"
+#include "ops/hopper/fp8.cuh"
+#include "ops/hopper/mma.cuh"
+
+template <int dtype>
+static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                                uint32_t b1) {
+    if constexpr (dtype == MB_BF16)
+        mb_mma_bf16(sum, a, b0, b1);
+    else
+        mb_mma_f16(sum, a, b0, b1);
+}
+
+/* Two numbers of e4m3, exactly. */
+template <int dtype> static __device__ __forceinline__ uint32_t widen(uint32_t pair) {
+    const uint32_t halves = mb_from_e4m3x2((uint16_t)pair);
+    if constexpr (dtype == MB_F16)
+        return halves;
+    const float2 wide = __half22float2(*(const __half2 *)&halves);
+    return pack<MB_BF16>(wide.x, wide.y);
+}
+
+/* Addresses within a block or P follow from the lane alone. The lane is read again for each, so that they are not
+ * all computed before the first item and kept in registers. */
+static __device__ __forceinline__ int lane_again(void) {
+    return (int)(mb_thread_index_again() % 32);
+}
+
+/* 16 rows of `columns` numbers of 16 bits, swizzled: A of the 16 columns from 16 k on. */
+static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t rows, int columns, int k, int lane) {
+    const int matrix = lane / 8, r = matrix % 2 * 8 + lane % 8, piece = 2 * k + matrix / 2;
+    mb_load_matrix_x4(a, rows + r * 2 * columns + (piece ^ r % 8) * 16);
+}
+
+/* Scores of the block's positions [first, first + 32). */
+template <int dtype, int cache_dtype, int dim, class shape>
+static __device__ __forceinline__ void multiply_keys(uint32_t queries, const unsigned char *keys, int first,
+                                                     float (&scores)[QUARTER / 8][4]) {
+    const int lane = lane_again(), matrix = lane / 8;
+#pragma unroll
+    for (int k = 0; k < dim / 16; k++) {
+        uint32_t q[4];
+        load_a(q, queries, dim, k, lane);
+        if constexpr (cache_dtype == MB_F8_E4M3) {
+#pragma unroll
+            for (int j = 0; j < QUARTER / 8; j++) {
+                const unsigned char *from =
+                    keys + place_of<shape>(first + 8 * j + lane / 4, k) + lane % 4 * 2;
+                multiply<dtype>(scores[j], q, widen<dtype>(*(const uint16_t *)from),
+                                widen<dtype>(*(const uint16_t *)(from + 8)));
+            }
+        } else {
+#pragma unroll
+            for (int n = 0; n < QUARTER / 16; n++) {
+                uint32_t
+                    b[4]; /* positions 0 - 7 of sixteen by dimensions 0 - 7, 8 - 15; then positions 8 - 15 */
+                const int r = first + n * 16 + matrix / 2 * 8 + lane % 8;
+                mb_load_matrix_x4(b, mb_shared_address(keys) + place_of<shape>(r, k * 2 + matrix % 2));
+                multiply<dtype>(scores[2 * n], q, b[0], b[1]);
+                multiply<dtype>(scores[2 * n + 1], q, b[2], b[3]);
+            }
+        }
+    }
+}
+
+/*
+ * sums += P V of sixteen positions of a block, for a warp's n_dims dimensions from n_dims x warp on.
+ *
+ * In sums[2 t], sums[2 t + 1] are the dimensions 16 t .. 16 t + 15 of these: of a 16-bit cache first the lower
+ * eight; of e4m3 first the even ones, because two numbers come together when a matrix is transposed.
+ */
+template <int dtype, int cache_dtype, int n_dims, class shape>
+static __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[4], uint32_t values, int k,
+                                                       int warp, int lane, float (&sums)[n_dims / 8][4]) {
+    const int matrix = lane / 8, r = k * 16 + matrix % 2 * 8 + lane % 8;
+    if constexpr (cache_dtype == MB_F8_E4M3) {
+        /* positions 0 - 7 of sixteen, then 8 - 15, by sixteen dimensions; then by the next, if there are any */
+        uint32_t x[4];
+        const int piece = warp * (n_dims / 16) + (n_dims == 32 ? matrix / 2 : 0);
+        mb_load_matrix_transposed_x4(x, values + place_of<shape>(r, piece));
+#pragma unroll
+        for (int t = 0; t < n_dims / 16; t++) {
+            const uint32_t low = __byte_perm(x[2 * t], 0, 0x3120),
+                           high = __byte_perm(x[2 * t + 1], 0, 0x3120);
+            multiply<dtype>(sums[2 * t], weights, widen<dtype>(low), widen<dtype>(high));
+            multiply<dtype>(sums[2 * t + 1], weights, widen<dtype>(low >> 16), widen<dtype>(high >> 16));
+        }
+    } else {
+#pragma unroll
+        for (int t = 0; t < n_dims / 16; t++) {
+            uint32_t b[4];
+            const int piece = warp * (n_dims / 8) + 2 * t + matrix / 2;
+            mb_load_matrix_transposed_x4(b, values + place_of<shape>(r, piece));
+            multiply<dtype>(sums[2 * t], weights, b[0], b[1]);
+            multiply<dtype>(sums[2 * t + 1], weights, b[2], b[3]);
+        }
+    }
+}
+
+/* Pair u (0, 1) of a row's dimensions in sums[2 t], sums[2 t + 1]; is_second: of the lane's two rows. Returns its
+ * first dimension, of the warp's. */
+template <int cache_dtype, int n>
+static __device__ __forceinline__ int pair_of(const float (&sums)[n][4], int t, int u, int is_second,
+                                              float2 *pair) {
+    const int c = threadIdx.x % 4;
+    if constexpr (cache_dtype == MB_F8_E4M3) {
+        *pair = make_float2(sums[2 * t][2 * is_second + u], sums[2 * t + 1][2 * is_second + u]);
+        return 16 * t + 4 * c + 2 * u;
+    } else {
+        *pair = make_float2(sums[2 * t + u][2 * is_second], sums[2 * t + u][2 * is_second + 1]);
+        return 16 * t + 8 * u + 2 * c;
+    }
+}
+
+/* ---- consumers: softmax */
+
+/* Two steps of a lane's two rows. */
+typedef struct span_factors {
+    step_factors steps[SPAN_STEPS][2];
+} span_factors;
+
+/* The warp's scores become P in shared memory. All consumers call it; afterwards they see P and quarters. */
+template <int dtype, class shape, int dim>
+static __device__ __forceinline__ void soften(shared_map<shape, dim> *s, const int32_t (&n_visible)[2],
+                                              float factor, float (&scores)[SPAN_STEPS][QUARTER / 8][4],
+                                              span_factors *f) {
+    const int warp = threadIdx.x / 32, lane = lane_again(), g = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int step = 0; step < SPAN_STEPS; step++) {
+        float largest[2] = {-CUDART_INF_F, -CUDART_INF_F};
+#pragma unroll
+        for (int j = 0; j < QUARTER / 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int position = step * STEP + warp * QUARTER + 8 * j + 2 * c + i % 2;
+                float *score = &scores[step][j][i];
+                *score = position < n_visible[i / 2] ? *score : -CUDART_INF_F;
+                largest[i / 2] = fmaxf(largest[i / 2], *score);
+            }
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffff, largest[r], 1));
+            largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffff, largest[r], 2));
+            if (c == 0)
+                s->largest[step][g + 8 * r][warp] = largest[r];
+        }
+    }
+    sync_consumers(); /* and nobody reads the queries any more */
+#pragma unroll
+    for (int step = 0; step < SPAN_STEPS; step++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const int row = g + 8 * r;
+            const float4 of_warps = *(const float4 *)s->largest[step][row];
+            const float largest = fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w));
+            const step_factors now = next_step(
+                step == 0 ? -CUDART_INF_F : f->steps[step == 0 ? 0 : step - 1][r].maximum, largest, factor);
+            f->steps[step][r] = now;
+            float quarter = 0;
+#pragma unroll
+            for (int j = 0; j < QUARTER / 8; j++) {
+                const float low = probability(scores[step][j][2 * r], factor, now.shift);
+                const float high = probability(scores[step][j][2 * r + 1], factor, now.shift);
+                quarter = __fadd_rn(j == 0 ? low : __fadd_rn(quarter, low), high);
+                const int piece = (step * STEP + warp * QUARTER) / 8 + j;
+                *(uint32_t *)(s->weights + row * SPAN * 2 + (piece ^ row % 8) * 16 + c * 4) =
+                    pack<dtype>(low, high);
+            }
+            s->quarters[step][warp][row][c] = quarter;
+        }
+    sync_consumers();
+}
+
+/* Of the span, of the lane's row. */
+template <class shape, int dim>
+static __device__ __forceinline__ float total_of(const shared_map<shape, dim> *s, const span_factors *f,
+                                                 int is_second) {
+    const int row = threadIdx.x % 32 / 4 + 8 * is_second, c = threadIdx.x % 4;
+    float total = 0;
+#pragma unroll
+    for (int step = 0; step < SPAN_STEPS; step++) {
+        float quarter[QUARTERS];
+#pragma unroll
+        for (int i = 0; i < QUARTERS; i++)
+            quarter[i] = s->quarters[step][i][row][c];
+        total = add_step(total, f->steps[step][is_second].correction, quarter);
+    }
+    return total_of_lanes(total);
+}
+
+#endif

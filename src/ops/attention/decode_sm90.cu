@@ -1,0 +1,349 @@
+/*
+ * decode_sm90.cu - decode attention in one launch: from the rows of q, k and v as the projection left them to
+ * attention's output.
+ *
+ * An item is a span of 256 positions (order.cuh) of a sequence and kv head, and up to 16 rows (a row: one query
+ * head of one token). CTA i takes items i, i + gridDim, ...: one warp requests the blocks of the cache, four
+ * consume them.
+ *
+ *   producer    item ring              blocks of K, then of V (TMA)           empty ^
+ *                  |                       | full                                 |
+ *   consumers   norm, rotate q;        S = Q K^T      largest   P       O += P V  |
+ *               new tokens' k, v       32 positions   ------ shared ->  32 dimensions
+ *               (once a warp each)     of each step                     of all positions
+ *
+ * The producer does not wait for the kernels in front: blocks of earlier tokens are older than those. In a block
+ * that has new tokens their rows are old memory when it arrives, and the consumers put theirs there; the CTA
+ * whose rows begin with the first one also stores them into the cache.
+ *
+ * A sequence's spans are merged by the CTA that finishes last, in order of spans; a counter tells who that is,
+ * and nobody waits for another. (Where a sequence can be long, the merge is a second launch: decode_spans.cuh.) A warp of the tensor cores' accumulators has 16 rows; those that are not there
+ * are zeros.
+ */
+#include "base/status.h"
+#include "ops/attention/decode_prepare.cuh"
+#include "ops/attention/decode_products.cuh"
+#include "ops/attention/decode_spans.cuh"
+#include "ops/common/tensor.h"
+#include "ops/common/workspace.h"
+#include "ops/hopper/tensor_map.cuh"
+
+/* ---- producer */
+
+/* Whose span it is: the largest s with span_start[s] <= span. The whole warp looks. */
+static __device__ __forceinline__ int32_t find_sequence(const int32_t *span_start, int32_t n, int32_t span) {
+    const int32_t lane = threadIdx.x % 32;
+    int32_t low = 0, high = n; /* span_start[low] <= span < span_start[high] */
+    while (high - low > 1) {
+        const int32_t stride = (high - low + 31) / 32, at = low + lane * stride;
+        const uint32_t before = __ballot_sync(0xffffffff, at < high && span_start[at] <= span);
+        low += (31 - __clz((int)before)) * stride;
+        high = min(low + stride, high);
+    }
+    return low;
+}
+
+static __device__ __forceinline__ item item_of(const decode_params *p, int32_t i) {
+    const mb_attention_args *args = &p->attend;
+    const int32_t per_span = args->n_kv_heads * p->n_tiles, span = i / per_span, rest = i % per_span;
+    const int32_t s = find_sequence(p->span_start, args->n_sequences, span);
+    item it;
+    it.sequence = s;
+    it.kv_head = rest / p->n_tiles;
+    it.first = rest % p->n_tiles * ROWS;
+    it.group = args->n_heads / args->n_kv_heads;
+    it.q_base = args->q_start[s];
+    it.q_len = args->q_start[s + 1] - it.q_base;
+    it.kv_len = args->kv_len[s];
+    it.first_span = p->span_start[s];
+    it.i_span = span - it.first_span;
+    it.n_spans = (it.kv_len + SPAN - 1) / SPAN;
+    it.n_blocks = min((int32_t)SPAN_BLOCKS, (it.kv_len - it.i_span * SPAN + BLOCK - 1) / BLOCK);
+    return it;
+}
+
+template <class shape, int dim>
+static __device__ __forceinline__ void produce(const decode_params *p, shared_map<shape, dim> *s) {
+    /* An item has two blocks at least. So when a consumer is at the end of an item, whose blocks are free, those of
+     * at most n_stages / 2 items behind it are under way, and the producer describes the next one. */
+    static_assert(shape::n_stages / 2 + 1 < ITEM_SLOTS, "an item's place could be overwritten too early");
+    const mb_attention_args *args = &p->attend;
+    const int lane = threadIdx.x % 32;
+    const int32_t n_items = p->span_start[args->n_sequences] * args->n_kv_heads * p->n_tiles;
+    uint32_t i_item = 0;
+    ring at = {0, 0};
+    for (int32_t i = blockIdx.x; i < n_items; i += gridDim.x) {
+        const item it = item_of(p, i);
+        /* (What is beyond the batch's largest is left out.) */
+        if (it.first >= it.q_len * it.group || it.q_len > args->max_q_len || it.kv_len > args->max_kv_len)
+            continue;
+        const int32_t *table = args->block_table + (int64_t)it.sequence * args->max_blocks;
+        const int32_t mine = lane < it.n_blocks ? table[it.i_span * SPAN_BLOCKS + lane] : 0;
+        if (lane == 0) {
+            s->items[i_item % ITEM_SLOTS] = it;
+            mb_mbarrier_arrive(&s->item_full[i_item % ITEM_SLOTS]);
+        }
+        i_item++;
+        for (int b = 0; b < 2 * it.n_blocks; b++) {
+            const int is_v = b >= it.n_blocks;
+            const int32_t block = __shfl_sync(0xffffffff, mine, is_v ? b - it.n_blocks : b);
+            if (lane == 0) {
+                mb_mbarrier_wait(&s->empty[at.stage], ~at.round & 1);
+                mb_mbarrier_arrive_expect(&s->full[at.stage], shape::n_bytes);
+#pragma unroll
+                for (int panel = 0; panel < shape::n_panels; panel++)
+                    mb_tma_load_5d(s->stages[at.stage] + panel * BLOCK * shape::panel_bytes,
+                                   is_v ? &p->v : &p->k, &s->full[at.stage],
+                                   panel * (shape::panel_bytes / shape::element_bytes), 0,
+                                   block * args->n_kv_heads + it.kv_head, 0, 0);
+            }
+            advance<shape>(&at);
+        }
+        __syncwarp();
+    }
+    if (lane == 0) {
+        s->items[i_item % ITEM_SLOTS].sequence = -1;
+        mb_mbarrier_arrive(&s->item_full[i_item % ITEM_SLOTS]);
+    }
+}
+
+/* ---- consumers */
+
+template <int dtype, int cache_dtype, int dim, class shape>
+static __device__ __forceinline__ void consume(const decode_params *p, shared_map<shape, dim> *s) {
+    constexpr int n_dims = dim / N_WARPS, pieces = n_dims * shape::element_bytes / 16;
+    const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    const uint32_t weights = mb_shared_address(s->weights);
+    load_constants(&p->rope, s);
+    mb_grid_wait();
+    ring at = {0, 0};
+    for (uint32_t i_item = 0;; i_item++) {
+        mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
+        const item *it = &s->items[i_item % ITEM_SLOTS];
+        if (it->sequence < 0)
+            break;
+        const new_tokens fresh = prepare<dtype, cache_dtype, dim>(p, s, it);
+
+        float scores[SPAN_STEPS][QUARTER / 8][4] = {};
+#pragma unroll
+        for (int step = 0; step < SPAN_STEPS; step++)
+#pragma unroll 1
+            for (int i = 0; i < STEP_BLOCKS; i++) {
+                const int block = step * STEP_BLOCKS + i, first = warp % 2 * QUARTER;
+                if (block >= it->n_blocks)
+                    break;
+                mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
+                if (warp / 2 == i) {
+                    patch(s, s->stages[at.stage], 0, it, &fresh, block, first, first + QUARTER, 0,
+                          shape::row_bytes / 16);
+                    multiply_keys<dtype, cache_dtype, dim, shape>(weights, s->stages[at.stage], first,
+                                                                  scores[step]);
+                }
+                __syncwarp();
+                if (lane == 0)
+                    mb_mbarrier_arrive(&s->empty[at.stage]);
+                advance<shape>(&at);
+            }
+
+        const int32_t row = it->first + lane / 4, last = it->q_len * it->group - 1;
+        const int32_t before = it->kv_len - it->q_len - it->i_span * SPAN + 1;
+        const int32_t n_visible[2] = {before + token_of_row(it, min(row, last)),
+                                      before + token_of_row(it, min(row + 8, last))};
+        span_factors f;
+        soften<dtype>(s, n_visible, score_factor(&p->attend, it->kv_head), scores, &f);
+
+        float sums[n_dims / 8][4] = {};
+#pragma unroll 1
+        for (int block = 0; block < it->n_blocks; block++) {
+            if (block == STEP_BLOCKS)
+#pragma unroll
+                for (int n = 0; n < n_dims / 8; n++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        sums[n][i] = __fmul_rn(sums[n][i], f.steps[1][i / 2].correction);
+            const int32_t n = min((int32_t)BLOCK, it->kv_len - it->i_span * SPAN - block * BLOCK);
+            const int lane_now = lane_again();
+            unsigned char *stage = s->stages[at.stage];
+            mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
+            patch(s, stage, 1, it, &fresh, block, 0, BLOCK, warp * pieces, pieces);
+            if (n % 16) { /* behind the sequence's end is old memory; 0 times NaN would be NaN */
+                for (int i = lane; i < (16 - n % 16) * pieces; i += 32)
+                    *(uint4 *)(stage + place_of<shape>(n + i / pieces, warp * pieces + i % pieces)) =
+                        make_uint4(0, 0, 0, 0);
+                mb_fence_async_shared();
+                __syncwarp();
+            }
+#pragma unroll
+            for (int k = 0; k < BLOCK / 16; k++)
+                if (k * 16 < n) {
+                    uint32_t a[4];
+                    load_a(a, weights, SPAN, block * (BLOCK / 16) + k, lane_now);
+                    multiply_values<dtype, cache_dtype, n_dims, shape>(a, mb_shared_address(stage), k, warp,
+                                                                       lane_now, sums);
+                }
+            __syncwarp();
+            if (lane == 0)
+                mb_mbarrier_arrive(&s->empty[at.stage]);
+            advance<shape>(&at);
+        }
+        store_rows<dtype, cache_dtype, dim>(p, s, it, &f, sums);
+        if (it->n_spans > 1 && p->merges_here)
+            finish_span<dtype, dim>(p, s, it);
+    }
+}
+
+template <int dtype, int cache_dtype, int dim>
+static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
+    decode(const __grid_constant__ decode_params p) {
+    typedef block_shape<cache_dtype, dim> shape;
+    extern __shared__ __align__(1024) unsigned char memory[];
+    shared_map<shape, dim> *s = (shared_map<shape, dim> *)memory;
+    mb_grid_launch_dependents();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < shape::n_stages; i++) {
+            mb_mbarrier_init(&s->full[i], 1);
+            mb_mbarrier_init(&s->empty[i], N_WARPS);
+        }
+        for (int i = 0; i < ITEM_SLOTS; i++)
+            mb_mbarrier_init(&s->item_full[i], 1);
+        mb_mbarrier_init_fence();
+    }
+    __syncthreads();
+    if (threadIdx.x / 32 == N_WARPS)
+        produce<shape, dim>(&p, s);
+    else
+        consume<dtype, cache_dtype, dim, shape>(&p, s);
+}
+
+/* ---- host */
+
+/* From types and shape alone, as in attention_sm90.cu: the two ways do not give the same bits. */
+static int takes(const mb_decode_attention_args *args) {
+    return (args->dtype == MB_BF16 || args->dtype == MB_F16) &&
+           (args->cache_dtype == args->dtype || args->cache_dtype == MB_F8_E4M3) &&
+           (args->head_dim == 64 || args->head_dim == 128);
+}
+
+static int64_t most_spans(const mb_decode_attention_args *args) {
+    return ((int64_t)args->max_kv_len + SPAN - 1) / SPAN;
+}
+
+static int32_t most_rows(const mb_decode_attention_args *args) {
+    return args->max_q_len * (args->n_heads / args->n_kv_heads);
+}
+
+/* Rows of spans that are kept. */
+static size_t most_kept(const mb_decode_attention_args *args) {
+    if (most_spans(args) < 2)
+        return 0;
+    return (size_t)args->n_sequences * (size_t)most_spans(args) * (size_t)args->n_kv_heads *
+           (size_t)most_rows(args);
+}
+
+/* q comes first, a multiple of 256 bytes. */
+static size_t q_bytes(const mb_decode_attention_args *args) {
+    return (mb_decode_q_bytes(args) + 255) / 256 * 256;
+}
+
+mb_status mb_decode_attention_sm90_workspace(const mb_decode_attention_args *most, size_t *bytes) {
+    *bytes = 0;
+    MB_TRY(mb_decode_attention_check_sizes(most));
+    if (takes(most)) {
+        *bytes = most_kept(most) * (sizeof(float) * (size_t)most->head_dim + sizeof(float2));
+        return MB_OK;
+    }
+    const mb_attention_args attend = mb_decode_attention_part(most, NULL);
+    MB_TRY(mb_attention_sm90_workspace(&attend, bytes));
+    *bytes += q_bytes(most);
+    return MB_OK;
+}
+
+/* Types and shapes that the tensor cores are not used for: the two operators one after the other. */
+static mb_status run_parts(const mb_decode_attention_args *args, void *workspace, size_t workspace_bytes,
+                           mb_stream stream) {
+    const mb_qk_norm_rope_store_args rope = mb_decode_rope_part(args, workspace);
+    const mb_attention_args attend = mb_decode_attention_part(args, workspace);
+    MB_TRY(mb_qk_norm_rope_store_sm90(&rope, stream));
+    return mb_attention_sm90(&attend, (char *)workspace + q_bytes(args), workspace_bytes - q_bytes(args),
+                             stream);
+}
+
+/* Boxes of a panel of [blocks x kv heads, 64, D]. The arguments do not say how many blocks there are: more than
+ * fit into any GPU's memory. */
+template <class shape>
+static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, const void *cache) {
+    const mb_tensor_map_encode encode = mb_tensor_map_encoder();
+    if (!encode)
+        return mb_fail(MB_ERR_DEVICE,
+                       "decode_attention: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
+    const cuuint64_t sizes[5] = {(cuuint64_t)args->head_dim, BLOCK, 1 << 25, 1, 1};
+    const cuuint64_t strides[4] = {shape::row_bytes, shape::n_bytes, shape::n_bytes, shape::n_bytes};
+    const cuuint32_t box[5] = {shape::panel_bytes / shape::element_bytes, BLOCK, 1, 1, 1};
+    const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
+    const CUresult result = encode(
+        map, shape::element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16, 5,
+        (void *)cache, sizes, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        shape::panel_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result != CUDA_SUCCESS)
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "decode_attention: no tensor map for the cache at %p (driver error %d); it must be 16-byte aligned",
+            cache, (int)result);
+    return MB_OK;
+}
+
+template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_params *p, mb_stream stream) {
+    typedef block_shape<cache_dtype, dim> shape;
+    const mb_attention_args *args = &p->attend;
+    constexpr size_t shared_bytes = sizeof(shared_map<shape, dim>);
+    static_assert(CTAS_PER_SM * (shared_bytes + 1024) <= 228 * 1024, "the CTAs do not fit onto an SM");
+    const int64_t n_items =
+        (int64_t)args->n_sequences * ((args->max_kv_len + SPAN - 1) / SPAN) * args->n_kv_heads * p->n_tiles;
+    const int64_t n_ctas = (int64_t)mb_n_processors() * CTAS_PER_SM;
+    MB_REQUIRE(n_items <= INT32_MAX - n_ctas, "decode_attention: %d sequences of %d positions are too many",
+               args->n_sequences, args->max_kv_len);
+    MB_TRY(encode_cache<shape>(&p->k, args, args->k_cache));
+    MB_TRY(encode_cache<shape>(&p->v, args, args->v_cache));
+    MB_TRY(mb_launch_shared_bytes("decode_attention", decode<dtype, cache_dtype, dim>, shared_bytes));
+    MB_TRY(mb_launch("decode_attention", decode<dtype, cache_dtype, dim>,
+                     dim3((unsigned)(n_items < n_ctas ? n_items : n_ctas)), N_THREADS, shared_bytes, stream,
+                     (const decode_params *)p));
+    if (p->merges_here)
+        return MB_OK;
+    return mb_launch("decode_attention", merge_long<dtype, dim>,
+                     dim3((unsigned)p->most_rows, (unsigned)args->n_kv_heads, (unsigned)args->n_sequences),
+                     dim, 0, stream, (const decode_params *)p);
+}
+
+template <int dtype, int cache_dtype> static mb_status launch_dim(decode_params *p, mb_stream stream) {
+    return p->attend.head_dim == 64 ? launch<dtype, cache_dtype, 64>(p, stream)
+                                    : launch<dtype, cache_dtype, 128>(p, stream);
+}
+
+mb_status mb_decode_attention_sm90(const mb_decode_attention_args *args, void *workspace,
+                                   size_t workspace_bytes, mb_stream stream) {
+    MB_TRY(mb_decode_attention_check(args));
+    if (args->n_tokens == 0)
+        return MB_OK;
+    size_t needed;
+    MB_TRY(mb_decode_attention_sm90_workspace(args, &needed));
+    MB_TRY(mb_workspace_check("decode_attention", workspace, workspace_bytes, needed));
+    if (!takes(args))
+        return run_parts(args, workspace, workspace_bytes, stream);
+    decode_params p = {};
+    p.rope = mb_decode_rope_part(args, NULL);
+    p.attend = mb_decode_attention_part(args, NULL);
+    p.span_start = args->span_start;
+    p.counters = args->counters;
+    p.sums = (float *)workspace;
+    p.scales = (float2 *)(p.sums + most_kept(args) * (size_t)args->head_dim);
+    p.most_rows = most_rows(args);
+    p.merges_here = most_spans(args) <= MERGED_HERE;
+    p.n_tiles = (p.most_rows + ROWS - 1) / ROWS;
+    if (args->dtype == MB_BF16)
+        return args->cache_dtype == MB_BF16 ? launch_dim<MB_BF16, MB_BF16>(&p, stream)
+                                            : launch_dim<MB_BF16, MB_F8_E4M3>(&p, stream);
+    return args->cache_dtype == MB_F16 ? launch_dim<MB_F16, MB_F16>(&p, stream)
+                                       : launch_dim<MB_F16, MB_F8_E4M3>(&p, stream);
+}

@@ -1,0 +1,177 @@
+/* decode_spans.cuh - the end of a span: to the output, or kept until the sequence's spans are merged. */
+#ifndef MB_OPS_ATTENTION_DECODE_SPANS_CUH
+#define MB_OPS_ATTENTION_DECODE_SPANS_CUH
+
+#include "ops/attention/decode_products.cuh"
+#include "ops/common/element.cuh"
+#include "ops/hopper/memory.cuh"
+
+/* Where a row of a span is kept. */
+static __device__ __forceinline__ int64_t kept_at(const decode_params *p, const item *it, int32_t span,
+                                                  int32_t row) {
+    return ((int64_t)(it->first_span + span) * p->attend.n_kv_heads + it->kv_head) * p->most_rows + row;
+}
+
+/* The row's place in out, in heads. */
+static __device__ __forceinline__ int64_t head_of_row(const decode_params *p, const item *it, int32_t row) {
+    const int32_t token = token_of_row(it, row);
+    return (int64_t)(it->q_base + token) * p->attend.n_heads + it->kv_head * it->group + row -
+           token * it->group;
+}
+
+/* A span of `next` and what the spans in front came to. */
+static __device__ __forceinline__ void merge_next(float4 *sum, float2 *scale, float4 next,
+                                                  float2 next_scale) {
+    const merge_factors f = factors_of(scale->x, next_scale.x);
+    *scale = make_float2(f.maximum, merge(&f, scale->y, next_scale.y));
+    *sum = make_float4(merge(&f, sum->x, next.x), merge(&f, sum->y, next.y), merge(&f, sum->z, next.z),
+                       merge(&f, sum->w, next.w));
+}
+
+/* The spans of all rows of the item, by all consumers: four dimensions of a row at a time. What other CTAs wrote is
+ * not read through L1, which may have what was there before. */
+template <int dtype, int dim, class shape>
+static __device__ __forceinline__ void merge_spans(const decode_params *p, shared_map<shape, dim> *s,
+                                                   const item *it) {
+    static_assert(MERGED_HERE * ROWS * sizeof(float2) <= sizeof(s->weights), "no room for all spans' scales");
+    const int32_t n_rows = min((int32_t)ROWS, it->q_len * it->group - it->first), n_spans = it->n_spans;
+    const int32_t thread = mb_thread_index_again();
+    const int32_t stride = p->attend.n_kv_heads * p->most_rows * (dim / 4);
+    float2 *scales = (float2 *)s->weights; /* [spans, rows]: P is not needed any more */
+#pragma unroll 1
+    for (int32_t i = thread; i < n_spans * n_rows; i += N_CONSUMERS)
+        scales[i] = __ldcg(p->scales + kept_at(p, it, i / n_rows, it->first + i % n_rows));
+    sync_consumers();
+#pragma unroll 1
+    for (int32_t i = thread; i < n_rows * (dim / 4); i += N_CONSUMERS) {
+        const int32_t r = i / (dim / 4), column = i % (dim / 4);
+        const float4 *from = (const float4 *)p->sums + kept_at(p, it, 0, it->first + r) * (dim / 4) + column;
+        float4 sum = {};
+        float2 scale = {};
+#pragma unroll 1
+        for (int32_t first = 0; first < n_spans; first += MERGED_AT_ONCE) {
+            float4 next[MERGED_AT_ONCE];
+#pragma unroll
+            for (int j = 0; j < MERGED_AT_ONCE; j++)
+                if (first + j < n_spans) {
+                    next[j] = __ldcg(from);
+                    from += stride;
+                }
+#pragma unroll
+            for (int j = 0; j < MERGED_AT_ONCE; j++)
+                if (first + j == 0) {
+                    sum = next[j];
+                    scale = scales[r];
+                } else if (first + j < n_spans) {
+                    merge_next(&sum, &scale, next[j], scales[(first + j) * n_rows + r]);
+                }
+        }
+        const float f = output_factor(&p->attend, it->kv_head, scale.y);
+        uint2 *to = (uint2 *)((uint16_t *)p->attend.out + head_of_row(p, it, it->first + r) * dim) + column;
+        *to = make_uint2(pack<dtype>(__fmul_rn(sum.x, f), __fmul_rn(sum.y, f)),
+                         pack<dtype>(__fmul_rn(sum.z, f), __fmul_rn(sum.w, f)));
+    }
+}
+
+/* The same as a kernel, for batches with long sequences: one CTA a row, so that many SMs read the spans. A thread
+ * has a dimension. */
+template <int dtype, int dim>
+static __global__ void __launch_bounds__(dim) merge_long(const __grid_constant__ decode_params p) {
+    const mb_attention_args *args = &p.attend;
+    mb_grid_launch_dependents();
+    const int32_t row = blockIdx.x, group = args->n_heads / args->n_kv_heads, sequence = blockIdx.z;
+    item it = {};
+    it.kv_head = blockIdx.y;
+    it.group = group;
+    it.q_base = args->q_start[sequence];
+    it.q_len = args->q_start[sequence + 1] - it.q_base;
+    it.kv_len = args->kv_len[sequence];
+    it.n_spans = (it.kv_len + SPAN - 1) / SPAN;
+    it.first_span = p.span_start[sequence];
+    mb_grid_wait();
+    if (row >= it.q_len * group || it.n_spans < 2 || it.q_len > args->max_q_len ||
+        it.kv_len > args->max_kv_len)
+        return;
+    const int64_t at = kept_at(&p, &it, 0, row), stride = (int64_t)args->n_kv_heads * p.most_rows;
+    const float *sums = p.sums + at * dim + threadIdx.x;
+    const float2 *scales = p.scales + at;
+    float sum = 0;
+    float2 scale = {};
+#pragma unroll 1
+    for (int32_t first = 0; first < it.n_spans; first += MERGED_LONG) {
+        float next[MERGED_LONG];
+        float2 next_scale[MERGED_LONG];
+#pragma unroll
+        for (int j = 0; j < MERGED_LONG; j++)
+            if (first + j < it.n_spans) {
+                next[j] = __ldcg(sums);
+                next_scale[j] = __ldcg(scales);
+                sums += stride * dim;
+                scales += stride;
+            }
+#pragma unroll
+        for (int j = 0; j < MERGED_LONG; j++)
+            if (first + j == 0) {
+                sum = next[j];
+                scale = next_scale[j];
+            } else if (first + j < it.n_spans) {
+                const merge_factors f = factors_of(scale.x, next_scale[j].x);
+                scale = make_float2(f.maximum, merge(&f, scale.y, next_scale[j].y));
+                sum = merge(&f, sum, next[j]);
+            }
+    }
+    mb_element_store((mb_dtype)dtype, args->out, head_of_row(&p, &it, row) * dim + threadIdx.x,
+                     __fmul_rn(sum, output_factor(args, it.kv_head, scale.y)));
+}
+
+/* The lane's rows to out, or to the kept spans. */
+template <int dtype, int cache_dtype, int dim, class shape>
+static __device__ __forceinline__ void store_rows(const decode_params *p, const shared_map<shape, dim> *s,
+                                                  const item *it, const span_factors *f,
+                                                  const float (&sums)[dim / N_WARPS / 8][4]) {
+    constexpr int n_dims = dim / N_WARPS;
+    const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const float total = total_of(s, f, r), maximum = f->steps[SPAN_STEPS - 1][r].maximum;
+        const int32_t row = it->first + g + 8 * r;
+        if (row >= it->q_len * it->group)
+            continue;
+        const float factor = output_factor(&p->attend, it->kv_head, total);
+        const int64_t at = kept_at(p, it, it->i_span, row);
+        uint16_t *out = (uint16_t *)p->attend.out + head_of_row(p, it, row) * dim;
+#pragma unroll
+        for (int t = 0; t < n_dims / 16; t++)
+#pragma unroll
+            for (int u = 0; u < 2; u++) {
+                float2 pair;
+                const int d = warp * n_dims + pair_of<cache_dtype>(sums, t, u, r, &pair);
+                if (it->n_spans == 1)
+                    *(uint32_t *)(out + d) =
+                        pack<dtype>(__fmul_rn(pair.x, factor), __fmul_rn(pair.y, factor));
+                else
+                    *(float2 *)(p->sums + at * dim + d) = pair;
+            }
+        if (it->n_spans > 1 && warp == 0 && c == 0)
+            p->scales[at] = make_float2(maximum, total);
+    }
+}
+
+/* Counts the span; whoever is last merges. All consumers call it. */
+template <int dtype, int dim, class shape>
+static __device__ __forceinline__ void finish_span(const decode_params *p, shared_map<shape, dim> *s,
+                                                   const item *it) {
+    sync_consumers(); /* the span is stored */
+    if (threadIdx.x == 0) {
+        int32_t *counter =
+            p->counters + (it->sequence * p->attend.n_kv_heads + it->kv_head) * p->n_tiles + it->first / ROWS;
+        s->is_last = mb_add_acquire_release(counter, 1) == it->n_spans - 1;
+        if (s->is_last)
+            *counter = 0;
+    }
+    sync_consumers();
+    if (s->is_last)
+        merge_spans<dtype>(p, s, it);
+}
+
+#endif

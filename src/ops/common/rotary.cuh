@@ -1,0 +1,83 @@
+/*
+ * rotary.cuh - one head of q or k in the registers of a warp: RMS norm and rotary embedding. The kernels that
+ * do it give a head the same bits, because every multiplication and addition is written here.
+ *
+ * A lane has the pairs (i, i + D/2) with i = lane, lane + 32, ...: both halves of a rotation are in one lane.
+ * most_pairs: a lane's pairs; those behind D/2 are zeros.
+ */
+#ifndef MB_OPS_COMMON_ROTARY_CUH
+#define MB_OPS_COMMON_ROTARY_CUH
+
+#include "ops/common/element.cuh"
+
+template <int most_pairs> struct mb_head { float low[most_pairs], high[most_pairs]; };
+
+/*
+ * Sine and cosine of an angle in fp32. sincosf would keep the general case's table in local memory; instead
+ * the angle is taken to quarter turns in fp64, whose 53 bits leave an error below 1e-9 for any position, and
+ * sincospif has the rest, which is at most an eighth of a turn.
+ */
+static __device__ __forceinline__ void mb_sine_cosine(float angle, float *sine, float *cosine) {
+    const double half_turns = (double)angle * 0.31830988618379067154; /* 1 / pi */
+    const double quarter = rint(2.0 * half_turns);
+    float s, c;
+    sincospif((float)(half_turns - 0.5 * quarter), &s, &c);
+    const int turn = (int)((long long)quarter & 3);
+    *sine = turn == 0 ? s : turn == 1 ? c : turn == 2 ? -s : -c;
+    *cosine = turn == 0 ? c : turn == 1 ? -s : turn == 2 ? -c : s;
+}
+
+/* `at`: the head's first element. */
+template <int most_pairs>
+static __device__ __forceinline__ void mb_head_load(mb_dtype dtype, const void *array, int64_t at, int half,
+                                                    mb_head<most_pairs> *head) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < most_pairs; i++) {
+        const int pair = lane + 32 * i;
+        head->low[i] = pair < half ? mb_element_load(dtype, array, at + pair) : 0;
+        head->high[i] = pair < half ? mb_element_load(dtype, array, at + half + pair) : 0;
+    }
+}
+
+template <int most_pairs>
+static __device__ __forceinline__ void mb_head_norm(const mb_head<most_pairs> *weight, float eps,
+                                                    int head_dim, mb_head<most_pairs> *head) {
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < most_pairs; i++)
+        sum = fmaf(head->high[i], head->high[i], fmaf(head->low[i], head->low[i], sum));
+    sum = mb_warp_sum(sum);
+    const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)head_dim), eps)));
+#pragma unroll
+    for (int i = 0; i < most_pairs; i++) {
+        head->low[i] = __fmul_rn(head->low[i], __fmul_rn(scale, weight->low[i]));
+        head->high[i] = __fmul_rn(head->high[i], __fmul_rn(scale, weight->high[i]));
+    }
+}
+
+/* cosines, sines: of the pairs. */
+template <int most_pairs>
+static __device__ __forceinline__ void mb_head_rotate(const float *cosines, const float *sines, int half,
+                                                      mb_head<most_pairs> *head) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < most_pairs; i++) {
+        const int pair = lane + 32 * i;
+        if (pair < half) {
+            const float a = head->low[i], b = head->high[i];
+            head->low[i] = fmaf(a, cosines[pair], -__fmul_rn(b, sines[pair]));
+            head->high[i] = fmaf(b, cosines[pair], __fmul_rn(a, sines[pair]));
+        }
+    }
+}
+
+/* An element for the cache, whose type is fp8 or one of activations. */
+static __device__ __forceinline__ void mb_cache_store(mb_dtype dtype, void *array, int64_t i, float value) {
+    if (dtype == MB_F8_E4M3)
+        ((__nv_fp8_e4m3 *)array)[i] = __nv_fp8_e4m3(value);
+    else
+        mb_element_store(dtype, array, i, value);
+}
+
+#endif

@@ -20,6 +20,7 @@ RULES = {
     "src/ops/op_table.h": ["ops/", PUBLIC],
     # The dense layer on the GPU is the grouped GEMM of one group.
     "src/ops/gemm/gemm_sm90.cu": ["base/", "ops/hopper/", "ops/common/", "ops/moe/moe_sm90.h", "@own", PUBLIC],
+    "src/ops/gemm/few_load.cuh": ["base/", "ops/hopper/", "ops/common/", "ops/moe/to_fp8.cuh", "@own", PUBLIC],
     "src/device/": ["base/", "ops/", "device/", PUBLIC],
     "src/comm/": ["base/", "device/", "comm/", PUBLIC],
     "src/grammar/": ["base/", "model/json.h", "grammar/", PUBLIC],

@@ -204,7 +204,7 @@ static void check_gemm_bits(int64_t n, int64_t k) {
     args.n_tokens = ROWS;
     const size_t bytes = bytes_of(mb_gemm_sm90_workspace, &args);
     void *workspace = allocate(bytes);
-    static const int64_t counts[] = {ROWS, 1, 2, 9, 64, 130, 299};
+    static const int64_t counts[] = {ROWS, 1, 2, 8, 9, 16, 17, 33, 64, 65, 130, 299};
     for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
         const int64_t first = c == 0 ? 0 : (ROWS - counts[c]) / 2;
         args.x = x + first * k;
@@ -226,7 +226,7 @@ static void check_gemm_bits(int64_t n, int64_t k) {
     free(part);
 }
 
-/* ---- the dense layer with fp8 weights: near the exact product, and a row alone as in a batch */
+/* ---- the dense layer with fp8 weights: near the exact product, and rows as in a larger batch */
 
 static void check_gemm_fp8(int64_t n, int64_t k) {
     enum { ROWS = 70 };
@@ -237,7 +237,7 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
           *scale = (float *)allocate(4 * (size_t)n_scales);
     uint16_t *x_host = (uint16_t *)host_allocate(2 * (size_t)(ROWS * k));
     uint16_t *whole = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n)),
-             *row = (uint16_t *)host_allocate(2 * (size_t)n);
+             *part = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n));
     uint64_t seed = 11;
     for (int64_t i = 0; i < n * k; i++) {
         seed = seed * 6364136223846793005u + 1442695040888963407u;
@@ -283,14 +283,18 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
         }
     if (!(error < 0.04 * 0.04 * norm)) /* x in e4m3 has four significant bits: some 2.5 % */
         complain("gemm fp8", "far from the exact product", sqrt(error / norm));
-    args.n_tokens = 1;
-    args.x = x + 41 * k;
-    CUDA(cudaMemset(out, 0xff, 2 * (size_t)n));
-    MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
-    CUDA(cudaDeviceSynchronize());
-    CUDA(cudaMemcpy(row, out, 2 * (size_t)n, cudaMemcpyDeviceToHost));
-    if (memcmp(row, whole + 41 * n, 2 * (size_t)n) != 0)
-        complain("gemm fp8", "a row has other bits alone", (double)n);
+    static const int64_t counts[] = {1, 4, 5, 16, 64, 65};
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        const int64_t first = (ROWS - counts[c]) / 2;
+        args.n_tokens = counts[c];
+        args.x = x + first * k;
+        CUDA(cudaMemset(out, 0xff, 2 * (size_t)(ROWS * n)));
+        MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
+        CUDA(cudaDeviceSynchronize());
+        CUDA(cudaMemcpy(part, out, 2 * (size_t)(counts[c] * n), cudaMemcpyDeviceToHost));
+        if (memcmp(part, whole + first * n, 2 * (size_t)(counts[c] * n)) != 0)
+            complain("gemm fp8", "rows have other bits in a smaller batch", (double)counts[c]);
+    }
     CUDA(cudaFree(x));
     CUDA(cudaFree(w));
     CUDA(cudaFree(scale));
@@ -300,7 +304,7 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
     free(scale_host);
     free(x_host);
     free(whole);
-    free(row);
+    free(part);
 }
 
 int main(void) {

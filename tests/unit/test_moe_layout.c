@@ -164,6 +164,28 @@ static void test_sm90_experts_and_gemm(void **state) {
     }
 }
 
+/* One group: the tile that is picked is not that of the groups, and may be a smaller one of more rows. */
+static void test_sm90_dense_gemm(void **state) {
+    (void)state;
+    for (int i = 0; i < N_SETTINGS; i++) {
+        setting s = settings[i];
+        s.n_experts = 1;
+        walk w = {0};
+        for (int64_t n = 1; n < (1 << 25); n = next_count(n, 5000)) {
+            mb_grouped_gemm_args gemm = gemm_of(&s, n);
+            size_t most;
+            assert_int_equal(mb_grouped_gemm_sm90_most_bytes(&gemm, &most), MB_OK);
+            for (int32_t n_processors = 2; n_processors < 160; n_processors += 65) {
+                int tile = mb_moe_pick_dense(mb_moe_family_of(s.weights), n, gemm.b.rows, n_processors);
+                mb_arena arena;
+                mb_arena_measure(&arena);
+                mb_grouped_gemm_sm90_layout(&gemm, tile, &arena);
+                check_step(&w, "dense gemm", n, measured(&arena), most);
+            }
+        }
+    }
+}
+
 /* Few and many experts, on GPUs of few and many SMs, over the number of choices where the way changes. */
 static void test_sm90_plan(void **state) {
     (void)state;
@@ -265,6 +287,7 @@ int main(void) {
         cmocka_unit_test(test_sm90_forward),
         cmocka_unit_test(test_sm90_forward_at_the_last_tile),
         cmocka_unit_test(test_sm90_experts_and_gemm),
+        cmocka_unit_test(test_sm90_dense_gemm),
         cmocka_unit_test(test_sm90_plan),
         cmocka_unit_test(test_references),
         cmocka_unit_test(test_sizes_that_nothing_holds),

@@ -43,6 +43,9 @@ static void test_every_tile_is_picked(void **state) {
             assert_int_equal(mb_moe_tiles[tile].family, families[f]);
             is_picked[tile] = 1;
         }
+    for (int f = 0; f < 3; f++)
+        for (int64_t n_rows = 1; n_rows < 2000; n_rows++)
+            is_picked[mb_moe_pick_dense(families[f], n_rows, 2048, 132)] = 1;
     for (int i = 0; i < MB_MOE_N_TILES; i++)
         if (!is_picked[i])
             fail_msg("%s is never picked: nothing but tests runs it", mb_moe_tiles[i].name);
@@ -121,6 +124,40 @@ static void test_extremes(void **state) {
     }
 }
 
+/* One group: a tile of the family, on GPUs of any size. */
+static void test_dense(void **state) {
+    (void)state;
+    static const int32_t n_processors[] = {1, 2, 16, 78, 114, 132};
+    static const int64_t n_outputs[] = {8, 136, 2048, 5120, 9216, 151936, (int64_t)1 << 24};
+    for (int f = 0; f < 3; f++)
+        for (int p = 0; p < 6; p++)
+            for (int o = 0; o < 7; o++)
+                for (int64_t n_rows = 1; n_rows <= INT32_MAX; n_rows += n_rows / 7 + 1) {
+                    int tile = mb_moe_pick_dense(families[f], n_rows, n_outputs[o], n_processors[p]);
+                    assert_true(tile >= 0 && tile < MB_MOE_N_TILES);
+                    assert_int_equal(mb_moe_tiles[tile].family, families[f]);
+                    if (n_processors[p] == 1 && n_rows <= MB_MOE_DENSE_ROWS)
+                        assert_int_equal(mb_moe_tiles[tile].weight_rows, mb_moe_tiles[tile].box_rows);
+                }
+}
+
+static void test_known_dense_picks(void **state) {
+    (void)state;
+    static const struct {
+        int64_t n_rows, n_outputs;
+        const char *name;
+    } picks[] = {
+        /* Qwen3-30B-A3B's o and qkv */
+        {65, 2048, "w64_t64"},     {256, 2048, "w128_t64"},  {512, 2048, "w128_t128"},
+        {1024, 2048, "w256_t288"}, {128, 5120, "w128_t128"}, {512, 5120, "w256_t288"},
+        {4096, 5120, "w256_t288"},
+    };
+    for (size_t i = 0; i < sizeof picks / sizeof picks[0]; i++)
+        assert_string_equal(
+            mb_moe_tiles[mb_moe_pick_dense(MB_MOE_16BIT, picks[i].n_rows, picks[i].n_outputs, 132)].name,
+            picks[i].name);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),
@@ -130,6 +167,8 @@ int main(void) {
         cmocka_unit_test(test_limits_of_choices),
         cmocka_unit_test(test_known_picks),
         cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_known_dense_picks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

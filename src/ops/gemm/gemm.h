@@ -5,6 +5,9 @@
  * / 448; 1 when all are 0), where the weight has block scales of 8 rows or more, its rows are a multiple of
  * 8 and its columns one of 16. The CPU leaves x as it is.
  *
+ * On a GPU the weight may be read before the kernels in front of this call have ended: none of those that let
+ * the next one start early may write it.
+ *
  * A row of out depends on the same row of x alone, bit for bit: batches and chunks do not change results.
  */
 #ifndef MB_OPS_GEMM_H

@@ -1,15 +1,15 @@
 /*
- * gemm_sm90.cu - dense linear layer: the grouped GEMM of one group where its kernels take the types, else
- * fp32 multiply-adds for any types.
+ * gemm_sm90.cu - dense linear layer: the grouped GEMM of one group where its kernels take the types, for few
+ * rows of x one launch with its bits (few_sm90.cu); else fp32 multiply-adds for any types.
  *
- * Which of the two runs follows from the types and the weight's shape, never from the number of tokens; and
- * each output is one sum along K in one order in both. So a row's bits do not depend on the batch.
+ * Whether the tensor cores multiply follows from the types and the weight's shape, never from the number of
+ * tokens; and each output is one sum along K in one order. So a row's bits do not depend on the batch.
  *
  * A residual is added to the fp32 sums of the grouped GEMM by a launch of its own, then rounded once.
  */
 #include "ops/common/element.cuh"
 #include "ops/common/workspace.h"
-#include "ops/gemm/gemm.h"
+#include "ops/gemm/few.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/moe_sm90.h"
 
@@ -179,9 +179,13 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
     MB_TRY(mb_gemm_sm90_workspace(args, &needed));
     MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
     const layout l = cut(args, workspace);
-    const mb_grouped_gemm_args g = grouped(args, &l);
-    if (is_quantized(args))
+    mb_few_plan few;
+    const int is_few = mb_few_plan_of(args, mb_n_processors(), &few);
+    if (is_quantized(args) && !(is_few && few.quantizes))
         MB_TRY(quantize(args, &l, stream));
+    if (is_few)
+        return mb_few_sm90(args, &few, l.x8, l.x_scale, stream);
+    const mb_grouped_gemm_args g = grouped(args, &l);
     MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + l.bytes, workspace_bytes - l.bytes, stream));
     if (!args->residual)
         return MB_OK;

@@ -26,6 +26,11 @@ static __device__ __forceinline__ int32_t mb_add_acquire_release(int32_t *to, in
     return before;
 }
 
+/* L2 fetches the line that this lies in. */
+static __device__ __forceinline__ void mb_prefetch_l2(const void *from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 static __device__ __forceinline__ float2 mb_load_shared_8(uint32_t from_shared) {
     float2 value;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"

@@ -114,6 +114,16 @@ mb_status mb_grouped_gemm_sm90_most_bytes(const mb_grouped_gemm_args *most, size
     mb_moe_family family = mb_moe_family_of(most->b.dtype);
     mb_grouped_gemm_args args = *most;
     size_t found = 0;
+    if (most->b.count == 1 && most->n_rows > 0) { /* mb_moe_pick_dense may pick any tile up to so many rows */
+        args.n_rows = most->n_rows < MB_MOE_DENSE_ROWS ? most->n_rows : MB_MOE_DENSE_ROWS;
+        for (int tile = 0; tile < MB_MOE_N_TILES; tile++)
+            if (mb_moe_tiles[tile].family == family) {
+                mb_arena arena;
+                mb_arena_measure(&arena);
+                mb_grouped_gemm_sm90_layout(&args, tile, &arena);
+                MB_TRY(raise_to_measured("grouped_gemm", &arena, &found));
+            }
+    }
     for (int choice = 0; next_choice(family, (int32_t)most->b.count, most->n_rows, choice, &args.n_rows);
          choice++) {
         mb_arena arena;

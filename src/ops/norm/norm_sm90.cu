@@ -12,6 +12,7 @@ template <int dtype_number>
 static __global__ void __launch_bounds__(N_THREADS) rms_norm(mb_rms_norm_args args) {
     constexpr mb_dtype dtype = (mb_dtype)dtype_number;
     __shared__ float scratch[N_THREADS / 32];
+    mb_grid_launch_dependents(); /* the next kernel may ask for its weights */
     mb_grid_wait();
     const int64_t row = blockIdx.x, source = args.rows ? args.rows[row] : row, hidden = args.hidden;
     float sum = 0;
@@ -26,7 +27,6 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm(mb_rms_norm_args ar
         const float weight = mb_element_load(args.weight.dtype, args.weight.data, i);
         mb_element_store(dtype, args.out, row * hidden + i, mb_element_round(dtype, value) * weight);
     }
-    mb_grid_launch_dependents();
 }
 
 mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream) {

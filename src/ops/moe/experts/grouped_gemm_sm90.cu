@@ -18,7 +18,9 @@ extern "C" mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void
     if (args->n_rows == 0)
         return MB_OK;
     const int32_t n_groups = (int32_t)args->b.count;
-    const int tile = mb_moe_pick(mb_moe_family_of(args->b.dtype), args->n_rows, n_groups);
+    const mb_moe_family family = mb_moe_family_of(args->b.dtype);
+    const int tile = n_groups == 1 ? mb_moe_pick_dense(family, args->n_rows, args->b.rows, mb_n_processors())
+                                   : mb_moe_pick(family, args->n_rows, n_groups);
     mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0};
     const mb_grouped_gemm_layout layout = mb_grouped_gemm_sm90_layout(args, tile, &arena);
     MB_TRY(mb_workspace_check_arena("grouped_gemm", workspace, workspace_bytes, &arena));

@@ -36,26 +36,9 @@ static activation_shape shape_of(mb_activation activation) {
     }
 }
 
-static CUtensorMapDataType map_type(mb_dtype dtype) {
-    switch (dtype) {
-    case MB_F32: /* rounded to the nearest tf32 on the way; wgmma alone would truncate */
-        return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
-    case MB_BF16:
-        return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    case MB_F16:
-        return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-    default:
-        return CU_TENSOR_MAP_DATA_TYPE_UINT8;
-    }
-}
-
 /* Boxes of box_rows rows by 128 bytes of [count, rows, cols]. Dimensions: column, row in a group of eight,
  * gate or up, group, expert; so rows of gate and up come in turns of eight. */
 static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int gated, int box_rows) {
-    const mb_tensor_map_encode encode = mb_tensor_map_encoder();
-    if (!encode)
-        return mb_fail(MB_ERR_DEVICE,
-                       "moe_experts: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
     const cuuint64_t bytes = mb_dtype_bytes(weight->dtype);
     const cuuint64_t row_bytes = mb_dtype_row_bytes(weight->dtype, weight->cols);
     const cuuint64_t rows = (cuuint64_t)weight->rows, halves = gated ? 2 : 1;
@@ -64,18 +47,7 @@ static mb_status encode_weight(CUtensorMap *map, const mb_weight *weight, int ga
     const cuuint64_t strides[4] = {row_bytes, rows / halves * row_bytes, 8 * row_bytes, rows * row_bytes};
     const cuuint32_t box[5] = {(cuuint32_t)(128 / bytes), 8, (cuuint32_t)halves,
                                (cuuint32_t)(box_rows / 8 / halves), 1};
-    const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
-    CUresult result = encode(map, map_type(weight->dtype), 5, (void *)weight->data, sizes, strides, box,
-                             element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result != CUDA_SUCCESS)
-        return mb_fail(
-            MB_ERR_ARGUMENT,
-            "moe_experts: no tensor map for weights [%lld, %lld, %lld] at %p (driver error %d); they must "
-            "be 16-byte aligned, rows a multiple of 8 and columns of 16 bytes",
-            (long long)weight->count, (long long)weight->rows, (long long)weight->cols, weight->data,
-            (int)result);
-    return MB_OK;
+    return mb_encode_tensor_map("moe_experts", map, weight->dtype, weight->data, sizes, strides, box);
 }
 
 static int kind_of(const mb_weight *weight) {

@@ -39,3 +39,47 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts) {
         choice++;
     return mb_moe_choice(family, choice);
 }
+
+/* CTAs that work on one item. */
+static int32_t ctas_of(const mb_moe_tile *tile) {
+    return tile->weight_rows / tile->box_rows;
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+
+/* What a step of 128 bytes along K takes in all rounds of items, in clocks of an H100. A round takes as long
+ * as the slowest of: the tensor cores, what L2 sends to one SM, and to all SMs that have an item. */
+static double dense_clocks(const mb_moe_tile *tile, int64_t n_rows, int64_t n_outputs, int32_t n_processors) {
+    const double sm_bytes = 64, l2_bytes = 3200; /* a clock; the second is 5.5 TB/s at 1.7 GHz */
+    int32_t n_ctas = ctas_of(tile);
+    int64_t n_token_tiles = ceil_div(n_rows, tile->max_tokens);
+    int64_t tile_tokens = ceil_div(ceil_div(n_rows, n_token_tiles), tile->token_step) * tile->token_step;
+    int64_t n_items = n_token_tiles * ceil_div(n_outputs, tile->weight_rows), n_slots = n_processors / n_ctas;
+    double n_busy = (double)(n_items < n_slots ? n_items : n_slots) * n_ctas;
+    double tokens = (double)tile_tokens / n_ctas;
+    double multiply = tile->weight_rows / 64 * 2 * (tokens > 32 ? tokens : 32),
+           to_one = (tile->weight_rows + tokens) * 128 / sm_bytes,
+           to_all = n_busy * (tile->box_rows + tokens) * 128 / l2_bytes;
+    double load = to_one > to_all ? to_one : to_all;
+    return (double)ceil_div(n_items, n_slots) * (multiply > load ? multiply : load);
+}
+
+int mb_moe_pick_dense(mb_moe_family family, int64_t n_rows, int64_t n_outputs, int32_t n_processors) {
+    int picked = -1;
+    double least = 0;
+    if (n_rows > MB_MOE_DENSE_ROWS)
+        return mb_moe_choice(family, MB_MOE_N_CHOICES - 1);
+    for (int i = 0; i < MB_MOE_N_TILES; i++) {
+        const mb_moe_tile *tile = &mb_moe_tiles[i];
+        if (tile->family != family || ctas_of(tile) > n_processors)
+            continue;
+        double clocks = dense_clocks(tile, n_rows, n_outputs, n_processors);
+        if (picked < 0 || clocks < least) {
+            picked = i;
+            least = clocks;
+        }
+    }
+    return picked;
+}

@@ -45,6 +45,11 @@ int64_t mb_moe_choice_most_rows(mb_moe_family family, int choice, int32_t n_loca
 /* An index into mb_moe_tiles. */
 int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts);
 
+/* The same where there is one group, whose items are then known: the tile whose rounds of items are the
+ * shortest, above MB_MOE_DENSE_ROWS rows the largest tile. 1 <= n_rows, n_outputs. */
+enum { MB_MOE_DENSE_ROWS = 4096 };
+int mb_moe_pick_dense(mb_moe_family family, int64_t n_rows, int64_t n_outputs, int32_t n_processors);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,82 @@
+/* few_parts.cuh - what all roles of few_sm90.cu know: sizes, parameters, shared memory, a ring of stages. */
+#ifndef MB_OPS_GEMM_FEW_PARTS_CUH
+#define MB_OPS_GEMM_FEW_PARTS_CUH
+
+#include "ops/gemm/few.h"
+#include "ops/hopper/barrier.cuh"
+#include "ops/hopper/wgmma.cuh"
+
+#include <cuda.h>
+
+enum {
+    STEP_BYTES = MB_FEW_STEP_BYTES,
+    CONSUMER_WARPS = 4,
+    CONSUMER_THREADS = 32 * CONSUMER_WARPS,
+    WEIGHTS_WARP = CONSUMER_WARPS,
+    X_WARP = WEIGHTS_WARP + 1,
+    QUANTIZER_WARPS = 8, /* the consumers and four more, from X_WARP on */
+    SCALES_BARRIER = 1,  /* named barrier: x's scales, and where it is quantised x, are in shared memory */
+};
+
+typedef struct few_params {
+    CUtensorMap weights, x;
+    const void *x_16bit;  /* [T, K], where each CTA quantises */
+    const float *x_scale; /* [T, n_steps], where x comes in fp8 */
+    const float *w_scale;
+    const void *bias, *residual;
+    void *out;
+    int32_t n_tokens, n_outputs, k_size;
+    int32_t scale_shift; /* log2 of the weight rows of a scale */
+    int32_t is_f16;
+    mb_dtype out_dtype, bias_dtype;
+    mb_few_plan plan;
+} few_params;
+
+template <int type> static constexpr int k_step = type == MB_WGMMA_E4M3 ? STEP_BYTES : STEP_BYTES / 2;
+template <int n> static constexpr int stage_steps = MB_FEW_STAGE_STEPS(n);
+
+typedef struct few_shared {
+    unsigned char *weights, *x;
+    float *x_scale;
+    uint64_t *full, *empty; /* [n_stages] */
+} few_shared;
+
+static __device__ __forceinline__ few_shared shared_of(const mb_few_plan *plan, unsigned char *base) {
+    few_shared s;
+    s.weights = base;
+    s.x = base + plan->x_offset;
+    s.x_scale = (float *)(base + plan->x_scale_offset);
+    s.full = (uint64_t *)(base + plan->barriers_offset);
+    s.empty = s.full + plan->n_stages;
+    return s;
+}
+
+/* A stage, and the parity that a barrier of it is waited for with. */
+typedef struct stage_cursor {
+    int32_t at;
+    uint32_t parity;
+} stage_cursor;
+
+static __device__ __forceinline__ void next_stage(stage_cursor *stage, int32_t n_stages) {
+    if (++stage->at == n_stages) {
+        stage->at = 0;
+        stage->parity ^= 1;
+    }
+}
+
+/* A lane for each stage. `full`: an arrival for the weights' bytes and one for x's. */
+static __device__ __forceinline__ void init_barriers(const mb_few_plan *plan, const few_shared *s) {
+    for (int i = (int)threadIdx.x % 32; i < plan->n_stages; i += 32) {
+        mb_mbarrier_init(&s->full[i], plan->quantizes ? 1 : 2);
+        mb_mbarrier_init(&s->empty[i], (uint32_t)(CONSUMER_THREADS * plan->cluster));
+    }
+    mb_mbarrier_init_fence();
+}
+
+/* The CTA's first tile, and whether there is one more round. All CTAs of a cluster have as many rounds, so
+ * that they share every step of x. */
+static __device__ __forceinline__ int has_round(const mb_few_plan *plan, int32_t tile, int32_t rank) {
+    return tile - rank < plan->n_tiles;
+}
+
+#endif

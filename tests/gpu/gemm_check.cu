@@ -1,0 +1,477 @@
+/*
+ * gemm_check.cu - checks and times the dense layer of few rows of x on a GPU.
+ *
+ *   gemm_check [--check | --time] [--plans] [--tiles]
+ *
+ * Check: in bf16, fp16 and fp8 with block scales, with and without bias and residual, out of x's type or
+ * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM; for clusters of 1, 2
+ * and 4 CTAs, few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
+ * gives what it gives with a wait after each launch. (ops_check compares with fp64.) Exit status 1 when
+ * anything is wrong.
+ *
+ * Time: chains of layers of Qwen3's sizes, each link with weights of its own, captured as a graph: us a link,
+ * alone and behind the norm, and the share of the floor, bytes / 3.0 TB/s. --plans: other clusters and hints
+ * too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM.
+ */
+#include "timing.cuh"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "ops/gemm/few.h"
+#include "ops/hopper/launch.cuh"
+#include "ops/moe/experts/launch_sm90.h"
+#include "ops/moe/experts/pick.h"
+#include "ops/moe/moe_sm90.h"
+#include "ops/norm/norm.h"
+
+enum { ROWS = 80, GROUPED_ROWS = 1024 };
+
+/* ---- A layer */
+
+typedef struct layer {
+    mb_gemm_args args; /* x [rows, K], residual and bias are there whether used or not */
+    const void *bias, *residual;
+    void *x8;
+    float *x_scale;
+    void *workspace;
+    size_t workspace_bytes;
+} layer;
+
+static __device__ uint32_t hash(uint64_t i, uint32_t seed) {
+    uint64_t h = (i + 1) * 0x9e3779b97f4a7c15u + seed * 0xbf58476d1ce4e5b9u;
+    h = (h ^ (h >> 30)) * 0xbf58476d1ce4e5b9u;
+    h = (h ^ (h >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)(h >> 32);
+}
+
+/* Values in [-size, size), of fp8 any bytes but NaN. */
+static __global__ void fill(void *to, int64_t n, mb_dtype dtype, float size, uint32_t seed) {
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        const uint32_t h = hash(i, seed);
+        const float value = ((float)(h >> 8) * 0x1p-23f - 1) * size;
+        if (dtype == MB_BF16)
+            ((__nv_bfloat16 *)to)[i] = __float2bfloat16_rn(value);
+        else if (dtype == MB_F16)
+            ((__half *)to)[i] = __float2half_rn(value);
+        else if (dtype == MB_F32)
+            ((float *)to)[i] = value;
+        else
+            ((uint8_t *)to)[i] = (uint8_t)((h & 0x7f) == 0x7f ? h ^ 1 : h);
+    }
+}
+
+static void *filled(int64_t n, mb_dtype dtype, float size, uint32_t seed) {
+    void *to = allocate((size_t)n * mb_dtype_row_bytes(dtype, 1));
+    fill<<<1024, 256>>>(to, n, dtype, size, seed);
+    CUDA(cudaGetLastError());
+    return to;
+}
+
+static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t rows, int64_t n, int64_t k,
+                        int32_t scale_rows, uint32_t seed) {
+    layer l = {};
+    const int64_t k_blocks = (k + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
+    l.args.x = filled(rows * k, dtype, 2, seed);
+    l.args.weight.data = filled(n * k, weights, 1, seed + 1);
+    l.args.weight.count = 1;
+    l.args.weight.rows = n;
+    l.args.weight.cols = k;
+    l.args.weight.dtype = weights;
+    if (weights == MB_F8_E4M3) {
+        l.args.weight.scale_rows = scale_rows;
+        l.args.weight.scale_cols = MB_F8_BLOCK;
+        l.args.weight.scale = filled((n + scale_rows - 1) / scale_rows * k_blocks, MB_F32, 0.01f, seed + 2);
+        l.x8 = allocate((size_t)(rows * k));
+        l.x_scale = (float *)allocate(sizeof(float) * (size_t)(rows * k_blocks));
+    }
+    l.bias = filled(n, MB_BF16, 1, seed + 3);
+    l.residual = filled(rows * n, out, 4, seed + 4);
+    l.args.n_tokens = rows;
+    l.args.dtype = dtype;
+    l.args.out_dtype = out;
+    l.args.bias_dtype = MB_BF16;
+    l.workspace_bytes = bytes_of(mb_gemm_sm90_workspace, &l.args);
+    l.workspace = allocate(l.workspace_bytes);
+    l.args.out = allocate((size_t)((rows + 1) * n) * mb_dtype_row_bytes(out, 1));
+    CUDA(cudaDeviceSynchronize());
+    return l;
+}
+
+static void free_layer(const layer *l) {
+    const void *all[] = {l->args.x, l->args.weight.data, l->args.weight.scale, l->bias,    l->residual,
+                         l->x8,     l->x_scale,          l->workspace,         l->args.out};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        CUDA(cudaFree((void *)all[i]));
+}
+
+/* Rows first .. first + n - 1 of the layer. */
+static mb_gemm_args rows_of(const layer *l, int64_t first, int64_t n) {
+    mb_gemm_args args = l->args;
+    args.x = (const char *)args.x + first * (int64_t)mb_dtype_row_bytes(args.dtype, args.weight.cols);
+    if (args.residual)
+        args.residual = (const char *)args.residual +
+                        first * (int64_t)mb_dtype_row_bytes(args.out_dtype, args.weight.rows);
+    args.n_tokens = n;
+    return args;
+}
+
+static void quantize(const layer *l, const mb_gemm_args *args, cudaStream_t stream) {
+    mb_moe_quantize_args q = {};
+    q.x = args->x;
+    q.out = l->x8;
+    q.scale = l->x_scale;
+    q.n_tokens = args->n_tokens;
+    q.hidden = (int32_t)args->weight.cols;
+    q.dtype = args->dtype;
+    MB(mb_moe_quantize_sm90(&q, stream));
+}
+
+static void run_few(const layer *l, const mb_gemm_args *args, const mb_few_plan *plan, cudaStream_t stream) {
+    if (args->weight.dtype == MB_F8_E4M3 && !plan->quantizes)
+        quantize(l, args, stream);
+    MB(mb_few_sm90(args, plan, l->x8, l->x_scale, stream));
+}
+
+/* ---- Bits */
+
+static int64_t n_compared;
+
+/* in_place: the residual lies where out goes. */
+static void compare_rows(const char *name, const layer *l, const unsigned char *whole, int64_t first,
+                         int64_t n_tokens, const mb_few_plan *plan, int in_place) {
+    const size_t row = mb_dtype_row_bytes(l->args.out_dtype, l->args.weight.rows);
+    mb_gemm_args args = rows_of(l, first, n_tokens);
+    CUDA(cudaMemset(l->args.out, 0xff, (size_t)(n_tokens + 1) * row));
+    if (in_place && args.residual) {
+        CUDA(cudaMemcpy(args.out, args.residual, (size_t)n_tokens * row, cudaMemcpyDeviceToDevice));
+        args.residual = args.out;
+    }
+    run_few(l, &args, plan, NULL);
+    CUDA(cudaDeviceSynchronize());
+    unsigned char *got = (unsigned char *)download(l->args.out, (size_t)(n_tokens + 1) * row);
+    n_compared++;
+    if (memcmp(got, whole + (size_t)first * row, (size_t)n_tokens * row) != 0) {
+        size_t at = 0;
+        int64_t n_differ = 0, first_row = -1, first_byte = 0;
+        for (; at < (size_t)n_tokens * row; at++)
+            if (got[at] != whole[(size_t)first * row + at]) {
+                if (first_row < 0) {
+                    first_row = (int64_t)(at / row);
+                    first_byte = (int64_t)(at % row);
+                }
+                n_differ++;
+            }
+        printf("%s T=%lld cluster %d, %d CTAs, tiles of %d, %d stages: %lld of %zu bytes differ, first row "
+               "%lld, output %lld\n",
+               name, (long long)n_tokens, plan->cluster, plan->n_ctas, plan->tile_rows, plan->n_stages,
+               (long long)n_differ, (size_t)n_tokens * row, (long long)first_row,
+               (long long)(first_byte / (int64_t)mb_dtype_row_bytes(l->args.out_dtype, 1)));
+        complain(name, "other bits than among many rows", (double)n_tokens);
+    }
+    for (size_t i = 0; i < row; i++)
+        if (got[(size_t)n_tokens * row + i] != 0xff) {
+            complain(name, "written behind the last row", (double)n_tokens);
+            break;
+        }
+    free(got);
+}
+
+static void check_bits(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t n, int64_t k,
+                       int32_t scale_rows, int extras, int every) {
+    char name[128];
+    snprintf(name, sizeof name, "gemm x=%s w=%s out=%s N=%lld K=%lld%s%s", mb_dtype_name(dtype),
+             mb_dtype_name(weights), mb_dtype_name(out), (long long)n, (long long)k,
+             extras & 1 ? " bias" : "", extras & 2 ? " residual" : "");
+    layer l = make_layer(dtype, weights, out, ROWS, n, k, scale_rows, (uint32_t)(n + 7 * k));
+    l.args.bias = extras & 1 ? l.bias : NULL;
+    l.args.residual = extras & 2 ? l.residual : NULL;
+    MB(mb_gemm_sm90(&l.args, l.workspace, l.workspace_bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    unsigned char *whole = (unsigned char *)download(l.args.out, ROWS * mb_dtype_row_bytes(out, n));
+    const int32_t n_processors = mb_n_processors();
+    for (int64_t n_tokens = 1; n_tokens <= MB_FEW_TOKENS; n_tokens++) {
+        if (!every && n_tokens > 5 && n_tokens % 8 > 1 && n_tokens != 63)
+            continue;
+        for (int32_t cluster = 1; cluster <= 4; cluster *= 2)
+            for (int few_ctas = 0; few_ctas < 2; few_ctas++) {
+                const mb_gemm_args args = rows_of(&l, 0, n_tokens);
+                mb_few_plan plan;
+                if (mb_few_plan_with(&args, cluster, few_ctas ? 12 : n_processors / cluster * cluster, &plan))
+                    compare_rows(name, &l, whole, (ROWS - n_tokens) / 2, n_tokens, &plan, 0);
+            }
+        mb_gemm_args args = rows_of(&l, ROWS - n_tokens, n_tokens); /* as it is called */
+        mb_few_plan plan;
+        if (mb_few_plan_of(&args, n_processors, &plan))
+            compare_rows(name, &l, whole, ROWS - n_tokens, n_tokens, &plan, 1);
+        else
+            complain(name, "no plan", (double)n_tokens);
+        if (wrong > 20)
+            exit(1);
+    }
+    free(whole);
+    free_layer(&l);
+}
+
+/* Layers whose out is the next one's x, as a graph and with a wait after each. */
+enum { LINKS = 12 };
+typedef struct chain {
+    layer *links;
+    mb_few_plan plan;
+    int64_t n_tokens;
+    int use_grouped, with_norm;
+    void *normed, *norm_weight;
+} chain;
+
+static mb_grouped_gemm_args grouped_of(const layer *l, const mb_gemm_args *args) {
+    mb_grouped_gemm_args g = {};
+    const int is_fp8 = args->weight.dtype == MB_F8_E4M3;
+    g.a = is_fp8 ? l->x8 : args->x;
+    g.a_scale = is_fp8 ? l->x_scale : NULL;
+    g.b = args->weight;
+    g.out = args->out;
+    g.n_rows = args->n_tokens;
+    g.dtype = is_fp8 ? MB_F8_E4M3 : args->dtype;
+    g.out_dtype = args->out_dtype;
+    g.activation = MB_ACT_NONE;
+    g.f32_math = MB_F32_EXACT;
+    return g;
+}
+
+static void launch_link(const chain *c, int i, cudaStream_t stream) {
+    const layer *l = &c->links[i];
+    mb_gemm_args args = rows_of(l, 0, c->n_tokens);
+    if (c->with_norm) {
+        mb_rms_norm_args norm = {};
+        norm.x = args.x;
+        norm.weight.data = c->norm_weight;
+        norm.weight.count = norm.weight.rows = 1;
+        norm.weight.cols = args.weight.cols;
+        norm.weight.dtype = args.dtype;
+        norm.out = c->normed;
+        norm.n_rows = c->n_tokens;
+        norm.hidden = (int32_t)args.weight.cols;
+        norm.eps = 1e-6f;
+        norm.dtype = args.dtype;
+        MB(mb_rms_norm_sm90(&norm, stream));
+        args.x = c->normed;
+    }
+    if (c->use_grouped) {
+        if (args.weight.dtype == MB_F8_E4M3)
+            quantize(l, &args, stream);
+        const mb_grouped_gemm_args g = grouped_of(l, &args);
+        MB(mb_grouped_gemm_sm90(&g, l->workspace, l->workspace_bytes, stream));
+    } else
+        run_few(l, &args, &c->plan, stream);
+}
+
+static int n_links;
+static void launch_chain(const void *context, cudaStream_t stream) {
+    for (int i = 0; i < n_links; i++)
+        launch_link((const chain *)context, i, stream);
+}
+
+static void check_chain(mb_dtype weights, int64_t n_tokens) {
+    enum { N = 2048 };
+    layer links[LINKS];
+    for (int i = 0; i < LINKS; i++) {
+        links[i] = make_layer(MB_BF16, weights, MB_BF16, MB_FEW_TOKENS, N, N, 128, 100u + 10u * (uint32_t)i);
+        links[i].args.residual = links[i].residual;
+        if (i > 0) {
+            CUDA(cudaFree((void *)links[i].args.x));
+            links[i].args.x = links[i - 1].args.out;
+        }
+    }
+    chain c = {links, {}, n_tokens, 0, 1, allocate(2 * N * MB_FEW_TOKENS), filled(N, MB_BF16, 1, 5)};
+    const mb_gemm_args args = rows_of(&links[0], 0, n_tokens);
+    if (!mb_few_plan_of(&args, mb_n_processors(), &c.plan))
+        complain("gemm chain", "no plan", (double)n_tokens);
+    n_links = LINKS;
+    const size_t bytes = 2 * (size_t)(n_tokens * N);
+    for (int i = 0; i < LINKS; i++) {
+        launch_link(&c, i, NULL);
+        CUDA(cudaDeviceSynchronize());
+    }
+    unsigned char *expected = (unsigned char *)download(links[LINKS - 1].args.out, bytes);
+    const captured graph = capture(launch_chain, &c);
+    for (int replay = 0; replay < 20; replay++) {
+        for (int i = 0; i < LINKS; i++)
+            CUDA(cudaMemsetAsync(links[i].args.out, 0xff, bytes, graph.stream));
+        CUDA(cudaGraphLaunch(graph.replay, graph.stream));
+        CUDA(cudaStreamSynchronize(graph.stream));
+        unsigned char *got = (unsigned char *)download(links[LINKS - 1].args.out, bytes);
+        if (memcmp(got, expected, bytes) != 0)
+            complain("gemm chain", "a graph gives other bits than one launch after the other",
+                     (double)n_tokens);
+        free(got);
+    }
+    free_captured(&graph);
+    free(expected);
+    for (int i = 0; i < LINKS; i++) {
+        if (i > 0)
+            links[i].args.x = NULL;
+        free_layer(&links[i]);
+    }
+    CUDA(cudaFree(c.normed));
+    CUDA(cudaFree(c.norm_weight));
+}
+
+static void check_all(void) {
+    static const struct {
+        int64_t n, k;
+        int every;
+    } shapes[] = {{136, 72, 1},    {264, 400, 1},  {16, 64, 0},     {1064, 320, 0},  {2048, 4096, 0},
+                  {5120, 2048, 1}, {8456, 256, 0}, {9216, 1040, 0}, {10000, 512, 0}, {8, 8, 0}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (int extras = 0; extras < 4; extras++) {
+            const int64_t n = shapes[s].n, k = shapes[s].k;
+            const int every = shapes[s].every && extras == 2;
+            check_bits(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras, every);
+            check_bits(MB_BF16, MB_BF16, MB_F32, n, k, 0, extras, 0);
+            check_bits(MB_F16, MB_F16, extras % 2 ? MB_F32 : MB_F16, n, k, 0, extras, 0);
+            if (k % 16 == 0) {
+                check_bits(MB_BF16, MB_F8_E4M3, MB_BF16, n, k, 128, extras, every);
+                check_bits(MB_F16, MB_F8_E4M3, extras % 2 ? MB_F32 : MB_F16, n, k, 8 << s % 4, extras, 0);
+            }
+        }
+    static const int64_t tokens[] = {1, 3, 8, 16, 33, 64};
+    for (int i = 0; i < 6; i++) {
+        check_chain(MB_BF16, tokens[i]);
+        check_chain(MB_F8_E4M3, tokens[i]);
+    }
+    printf("bits: %lld calls compared\n", (long long)n_compared);
+}
+
+/* ---- Times */
+
+static void *flush;
+
+static double time_links(chain *c, int n) {
+    n_links = n;
+    return time_graph(launch_chain, c, flush) / n;
+}
+
+static void time_shape(const char *what, int64_t n, int64_t k, mb_dtype weights, int many_plans) {
+    const double bytes = (double)(n * k) * (double)mb_dtype_row_bytes(weights, 1), floor_us = bytes / 3.0e6;
+    const int links = bytes > 200e6 ? 2 : 16;
+    const mb_dtype out = n > 100000 ? MB_F32 : MB_BF16;
+    layer all[16];
+    for (int i = 0; i < links; i++)
+        all[i] = make_layer(MB_BF16, weights, out, MB_FEW_TOKENS, n, k, 128, 1000u + 10u * (uint32_t)i);
+    static const int64_t tokens[] = {1, 2, 4, 8, 16, 17, 32, 64};
+    for (int t = 0; t < 8; t++) {
+        chain c = {
+            all, {}, tokens[t], 0, 0, allocate((size_t)(2 * k * MB_FEW_TOKENS)), filled(k, MB_BF16, 1, 5)};
+        const mb_gemm_args args = rows_of(&all[0], 0, tokens[t]);
+        if (!mb_few_plan_of(&args, mb_n_processors(), &c.plan)) {
+            printf("%-8s %s T=%lld: no plan\n", what, mb_dtype_name(weights), (long long)tokens[t]);
+            continue;
+        }
+        const double few = time_links(&c, links);
+        c.with_norm = 1;
+        const double with_norm = time_links(&c, links);
+        c.with_norm = 0;
+        c.use_grouped = 1;
+        const double grouped = time_links(&c, links);
+        c.use_grouped = 0;
+        printf("%-8s %-8s T=%2lld floor %6.1f: few %6.1f us %3.0f %%, with norm %6.1f, grouped %6.1f | "
+               "tiles %d x %d, %d stages, cluster %d\n",
+               what, mb_dtype_name(weights), (long long)tokens[t], floor_us, few, 100 * floor_us / few,
+               with_norm, grouped, c.plan.tile_rows, c.plan.n_tiles, c.plan.n_stages, c.plan.cluster);
+        for (int32_t cluster = 1; many_plans && cluster <= 4; cluster *= 2)
+            for (int hint = 0; hint < 2; hint++) {
+                const int32_t n_slots = cluster == 4 ? 120 : 132;
+                if (!mb_few_plan_with(&args, cluster, n_slots, &c.plan))
+                    continue;
+                c.plan.read_once = hint;
+                printf("    cluster %d, evict_first %d, tiles %d x %d, %d stages: %6.1f us\n", cluster, hint,
+                       c.plan.tile_rows, c.plan.n_tiles, c.plan.n_stages, time_links(&c, links));
+            }
+        CUDA(cudaFree(c.normed));
+        CUDA(cudaFree(c.norm_weight));
+    }
+    for (int i = 0; i < links; i++)
+        free_layer(&all[i]);
+}
+
+/* 65 to 1024 rows by a given tile of the grouped GEMM. */
+typedef struct tiled {
+    const layer *links;
+    int64_t n_tokens;
+    int tile, n_links;
+} tiled;
+
+static void launch_tiled(const void *context, cudaStream_t stream) {
+    const tiled *c = (const tiled *)context;
+    for (int i = 0; i < c->n_links; i++) {
+        const layer *l = &c->links[i];
+        const mb_gemm_args args = rows_of(l, 0, c->n_tokens);
+        if (args.weight.dtype == MB_F8_E4M3)
+            quantize(l, &args, stream);
+        const mb_grouped_gemm_args g = grouped_of(l, &args);
+        mb_arena arena = {(char *)l->workspace, SIZE_MAX, 0, 0, 0};
+        const mb_grouped_gemm_layout layout = mb_grouped_gemm_sm90_layout(&g, c->tile, &arena);
+        MB(mb_experts_cut_tiles(&layout.tiles, NULL, 1, g.n_rows, stream));
+        MB(mb_experts_one_gemm(&g, &layout.tiles, layout.scratch, stream));
+    }
+}
+
+static void time_tiles(const char *what, int64_t n, int64_t k, mb_dtype weights) {
+    enum { N = 8 };
+    layer all[N];
+    for (int i = 0; i < N; i++)
+        all[i] = make_layer(MB_BF16, weights, MB_BF16, GROUPED_ROWS, n, k, 128, 1000u + 10u * (uint32_t)i);
+    static const int64_t tokens[] = {65, 96, 128, 192, 256, 384, 512, 768, 1024};
+    const mb_moe_family family = mb_moe_family_of(weights);
+    for (int t = 0; t < 9; t++) {
+        printf("%-8s %-8s T=%4lld picked %s:", what, mb_dtype_name(weights), (long long)tokens[t],
+               mb_moe_tiles[mb_moe_pick_dense(family, tokens[t], n, mb_n_processors())].name);
+        for (int tile = 0; tile < MB_MOE_N_TILES; tile++)
+            if (mb_moe_tiles[tile].family == family) {
+                const tiled c = {all, tokens[t], tile, N};
+                printf("  %s %.1f%s", mb_moe_tiles[tile].name, time_graph(launch_tiled, &c, flush) / N,
+                       tile == mb_moe_pick(family, tokens[t], 1) ? " (before)" : "");
+            }
+        printf("\n");
+    }
+    for (int i = 0; i < N; i++)
+        free_layer(&all[i]);
+}
+
+int main(int argc, char **argv) {
+    int check = 1, timed = 1, plans = 0, tiles = 0;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--check"))
+            timed = 0;
+        else if (!strcmp(argv[i], "--time"))
+            check = 0;
+        else if (!strcmp(argv[i], "--plans"))
+            plans = 1;
+        else if (!strcmp(argv[i], "--tiles"))
+            tiles = 1;
+        else {
+            fprintf(stderr, "gemm_check [--check | --time] [--plans] [--tiles]\n");
+            return 2;
+        }
+    }
+    if (check)
+        check_all();
+    if (timed) {
+        flush = allocate(FLUSH_BYTES);
+        static const mb_dtype weights[] = {MB_BF16, MB_F8_E4M3};
+        for (int w = 0; w < 2; w++) {
+            time_shape("qkv", 5120, 2048, weights[w], plans);
+            time_shape("o", 2048, 4096, weights[w], plans);
+            time_shape("235B qkv", 9216, 4096, weights[w], plans);
+            time_shape("235B o", 4096, 8192, weights[w], plans);
+            if (tiles) {
+                time_tiles("qkv", 5120, 2048, weights[w]);
+                time_tiles("o", 2048, 4096, weights[w]);
+            }
+        }
+        time_shape("lm_head", 151936, 2048, MB_BF16, plans);
+    }
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong ? 1 : 0;
+}

@@ -1,0 +1,159 @@
+/* How the dense layer of few rows is cut (ops/gemm/few_plan.c): every output once, and all parts of a CTA's
+ * shared memory in their places. */
+#include "ops/common/dtype.h"
+#include "ops/gemm/few.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static mb_gemm_args args_of(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype weights) {
+    return (mb_gemm_args){.weight = {.count = 1,
+                                     .rows = rows,
+                                     .cols = cols,
+                                     .dtype = weights,
+                                     .scale_rows = weights == MB_F8_E4M3 ? 128 : 0,
+                                     .scale_cols = weights == MB_F8_E4M3 ? 128 : 0},
+                          .n_tokens = n_tokens,
+                          .dtype = MB_BF16,
+                          .out_dtype = MB_BF16,
+                          .bias_dtype = MB_BF16};
+}
+
+/* The rows of all tiles, in the order of CTAs and rounds, are the weight's rows, each once. */
+static void check_rows(const mb_few_plan *p, int64_t n_rows) {
+    assert_true(p->tile_rows % 8 == 0 && p->tile_rows >= 8 && p->tile_rows <= MB_FEW_TILE_ROWS);
+    assert_true((int64_t)p->n_tiles * p->tile_rows >= n_rows);
+    assert_true((int64_t)(p->n_tiles - 1) * p->tile_rows < n_rows);
+    assert_true(p->n_ctas > 0 && p->n_ctas % p->cluster == 0);
+    int64_t n_seen = 0;
+    for (int32_t cta = 0; cta < p->n_ctas; cta++)
+        for (int32_t tile = cta; tile < p->n_tiles; tile += p->n_ctas)
+            n_seen++;
+    assert_int_equal(n_seen, p->n_tiles);
+}
+
+static void check_shared(const mb_few_plan *p, int is_fp8) {
+    const int32_t steps = p->n_stages * MB_FEW_STAGE_STEPS(p->padded_tokens),
+                  x_steps = p->quantizes ? p->n_steps : steps;
+    assert_true(p->n_stages >= 1);
+    assert_int_equal(p->x_offset, steps * p->tile_rows * MB_FEW_STEP_BYTES);
+    assert_int_equal(p->x_offset % 1024, 0);
+    assert_int_equal(p->x_scale_offset, p->x_offset + x_steps * p->padded_tokens * MB_FEW_STEP_BYTES);
+    assert_int_equal(p->barriers_offset,
+                     p->x_scale_offset + (is_fp8 ? p->n_steps * p->padded_tokens * 4 : 0));
+    assert_int_equal(p->barriers_offset % 8, 0);
+    assert_true(p->shared_bytes >= p->barriers_offset + 16 * p->n_stages);
+    /* wgmma reads 64 rows from where the last step begins */
+    assert_true(p->shared_bytes >=
+                p->x_offset - p->tile_rows * MB_FEW_STEP_BYTES + MB_FEW_TILE_ROWS * MB_FEW_STEP_BYTES);
+    assert_true(p->shared_bytes <= MB_FEW_SHARED_BYTES);
+}
+
+static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype weights, int32_t n_processors) {
+    mb_gemm_args args = args_of(n_tokens, rows, cols, weights);
+    mb_few_plan p;
+    if (!mb_few_plan_of(&args, n_processors, &p)) {
+        assert_true(n_tokens > MB_FEW_TOKENS || (weights == MB_F8_E4M3 && cols > 16384));
+        return;
+    }
+    const int64_t row_bytes = (int64_t)mb_dtype_row_bytes(weights, cols);
+    assert_true(p.padded_tokens >= n_tokens && p.padded_tokens <= 64);
+    assert_true(p.padded_tokens == 8 || p.padded_tokens < 2 * n_tokens);
+    assert_int_equal(p.padded_tokens % (8 * p.cluster), 0);
+    assert_true(p.n_ctas <= n_processors);
+    assert_int_equal(p.n_steps, (row_bytes + 127) / 128);
+    assert_int_equal(p.quantizes, weights == MB_F8_E4M3 && n_tokens <= MB_FEW_QUANTIZED_TOKENS);
+    /* a copy of several steps sees rows as whole steps */
+    assert_true(p.weight_copy_steps == 1 || row_bytes % MB_FEW_STEP_BYTES == 0);
+    assert_true(p.x_copy_steps == 1 || (p.cluster == 1 && p.x_copy_steps == p.weight_copy_steps));
+    assert_int_equal(MB_FEW_STAGE_STEPS(p.padded_tokens) % p.weight_copy_steps, 0);
+    check_rows(&p, rows);
+    check_shared(&p, weights == MB_F8_E4M3);
+}
+
+static void test_all_plans(void **state) {
+    (void)state;
+    static const int64_t rows[] = {8,
+                                   16,
+                                   136,
+                                   512,
+                                   1056,
+                                   1064,
+                                   2048,
+                                   4096,
+                                   5120,
+                                   8448,
+                                   8456,
+                                   9216,
+                                   16384,
+                                   50000,
+                                   151936,
+                                   262144,
+                                   (int64_t)1 << 24};
+    static const int64_t cols[] = {8, 64, 72, 400, 512, 2048, 4096, 6144, 8192, 12288, 25600, 65536};
+    static const int32_t processors[] = {1, 2, 3, 16, 78, 114, 132};
+    for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++)
+        for (size_t c = 0; c < sizeof cols / sizeof cols[0]; c++)
+            for (size_t n = 0; n < sizeof processors / sizeof processors[0]; n++)
+                for (int64_t n_tokens = 1; n_tokens <= 66; n_tokens += n_tokens < 10 ? 1 : 5) {
+                    if (rows[r] > 300000 && n_tokens % 3 != 1)
+                        continue;
+                    check_plan(n_tokens, rows[r], cols[c], MB_BF16, processors[n]);
+                    if (cols[c] % 16 == 0)
+                        check_plan(n_tokens, rows[r], cols[c], MB_F8_E4M3, processors[n]);
+                }
+}
+
+/* What Qwen3-30B-A3B wants of an H100. */
+static void test_known_plans(void **state) {
+    (void)state;
+    static const struct {
+        int64_t n_tokens, rows, cols;
+        mb_dtype weights;
+        int32_t tile_rows, n_ctas, cluster;
+        int all_at_once; /* the CTA's share fits into shared memory */
+    } plans[] = {
+        {1, 5120, 2048, MB_BF16, 40, 128, 1, 1},     {8, 5120, 2048, MB_BF16, 40, 128, 1, 1},
+        {16, 5120, 2048, MB_BF16, 40, 128, 1, 0},    {64, 5120, 2048, MB_BF16, 40, 128, 2, 0},
+        {1, 2048, 4096, MB_BF16, 16, 128, 1, 1},     {1, 151936, 2048, MB_BF16, 64, 132, 1, 0},
+        {1, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 1},  {4, 2048, 4096, MB_F8_E4M3, 16, 128, 1, 1},
+        {16, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 1},
+    };
+    for (size_t i = 0; i < sizeof plans / sizeof plans[0]; i++) {
+        mb_gemm_args args = args_of(plans[i].n_tokens, plans[i].rows, plans[i].cols, plans[i].weights);
+        mb_few_plan p;
+        assert_true(mb_few_plan_of(&args, 132, &p));
+        assert_int_equal(p.tile_rows, plans[i].tile_rows);
+        assert_int_equal(p.n_ctas, plans[i].n_ctas);
+        assert_int_equal(p.cluster, plans[i].cluster);
+        assert_int_equal(p.n_stages * MB_FEW_STAGE_STEPS(p.padded_tokens) >= p.n_steps, plans[i].all_at_once);
+    }
+}
+
+/* No rows, too many, and fp32, whose multiplications are exact. */
+static void test_refusals(void **state) {
+    (void)state;
+    mb_few_plan p;
+    mb_gemm_args args = args_of(0, 2048, 2048, MB_BF16);
+    assert_false(mb_few_plan_of(&args, 132, &p));
+    args.n_tokens = MB_FEW_TOKENS + 1;
+    assert_false(mb_few_plan_of(&args, 132, &p));
+    args = args_of(1, 2048, 2048, MB_F32);
+    args.dtype = MB_F32;
+    assert_false(mb_few_plan_of(&args, 132, &p));
+    args = args_of(1, 2048, (int64_t)1 << 30, MB_BF16);
+    assert_false(mb_few_plan_of(&args, 132, &p));
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_plans),
+        cmocka_unit_test(test_known_plans),
+        cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -36,11 +36,6 @@ typedef struct mb_mask_level {
     mb_stack_mark after;     /* what the stack held with the set */
 } mb_mask_level;
 
-/* A node of a class tree, and the state that has come there. */
-typedef struct mb_class_place {
-    uint32_t node, state;
-} mb_class_place;
-
 /* A state within a rule that neither may end here nor calls. */
 static int is_inner(const mb_automaton *a, uint32_t state) {
     return state != MB_NO_STATE && !a->states[state].is_final && a->states[state].n_calls == 0;
@@ -135,7 +130,7 @@ size_t mb_mask_cache_bytes(const mb_mask_cache *cache) {
 void mb_mask_work_free(mb_mask_work *work) {
     mb_stack_free(&work->local);
     mb_free(work->levels);
-    mb_free(work->places);
+    mb_class_walk_free(&work->class_walk);
     mb_free(work->bits);
     mb_free(work->escapes);
     *work = (mb_mask_work){0};
@@ -268,40 +263,17 @@ static void run_calls(walk *w, const mb_class_tree *tree, const mb_class_node *n
     mb_stack_cut(w->stack, mark);
 }
 
-static void add_tokens(const walk *w, const mb_class_tree *tree, const mb_class_node *node) {
-    const uint32_t *words = tree->words + node->first_token;
-    if (node->is_dense)
-        for (size_t i = 0; i < w->cache->trie->n_words; i++)
-            w->bits[i] |= words[i];
-    else
-        for (uint32_t i = 0; i < node->n_tokens; i++)
-            mb_set_bit(w->bits, (int32_t)words[i]);
-}
-
 /* Over all tokens, from a state of the tree's rule. */
 static void run_rule(walk *w, const mb_class_tree *tree, uint32_t start) {
-    const mb_automaton *a = w->cache->automaton;
-    mb_class_place *places = w->work->places;
-    size_t n = 0;
-    places[n++] = (mb_class_place){0, start};
-    while (n > 0) {
-        mb_class_place at = places[--n];
-        const uint32_t *row = a->next + a->states[at.state].row;
-        const mb_class_node *node = &tree->nodes[at.node];
-        for (uint32_t child = node->first_child; child < node->first_child + node->n_children; child++) {
-            const mb_class_node *to = &tree->nodes[child];
-            uint32_t next = row[to->byte_class];
-            if (next == MB_NO_STATE)
-                continue;
-            add_tokens(w, tree, to);
-            if (a->states[next].is_final && to->n_groups > 0 && w->keeps_escapes)
-                keep_escape(w, child | CLASS_NODE);
-            if (a->states[next].n_calls > 0)
-                run_calls(w, tree, to, next);
-            else if (to->n_children > 0)
-                places[n++] = (mb_class_place){child, next};
-        }
+    mb_class_walk *found = &w->work->class_walk;
+    if (mb_class_walk_run(found, tree, w->cache->automaton, start, w->bits) != 0) {
+        w->stack->status = mb_fail(MB_ERR_MEMORY, "no memory to work out a mask");
+        return;
     }
+    for (size_t i = 0; i < found->n_ends && w->keeps_escapes; i++)
+        keep_escape(w, found->ends[i] | CLASS_NODE);
+    for (size_t i = 0; i < found->n_calls; i++)
+        run_calls(w, tree, &tree->nodes[found->calls[i].node], found->calls[i].state);
 }
 
 /* ---- Entries ---------------------------------------------------------------------------------------- */
@@ -390,8 +362,6 @@ static mb_mask_entry *work_out(mb_mask_cache *cache, mb_mask_work *work, uint32_
     mb_stack_start(stack, rule); /* makes node 0 */
     stack->n_nodes = stack->n_nodes > 0 ? 1 : 0;
     stack->n_edges = stack->n_configs = 0;
-    if (mb_grow((void **)&work->places, &work->places_capacity, tree->n_nodes, sizeof *work->places) != 0)
-        stack->status = mb_fail(MB_ERR_MEMORY, "no memory to work out a mask");
     if (stack->status == MB_OK)
         run_rule(&w, tree, state);
     mb_mask_entry *entry = stack->status == MB_OK ? new_entry(cache, work, tree) : NULL;

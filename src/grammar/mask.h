@@ -12,7 +12,7 @@
 
 #include <stdatomic.h>
 
-#include "grammar/class_tree.h"
+#include "grammar/class_walk.h"
 #include "grammar/stack.h"
 #include "grammar/trie.h"
 
@@ -28,7 +28,7 @@ typedef struct mb_mask_cache {
     atomic_size_t n_bytes;
 } mb_mask_cache;
 
-/* Makes class trees, too, for some ten milliseconds; the others are made when they are first needed. */
+/* Makes class trees, too, for some milliseconds; the others are made when they are first needed. */
 mb_status mb_mask_cache_init(mb_mask_cache *cache, const mb_automaton *automaton, const mb_token_trie *trie);
 void mb_mask_cache_free(mb_mask_cache *cache);
 size_t mb_mask_cache_bytes(const mb_mask_cache *cache);
@@ -37,8 +37,7 @@ size_t mb_mask_cache_bytes(const mb_mask_cache *cache);
 typedef struct mb_mask_work {
     mb_stack local; /* to look at a state alone */
     struct mb_mask_level *levels;
-    struct mb_class_place *places; /* nodes of a class tree that are still to be looked at */
-    size_t places_capacity;
+    mb_class_walk class_walk;
     uint32_t *bits;
     uint32_t *escapes;
     size_t n_escapes, escapes_capacity;

@@ -1,5 +1,5 @@
 /*
- * grammar.h - structured output: an answer that follows a JSON schema, a regular expression or a choice.
+ * grammar.h - structured output: an answer that follows a JSON schema, a regular expression, a choice or rules.
  *
  * A grammar is compiled once and is read-only afterwards; any number of threads and sequences share it. Put
  * it into mb_request.grammar, and the session masks the tokens that the grammar does not allow. Every answer
@@ -48,6 +48,9 @@ typedef enum mb_grammar_kind {
      * An enforced tool call, for example, is a sequence of a text, a schema and a text.
      */
     MB_GRAMMAR_STRUCTURE,
+    /* text: rules, name ::= body, as llama.cpp's GBNF and xgrammar's EBNF have them. The answer follows the rule
+     * `root`. Rules may call each other and themselves. Errors have line and column. */
+    MB_GRAMMAR_EBNF,
 } mb_grammar_kind;
 
 /* Compiles a grammar, or finds it among those that the model compiled before. The work is bounded in time and

@@ -327,7 +327,7 @@ class Engine:
 
         A prompt is a text to be continued, a chat (a list of messages, which the model's chat template renders) or a
         list of token ids. `options` are fields of Sampling and replace those of `sampling`. thinking, tools: as in
-        render. With json_schema, regex or choice the answer follows a grammar (docs/text.md).
+        render. With json_schema, regex, choice or grammar the answer follows a grammar (docs/text.md).
         """
         sampling = _sampling_of(sampling, options)
         if _kind(prompts) is not None:

@@ -1,4 +1,4 @@
-"""Answers that follow a grammar: json_schema, regex and choice of Sampling, as the grammar of an mb_request."""
+"""Answers that follow a grammar: json_schema, regex, choice and grammar of Sampling, as the grammar of an mb_request."""
 
 import contextlib
 import json
@@ -11,19 +11,21 @@ from ._library import LIBRARY
 from ._sampling import Sampling
 from ._session import Session
 
-JSON_SCHEMA, REGEX, CHOICE = 0, 2, 3  # mb_grammar_kind
+JSON_SCHEMA, REGEX, CHOICE, EBNF = 0, 2, 3, 5  # mb_grammar_kind
 AFTER_THINK = 1  # mb_grammar_start
 
 
 def _wanted(sampling: Sampling) -> tuple[int, bytes] | None:
     """The kind and the text of the grammar."""
-    given = [name for name in ("json_schema", "regex", "choice") if getattr(sampling, name) is not None]
+    given = [name for name in ("json_schema", "regex", "choice", "grammar") if getattr(sampling, name) is not None]
     if len(given) > 1:
         raise ValueError(f"{given[0]} and {given[1]} are given; an answer follows one of them")
     if sampling.json_schema is not None:
         return JSON_SCHEMA, _schema_text(sampling.json_schema)
     if sampling.regex is not None:
         return REGEX, utf8("regex", sampling.regex)
+    if sampling.grammar is not None:
+        return EBNF, utf8("grammar", sampling.grammar)
     if sampling.choice is not None:
         texts = list(collection("choice", sampling.choice, "texts"))
         for text in texts:

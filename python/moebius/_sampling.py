@@ -40,6 +40,7 @@ class Sampling:
     json_schema: Mapping[str, Any] | str | bool | None = None  # a JSON schema; docs/text.md has its words
     regex: str | None = None  # matches the whole answer
     choice: Collection[str] | None = None  # the answer is one of these texts
+    grammar: str | None = None  # rules in GBNF or EBNF; the answer follows `root`
 
     def stops(self) -> tuple[str, ...]:
         if self.stop is None:

@@ -5,7 +5,7 @@
 #include "moebius/moebius.h"
 
 typedef struct cli_answer_form {
-    const char *schema_path, *regex; /* one of them, or none */
+    const char *schema_path, *grammar_path, *regex; /* one of them, or none */
 } cli_answer_form;
 
 /* Sets the request's grammar, which the caller closes; prompt: as the model sees it.

@@ -71,6 +71,11 @@ static const cli_option prompt_options[] = {
      .kind = CLI_TEXT,
      .offset = offsetof(settings, form.regex),
      .help = "The regular expression matches the answer, from its start to its end."},
+    {.name = "grammar",
+     .value_name = "FILE",
+     .kind = CLI_TEXT,
+     .offset = offsetof(settings, form.grammar_path),
+     .help = "The answer follows the rule root of the grammar in FILE: GBNF or EBNF, name ::= body."},
     {.name = "print-ids",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, print_ids),
@@ -108,9 +113,11 @@ static int check(const settings *given, const char *directory) {
     if (given->json && !cli_is_utf8(directory))
         return cli_failure("the answer's JSON names DIR, but \"%s\" is not UTF-8; rename it, or link to it",
                            directory);
-    if (given->form.schema_path != NULL && given->form.regex != NULL)
-        return cli_usage_error(command,
-                               "--json-schema and --regex are two forms of one answer; give one of them");
+    const cli_answer_form *form = &given->form;
+    if ((form->schema_path != NULL) + (form->regex != NULL) + (form->grammar_path != NULL) > 1)
+        return cli_usage_error(command, "%s and %s are two forms of one answer; give one of them",
+                               form->schema_path != NULL ? "--json-schema" : "--regex",
+                               form->grammar_path != NULL ? "--grammar" : "--regex");
     return cli_check_sampling(command, &given->sampling);
 }
 

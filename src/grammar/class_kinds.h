@@ -1,8 +1,8 @@
 /*
  * class_kinds.h - what the states of a rule tell apart, for its class tree (class_tree.h).
  *
- * A kind has the states that tell the same bytes apart, and agree on whether the rule may end there or calls. A
- * context has the kinds of the states that can have come to a node of the tree.
+ * A kind has the states that tell the same bytes apart, and agree on whether the rule may end there or calls.
+ * A context has the kinds of the states that can have come to a node of the tree.
  */
 #ifndef MB_GRAMMAR_CLASS_KINDS_H
 #define MB_GRAMMAR_CLASS_KINDS_H
@@ -44,8 +44,8 @@ typedef struct mb_class_kinds {
     size_t kind_of_capacity;
 } mb_class_kinds;
 
-/* Finds the rule's kinds and makes context 0. The struct starts as zeros and can be used for many rules of one
- * automaton. is_followed: other rules may read on where this one ends. -1: no memory. */
+/* Finds the rule's kinds and makes context 0. The struct starts as zeros and can be used for many rules of
+ * one automaton. is_followed: other rules may read on where this one ends. -1: no memory. */
 int mb_class_kinds_find(mb_class_kinds *kinds, const mb_automaton *automaton, uint32_t rule, int is_followed);
 void mb_class_kinds_free(mb_class_kinds *kinds);
 

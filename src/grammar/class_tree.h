@@ -2,16 +2,16 @@
  * class_tree.h - the tokens' tree as one rule's automaton sees it.
  *
  * For a rule "cat" and "dog" may be the same: letters. Two nodes of the tokens' tree are one node here when
- * every state of the rule that can have come to their parent goes on alike with both. So for a string of limited
- * length a hundred thousand tokens become some two thousand nodes, and each state's mask is found by a walk over
- * these (class_walk.h).
+ * every state of the rule that can have come to their parent goes on alike with both. So for a string of
+ * limited length a hundred thousand tokens become some two thousand nodes, and each state's mask is found by a
+ * walk over these (class_walk.h).
  *
  * Which states can have come to a node is not known exactly, but by kinds of states (class_kinds.h). Too many
  * kinds only make the tree larger.
  *
- * The nodes stand in the order of a depth-first walk, as in the tokens' tree, and so do their tokens. Sets of
- * tokens that are large are kept as bits. Of the sets of all tokens below a node so many have bits that any of
- * them is the union of a few.
+ * The nodes stand in the order of a depth-first walk, as in the tokens' tree, and so do their tokens. Large
+ * sets of tokens are kept as bits. Of the sets of all tokens below a node so many have bits that any of them is
+ * the union of a few.
  */
 #ifndef MB_GRAMMAR_CLASS_TREE_H
 #define MB_GRAMMAR_CLASS_TREE_H

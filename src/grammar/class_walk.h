@@ -1,8 +1,8 @@
 /*
  * class_walk.h - the tokens that a rule can read from one of its states: a walk over the rule's class tree.
  *
- * Most nodes are reached with all that is below them, so their tokens are put into the mask at once. Where little is
- * missing below a node, this is taken out again.
+ * Most nodes are reached with all that is below them, so their tokens are put into the mask at once. Where
+ * little is missing below a node, this is taken out again.
  */
 #ifndef MB_GRAMMAR_CLASS_WALK_H
 #define MB_GRAMMAR_CLASS_WALK_H

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "grammar/ebnf.h"
 #include "grammar/json_text.h"
 #include "grammar/regex.h"
 #include "grammar/utf8_ranges.h"
@@ -22,6 +23,11 @@ static const mb_expr *parse_regex(mb_builder *builder, const char *text, size_t 
     return builder->pool.status == MB_OK ? mb_regex_parse(builder, text, n_bytes, &options) : NULL;
 }
 
+static const mb_expr *parse_ebnf(mb_builder *builder, const char *text, size_t n_bytes) {
+    builder->pool.status = check_utf8(text, n_bytes);
+    return builder->pool.status == MB_OK ? mb_ebnf_parse(builder, text, n_bytes) : NULL;
+}
+
 static const mb_expr *parse(mb_builder *builder, mb_grammar_kind kind, const char *text, size_t n_bytes) {
     switch (kind) {
     case MB_GRAMMAR_JSON_SCHEMA:
@@ -34,6 +40,8 @@ static const mb_expr *parse(mb_builder *builder, mb_grammar_kind kind, const cha
         return mb_choice_parse(builder, text, n_bytes);
     case MB_GRAMMAR_STRUCTURE:
         return mb_structure_parse(builder, text, n_bytes);
+    case MB_GRAMMAR_EBNF:
+        return parse_ebnf(builder, text, n_bytes);
     }
     builder->pool.status = mb_fail(MB_ERR_ARGUMENT, "kind is %d, not an mb_grammar_kind", (int)kind);
     return NULL;

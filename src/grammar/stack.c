@@ -42,7 +42,19 @@ static void add(mb_stack *stack, mb_stack_set *set, uint32_t state, uint32_t nod
         stack->configs[stack->n_configs++] = (mb_stack_config){state, node};
 }
 
-/* The node of a call that is made here; first_here: the first node that was made here. */
+static void add_edge(mb_stack *stack, size_t node, uint32_t back, uint32_t parent) {
+    for (uint32_t e = stack->nodes[node].first_edge; e; e = stack->edges[e - 1].next)
+        if (stack->edges[e - 1].back == back && stack->edges[e - 1].parent == parent)
+            return;
+    if (grow(stack, &stack->edges, &stack->edges_capacity, stack->n_edges + 1, sizeof *stack->edges) != 0)
+        return;
+    stack->edges[stack->n_edges++] = (mb_stack_edge){back, parent, stack->nodes[node].first_edge};
+    stack->nodes[node].first_edge = (uint32_t)stack->n_edges;
+}
+
+/* The node of a call that is made here; first_here: the first node that was made here. Where the caller only
+ * ends after the call, the node goes back to the caller's callers: so a rule that calls itself last does not
+ * go deeper each time. The edges of a caller from here are not complete yet, and node 0 has none. */
 static void call(mb_stack *stack, mb_stack_set *set, size_t first_here, const mb_call *to, uint32_t caller) {
     size_t node = first_here;
     while (node < stack->n_nodes && stack->nodes[node].rule != to->rule)
@@ -53,13 +65,12 @@ static void call(mb_stack *stack, mb_stack_set *set, size_t first_here, const mb
         stack->nodes[stack->n_nodes++] = (mb_stack_node){.rule = to->rule};
         add(stack, set, stack->automaton->rules[to->rule].start | ENTERED, (uint32_t)node);
     }
-    for (uint32_t e = stack->nodes[node].first_edge; e; e = stack->edges[e - 1].next)
-        if (stack->edges[e - 1].back == to->back && stack->edges[e - 1].parent == caller)
-            return;
-    if (grow(stack, &stack->edges, &stack->edges_capacity, stack->n_edges + 1, sizeof *stack->edges) != 0)
+    if (caller == 0 || caller >= first_here || !stack->automaton->states[to->back].is_end) {
+        add_edge(stack, node, to->back, caller);
         return;
-    stack->edges[stack->n_edges++] = (mb_stack_edge){to->back, caller, stack->nodes[node].first_edge};
-    stack->nodes[node].first_edge = (uint32_t)stack->n_edges;
+    }
+    for (uint32_t e = stack->nodes[caller].first_edge; e; e = stack->edges[e - 1].next)
+        add_edge(stack, node, stack->edges[e - 1].back, stack->edges[e - 1].parent);
 }
 
 static void end_node(mb_stack *stack, mb_stack_set *set, uint32_t node) {

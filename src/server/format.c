@@ -73,19 +73,17 @@ static int read_forms(const server_reading *reading, const json_t *object, const
     static const struct {
         const char *name;
         mb_grammar_kind kind;
-    } forms[] = {
-        {"json", MB_GRAMMAR_JSON_SCHEMA}, {"regex", MB_GRAMMAR_REGEX}, {"choice", MB_GRAMMAR_CHOICE}};
-    static const char *const unsupported[] = {"grammar", "structural_tag"};
+    } forms[] = {{"json", MB_GRAMMAR_JSON_SCHEMA},
+                 {"regex", MB_GRAMMAR_REGEX},
+                 {"choice", MB_GRAMMAR_CHOICE},
+                 {"grammar", MB_GRAMMAR_EBNF}};
     char field[64];
     int json_object = 0;
-    for (size_t i = 0; i < sizeof unsupported / sizeof *unsupported; i++) {
-        snprintf(field, sizeof field, "%s%s", prefix, unsupported[i]);
-        if (server_json_get(object, field) != NULL)
-            return server_refuse(problem, 400, field,
-                                 "%s is not supported; use a JSON schema or a regular "
-                                 "expression",
-                                 field);
-    }
+    snprintf(field, sizeof field, "%sstructural_tag", prefix);
+    if (server_json_get(object, field) != NULL)
+        return server_refuse(problem, 400, field,
+                             "%s is not supported; use a JSON schema, a regular expression or a grammar",
+                             field);
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
         snprintf(field, sizeof field, "%s%s", prefix, forms[i].name);
         const json_t *value = server_json_get(object, field);
@@ -97,8 +95,8 @@ static int read_forms(const server_reading *reading, const json_t *object, const
         else if (forms[i].kind == MB_GRAMMAR_CHOICE)
             status = set_from_json(reading, MB_GRAMMAR_CHOICE, value, field, generation, problem);
         else if (json_is_string(value))
-            status = server_set_grammar(reading, MB_GRAMMAR_REGEX, json_string_value(value), field,
-                                        generation, problem);
+            status = server_set_grammar(reading, forms[i].kind, json_string_value(value), field, generation,
+                                        problem);
         else
             status = server_refuse(problem, 400, field, "%s is %s; it must be a string", field,
                                    server_json_kind(value));

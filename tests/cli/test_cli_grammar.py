@@ -1,4 +1,4 @@
-"""run --json-schema and --regex: the answer has the form that was asked for."""
+"""run --json-schema, --regex and --grammar: the answer has the form that was asked for."""
 import json
 import re
 
@@ -22,6 +22,19 @@ def test_regex_with_json(moebius):
     done = moebius("run", DEMO, *ARGUMENTS, "--regex", r"[a-z]{3,6} \d\.", "--json")
     answer = json.loads(done.stdout)
     assert re.fullmatch(r"[a-z]{3,6} \d\.", answer["text"]) and answer["finish_reason"] == "stop"
+
+
+def test_grammar(moebius, tmp_path):
+    path = tmp_path / "list.gbnf"
+    path.write_text('root ::= item | item ", " root\nitem ::= [a-z]{2}\n')
+    done = moebius("run", DEMO, *ARGUMENTS, "--grammar", path, "--json", "--max-new-tokens", 40)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"[a-z]{2}(, |$)", json.loads(done.stdout)["text"])
+    done = moebius("run", DEMO, *ARGUMENTS, "--grammar", path, "--regex", "a")
+    assert done.returncode == 2 and b"--regex and --grammar" in done.stderr, done.stderr
+    path.write_text('root ::= "a"\n  | (b')
+    done = moebius("run", DEMO, *ARGUMENTS, "--grammar", path)
+    assert done.returncode == 1 and b"line 2, column 5: a group" in done.stderr, done.stderr
 
 
 def test_what_is_wrong(moebius, tmp_path):

@@ -1,4 +1,4 @@
-/* Any text as a schema, an expression, a choice or a structure, and any choice of tokens that the masks
+/* Any text as a schema, an expression, a choice, a structure or rules, and any choice of tokens that the masks
  * allow: the same text read byte by byte is accepted in a state of its own, going back restores the
  * masks, and a complete answer of a schema is JSON. The input: the kind, the number of bytes for
  * choices, those bytes, the text. */
@@ -105,7 +105,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n_bytes) {
     }
     if (n_bytes < 2)
         return 0;
-    mb_grammar_kind kind = (mb_grammar_kind)(bytes[0] % 5);
+    mb_grammar_kind kind = (mb_grammar_kind)(bytes[0] % 6);
     size_t n_choices = bytes[1] < n_bytes - 2 ? bytes[1] : n_bytes - 2;
     const uint8_t *choices = bytes + 2;
     mb_grammar *grammar;

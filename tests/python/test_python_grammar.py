@@ -1,4 +1,4 @@
-"""Answers of moebius.Engine that follow json_schema, regex or choice."""
+"""Answers of moebius.Engine that follow json_schema, regex, choice or grammar."""
 
 import json
 import re
@@ -36,6 +36,8 @@ def test_json_schema(engine):
 def test_regex_and_choice(engine):
     answer = engine.generate(STORY, regex="[A-Z][a-z]{2,5} (is|was) [0-9]{2}", temperature=2, seed=4)
     assert re.fullmatch("[A-Z][a-z]{2,5} (is|was) [0-9]{2}", answer.text)
+    answer = engine.generate(STORY, grammar='root ::= "(" root ")" | [0-9]', temperature=2, seed=4)
+    assert re.fullmatch(r"\(*[0-9]\)*", answer.text) and answer.text.count("(") == answer.text.count(")")
     chosen = {engine.generate(STORY, choice=["yes", "né\n", '"'], temperature=2, seed=i).text for i in range(12)}
     assert chosen <= {"yes", "né\n", '"'} and len(chosen) > 1
 
@@ -55,9 +57,11 @@ def test_mistakes(engine):
         engine.generate(STORY, json_schema={"type": "array", "uniqueItems": True})
     with pytest.raises(Error, match="regular expression"):
         engine.generate(STORY, regex="(")
+    with pytest.raises(Error, match="line 1, column 10: this rule is called"):
+        engine.generate(STORY, grammar="root ::= a")
     with pytest.raises(Error, match="choice"):
         engine.generate(STORY, choice=[])
-    for wrong in ({"json_schema": 7}, {"regex": b"a"}, {"choice": "yes"}, {"choice": [1]}):
+    for wrong in ({"json_schema": 7}, {"regex": b"a"}, {"choice": "yes"}, {"choice": [1]}, {"grammar": 1}):
         with pytest.raises(TypeError, match=next(iter(wrong))):
             engine.generate(STORY, **wrong)
     with pytest.raises(ValueError, match="cannot be written as JSON"):

@@ -115,6 +115,8 @@ def test_without_tools_all_is_content(parrot):
     ({"guided_regex": "("}, "guided_regex"),
     ({"guided_regex": 5}, "guided_regex"),
     ({"guided_grammar": "root ::= x"}, "guided_grammar"),
+    ({"guided_grammar": ["root"]}, "guided_grammar"),
+    ({"structured_outputs": {"structural_tag": {}}}, "structural_tag"),
     ({"structured_outputs": {"choice": []}}, "choice"),
 ])  # fmt: skip
 def test_what_is_wrong_is_named(parrot, fields, field):

@@ -33,6 +33,8 @@ def is_valid(text):
     ({"guided_regex": r"[a-z]{2,5}-\d{3}"}, lambda text: re.fullmatch(r"[a-z]{2,5}-\d{3}", text)),
     ({"structured_outputs": {"regex": r"(ha){1,3}"}}, lambda text: re.fullmatch(r"(ha){1,3}", text)),
     ({"guided_choice": ["north", "south"]}, lambda text: text in ("north", "south")),
+    ({"guided_grammar": 'root ::= "(" root ")" | [a-c]+ # nested'}, lambda text: re.fullmatch(r"\(*[a-c]+\)*", text)),
+    ({"structured_outputs": {"grammar": 'root ::= "<" [0-9]{2} ">"'}}, lambda text: re.fullmatch("<[0-9]{2}>", text)),
     ({"structured_outputs": {"choice": ["x", "x y", "né"]}}, lambda text: text in ("x", "x y", "né")),
 ])  # fmt: skip
 def test_forms(server, fields, check):

@@ -46,6 +46,9 @@ static const struct {
     {MB_GRAMMAR_STRUCTURE,
      "{\"sequence\": [{\"until\": \"<\"}, {\"choice\": [{\"json_object\": true}, {\"text\": \"x\"}]}]}",
      "ab<{\"a\": [1, 2]}"},
+    {MB_GRAMMAR_EBNF,
+     "root ::= root \"+\" item | item\nitem ::= [^a-z+()]{1,2} | \"(\" root \")\" | word\nword ::= \"x\" word | \"y\"",
+     "1+(2+xxy)+3"},
 };
 enum { N_GRAMMARS = sizeof grammars / sizeof *grammars, MAX_WORDS = 16 };
 

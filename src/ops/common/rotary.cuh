@@ -3,7 +3,8 @@
  * do it give a head the same bits, because every multiplication and addition is written here.
  *
  * A lane has the pairs (i, i + D/2) with i = lane, lane + 32, ...: both halves of a rotation are in one lane.
- * most_pairs: a lane's pairs; those behind D/2 are zeros.
+ * most_pairs: a lane's pairs; those behind D/2 are zeros. (rope/wide.cuh has eight heads in a warp, by the same
+ * operations.)
  */
 #ifndef MB_OPS_COMMON_ROTARY_CUH
 #define MB_OPS_COMMON_ROTARY_CUH
@@ -40,6 +41,21 @@ static __device__ __forceinline__ void mb_head_load(mb_dtype dtype, const void *
     }
 }
 
+/* Of a head whose squares add up to `squares`: what multiplies it, times the weight. */
+static __device__ __forceinline__ float mb_head_norm_factor(float squares, float eps, int head_dim) {
+    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, (float)head_dim), eps)));
+}
+
+static __device__ __forceinline__ float mb_normed(float x, float factor, float weight) {
+    return __fmul_rn(x, __fmul_rn(factor, weight));
+}
+
+static __device__ __forceinline__ void mb_rotate_pair(float cosine, float sine, float *low, float *high) {
+    const float a = *low, b = *high;
+    *low = fmaf(a, cosine, -__fmul_rn(b, sine));
+    *high = fmaf(b, cosine, __fmul_rn(a, sine));
+}
+
 template <int most_pairs>
 static __device__ __forceinline__ void mb_head_norm(const mb_head<most_pairs> *weight, float eps,
                                                     int head_dim, mb_head<most_pairs> *head) {
@@ -47,12 +63,11 @@ static __device__ __forceinline__ void mb_head_norm(const mb_head<most_pairs> *w
 #pragma unroll
     for (int i = 0; i < most_pairs; i++)
         sum = fmaf(head->high[i], head->high[i], fmaf(head->low[i], head->low[i], sum));
-    sum = mb_warp_sum(sum);
-    const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(sum, (float)head_dim), eps)));
+    const float factor = mb_head_norm_factor(mb_warp_sum(sum), eps, head_dim);
 #pragma unroll
     for (int i = 0; i < most_pairs; i++) {
-        head->low[i] = __fmul_rn(head->low[i], __fmul_rn(scale, weight->low[i]));
-        head->high[i] = __fmul_rn(head->high[i], __fmul_rn(scale, weight->high[i]));
+        head->low[i] = mb_normed(head->low[i], factor, weight->low[i]);
+        head->high[i] = mb_normed(head->high[i], factor, weight->high[i]);
     }
 }
 
@@ -64,11 +79,8 @@ static __device__ __forceinline__ void mb_head_rotate(const float *cosines, cons
 #pragma unroll
     for (int i = 0; i < most_pairs; i++) {
         const int pair = lane + 32 * i;
-        if (pair < half) {
-            const float a = head->low[i], b = head->high[i];
-            head->low[i] = fmaf(a, cosines[pair], -__fmul_rn(b, sines[pair]));
-            head->high[i] = fmaf(b, cosines[pair], __fmul_rn(a, sines[pair]));
-        }
+        if (pair < half)
+            mb_rotate_pair(cosines[pair], sines[pair], &head->low[i], &head->high[i]);
     }
 }
 

@@ -1,12 +1,14 @@
 /*
- * rope_sm90.cu - head norms, rotary embedding, and the store into the paged cache: one CTA a token, one warp
- * a head at a time. The token's cosines and sines are computed once, in shared memory.
+ * rope_sm90.cu - head norms, rotary embedding, and the store into the paged cache. wide.cuh has the kernel of heads
+ * that can be moved 16 bytes at a time. Here is that of all others: one CTA a token, one warp a head at a time; the
+ * token's cosines and sines are computed once, in shared memory.
  *
  * rotary.cuh has what becomes of a head.
  */
 #include "ops/common/rotary.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/rope/rope.h"
+#include "ops/rope/wide.cuh"
 
 enum { N_THREADS = 256, N_WARPS = N_THREADS / 32, MAX_HALF = 256, MAX_PAIRS = MAX_HALF / 32 };
 
@@ -73,10 +75,45 @@ static __global__ void __launch_bounds__(N_THREADS) qk_norm_rope_store(mb_qk_nor
     mb_grid_launch_dependents();
 }
 
+/* ---- which kernel */
+
+typedef void (*wide_kernel)(wide_params p);
+
+template <int dtype, int cache_dtype> static wide_kernel wide_of_dim(int32_t head_dim) {
+    return head_dim == 128  ? qk_norm_rope_store_wide<dtype, cache_dtype, 128>
+           : head_dim == 64 ? qk_norm_rope_store_wide<dtype, cache_dtype, 64>
+                            : NULL;
+}
+
+/* NULL: heads or caches that are not moved 16 bytes at a time. */
+static wide_kernel pick_wide(const mb_qk_norm_rope_store_args *args) {
+    const uintptr_t addresses =
+        (uintptr_t)args->qkv | (uintptr_t)args->q | (uintptr_t)args->k_cache | (uintptr_t)args->v_cache;
+    if (addresses % 16 != 0)
+        return NULL;
+    if (args->dtype == MB_BF16 && args->cache_dtype == MB_BF16)
+        return wide_of_dim<MB_BF16, MB_BF16>(args->head_dim);
+    if (args->dtype == MB_BF16 && args->cache_dtype == MB_F8_E4M3)
+        return wide_of_dim<MB_BF16, MB_F8_E4M3>(args->head_dim);
+    if (args->dtype == MB_F16 && args->cache_dtype == MB_F16)
+        return wide_of_dim<MB_F16, MB_F16>(args->head_dim);
+    if (args->dtype == MB_F16 && args->cache_dtype == MB_F8_E4M3)
+        return wide_of_dim<MB_F16, MB_F8_E4M3>(args->head_dim);
+    return NULL;
+}
+
 mb_status mb_qk_norm_rope_store_sm90(const mb_qk_norm_rope_store_args *args, mb_stream stream) {
     MB_TRY(mb_qk_norm_rope_store_check(args));
     if (args->n_tokens == 0)
         return MB_OK;
-    return mb_launch("qk_norm_rope_store", qk_norm_rope_store, dim3((unsigned)args->n_tokens), N_THREADS, 0,
-                     stream, args);
+    const wide_kernel wide = pick_wide(args);
+    if (!wide)
+        return mb_launch("qk_norm_rope_store", qk_norm_rope_store, dim3((unsigned)args->n_tokens), N_THREADS,
+                         0, stream, args);
+    const int64_t n_ctas = 2 * (int64_t)mb_n_processors(); /* that find room at once */
+    const int64_t full = (args->n_tokens + n_ctas - 1) / n_ctas,
+                  tile = full < MOST_TOKENS ? full : MOST_TOKENS;
+    const wide_params params = {*args, (int32_t)tile};
+    return mb_launch("qk_norm_rope_store", wide, dim3((unsigned)((args->n_tokens + tile - 1) / tile)),
+                     WIDE_THREADS, 0, stream, &params);
 }

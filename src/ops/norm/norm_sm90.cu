@@ -1,12 +1,14 @@
 /*
- * norm_sm90.cu - RMSNorm, one CTA a row. A row is read twice; the second time it comes from L1. The sum of
- * squares is one fixed tree over the CTA's threads, so a row's bits depend on the row alone.
+ * norm_sm90.cu - RMSNorm. The sum of squares is one fixed tree over 256 threads, so a row's bits depend on the row
+ * alone. A row of 16-bit elements has a warp, which keeps it in registers: a lane has eight neighbouring elements of
+ * every 256, and so the sums of eight of the tree's threads. Other rows have a CTA each.
  */
 #include "ops/common/element.cuh"
+#include "ops/common/packed.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/norm/norm.h"
 
-enum { N_THREADS = 256 };
+enum { N_THREADS = 256, N_WARPS = N_THREADS / 32, MOST_PIECES = 16 };
 
 template <int dtype_number>
 static __global__ void __launch_bounds__(N_THREADS) rms_norm(mb_rms_norm_args args) {
@@ -29,13 +31,80 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm(mb_rms_norm_args ar
     }
 }
 
+/* n_pieces: 16-byte pieces of a row that a lane has at most. */
+template <int dtype, int n_pieces>
+static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(mb_rms_norm_args args) {
+    __shared__ uint4 weight[n_pieces * 32];
+    mb_grid_launch_dependents();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = args.hidden / 8;
+    for (int i = threadIdx.x; i < n; i += N_THREADS)
+        weight[i] = ((const uint4 *)args.weight.data)[i];
+    mb_grid_wait();
+    const int64_t row = (int64_t)blockIdx.x * N_WARPS + warp;
+    const int is_row = row < args.n_rows;
+    const int64_t source = args.rows && is_row ? args.rows[row] : row;
+    const uint4 *from = (const uint4 *)args.x + source * n;
+    uint4 packed[n_pieces];
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+        packed[i] = is_row && lane + 32 * i < n ? from[lane + 32 * i] : make_uint4(0, 0, 0, 0);
+    __syncthreads();
+    if (!is_row)
+        return;
+
+    float sums[8] = {};
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        float v[8];
+        mb_unpack<dtype>(packed[i], v);
+#pragma unroll
+        for (int e = 0; e < 8; e++)
+            sums[e] = fmaf(v[e], v[e], sums[e]);
+    }
+    const float of_four = mb_four_lanes_sum(sums); /* the sum of one of the tree's eight warps */
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < N_WARPS; i++)
+        sum += __shfl_sync(0xffffffff, of_four, 4 * i);
+    const float scale = 1.0f / sqrtf(sum / (float)args.hidden + args.eps);
+    uint4 *to = (uint4 *)args.out + row * n;
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+        if (lane + 32 * i < n) {
+            float v[8], w[8];
+            mb_unpack<dtype>(packed[i], v);
+            mb_unpack<dtype>(weight[lane + 32 * i], w);
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                v[e] = mb_element_round((mb_dtype)dtype, v[e] * scale) * w[e];
+            to[lane + 32 * i] = mb_pack<dtype>(v);
+        }
+}
+
+typedef void (*kernel_of_norm)(mb_rms_norm_args args);
+
+/* NULL: rows that are not moved 16 bytes at a time, or not kept in the registers of a warp. */
+static kernel_of_norm pick_rows(const mb_rms_norm_args *args) {
+    const uintptr_t addresses = (uintptr_t)args->x | (uintptr_t)args->out | (uintptr_t)args->weight.data;
+    if (args->dtype == MB_F32 || args->weight.dtype != args->dtype || args->hidden % 8 != 0 ||
+        args->hidden > MOST_PIECES * 256 || addresses % 16 != 0)
+        return NULL;
+    const int is_short = args->hidden <= MOST_PIECES / 2 * 256;
+    if (args->dtype == MB_BF16)
+        return is_short ? rms_norm_rows<MB_BF16, MOST_PIECES / 2> : rms_norm_rows<MB_BF16, MOST_PIECES>;
+    return is_short ? rms_norm_rows<MB_F16, MOST_PIECES / 2> : rms_norm_rows<MB_F16, MOST_PIECES>;
+}
+
 mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream) {
     MB_TRY(mb_rms_norm_check(args));
     if (args->n_rows == 0)
         return MB_OK;
-    const dim3 grid((unsigned)args->n_rows);
-    const auto kernel = args->dtype == MB_BF16  ? rms_norm<MB_BF16>
-                        : args->dtype == MB_F16 ? rms_norm<MB_F16>
-                                                : rms_norm<MB_F32>;
-    return mb_launch("rms_norm", kernel, grid, N_THREADS, 0, stream, args);
+    const kernel_of_norm rows = pick_rows(args);
+    if (rows)
+        return mb_launch("rms_norm", rows, dim3((unsigned)((args->n_rows + N_WARPS - 1) / N_WARPS)),
+                         N_THREADS, 0, stream, args);
+    const kernel_of_norm kernel = args->dtype == MB_BF16  ? rms_norm<MB_BF16>
+                                  : args->dtype == MB_F16 ? rms_norm<MB_F16>
+                                                          : rms_norm<MB_F32>;
+    return mb_launch("rms_norm", kernel, dim3((unsigned)args->n_rows), N_THREADS, 0, stream, args);
 }

@@ -31,7 +31,8 @@ TRAFFIC_MOST = 1800  # seconds
 # What each kernel is checked with: nothing is timed.
 KERNELS = {"ops_check": [], "attention_check": ["--no-times"], "decode_check": ["--check"], "gemm_check": ["--check"],
            "api_check": [], "front_check": ["--check"], "simt_check": ["--check"], "activation_check": [],
-           "grouped_gemm_check": ["--check"], "streams_check": [], "moe_check": ["--check"]}  # fmt: skip
+           "rows_check": ["--check"], "grouped_gemm_check": ["--check"], "streams_check": [],
+           "moe_check": ["--check"]}  # fmt: skip
 
 
 @dataclasses.dataclass

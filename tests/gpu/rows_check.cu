@@ -1,0 +1,285 @@
+/*
+ * rows_check - the operators around the matrix products, which memory bounds: norm, rotary, embedding.
+ * A row's bits must be the same alone and among thousands, and the same whether it is moved 16 bytes at a time or
+ * by single elements, which an address that is not a multiple of 16 asks for. Then their times.
+ *
+ * --check: no times.
+ */
+#include "ops/embed/embed.h"
+#include "ops/norm/norm.h"
+#include "ops/rope/rope.h"
+#include "timing.cuh"
+#include "values.cuh"
+
+enum { MOST = 8192, VOCAB = 151936 };
+static const int64_t counts[] = {1, 64, 2048, MOST};
+static const double FLOOR_GBPS = 3000;
+static void *flush; /* NULL: nothing is timed */
+
+static void report(const char *name, int64_t n, mb_op_cost cost,
+                   void (*launch)(const void *context, cudaStream_t stream), const void *context) {
+    if (!flush)
+        return;
+    const double us = time_graph(launch, context, flush), floor = cost.bytes / FLOOR_GBPS * 1e-3;
+    printf("%-28s %6lld %9.2f us  %8.2f MB  floor %7.2f us  %5.1f %%\n", name, (long long)n, us,
+           cost.bytes * 1e-6, floor, 100 * floor / us);
+}
+
+static void compare(const char *name, const char *what, const void *a, const void *b, int64_t n,
+                    mb_dtype dtype) {
+    CUDA(cudaDeviceSynchronize());
+    const double n_wrong = differences(a, b, n, dtype);
+    if (n_wrong > 0)
+        complain(name, what, n_wrong);
+}
+
+/* ---- norm */
+
+static void launch_norm(const void *context, cudaStream_t stream) {
+    MB(mb_rms_norm_sm90((const mb_rms_norm_args *)context, stream));
+}
+
+static void check_norm(mb_dtype dtype, int32_t hidden) {
+    char name[80];
+    snprintf(name, sizeof name, "rms_norm %s H=%d", mb_dtype_name(dtype), hidden);
+    const size_t bytes = (size_t)MOST * hidden * mb_dtype_bytes(dtype);
+    char *whole = (char *)allocate(bytes), *part = (char *)allocate(bytes);
+    mb_rms_norm_args args = {};
+    args.x = random_values((int64_t)MOST * hidden, dtype, 1, 1.0f);
+    args.weight = random_weight(1, 1, hidden, dtype, 0, 2);
+    args.hidden = hidden;
+    args.eps = 1e-6f;
+    args.dtype = dtype;
+    args.out = whole;
+    args.n_rows = MOST;
+    CUDA(cudaMemset(whole, 0xff, bytes));
+    MB(mb_rms_norm_sm90(&args, NULL));
+    const mb_rms_norm_args all = args;
+    for (int64_t n : counts) {
+        const int64_t first = n == MOST ? 0 : 3 * n; /* the rows [first, first + n) */
+        const size_t at = (size_t)(first * hidden) * mb_dtype_bytes(dtype);
+        args.x = (const char *)all.x + at;
+        args.out = part;
+        args.n_rows = n;
+        CUDA(cudaMemset(part, 0xff, bytes));
+        MB(mb_rms_norm_sm90(&args, NULL));
+        compare(name, "rows have other bits in a batch of another size", part, whole + at, n * hidden, dtype);
+        report(name, n, mb_rms_norm_cost(&args), launch_norm, &args);
+    }
+    /* rows one by one */
+    args = all;
+    args.out = part;
+    args.n_rows = 1;
+    CUDA(cudaMemset(part, 0xff, bytes));
+    for (int64_t row = 0; row < 300; row++) {
+        const size_t at = (size_t)(row * hidden) * mb_dtype_bytes(dtype);
+        args.x = (const char *)all.x + at;
+        args.out = part + at;
+        MB(mb_rms_norm_sm90(&args, NULL));
+    }
+    compare(name, "a row alone has other bits", part, whole, (int64_t)300 * hidden, dtype);
+    /* out not at a multiple of 16 bytes: a CTA a row, by single elements */
+    char *single = (char *)allocate(bytes + mb_dtype_bytes(dtype));
+    args = all;
+    args.out = single + mb_dtype_bytes(dtype);
+    MB(mb_rms_norm_sm90(&args, NULL));
+    compare(name, "other bits than by single elements", args.out, whole, (int64_t)MOST * hidden, dtype);
+    CUDA(cudaFree(single));
+    CUDA(cudaFree((void *)all.x));
+    CUDA(cudaFree((void *)all.weight.data));
+    CUDA(cudaFree(whole));
+    CUDA(cudaFree(part));
+}
+
+/* ---- rotary */
+
+typedef struct rope_problem {
+    mb_qk_norm_rope_store_args args; /* of MOST tokens */
+    size_t q_bytes, cache_bytes;
+    int64_t n_q, n_cache; /* elements */
+} rope_problem;
+
+static void launch_rope(const void *context, cudaStream_t stream) {
+    MB(mb_qk_norm_rope_store_sm90((const mb_qk_norm_rope_store_args *)context, stream));
+}
+
+static int32_t *upload(const int32_t *host, int64_t n) {
+    int32_t *device = (int32_t *)allocate(sizeof(int32_t) * (size_t)n);
+    CUDA(cudaMemcpy(device, host, sizeof(int32_t) * (size_t)n, cudaMemcpyHostToDevice));
+    return device;
+}
+
+static rope_problem make_rope(int32_t n_heads, int32_t n_kv_heads, int32_t dim, mb_dtype dtype,
+                              mb_dtype cache_dtype, int with_norm) {
+    rope_problem p = {};
+    mb_qk_norm_rope_store_args *args = &p.args;
+    static int32_t positions[MOST], slots[MOST];
+    static float inv_freq[256];
+    for (int32_t t = 0; t < MOST; t++) { /* every eleventh token is not stored */
+        positions[t] = (t * 29 + 11) % 40000;
+        slots[t] = t % 11 == 10 ? -1 : (t ^ 37);
+    }
+    for (int32_t i = 0; i < dim / 2; i++)
+        inv_freq[i] = (float)pow(1e6, -2.0 * i / dim);
+    args->inv_freq = (const float *)upload((const int32_t *)inv_freq, dim / 2);
+    args->positions = upload(positions, MOST);
+    args->slots = upload(slots, MOST);
+    args->qkv = random_values((int64_t)MOST * (n_heads + 2 * n_kv_heads) * dim, dtype, 3, 1.0f);
+    if (with_norm) {
+        args->q_norm = random_weight(1, 1, dim, MB_BF16, 0, 4);
+        args->k_norm = random_weight(1, 1, dim, MB_F32, 0, 5);
+    }
+    if (cache_dtype == MB_F8_E4M3) {
+        args->k_scale = random_scales(n_kv_heads, 6, 0.1f);
+        args->v_scale = random_scales(n_kv_heads, 7, 0.02f);
+    }
+    args->n_tokens = MOST;
+    args->n_heads = n_heads;
+    args->n_kv_heads = n_kv_heads;
+    args->head_dim = dim;
+    args->eps = 1e-6f;
+    args->rope_scale = 1.25f;
+    args->dtype = dtype;
+    args->cache_dtype = cache_dtype;
+    p.n_q = (int64_t)MOST * n_heads * dim;
+    p.n_cache = (int64_t)MOST * n_kv_heads * dim;
+    p.q_bytes = (size_t)p.n_q * mb_dtype_bytes(dtype);
+    p.cache_bytes = (size_t)p.n_cache * mb_dtype_bytes(cache_dtype);
+    return p;
+}
+
+/* What a call gives; the cache is zeros where nothing is stored. `beside`: bytes that q is moved by. */
+typedef struct rope_result {
+    char *q_memory, *q, *k, *v;
+} rope_result;
+
+static rope_result make_result(const rope_problem *p, size_t beside) {
+    rope_result r = {(char *)allocate(p->q_bytes + beside), NULL, (char *)allocate(p->cache_bytes),
+                     (char *)allocate(p->cache_bytes)};
+    r.q = r.q_memory + beside;
+    CUDA(cudaMemset(r.q_memory, 0, p->q_bytes + beside));
+    CUDA(cudaMemset(r.k, 0, p->cache_bytes));
+    CUDA(cudaMemset(r.v, 0, p->cache_bytes));
+    return r;
+}
+
+static void free_result(const rope_result *r) {
+    CUDA(cudaFree(r->q_memory));
+    CUDA(cudaFree(r->k));
+    CUDA(cudaFree(r->v));
+}
+
+/* Tokens [first, first + n). */
+static mb_qk_norm_rope_store_args rope_of(const rope_problem *p, const rope_result *to, int64_t first,
+                                          int64_t n) {
+    mb_qk_norm_rope_store_args args = p->args;
+    const size_t row = (size_t)args.head_dim * mb_dtype_bytes(args.dtype);
+    args.qkv = (const char *)args.qkv + (size_t)first * (args.n_heads + 2 * args.n_kv_heads) * row;
+    args.positions += first;
+    args.slots += first;
+    args.q = to->q + (size_t)first * args.n_heads * row;
+    args.k_cache = to->k;
+    args.v_cache = to->v;
+    args.n_tokens = n;
+    return args;
+}
+
+static void compare_rope(const rope_problem *p, const char *name, const char *what, const rope_result *a,
+                         const rope_result *b) {
+    compare(name, what, a->q, b->q, p->n_q, p->args.dtype);
+    compare(name, what, a->k, b->k, p->n_cache, p->args.cache_dtype);
+    compare(name, what, a->v, b->v, p->n_cache, p->args.cache_dtype);
+}
+
+static void check_rope(int32_t n_heads, int32_t n_kv_heads, int32_t dim, mb_dtype dtype, mb_dtype cache_dtype,
+                       int with_norm) {
+    char name[100];
+    snprintf(name, sizeof name, "rope %s %s %d+%d D=%d%s", mb_dtype_name(dtype), mb_dtype_name(cache_dtype),
+             n_heads, n_kv_heads, dim, with_norm ? "" : " bare");
+    const rope_problem p = make_rope(n_heads, n_kv_heads, dim, dtype, cache_dtype, with_norm);
+    const rope_result whole = make_result(&p, 0);
+    mb_qk_norm_rope_store_args args = rope_of(&p, &whole, 0, MOST);
+    MB(mb_qk_norm_rope_store_sm90(&args, NULL));
+
+    const rope_result single = make_result(&p, mb_dtype_bytes(dtype));
+    args = rope_of(&p, &single, 0, MOST);
+    MB(mb_qk_norm_rope_store_sm90(&args, NULL));
+    compare_rope(&p, name, "other bits than by single elements", &whole, &single);
+    free_result(&single);
+
+    const rope_result parts = make_result(&p, 0);
+    static const int64_t sizes[] = {1, 2, 3, 64, 65, 300, 2048};
+    int64_t first = 0;
+    for (int i = 0; first < MOST; i++) {
+        const int64_t size = sizes[i % 7], n = first + size < MOST ? size : MOST - first;
+        args = rope_of(&p, &parts, first, n);
+        MB(mb_qk_norm_rope_store_sm90(&args, NULL));
+        first += n;
+    }
+    compare_rope(&p, name, "a token has other bits in another batch", &whole, &parts);
+    for (int64_t n : counts) {
+        args = rope_of(&p, &parts, 0, n);
+        report(name, n, mb_qk_norm_rope_store_cost(&args), launch_rope, &args);
+    }
+    free_result(&parts);
+    free_result(&whole);
+    const void *inputs[] = {p.args.qkv,         p.args.positions,   p.args.slots,   p.args.inv_freq,
+                            p.args.q_norm.data, p.args.k_norm.data, p.args.k_scale, p.args.v_scale};
+    for (const void *input : inputs)
+        CUDA(cudaFree((void *)input));
+}
+
+/* ---- embedding */
+
+static void launch_embed(const void *context, cudaStream_t stream) {
+    MB(mb_embed_sm90((const mb_embed_args *)context, stream));
+}
+
+static void check_embed(mb_dtype dtype, int64_t hidden) {
+    char name[80];
+    snprintf(name, sizeof name, "embed %s H=%lld", mb_dtype_name(dtype), (long long)hidden);
+    static int32_t ids[MOST];
+    for (int32_t t = 0; t < MOST; t++)
+        ids[t] = (int32_t)((uint32_t)t * 2654435761u % VOCAB);
+    const size_t row = (size_t)hidden * mb_dtype_bytes(dtype);
+    mb_embed_args args = {};
+    args.ids = upload(ids, MOST);
+    args.table = random_weight(1, VOCAB, hidden, dtype, 0, 8);
+    args.out = allocate(row * MOST);
+    args.dtype = dtype;
+    for (int64_t n : counts) {
+        args.n_tokens = n;
+        CUDA(cudaMemset(args.out, 0xff, row * MOST));
+        MB(mb_embed_sm90(&args, NULL));
+        for (int64_t t = 0; t<n; t += n> 64 ? 97 : 1)
+            compare(name, "not the table's row", (char *)args.out + (size_t)t * row,
+                    (const char *)args.table.data + (size_t)ids[t] * row, hidden, dtype);
+        report(name, n, mb_embed_cost(&args), launch_embed, &args);
+    }
+    CUDA(cudaFree((void *)args.ids));
+    CUDA(cudaFree((void *)args.table.data));
+    CUDA(cudaFree(args.out));
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2 || strcmp(argv[1], "--check") != 0)
+        flush = allocate(FLUSH_BYTES);
+    check_rope(32, 4, 128, MB_BF16, MB_BF16, 1);
+    check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
+    check_norm(MB_BF16, 2048);
+    check_norm(MB_BF16, 4096);
+    check_embed(MB_BF16, 2048);
+    if (flush)
+        CUDA(cudaFree(flush));
+    flush = NULL;
+    check_rope(64, 4, 128, MB_BF16, MB_BF16, 1);
+    check_rope(9, 3, 64, MB_BF16, MB_BF16, 1);
+    check_rope(9, 3, 64, MB_F16, MB_F8_E4M3, 1);
+    check_rope(3, 1, 128, MB_F16, MB_F16, 0);
+    check_norm(MB_F16, 1000);
+    check_norm(MB_F16, 3072);
+    check_norm(MB_BF16, 8);
+    check_embed(MB_F16, 520);
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong ? 1 : 0;
+}

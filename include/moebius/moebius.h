@@ -213,8 +213,8 @@ typedef struct mb_session mb_session;
 
 typedef struct mb_session_options {
     int32_t max_sequences;   /* in one step; default 64 */
-    int32_t max_step_tokens; /* token budget of one step; default 2048 */
-    int32_t prefill_chunk;   /* most tokens of one prompt in a step; default 512 */
+    int32_t max_step_tokens; /* token budget of one step; 0, the default: 2048 on the CPU, 8192 on a GPU */
+    int32_t prefill_chunk;   /* most tokens of one prompt in a step; 0, the default: 512, 8192 on a GPU */
     int32_t max_queued;      /* waiting sequences before mb_submit says MB_ERR_CAPACITY; default 1024 */
     /* Size of the KV cache in tokens, rounded up to blocks of 64. 0: on the CPU 16384, on a GPU what
      * memory_fraction leaves, but no more than max_sequences of the longest sequences fill. */
@@ -412,6 +412,7 @@ typedef struct mb_session_memory {
     uint64_t buffer_bytes; /* of a step: activations, workspaces, logits, inputs */
     uint64_t kv_bytes;     /* of kv_tokens tokens */
     int64_t kv_tokens;
+    int64_t step_tokens; /* most in one step: max_step_tokens, or what max_sequences chunks can fill */
     uint64_t device_bytes, free_bytes; /* of the device, now, whoever uses it; 0: not known */
 } mb_session_memory;
 

@@ -235,7 +235,7 @@ class Engine:
         threads: CPU threads; 0: one for each core that the process may use.
         chat_template: a template's file, or the name of a known one, in place of the checkpoint's.
         max_sequences, max_step_tokens, prefill_chunk: most sequences and tokens in a step, most tokens of a prompt in a
-        step (64, 2048, 512).
+        step (64, 2048, 512; on a GPU 64, 8192, 8192).
         max_queued: most answers that are open at once; generate and stream wait beyond (1024).
         kv_tokens: tokens that the KV cache holds; 0: on the CPU 16384, on a GPU what its free memory allows.
         memory_fraction: the part of a GPU's memory that may be in use, by all programs together (0.92).

@@ -18,7 +18,7 @@ typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
     int json, random_weights, plain_launches, profile;
-    cli_integer steps_in_flight;
+    cli_integer steps_in_flight, max_step_tokens;
     const char *output;
     cli_model_settings model;
 } settings;
@@ -79,6 +79,15 @@ static const cli_option bench_options[] = {
      .help =
          "2: the next step is planned and launched while the device runs one. Without it: 2 on a GPU, 1 on "
          "the CPU. The results have the same bits."},
+    {.name = "max-step-tokens",
+     .value_name = "N",
+     .kind = CLI_INTEGER,
+     .offset = offsetof(settings, max_step_tokens),
+     .minimum = 2,
+     .maximum = 1048576,
+     .help =
+         "Most tokens in one step, of all prompts or of one: at least twice the batch. Without it: 2048 on "
+         "the CPU, of one prompt 512; 8192 on a GPU."},
     {.name = "profile",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, profile),
@@ -134,14 +143,14 @@ static void collect_facts(const char *directory, const settings *given, const mb
 
 /* What all rows say. bench: "prefill", "decode" or "profile". */
 static json_t *make_row(const run_facts *facts, const char *bench, const cli_bench_case *shape,
-                        const cli_bench_pass *pass) {
+                        int64_t step_tokens, const cli_bench_pass *pass) {
     const mb_profile *profile = &pass->profile;
-    json_t *row =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:s, s:s, s:f, s:f, s:s}", "bench",
-                  bench, "who", "moebius", "commit", cli_bench_commit(), "model", facts->model, "card",
-                  facts->card, "date", facts->date, "dtype", facts->info.dtype, "shape", "batch",
-                  shape->batch, "context", shape->length, "weights", facts->info.weight_dtype, "kv",
-                  facts->info.kv_dtype, "tok_s", pass->tok_s, "step_us", pass->step_us, "how", facts->how);
+    json_t *row = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:I, s:s, s:s, s:f, s:f, s:s}", "bench", bench,
+        "who", "moebius", "commit", cli_bench_commit(), "model", facts->model, "card", facts->card, "date",
+        facts->date, "dtype", facts->info.dtype, "shape", "batch", shape->batch, "context", shape->length,
+        "max_step_tokens", (json_int_t)step_tokens, "weights", facts->info.weight_dtype, "kv",
+        facts->info.kv_dtype, "tok_s", pass->tok_s, "step_us", pass->step_us, "how", facts->how);
     if (row == NULL || profile->n_steps == 0)
         return row;
     json_object_set_new(row, "bytes", json_real(profile->bytes / (double)profile->n_steps));
@@ -152,8 +161,8 @@ static json_t *make_row(const run_facts *facts, const char *bench, const cli_ben
 }
 
 static json_t *make_profile_row(const run_facts *facts, const char *name, const cli_bench_case *shape,
-                                const cli_bench_pass *pass) {
-    json_t *row = make_row(facts, "profile", shape, pass);
+                                int64_t step_tokens, const cli_bench_pass *pass) {
+    json_t *row = make_row(facts, "profile", shape, step_tokens, pass);
     if (row != NULL) {
         json_object_set_new(row, "pass", json_string(name));
         cli_bench_add_profile(row, pass);
@@ -162,10 +171,10 @@ static json_t *make_profile_row(const run_facts *facts, const char *name, const 
 }
 
 static int write_rows(cli_bench_rows *rows, const run_facts *facts, const char *name,
-                      const cli_bench_case *shape, const cli_bench_pass *pass) {
-    int status = cli_bench_rows_write(rows, make_row(facts, name, shape, pass));
+                      const cli_bench_case *shape, int64_t step_tokens, const cli_bench_pass *pass) {
+    int status = cli_bench_rows_write(rows, make_row(facts, name, shape, step_tokens, pass));
     if (status == CLI_OK && facts->with_profile && pass->profile.n_steps > 0)
-        status = cli_bench_rows_write(rows, make_profile_row(facts, name, shape, pass));
+        status = cli_bench_rows_write(rows, make_profile_row(facts, name, shape, step_tokens, pass));
     return status;
 }
 
@@ -213,6 +222,14 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
                 (long long)cli_bench_positions(bench), (int)facts->info.max_positions);
         return CLI_OK;
     }
+    if (bench->max_step_tokens > 0 && bench->max_step_tokens < 2 * bench->batch) {
+        fprintf(
+            stderr,
+            "moebius: left out: batch %d: steps of %d tokens are too small for it; give --max-step-tokens %d "
+            "or more\n",
+            (int)bench->batch, (int)bench->max_step_tokens, 2 * (int)bench->batch);
+        return CLI_OK;
+    }
     if (!rows->on_stdout && *n_run == 0)
         print_head(facts);
     ++*n_run;
@@ -226,9 +243,9 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
         return status;
     if (!rows->on_stdout)
         print_result(facts, bench, &result);
-    status = write_rows(rows, facts, "prefill", bench, &result.prefill);
+    status = write_rows(rows, facts, "prefill", bench, result.step_tokens, &result.prefill);
     if (status == CLI_OK)
-        status = write_rows(rows, facts, "decode", bench, &result.decode);
+        status = write_rows(rows, facts, "decode", bench, result.step_tokens, &result.decode);
     return status;
 }
 
@@ -246,7 +263,8 @@ static int run_all(mb_model *model, const char *directory, const settings *given
                                     .seed = (uint64_t)given->seed.value,
                                     .plain_launches = given->plain_launches,
                                     .profile = given->profile,
-                                    .steps_in_flight = (int32_t)given->steps_in_flight.value};
+                                    .steps_in_flight = (int32_t)given->steps_in_flight.value,
+                                    .max_step_tokens = (int32_t)given->max_step_tokens.value};
             status = run_case(model, &facts, &bench, rows, &n_run);
             if (cli_output_failed())
                 status = CLI_FAILED;

@@ -13,6 +13,7 @@ typedef struct cli_bench_case {
     int plain_launches;
     int profile;             /* will be shown */
     int32_t steps_in_flight; /* 0: the default */
+    int32_t max_step_tokens; /* of all prompts, or of one; 0: the default */
 } cli_bench_case;
 
 typedef struct cli_bench_pass {
@@ -24,6 +25,7 @@ typedef struct cli_bench_pass {
 typedef struct cli_bench_result {
     cli_bench_pass prefill; /* prompt tokens of all sequences per second until each has its first new token */
     cli_bench_pass decode;  /* new tokens of all sequences per second, all of them running */
+    int64_t step_tokens;    /* most in a step */
     int is_left_out;
 } cli_bench_result;
 

@@ -9,6 +9,8 @@
 #include "cli/interrupt.h"
 #include "cli/output.h"
 
+enum { LEAST_CHUNK = 512 }; /* the smallest default of any device */
+
 /* One measurement in progress. */
 typedef struct bench_run {
     mb_session *session;
@@ -184,15 +186,16 @@ static int repeat_all(bench_run *run, int64_t decode_tokens, double *prefill_s, 
 }
 
 /* Sequences whose prefill ends first decode during the prefill of the others: they need room for those
- * tokens too. */
-static int64_t prefill_steps(const cli_bench_case *bench, int32_t prefill_chunk) {
-    return bench->batch * ((int64_t)bench->length / prefill_chunk + 1);
+ * tokens too. A step has at least LEAST_CHUNK tokens of a prompt that is so long, or half of the step, because
+ * decoding takes no more than the other half. */
+static int64_t prefill_steps(const cli_bench_case *bench) {
+    int32_t half = bench->max_step_tokens / 2;
+    return bench->batch *
+           ((int64_t)bench->length / (half > 0 && half < LEAST_CHUNK ? half : LEAST_CHUNK) + 1);
 }
 
 int64_t cli_bench_positions(const cli_bench_case *bench) {
-    mb_session_options options;
-    mb_session_options_init(&options);
-    return bench->length + bench->n_new + prefill_steps(bench, options.prefill_chunk) + 1;
+    return bench->length + bench->n_new + prefill_steps(bench) + 1;
 }
 
 int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result *result) {
@@ -210,11 +213,12 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     if (prefill == NULL || decode == NULL || run.ids == NULL || run.sequences == NULL)
         status = cli_failure("no memory for %zu prompts of %d tokens", batch, (int)bench->length);
 
-    int64_t decode_tokens = bench->n_new + prefill_steps(bench, options.prefill_chunk) + 1;
+    int64_t decode_tokens = bench->n_new + prefill_steps(bench) + 1;
     options.max_sequences = bench->batch;
     options.max_queued = bench->batch;
     options.plain_launches = bench->plain_launches;
     options.steps_in_flight = bench->steps_in_flight;
+    options.max_step_tokens = options.prefill_chunk = bench->max_step_tokens;
     options.prefix_caching = 0;      /* every prompt is computed */
     options.max_decode_slowdown = 0; /* prefill is timed, and those who decode may wait */
     options.max_context = cli_bench_positions(bench);
@@ -231,6 +235,11 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
         status = cli_report_failure();
     if (status == CLI_OK && opened == MB_OK)
         status = repeat_all(&run, decode_tokens, prefill, decode, result);
+    if (run.session != NULL) {
+        mb_session_memory memory;
+        mb_session_get_memory(run.session, &memory);
+        result->step_tokens = memory.step_tokens;
+    }
     mb_session_close(run.session);
     mb_free(run.sequences);
     mb_free(run.ids);

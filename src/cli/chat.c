@@ -106,7 +106,6 @@ static int open_chat(chat_state *chat, const char *directory) {
             "%s has no chat template; choose one with --chat-template, or use moebius run --raw", directory);
     mb_session_options_init(&options);
     options.max_sequences = 1;
-    options.max_step_tokens = options.prefill_chunk;
     status = cli_check_ids_of_sampling(&given->sampling, info.vocab);
     if (status != CLI_OK)
         return status;

@@ -135,7 +135,6 @@ static int print_logprobs(mb_model *model, const cli_ids *ids, int json) {
                            ids->count, info.max_positions);
     mb_session_options_init(&options);
     options.max_sequences = 1;
-    options.max_step_tokens = options.prefill_chunk;
     options.kv_tokens = (int64_t)ids->count;
     mb_request_init(model, &request);
     request.ids = ids->items;

@@ -176,7 +176,6 @@ static int open_session(const settings *given, mb_model *model, mb_request *requ
                            n_prompt, request->max_new_tokens, limit, which);
     mb_session_options_init(&options);
     options.max_sequences = 1;
-    options.max_step_tokens = options.prefill_chunk;
     options.kv_tokens = n_prompt + request->max_new_tokens;
     return mb_session_open(model, &options, session) == MB_OK ? CLI_OK : cli_report_failure();
 }

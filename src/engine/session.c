@@ -13,6 +13,9 @@ enum {
     MAX_STEP_TOKENS = 1 << 20,
     MAX_QUEUED = 1 << 20,
     DEFAULT_CPU_KV_TOKENS = 16384,
+    CPU_STEP_TOKENS = 2048,
+    CPU_CHUNK = 512,
+    GPU_STEP_TOKENS = 8192, /* a step reads all weights: the more tokens share them, the better */
     PROMPT_LOGITS = 64, /* rows of logits for log-probabilities of prompts in one step: bounds their memory */
 };
 
@@ -20,8 +23,6 @@ enum {
 
 void mb_session_options_init(mb_session_options *options) {
     *options = (mb_session_options){.max_sequences = 64,
-                                    .max_step_tokens = 2048,
-                                    .prefill_chunk = 512,
                                     .max_queued = 1024,
                                     .kv_tokens = 0,
                                     .memory_fraction = 0.92f,
@@ -40,8 +41,8 @@ static mb_status check_range(const char *name, int64_t value, int64_t least, int
 
 static mb_status check_options(const mb_session_options *options) {
     MB_TRY(check_range("max_sequences", options->max_sequences, 1, MAX_SEQUENCES));
-    MB_TRY(check_range("max_step_tokens", options->max_step_tokens, 1, MAX_STEP_TOKENS));
-    MB_TRY(check_range("prefill_chunk", options->prefill_chunk, 1, MAX_STEP_TOKENS));
+    MB_TRY(check_range("max_step_tokens", options->max_step_tokens, 0, MAX_STEP_TOKENS));
+    MB_TRY(check_range("prefill_chunk", options->prefill_chunk, 0, MAX_STEP_TOKENS));
     MB_TRY(check_range("max_queued", options->max_queued, 1, MAX_QUEUED));
     MB_TRY(check_range("steps_in_flight", options->steps_in_flight, 0, MB_STEP_SLOTS));
     float slowdown = options->max_decode_slowdown; /* written so that NaN fails */
@@ -83,10 +84,29 @@ static double double_at(const mb_model *model) {
     return fmax((double)model->weights.n_active_parameters / per_position, 1);
 }
 
+/* The sizes of a step, with the device's own where the options have 0. */
+typedef struct step_sizes {
+    int32_t max_sequences, max_tokens, chunk;
+} step_sizes;
+
+static step_sizes choose_step(const mb_model *model, const mb_session_options *options) {
+    int is_gpu = model->device->n_sms > 0;
+    step_sizes step = {.max_tokens = options->max_step_tokens, .chunk = options->prefill_chunk};
+    if (step.max_tokens == 0)
+        step.max_tokens = is_gpu ? GPU_STEP_TOKENS : CPU_STEP_TOKENS;
+    if (step.chunk == 0)
+        step.chunk = is_gpu ? GPU_STEP_TOKENS : CPU_CHUNK;
+    /* With at most one sequence per token of the budget every step can decode all of them. */
+    step.max_sequences = smaller(options->max_sequences, step.max_tokens);
+    int64_t fillable = (int64_t)step.max_sequences * step.chunk;
+    if (step.max_tokens > fillable)
+        step.max_tokens = (int32_t)fillable;
+    return step;
+}
+
 static mb_status open_parts(mb_session *session, const mb_session_options *options) {
     const mb_model *model = session->model;
-    /* With at most one sequence per token of the budget every step can decode all of them. */
-    int32_t max_sequences = smaller(options->max_sequences, options->max_step_tokens);
+    const step_sizes step = choose_step(model, options);
     int64_t kv_tokens = options->kv_tokens;
     session->max_context = model->config.max_positions;
     if (options->max_context > 0 && options->max_context < session->max_context)
@@ -99,21 +119,21 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         n_slots = model->device->host_memory ? 1 : MB_STEP_SLOTS;
     mb_runner_limits runner_limits = {
         .n_slots = n_slots,
-        .max_sequences = max_sequences,
-        .max_step_tokens = options->max_step_tokens,
+        .max_sequences = step.max_sequences,
+        .max_step_tokens = step.max_tokens,
         .plain_launches = options->plain_launches,
-        .max_logits = smaller(max_sequences + PROMPT_LOGITS, options->max_step_tokens),
+        .max_logits = smaller(step.max_sequences + PROMPT_LOGITS, step.max_tokens),
         .max_blocks = (int32_t)mb_kv_blocks_for(session->max_context),
         .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),
         .memory_fraction = options->memory_fraction,
     };
     MB_TRY(mb_runner_open(&session->runner, model, &runner_limits, mb_session_report, session));
 
-    mb_schedule_limits schedule_limits = {.max_sequences = max_sequences,
-                                          .max_step_tokens = options->max_step_tokens,
-                                          .prefill_chunk = options->prefill_chunk,
+    mb_schedule_limits schedule_limits = {.max_sequences = step.max_sequences,
+                                          .max_step_tokens = step.max_tokens,
+                                          .prefill_chunk = step.chunk,
                                           .max_queued = options->max_queued,
-                                          .max_prompt_logits = runner_limits.max_logits - max_sequences,
+                                          .max_prompt_logits = runner_limits.max_logits - step.max_sequences,
                                           .prefix_caching = options->prefix_caching,
                                           .max_decode_slowdown = (double)options->max_decode_slowdown,
                                           .double_at = double_at(model)};
@@ -373,7 +393,8 @@ void mb_session_get_memory(const mb_session *session, mb_session_memory *memory)
     *memory = (mb_session_memory){.weight_bytes = session->model->weights.n_bytes,
                                   .buffer_bytes = runner->forward.memory_bytes + runner->device_bytes,
                                   .kv_bytes = runner->kv_bytes,
-                                  .kv_tokens = (int64_t)runner->kv.n_blocks * MB_KV_BLOCK_TOKENS};
+                                  .kv_tokens = (int64_t)runner->kv.n_blocks * MB_KV_BLOCK_TOKENS,
+                                  .step_tokens = runner->limits.max_step_tokens};
     if (device->memory(device, &memory->device_bytes, &memory->free_bytes) != MB_OK)
         memory->device_bytes = memory->free_bytes = 0;
 }

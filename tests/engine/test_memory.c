@@ -96,6 +96,32 @@ static void test_max_context(void **state) {
     slow_device_close(slow);
 }
 
+/* A GPU's steps are larger by default; none is larger than its sequences' chunks can fill. */
+static void test_step_sizes(void **state) {
+    (void)state;
+    static const struct {
+        int is_gpu;
+        int32_t max_sequences, max_step_tokens, prefill_chunk;
+        int64_t step_tokens;
+    } cases[] = {
+        {1, 4, 0, 0, 8192},    {1, 1, 0, 0, 8192},      {0, 4, 0, 0, 2048},    {0, 1, 0, 0, 512},
+        {1, 4, 300, 0, 300},   {1, 4, 0, 100, 400},     {0, 4, 5000, 0, 2048}, {0, 4, 0, 4096, 2048},
+        {1, 64, 16, 8192, 16}, {0, 3, 100000, 50, 150},
+    };
+    slow_device *slow = slow_device_open((uint64_t)1024 * MIB);
+    int n_sms = slow_device_of(slow)->n_sms;
+    mb_session_options options = small_session();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        slow_device_of(slow)->n_sms = cases[i].is_gpu;
+        options.max_sequences = cases[i].max_sequences;
+        options.max_step_tokens = cases[i].max_step_tokens;
+        options.prefill_chunk = cases[i].prefill_chunk;
+        assert_int_equal(memory_with(slow, &options).step_tokens, cases[i].step_tokens);
+    }
+    slow_device_of(slow)->n_sms = n_sms;
+    slow_device_close(slow);
+}
+
 static void test_max_context_bounds_requests(void **state) {
     (void)state;
     mb_session_options options = small_session();
@@ -147,9 +173,8 @@ static void test_out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fraction),
-        cmocka_unit_test(test_max_context),
-        cmocka_unit_test(test_max_context_bounds_requests),
+        cmocka_unit_test(test_fraction),      cmocka_unit_test(test_max_context),
+        cmocka_unit_test(test_step_sizes),    cmocka_unit_test(test_max_context_bounds_requests),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

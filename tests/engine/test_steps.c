@@ -482,7 +482,7 @@ static void test_the_cache_takes_what_is_left(void **state) {
     (void)state;
     mb_device *device = slow_device_of(slow);
     uint64_t total, left;
-    mb_session *session = session_with(model, 0, 0, 0, 64); /* one block */
+    mb_session *session = session_with(model, 0, 2048, 0, 64); /* one block */
     assert_int_equal(device->memory(device, &total, &left), MB_OK);
     mb_session_close(session);
     uint64_t needed = total - left, spare = MIB;
@@ -490,7 +490,7 @@ static void test_the_cache_takes_what_is_left(void **state) {
     slow = slow_device_open(needed + spare);
     device = model->device = slow_device_of(slow);
 
-    session = session_with(model, 0, 0, 0, 0);
+    session = session_with(model, 0, 2048, 0, 0);
     assert_int_equal(device->memory(device, &total, &left), MB_OK);
     assert_in_range(left, total * 8 / 100 - 1, total * 8 / 100 + spare / 8); /* and less than a block */
     assert_true(session_stats(session).kv_blocks_total > 1);
@@ -505,7 +505,7 @@ static void test_no_room_for_a_block_is_said(void **state) {
     (void)state;
     mb_session_options options;
     mb_session_options_init(&options);
-    options.max_step_tokens = 1 << 20;
+    options.max_step_tokens = options.prefill_chunk = 1 << 20;
     mb_session *session = (mb_session *)1;
     assert_int_equal(mb_session_open(model, &options, &session), MB_ERR_MEMORY);
     assert_null(session);

@@ -32,7 +32,7 @@ class SessionMemory(ctypes.Structure):
 
     _fields_ = [
         *((name, c_uint64) for name in ("weight_bytes", "buffer_bytes", "kv_bytes")),
-        ("kv_tokens", c_int64),
+        *((name, c_int64) for name in ("kv_tokens", "step_tokens")),
         *((name, c_uint64) for name in ("device_bytes", "free_bytes")),
     ]
 

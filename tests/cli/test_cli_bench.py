@@ -1,0 +1,26 @@
+"""moebius bench says how large a step was, and takes no step that a batch has no room in."""
+
+import json
+
+from cli_support import DEMO
+
+SHORT = ["bench", str(DEMO), "--prompt-lengths", "40", "-n", "2", "--repeat", "1", "--json", "--threads", "1"]
+
+
+def rows_of(moebius, *options):
+    result = moebius(*SHORT, *options)
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.decode().splitlines()], result.stderr.decode()
+
+
+def test_rows_say_the_step(moebius):
+    rows, _ = rows_of(moebius, "--batches", "1,6", "--device", "cpu")
+    assert [(row["bench"], row["shape"]["batch"], row["max_step_tokens"]) for row in rows] == [
+        ("prefill", 1, 512), ("decode", 1, 512), ("prefill", 6, 2048), ("decode", 6, 2048)
+    ]  # fmt: skip
+
+
+def test_a_step_of_its_own(moebius):
+    rows, told = rows_of(moebius, "--batches", "1,4,16", "--device", "cpu", "--max-step-tokens", "24")
+    assert {row["shape"]["batch"]: row["max_step_tokens"] for row in rows} == {1: 24, 4: 24}
+    assert "batch 16: steps of 24 tokens are too small for it; give --max-step-tokens 32 or more" in told

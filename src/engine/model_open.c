@@ -13,6 +13,9 @@
 /* More than any real file of its kind by far; a larger one is refused before it is read. */
 enum { MAX_CONFIG_BYTES = 16 << 20 };
 
+/* Of experts' intermediate sizes, for kernels of every type (layout_sm90.c). */
+enum { KERNEL_INNER_MULTIPLE = 16 };
+
 const char *mb_version(void) {
     return MOEBIUS_VERSION;
 }
@@ -107,7 +110,9 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
     MB_TRY(mb_device_open(options->device, options->n_threads, mb_forward_check_device, &model->device));
     MB_TRY(choose_dtype(options->dtype, model->device->host_memory, &model->dtype));
     /* The CPU's operators take weights of any type; kernels take those of the type that is computed with. */
-    mb_weight_types types = {.matrix_dtype = model->device->host_memory ? NULL : &model->dtype};
+    int is_gpu = model->device->n_sms > 0;
+    mb_weight_types types = {.matrix_dtype = model->device->host_memory ? NULL : &model->dtype,
+                             .inner_multiple = is_gpu ? KERNEL_INNER_MULTIPLE : 0};
     MB_TRY(choose_kv_dtype(options->kv_dtype, model));
     MB_TRY(choose_quantization(options->quant, model, &types.to_fp8));
     if (options->load == MB_LOAD_RANDOM)

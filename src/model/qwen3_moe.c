@@ -157,7 +157,7 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
                                  .w2 = w->w2,
                                  .n_tokens = route->n_tokens,
                                  .hidden = c->hidden,
-                                 .intermediate = c->moe_intermediate,
+                                 .intermediate = (int32_t)w->w2.cols,
                                  .top_k = c->top_k,
                                  .n_experts = c->n_experts,
                                  .n_local_experts = c->n_experts,

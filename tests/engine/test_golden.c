@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "model/model.h"
 #include "support/generation.h"
 #include "support/tiny_checkpoint.h"
 
@@ -129,6 +130,21 @@ static void check_batched(const golden *g, const generation *reference, int32_t 
     mb_session_close(session);
 }
 
+/* As a GPU holds the experts: padded with 0 to a multiple of 16. On the CPU it is a way to see that nothing is
+ * added to any sum. */
+static void check_padded(golden *g, const char *directory, const generation *reference) {
+    mb_model *model = g->model;
+    mb_weight_types types = {.inner_multiple = 16};
+    if (!model->device->host_memory || model->config.moe_intermediate % 16 == 0)
+        return;
+    mb_weights_free(&model->weights);
+    if (mb_weights_load(directory, &model->config, model->device, types, 1, NULL, NULL, &model->weights) !=
+        MB_OK)
+        fail_msg("%s", mb_last_error());
+    assert_int_equal(model->weights.layers[0].w2.cols % 16, 0);
+    check_batched(g, reference, 64, PROMPT_AND_ANSWER);
+}
+
 static void test_golden(void **state) {
     golden g = {0};
     const char *directory = *state;
@@ -157,6 +173,8 @@ static void test_golden(void **state) {
         check_batched(&g, reference, chunks[i], ANSWER); /* now nothing but `chunk` cuts the prompts */
         check_batched(&g, reference, chunks[i], NOTHING);
     }
+
+    check_padded(&g, directory, reference);
 
     for (size_t i = 0; i < g.n_cases; i++) {
         generation_free(&reference[i]);

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "ops/common/dtype.h"
+#include "ops/common/tensor.h"
 #include "support/check_weights.h"
 #include "support/fake_device.h"
 
@@ -121,6 +122,79 @@ static void test_matrix_dtype(void **state) {
             tiny_tensors_free(&tensors);
             tiny_directory_remove(directory);
         }
+}
+
+static float value_at(const mb_weight *w, int64_t matrix, int64_t row, int64_t col) {
+    float value;
+    mb_weight_load(w, matrix, row, col, 1, &value);
+    return value;
+}
+
+/* The padded matrices hold the plain ones, and 0 everywhere else. */
+static void check_padded(const mb_layer_weights *padded, const mb_layer_weights *plain, int64_t inner,
+                         int64_t held) {
+    const mb_weight *w13 = &padded->w13, *w2 = &padded->w2;
+    assert_int_equal(w13->rows, 2 * held);
+    assert_int_equal(w13->cols, plain->w13.cols);
+    assert_int_equal(w2->cols, held);
+    assert_int_equal(w2->rows, plain->w2.rows);
+    assert_int_equal(w13->dtype, plain->w13.dtype);
+    if (w13->dtype == MB_F8_E4M3)
+        assert_int_equal(w13->scale_rows % 16, 0);
+    for (int64_t e = 0; e < w13->count; e++) {
+        for (int64_t r = 0; r < 2 * held; r++)
+            for (int64_t c = 0; c < w13->cols; c++) {
+                int64_t half = r / held, row = r % held;
+                float wanted = row < inner ? value_at(&plain->w13, e, half * inner + row, c) : 0;
+                assert_true(value_at(w13, e, r, c) == wanted);
+            }
+        for (int64_t r = 0; r < w2->rows; r++)
+            for (int64_t c = 0; c < held; c++)
+                assert_true(value_at(w2, e, r, c) == (c < inner ? value_at(&plain->w2, e, r, c) : 0));
+    }
+}
+
+/* Kernels want the experts' intermediate size as a multiple of 16. */
+static void test_padded_experts(void **state) {
+    (void)state;
+    static const char *const dtypes[] = {"F32", "BF16", "F8_E4M3"};
+    static const int sizes[][2] = {{8, 16}, {100, 112}, {131, 144}, {48, 48}};
+    for (int i = 0; i < 48; i++) {
+        int merged = i / 12 % 2, to_fp8 = i / 24;
+        tiny_checkpoint options;
+        tiny_tensors tensors;
+        char directory[TINY_PATH];
+        tiny_checkpoint_init(&options);
+        options.dtype = dtypes[i % 3];
+        options.merged_experts = merged && i % 3 < 2;
+        options.hidden = 136;
+        options.n_experts = 3;
+        options.n_layers = 1;
+        options.moe_intermediate = sizes[i / 3 % 4][0];
+        options.seed = (uint64_t)i;
+        tiny_directory_make(directory);
+        tiny_checkpoint_tensors(&options, &tensors);
+        tiny_checkpoint_write_tensors(&options, &tensors, directory);
+        mb_config config;
+        tiny_config_parse(&options, &config);
+        for (int host_memory = 0; host_memory < 2; host_memory++) {
+            fake_device fake = fake_device_make(host_memory);
+            mb_weights plain, padded;
+            mb_weight_types types = {.to_fp8 = to_fp8};
+            assert_int_equal(mb_weights_load(directory, &config, &fake.device, types, 2, NULL, NULL, &plain),
+                             MB_OK);
+            types.inner_multiple = 16;
+            if (mb_weights_load(directory, &config, &fake.device, types, 2, NULL, NULL, &padded) != MB_OK)
+                fail_msg("%s", mb_last_error());
+            check_padded(&padded.layers[0], &plain.layers[0], sizes[i / 3 % 4][0], sizes[i / 3 % 4][1]);
+            assert_int_equal(padded.n_parameters, plain.n_parameters);
+            assert_int_equal(padded.n_active_parameters, plain.n_active_parameters);
+            mb_weights_free(&plain);
+            mb_weights_free(&padded);
+        }
+        tiny_tensors_free(&tensors);
+        tiny_directory_remove(directory);
+    }
 }
 
 /* Matrices of attention and experts become fp8 while they load; what does not fit is refused. */
@@ -529,6 +603,7 @@ int main(void) {
         cmocka_unit_test(test_merged_of_different_dtypes),
         cmocka_unit_test(test_scale_types),
         cmocka_unit_test(test_matrix_dtype),
+        cmocka_unit_test(test_padded_experts),
         cmocka_unit_test(test_to_fp8_by_threads),
         cmocka_unit_test(test_to_fp8_refuses),
         cmocka_unit_test(test_random_weights),

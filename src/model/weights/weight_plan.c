@@ -22,6 +22,7 @@ typedef struct piece {
     const char *name;
     int64_t height; /* of a vector: its length */
     mb_range rows;
+    int64_t n_added; /* rows of 0 behind them */
 } piece;
 
 /* A weight to be assembled: a matrix for each expert (or one), from the rows of n_pieces tensors. */
@@ -34,6 +35,7 @@ typedef struct recipe {
     mb_range experts; /* count 0: one matrix; else one for each, and names follow "mlp.experts.<e>." */
     int64_t width;    /* columns of the tensors; 1 for vectors */
     mb_range cols;    /* of these */
+    int64_t n_added;  /* columns of 0 behind them */
     int n_pieces;
     piece pieces[MAX_PIECES];
 } recipe;
@@ -50,7 +52,7 @@ uint64_t mb_tensor_row_bytes(const mb_tensor *tensor) {
 
 uint64_t mb_weight_part_row_bytes(const mb_weight_part *part) {
     int is_scale = part->kind == MB_PART_SCALES;
-    return mb_dtype_row_bytes(part->dtype, is_scale ? mb_f8_blocks(part->cols.count) : part->cols.count);
+    return mb_dtype_row_bytes(part->dtype, is_scale ? mb_f8_blocks(part->cols.count) : part->width);
 }
 
 int64_t mb_weight_part_n_rows(const mb_weight_part *part) {
@@ -161,7 +163,8 @@ static int32_t merged_scale_rows(const recipe *r) {
     int64_t rows = MB_F8_BLOCK;
     for (int i = 0; i < r->n_pieces; i++) {
         const mb_range *range = &r->pieces[i].rows;
-        while (range->first % rows != 0 || (r->n_pieces > 1 && range->count % rows != 0))
+        while (range->first % rows != 0 ||
+               (r->n_pieces > 1 && (range->count + r->pieces[i].n_added) % rows != 0))
             rows /= 2; /* divisors of 128 are its halves */
     }
     return (int32_t)rows;
@@ -196,12 +199,12 @@ static mb_part_kind kind_of(const mb_tensor *tensor, const mb_weight *w) {
     return w->dtype == MB_F8_E4M3 ? MB_PART_QUANTIZE : MB_PART_CONVERT;
 }
 
-/* A part that becomes fp8; both places advance. */
-static mb_status add_quantized(planner *p, mb_weight_part *part, mb_weight_place *place) {
+/* A part that becomes fp8, with rows of 0 behind it; both places advance. */
+static mb_status add_quantized(planner *p, mb_weight_part *part, int64_t n_added, mb_weight_place *place) {
     part->offset = place->data;
     part->scale_offset = place->scale;
     part->scale_rows = place->weight->scale_rows;
-    place->data += (uint64_t)part->rows.count * mb_weight_part_row_bytes(part);
+    place->data += (uint64_t)(part->rows.count + n_added) * mb_weight_part_row_bytes(part);
     place->scale += (uint64_t)mb_ceil_div(part->rows.count, part->scale_rows) *
                     mb_dtype_row_bytes(MB_F32, mb_f8_blocks(part->cols.count));
     return add_part(p, part);
@@ -216,18 +219,19 @@ static mb_status add_piece(planner *p, const recipe *r, int i_piece, const mb_te
                            .tensor = tensor,
                            .rows = from->rows,
                            .cols = r->cols,
+                           .width = w->cols,
                            .dtype = w->dtype,
                            .offset = place->data};
     if (part.kind == MB_PART_QUANTIZE) {
         part.matrix = (mb_range){0, from->height};
-        return add_quantized(p, &part, place);
+        return add_quantized(p, &part, from->n_added, place);
     }
     const mb_tensor *scale = NULL;
     if (tensor->dtype == MB_F8_E4M3)
         MB_TRY(mb_weight_tensors_take_scale(&p->tensors, tensor, from->height, r->width, &scale));
     if (part.kind == MB_PART_CONVERT)
         part.scale = scale;
-    place->data += (uint64_t)part.rows.count * mb_weight_part_row_bytes(&part);
+    place->data += (uint64_t)(part.rows.count + from->n_added) * mb_weight_part_row_bytes(&part);
     if (!place->mapped)
         MB_TRY(add_part(p, &part));
     if (!scale || part.scale)
@@ -244,9 +248,11 @@ static mb_status add_piece(planner *p, const recipe *r, int i_piece, const mb_te
 /* Finds all tensors of a recipe and gives them their places. */
 static mb_status add_weight(planner *p, const recipe *r) {
     mb_weight *w = r->weight;
-    *w = (mb_weight){.count = r->experts.count ? r->experts.count : 1, .cols = r->cols.count};
-    for (int i = 0; i < r->n_pieces; i++)
-        w->rows += r->pieces[i].rows.count;
+    *w = (mb_weight){.count = r->experts.count ? r->experts.count : 1, .cols = r->cols.count + r->n_added};
+    for (int i = 0; i < r->n_pieces; i++) {
+        w->rows += r->pieces[i].rows.count + r->pieces[i].n_added;
+        p->plan->has_gaps |= r->pieces[i].n_added > 0;
+    }
     MB_TRY(find_tensors(p, r, w->count, &w->dtype));
     mb_dtype stored = w->dtype;
     if (r->is_router)
@@ -256,7 +262,7 @@ static mb_status add_weight(planner *p, const recipe *r) {
     mb_weight_place place = {.weight = w};
     char name[NAME_BYTES];
     format_name(name, r, 0, 0);
-    int is_one = w->count * r->n_pieces == 1 && r->cols.count == r->width && w->dtype == stored;
+    int is_one = w->count * r->n_pieces == 1 && w->cols == r->width && w->dtype == stored;
     place_data(p, is_one ? mb_checkpoint_find(p->tensors.checkpoint, name) : NULL, r->pieces[0].rows.first,
                &place);
     if (w->dtype == MB_F8_E4M3)
@@ -282,6 +288,11 @@ static mb_range all(int64_t count) {
 
 static mb_range times(mb_range range, int64_t n) {
     return (mb_range){range.first * n, range.count * n};
+}
+
+int64_t mb_held_inner(int64_t inner, mb_weight_types types) {
+    int64_t multiple = types.inner_multiple;
+    return multiple > 0 ? mb_ceil_div(inner, multiple) * multiple : inner;
 }
 
 mb_weight_share mb_weight_share_all(const mb_config *config) {
@@ -355,10 +366,10 @@ static mb_status add_attention(planner *p, int32_t layer, mb_layer_weights *w) {
 }
 
 /* transformers can also save the experts of a layer as one tensor [E, height, width], in the layout that is
- * wanted. n_halves 2: gate over up, of which `rows` are taken each. */
+ * wanted. n_halves 2: gate over up, of which `rows` are taken each. Rows and columns of 0 are added behind. */
 static mb_status add_merged_experts(planner *p, int32_t layer, const char *what, mb_weight *weight,
-                                    int n_halves, int64_t half_height, mb_range rows, int64_t width,
-                                    mb_range cols) {
+                                    int n_halves, int64_t half_height, mb_range rows, int64_t n_added_rows,
+                                    int64_t width, mb_range cols, int64_t n_added_cols) {
     char name[NAME_BYTES];
     snprintf(name, sizeof name, "model.layers.%d.mlp.experts.%s", layer, what);
     const int64_t shape[3] = {p->config->n_experts, n_halves * half_height, width};
@@ -367,18 +378,20 @@ static mb_status add_merged_experts(planner *p, int32_t layer, const char *what,
     MB_TRY(mb_weight_tensors_take(&p->tensors, name, 3, shape, &tensor));
     MB_TRY(mb_weight_tensors_check_dtype(&p->tensors, tensor, 0));
     *weight = (mb_weight){.count = experts.count,
-                          .rows = n_halves * rows.count,
-                          .cols = cols.count,
+                          .rows = n_halves * (rows.count + n_added_rows),
+                          .cols = cols.count + n_added_cols,
                           .dtype = held_dtype(p, tensor->dtype, 1)};
     mb_weight_place place = {.weight = weight};
-    int is_stretch = rows.count == half_height && cols.count == width,
+    p->plan->has_gaps |= n_added_rows > 0;
+    int is_stretch = rows.count == half_height && cols.count == width && n_added_rows + n_added_cols == 0,
         is_same = weight->dtype == tensor->dtype, is_fp8 = weight->dtype == MB_F8_E4M3;
     place_data(p, is_stretch && is_same ? tensor : NULL, experts.first * shape[1], &place);
     if (is_fp8) {
-        const recipe halves = {.width = width,
-                               .cols = cols,
-                               .n_pieces = n_halves,
-                               .pieces = {{what, half_height, rows}, {what, half_height, rows}}};
+        const recipe halves = {
+            .width = width,
+            .cols = cols,
+            .n_pieces = n_halves,
+            .pieces = {{what, half_height, rows, n_added_rows}, {what, half_height, rows, n_added_rows}}};
         MB_TRY(begin_scales(p, &halves, &place));
     }
     MB_TRY(add_place(p, &place));
@@ -387,6 +400,7 @@ static mb_status add_merged_experts(planner *p, int32_t layer, const char *what,
     mb_weight_part part = {.kind = kind_of(tensor, weight),
                            .tensor = tensor,
                            .cols = cols,
+                           .width = weight->cols,
                            .dtype = weight->dtype,
                            .offset = place.data};
     part.rows = times(experts, shape[1]);
@@ -396,11 +410,11 @@ static mb_status add_merged_experts(planner *p, int32_t layer, const char *what,
         part.rows = (mb_range){half * half_height + rows.first, rows.count};
         if (is_fp8) {
             part.matrix = (mb_range){half * half_height, half_height};
-            MB_TRY(add_quantized(p, &part, &place));
+            MB_TRY(add_quantized(p, &part, n_added_rows, &place));
             continue;
         }
         MB_TRY(add_part(p, &part));
-        part.offset += (uint64_t)rows.count * mb_weight_part_row_bytes(&part);
+        part.offset += (uint64_t)(rows.count + n_added_rows) * mb_weight_part_row_bytes(&part);
     }
     return MB_OK;
 }
@@ -409,6 +423,7 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
     const mb_config *c = p->config;
     const mb_range inner = p->share->moe_inner, experts = p->share->experts;
     int64_t n_inner = c->moe_intermediate, hidden = c->hidden;
+    int64_t n_added = mb_held_inner(inner.count, p->share->types) - inner.count;
     const recipe router = {.weight = &w->router,
                            .layer = layer,
                            .is_router = 1,
@@ -421,8 +436,10 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
     char merged[NAME_BYTES];
     snprintf(merged, sizeof merged, "model.layers.%d.mlp.experts.gate_up_proj", layer);
     if (mb_checkpoint_find(p->tensors.checkpoint, merged)) {
-        MB_TRY(add_merged_experts(p, layer, "gate_up_proj", &w->w13, 2, n_inner, inner, hidden, all(hidden)));
-        return add_merged_experts(p, layer, "down_proj", &w->w2, 1, hidden, all(hidden), n_inner, inner);
+        MB_TRY(add_merged_experts(p, layer, "gate_up_proj", &w->w13, 2, n_inner, inner, n_added, hidden,
+                                  all(hidden), 0));
+        return add_merged_experts(p, layer, "down_proj", &w->w2, 1, hidden, all(hidden), 0, n_inner, inner,
+                                  n_added);
     }
     const recipe w13 = {.weight = &w->w13,
                         .layer = layer,
@@ -431,13 +448,15 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
                         .width = hidden,
                         .cols = all(hidden),
                         .n_pieces = 2,
-                        .pieces = {{"gate_proj.weight", n_inner, inner}, {"up_proj.weight", n_inner, inner}}};
+                        .pieces = {{"gate_proj.weight", n_inner, inner, n_added},
+                                   {"up_proj.weight", n_inner, inner, n_added}}};
     const recipe w2 = {.weight = &w->w2,
                        .layer = layer,
                        .may_be_fp8 = 1,
                        .experts = experts,
                        .width = n_inner,
                        .cols = inner,
+                       .n_added = n_added,
                        .n_pieces = 1,
                        .pieces = {{"down_proj.weight", hidden, all(hidden)}}};
     MB_TRY(add_weight(p, &w13));

@@ -46,6 +46,7 @@ typedef struct mb_weight_part {
     const mb_tensor *tensor;
     const mb_tensor *scale; /* MB_PART_CONVERT of fp8: of 128x128 blocks; else NULL */
     mb_range rows, cols;    /* of the tensor; MB_PART_SCALES: of the weight that it scales */
+    int64_t width;          /* columns in the block; those behind cols are 0 */
     mb_dtype dtype;         /* in the block */
     int32_t scale_rows; /* MB_PART_SCALES, _QUANTIZE: weight rows for each row of scales in the block of all
                            weights, a divisor of 128 */
@@ -70,6 +71,7 @@ typedef struct mb_weight_plan {
     uint64_t n_bytes;      /* of the block */
     uint64_t mapped_bytes; /* that the block would have more, were nothing mapped */
     uint64_t read_bytes;   /* that will be read from files */
+    int has_gaps;          /* rows of the block belong to no part: it must be 0 before it is read */
 } mb_weight_plan;
 
 /* Finds every tensor that the share needs, checks its shape and dtype, and fills weights' layers and all

@@ -82,6 +82,7 @@ static void put_row(const mb_weight_part *part, block_rows *b, int64_t row, void
             values[first + c] /= scale;
     }
     mb_store_f32(MB_F8_E4M3, to, 0, part->cols.count, values + part->cols.first);
+    memset((char *)to + part->cols.count, 0, (size_t)(part->width - part->cols.count));
 }
 
 mb_status mb_weight_quantize(const mb_checkpoint *checkpoint, const mb_weight_part *part, int64_t first_row,

@@ -165,7 +165,8 @@ static mb_status put_rows(const weight_reader *r, const piece *p, char *to) {
     int64_t first = part->rows.first + p->first_row;
     size_t from_bytes = (size_t)mb_tensor_row_bytes(part->tensor),
            to_bytes = (size_t)mb_weight_part_row_bytes(part);
-    size_t skipped = (size_t)mb_dtype_row_bytes(part->tensor->dtype, part->cols.first);
+    size_t skipped = (size_t)mb_dtype_row_bytes(part->tensor->dtype, part->cols.first),
+           taken = (size_t)mb_dtype_row_bytes(part->tensor->dtype, part->cols.count);
     char *rows = NULL;
     float *scales = NULL, *values = NULL;
     mb_status status = read_rows(r, part->tensor, first, p->n_rows, &rows);
@@ -173,10 +174,12 @@ static mb_status put_rows(const weight_reader *r, const piece *p, char *to) {
         status = read_scales(r, part->scale, first, p->n_rows, &scales);
     if (status == MB_OK && !(values = mb_malloc_array((size_t)part->cols.count, sizeof *values)))
         status = mb_fail(MB_ERR_MEMORY, "no memory for a row of tensor \"%s\"", part->tensor->name);
+    if (part->width > part->cols.count)
+        memset(to, 0, (size_t)p->n_rows * to_bytes);
     for (int64_t i = 0; status == MB_OK && i < p->n_rows; i++) {
         const char *row = rows + (size_t)i * from_bytes;
         if (part->kind == MB_PART_COPY) {
-            memcpy(to + (size_t)i * to_bytes, row + skipped, to_bytes);
+            memcpy(to + (size_t)i * to_bytes, row + skipped, taken);
             continue;
         }
         int64_t block = (first + i) / MB_F8_BLOCK - first / MB_F8_BLOCK;
@@ -196,7 +199,8 @@ static mb_status read_piece(const weight_reader *r, const piece *p, char *to, ch
                                   (float *)(void *)to_scales);
     if (part->kind == MB_PART_SCALES)
         return put_scales(r, p, to);
-    if (part->kind == MB_PART_CONVERT || part->cols.count != mb_tensor_cols(part->tensor))
+    if (part->kind == MB_PART_CONVERT || part->cols.count != mb_tensor_cols(part->tensor) ||
+        part->width != part->cols.count)
         return put_rows(r, p, to);
     uint64_t offset = (uint64_t)(part->rows.first + p->first_row) * mb_tensor_row_bytes(part->tensor);
     return mb_checkpoint_read(r->checkpoint, part->tensor, offset, to, p->n_bytes);
@@ -334,6 +338,18 @@ static int clamp_threads(int n_threads) {
     return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
 }
 
+/* Rows that no part has are 0. */
+static mb_status clear(const mb_weight_plan *plan, mb_device *device, void *memory) {
+    static const int32_t zero = 0;
+    mb_stream stream;
+    MB_TRY(device->stream_open(device, &stream));
+    mb_status status = device->fill(device, memory, (size_t)plan->n_bytes, &zero, sizeof zero, stream);
+    if (status == MB_OK)
+        status = device->synchronize(device, stream);
+    device->stream_close(device, stream);
+    return status;
+}
+
 mb_status mb_weight_plan_read(const mb_weight_plan *plan, const mb_checkpoint *checkpoint, mb_device *device,
                               void *memory, int n_threads, mb_progress_fn progress, void *progress_user) {
     weight_reader r = {.plan = plan,
@@ -342,6 +358,8 @@ mb_status mb_weight_plan_read(const mb_weight_plan *plan, const mb_checkpoint *c
                        .buffer_free = PTHREAD_COND_INITIALIZER,
                        .piece_ready = PTHREAD_COND_INITIALIZER};
     n_threads = clamp_threads(n_threads);
+    if (plan->has_gaps)
+        MB_TRY(clear(plan, device, memory));
     if (device->host_memory) {
         r.memory = memory;
     } else {

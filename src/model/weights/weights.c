@@ -21,14 +21,17 @@ static void count_parameters(mb_weights *weights, const mb_config *config) {
     }
     for (int32_t l = 0; l < weights->n_layers; l++) {
         const mb_layer_weights *w = &weights->layers[l];
-        const mb_weight *all[] = {&w->input_norm, &w->post_norm, &w->qkv, &w->qkv_bias,
-                                  &w->q_norm,     &w->k_norm,    &w->o,   &w->o_bias,
-                                  &w->router,     &w->w13,       &w->w2};
+        const mb_weight *all[] = {&w->input_norm, &w->post_norm, &w->qkv,    &w->qkv_bias, &w->q_norm,
+                                  &w->k_norm,     &w->o,         &w->o_bias, &w->router};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)
             total += elements(all[i]);
-        if (config->is_moe[l])
-            idle += (elements(&w->w13) + elements(&w->w2)) / (uint64_t)config->n_experts *
-                    (uint64_t)(config->n_experts - config->top_k);
+        if (config->is_moe[l]) { /* without what pads them */
+            uint64_t expert = 3 * (uint64_t)config->hidden * (uint64_t)config->moe_intermediate;
+            total += (uint64_t)config->n_experts * expert;
+            idle += (uint64_t)(config->n_experts - config->top_k) * expert;
+        } else {
+            total += elements(&w->w13) + elements(&w->w2);
+        }
     }
     weights->n_parameters = total;
     weights->n_active_parameters = total - idle;

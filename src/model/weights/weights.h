@@ -28,7 +28,9 @@ typedef struct mb_layer_weights {
     mb_weight q_norm, k_norm;        /* [1, 1, D] */
     mb_weight o, o_bias;             /* [1, H, Hq D], [1, 1, H] */
     mb_weight router;                /* MoE layers: [1, E, H] */
-    mb_weight w13, w2;               /* MoE: [E, 2I, H], [E, H, I]; dense layers: the same with one matrix */
+    /* MoE: [E, 2I, H], [E, H, I], where I may be padded (inner_multiple); dense layers: the same with one
+     * matrix */
+    mb_weight w13, w2;
 } mb_layer_weights;
 
 typedef struct mb_weights {
@@ -55,7 +57,14 @@ typedef struct mb_weight_types {
     /* 1: the matrices that Qwen's FP8 checkpoints have in fp8 (of attention, experts and dense layers) become
      * fp8 with a scale for each block of 128x128, amax / 448, or 1 where all are 0. */
     int to_fp8;
+    /* The experts' intermediate size is held as the next multiple of this, as kernels want; 0: as it is. The
+     * rows of w13 and columns of w2 that are added are 0, and add exactly nothing to any sum. A divisor
+     * of 128, so that blocks of fp8 scales stay what they are. */
+    int32_t inner_multiple;
 } mb_weight_types;
+
+/* An intermediate size of experts, as it is held. */
+int64_t mb_held_inner(int64_t inner, mb_weight_types types);
 
 /* Reads all tensors that `config` needs from the checkpoint directory. Every needed tensor must be
  * present exactly once with the right shape and a supported dtype; a warning lists those that are not

@@ -55,7 +55,7 @@ static mb_weight matrix(regions *r, mb_dtype dtype, int64_t count, int64_t rows,
     return w;
 }
 
-static void cut(const mb_config *c, regions *r, mb_weights *weights) {
+static void cut(const mb_config *c, mb_weight_types types, regions *r, mb_weights *weights) {
     int64_t q = (int64_t)c->n_heads * c->head_dim, kv = (int64_t)c->n_kv_heads * c->head_dim;
     weights->embedding = (mb_weight){
         .data = mb_arena_push(&r->embedding, (size_t)c->vocab, mb_dtype_row_bytes(r->plain_dtype, c->hidden)),
@@ -66,7 +66,7 @@ static void cut(const mb_config *c, regions *r, mb_weights *weights) {
     for (int32_t l = 0; l < c->n_layers; l++) {
         mb_layer_weights *w = &weights->layers[l];
         int64_t n_experts = c->is_moe[l] ? c->n_experts : 1;
-        int64_t inner = c->is_moe[l] ? c->moe_intermediate : c->intermediate;
+        int64_t inner = c->is_moe[l] ? mb_held_inner(c->moe_intermediate, types) : c->intermediate;
         w->input_norm = vector(&r->norms, c->hidden);
         w->post_norm = vector(&r->norms, c->hidden);
         w->q_norm = vector(&r->vectors, c->head_dim);
@@ -138,12 +138,13 @@ static mb_status fill(mb_device *device, const regions *r, void *block) {
 }
 
 /* The regions' sizes and their sum. */
-static mb_status measure(const mb_config *config, regions *r, size_t sizes[N_REGIONS], mb_weights *weights) {
+static mb_status measure(const mb_config *config, mb_weight_types types, regions *r, size_t sizes[N_REGIONS],
+                         mb_weights *weights) {
     mb_arena *all[] = ALL_REGIONS(r);
     size_t total = 0;
     for (int i = 0; i < N_REGIONS; i++)
         mb_arena_measure(all[i]);
-    cut(config, r, weights);
+    cut(config, types, r, weights);
     for (int i = 0; i < N_REGIONS; i++) {
         sizes[i] = all[i]->used;
         if (all[i]->overflowed || sizes[i] > SIZE_MAX - total)
@@ -154,10 +155,11 @@ static mb_status measure(const mb_config *config, regions *r, size_t sizes[N_REG
     return MB_OK;
 }
 
-static mb_status allocate(const mb_config *config, mb_device *device, regions *r, mb_weights *weights) {
+static mb_status allocate(const mb_config *config, mb_device *device, mb_weight_types types, regions *r,
+                          mb_weights *weights) {
     mb_arena *all[] = ALL_REGIONS(r);
     size_t sizes[N_REGIONS];
-    MB_TRY(measure(config, r, sizes, weights));
+    MB_TRY(measure(config, types, r, sizes, weights));
     mb_status status = device->allocate(device, (size_t)weights->n_bytes, &weights->memory);
     if (status != MB_OK)
         return mb_device_no_memory(device, status, "random weights", weights->n_bytes,
@@ -165,7 +167,7 @@ static mb_status allocate(const mb_config *config, mb_device *device, regions *r
     char *base = weights->memory;
     for (int i = 0; i < N_REGIONS; base += sizes[i++])
         mb_arena_init(all[i], base, sizes[i], 0);
-    cut(config, r, weights);
+    cut(config, types, r, weights);
     return MB_OK;
 }
 
@@ -187,7 +189,7 @@ mb_status mb_weights_of_config(const mb_config *config, mb_weight_types types, m
         return no_memory(config);
     regions r = regions_of(config, types);
     size_t sizes[N_REGIONS];
-    mb_status status = measure(config, &r, sizes, weights);
+    mb_status status = measure(config, types, &r, sizes, weights);
     if (status == MB_OK)
         mb_weights_describe(config, weights);
     else
@@ -201,7 +203,8 @@ mb_status mb_weights_random(const mb_config *config, mb_device *device, mb_weigh
     regions r = regions_of(config, types);
     weights->layers = mb_calloc((size_t)config->n_layers, sizeof *weights->layers);
     void *block = mb_malloc(BLOCK_ELEMENTS * sizeof(float));
-    mb_status status = weights->layers && block ? allocate(config, device, &r, weights) : no_memory(config);
+    mb_status status =
+        weights->layers && block ? allocate(config, device, types, &r, weights) : no_memory(config);
     if (status == MB_OK)
         status = fill(device, &r, block);
     mb_free(block);

@@ -6,8 +6,11 @@ random weights (on the CPU a small shape), on prompts of up to 6144 tokens. HF i
 hold:
 
 - In bf16 we are no farther from the truth than HF in bf16 is: median and mean of the KL divergence at most
-  1.1 times as large, and at most 1.1 times as many positions whose best token is another, give or take twice
-  the square root of their number.
+  1.1 times as large, and at most 1.1 times as many positions whose best token is another. A few tokens whose
+  router chose another expert make most of the mean and of the other best tokens, in HF as with us, and they
+  are different tokens. So both are judged with their standard error, over prompts, because the positions of a
+  prompt are not independent: wrong is what is more than two of them above 1.1. On the demo model all 2000
+  prompts are run, which brings the error of the mean's ratio to some 0.1.
 - The demo model in bf16 finds the truth's best token at 99 % of the positions and more.
 - With fp8 weights, and with an fp8 KV cache, the mean KL divergence from our own bf16 is at most 5e-3 on the
   demo model. On the slice it is printed.
@@ -16,6 +19,7 @@ Needs PyTorch, transformers and safetensors.
 """
 
 import argparse
+import copy
 import gc
 import json
 import math
@@ -33,6 +37,7 @@ import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 FACTOR, LEAST_TOP1, MOST_KL_FP8 = 1.1, 0.99, 5e-3
+FEW = 200  # prompts, where the types are so far apart, or so near, that no more are needed
 SMALL = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16,
          "num_experts_per_tok": 4, "moe_intermediate_size": 96, "vocab_size": 2000}  # fmt: skip
 
@@ -91,10 +96,28 @@ class Prompts:
         self.positions = [range((len(p) - 1) % every, len(p), every) for p in prompts]  # the last one of each is in
         self.n = sum(map(len, self.positions))
 
+    def batches(self):
+        """Prompts of about the same length, 16384 tokens at most; long ones alone."""
+        found = []
+        for i in sorted(range(len(self.prompts)), key=lambda i: len(self.prompts[i])):
+            length = len(self.prompts[i])
+            if not found or length > 500 or (len(found[-1]) + 1) * length > 16384:
+                found.append([])
+            found[-1].append(i)
+        return found
+
+    def some(self, n):
+        """n of the prompts, spread over all, and which rows of all are theirs."""
+        every, some = max(1, len(self.prompts) // n), copy.copy(self)
+        some.prompts, some.positions = self.prompts[::every], self.positions[::every]
+        some.n = sum(map(len, some.positions))
+        rows = torch.arange(self.n).split(list(map(len, self.positions)))
+        return some, torch.cat(rows[::every])
+
 
 def demo_prompts(n_rows):
     """Conversations of the kind that the model was trained on."""
-    return Prompts(demo_conversations(max(1, 2000 // n_rows)), 20000)
+    return Prompts(demo_conversations(max(1, 2000 // n_rows)), 10**9)
 
 
 def slice_prompts(vocab, device):
@@ -111,11 +134,16 @@ def of_hugging_face(directory, dtype, prompts, device):
     """fp32: expert by expert, so that nothing but fp32 is in it; bf16: as transformers does by itself."""
     exact = {"experts_implementation": "eager"} if dtype == torch.float32 else {}
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **exact).to(device).eval()
-    out = []
-    for ids, positions in zip(prompts.prompts, prompts.positions):
-        kept = torch.tensor(positions, device=device)
-        logits = model(torch.tensor([ids], device=device), use_cache=False, logits_to_keep=kept).logits[0]
-        out.append(torch.log_softmax(logits.float(), -1).cpu())
+    out = [None] * len(prompts.prompts)
+    for batch in prompts.batches():
+        # Behind its end a prompt is filled up; no position sees what is behind it.
+        longest = max(len(prompts.prompts[i]) for i in batch)
+        ids = torch.tensor([prompts.prompts[i] + [0] * (longest - len(prompts.prompts[i])) for i in batch], device=device)
+        kept = {"logits_to_keep": torch.tensor(prompts.positions[batch[0]], device=device)} if len(batch) == 1 else {}
+        logits = model(ids, use_cache=False, **kept).logits
+        for i, rows in zip(batch, logits):
+            rows = rows if kept else rows[torch.tensor(prompts.positions[i], device=device)]
+            out[i] = torch.log_softmax(rows.float(), -1).cpu()
     del model
     gc.collect()
     if device == "cuda":
@@ -154,29 +182,29 @@ class Difference:
     """KL(expected || got) at each position, and where the best token is another."""
 
     def __init__(self, got, expected, device):
-        divergences, others = [], 0
+        divergences, others = [], []
         for a, b in zip(got.split(256), expected.split(256)):
             # Normalised again: sums of fp32 probabilities are 1e-7 off, which is more than a certain position's divergence.
             a, b = (torch.log_softmax(rows.to(device).double(), -1) for rows in (a, b))
             divergences.append((b.exp() * (b - a)).sum(-1).cpu())
-            others += int((a.argmax(-1) != b.argmax(-1)).sum())
+            others.append((a.argmax(-1) != b.argmax(-1)).double().cpu())
         self.kl = kl = torch.cat(divergences)
+        self.others = torch.cat(others)
         self.median, self.mean, self.most = float(kl.median()), float(kl.mean()), float(kl.max())
-        self.n, self.n_others = len(kl), others
-        self.top1 = 1 - others / self.n
+        self.n, self.n_others = len(kl), int(self.others.sum())
+        self.top1 = 1 - self.n_others / self.n
 
     def __str__(self):
         kl = f"KL median {self.median:.2e}, mean {self.mean:.2e}, most {self.most:.1e}"
         return f"{kl}; top-1 {self.top1:.2%} ({self.n_others} others)"
 
 
-def ratio(what, ours, hf):
-    """Our figure as a share of HF's, as a text with its standard error: a few undecided routers make most of the mean."""
-    share = getattr(ours, what) / getattr(hf, what)
-    if what == "median":
-        return f"{share:.2f}"
-    error = float((ours.kl - share * hf.kl).std()) / hf.mean / math.sqrt(hf.n)
-    return f"{share:.2f} +- {error:.2f}"
+def ratio(ours, hf, prompts):
+    """Sum of ours by sum of HF's, and the standard error of that, from the differences between prompts."""
+    of_prompts = lambda values: torch.stack([part.sum() for part in values.split(list(map(len, prompts.positions)))])  # noqa: E731
+    mine, theirs = of_prompts(ours), of_prompts(hf)
+    share = float(mine.sum() / theirs.sum())
+    return share, float((mine - share * theirs).std()) * math.sqrt(len(theirs)) / float(theirs.sum())
 
 
 def check(verdict, name, directory, prompts, given):
@@ -189,7 +217,8 @@ def check(verdict, name, directory, prompts, given):
     truth = of_hugging_face(directory, torch.float32, prompts, device)
     hf = Difference(of_hugging_face(directory, torch.bfloat16, prompts, device), truth, device)
     print(f"  HF bf16 against HF fp32:      {hf}  ({time.perf_counter() - begin:.0f} s)", flush=True)
-    ours_fp32 = Difference(of_moebius(directory, prompts, device, vocab, dtype="fp32"), truth, device)
+    few, rows_of_few = prompts.some(FEW)
+    ours_fp32 = Difference(of_moebius(directory, few, device, vocab, dtype="fp32"), truth[rows_of_few], device)
     print(f"  moebius fp32 against HF fp32: {ours_fp32}", flush=True)
     bf16 = of_moebius(directory, prompts, device, vocab, dtype="bf16")
     ours = Difference(bf16, truth, device)
@@ -199,21 +228,22 @@ def check(verdict, name, directory, prompts, given):
         ours_fp32.mean <= hf.mean / 100,
         f"{name}, fp32: mean KL {ours_fp32.mean:.2e}, a hundredth of HF bf16's {hf.mean:.2e} at most",
     )
-    for what in ("median", "mean"):
-        mine, theirs = getattr(ours, what), getattr(hf, what)
-        verdict.say(
-            mine <= FACTOR * theirs,
-            f"{name}, bf16: {what} KL {mine:.2e}, HF's {theirs:.2e}: {ratio(what, ours, hf)} of it, limit {FACTOR}",
-        )
-    most = FACTOR * hf.n_others + 2 * math.sqrt(hf.n_others)
     verdict.say(
-        ours.n_others <= most, f"{name}, bf16: {ours.n_others} other best tokens, HF {hf.n_others}, limit {most:.0f}"
+        ours.median <= FACTOR * hf.median,
+        f"{name}, bf16: median KL {ours.median:.2e}, {ours.median / hf.median:.2f} of HF's, limit {FACTOR}",
     )
+    for what, mine, theirs in (("mean KL", ours.kl, hf.kl), ("other best tokens", ours.others, hf.others)):
+        share, error = ratio(mine, theirs, prompts)
+        verdict.say(
+            share <= FACTOR + 2 * error,
+            f"{name}, bf16: {what} {share:.2f} +- {error:.2f} of HF's, limit {FACTOR} and two standard errors",
+        )
     if name == "demo":
         verdict.say(ours.top1 >= LEAST_TOP1, f"{name}, bf16: top-1 {ours.top1:.2%}, at least {LEAST_TOP1:.0%}")
+    bf16 = bf16[rows_of_few]
     for what, options in (("fp8 weights", {"quant": "fp8"}), ("fp8 KV", {"kv_dtype": "fp8"}),
                           ("fp8 weights and KV", {"quant": "fp8", "kv_dtype": "fp8"})):  # fmt: skip
-        fp8 = Difference(of_moebius(directory, prompts, device, vocab, dtype="bf16", **options), bf16, device)
+        fp8 = Difference(of_moebius(directory, few, device, vocab, dtype="bf16", **options), bf16, device)
         print(f"  moebius {what} against moebius bf16: {fp8}", flush=True)
         if name == "demo" and what != "fp8 weights and KV":
             verdict.say(fp8.mean <= MOST_KL_FP8, f"{name}, {what}: mean KL {fp8.mean:.2e}, limit {MOST_KL_FP8:.0e}")
@@ -227,7 +257,7 @@ def main():
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--only", choices=("demo", "slice"))
     parser.add_argument(
-        "--rows", type=int, default=200, help="how many held-out conversations (default 200, at most 2000)"
+        "--rows", type=int, default=2000, help="how many held-out conversations (default 2000, which are all)"
     )
     given = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()

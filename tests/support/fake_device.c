@@ -43,6 +43,14 @@ static mb_status fake_upload(mb_device *device, void *to, const void *from, size
     return MB_OK;
 }
 
+static mb_status fake_fill(mb_device *device, void *to, size_t n_bytes, const void *block, size_t block_bytes,
+                           mb_stream stream) {
+    assert_ptr_equal(stream, self(device));
+    for (size_t at = 0; at < n_bytes; at += block_bytes)
+        memcpy((char *)to + at, block, n_bytes - at < block_bytes ? n_bytes - at : block_bytes);
+    return MB_OK;
+}
+
 static mb_status fake_stream_open(mb_device *device, mb_stream *stream) {
     fake_device *fake = self(device);
     fake->n_streams++;
@@ -82,6 +90,7 @@ fake_device fake_device_make(int host_memory) {
                                     .stream_open = fake_stream_open,
                                     .stream_close = fake_stream_close,
                                     .upload = fake_upload,
+                                    .fill = fake_fill,
                                     .synchronize = fake_synchronize,
                                     .memory = fake_memory},
                          .free_bytes = UINT64_C(32) << 30,

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint64, c_void_p
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -201,16 +202,19 @@ def resident_bytes():
 
 
 class Verdict:
-    """Counts what was checked, prints each line, and gives the exit status. A check without a line has failed, too."""
+    """Counts what was checked, prints each line with the seconds since the line before, and gives the exit status.
+    A check without a line has failed, too."""
 
     def __init__(self, name):
-        self.name, self.n_checks, self.failed = name, 0, []
+        self.name, self.n_checks, self.failed, self.last = name, 0, [], time.monotonic()
 
     def say(self, good, text):
         self.n_checks += 1
         if not good:
             self.failed.append(text)
-        print(f"  {'good ' if good else 'WRONG'}  {text}", flush=True)
+        now = time.monotonic()
+        print(f"  {'good ' if good else 'WRONG'}  {text}  ({now - self.last:.1f} s)", flush=True)
+        self.last = now
 
     def end(self):
         if not self.n_checks:

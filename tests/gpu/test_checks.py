@@ -102,6 +102,21 @@ def test_bits_that_differ_are_told(model):
     assert status == 1 and "from token 2 on" in failed[0]
 
 
+@pytest.mark.parametrize("n", [640, 641])
+def test_a_row_with_one_other_bit_has_another_checksum(n):
+    row = numpy.random.default_rng(2).normal(size=n).astype(numpy.float32)
+    for i in (0, 1, n // 2, n - 1):
+        other = row.copy()
+        other.view(numpy.uint32)[i] ^= 1
+        assert bits_check.checksum(other) != bits_check.checksum(row)
+    assert bits_check.checksum(row.copy()) == bits_check.checksum(row)
+
+
+def test_where_types_round_every_token_goes_to_all_experts(tmp_path):
+    with Model(trace_check.with_all_experts(tmp_path), "cpu", n_threads=1) as opened:
+        assert opened.info.top_k == opened.info.n_experts
+
+
 def test_traffic_tells_other_bits_and_blocks_that_are_kept(model, capsys):
     with Session(model, max_sequences=8, max_context=200, kv_tokens=1024) as session:
         traffic = traffic_check.Traffic(model, session, 200, 1)

@@ -167,8 +167,8 @@ static void test_padded_experts(void **state) {
         tiny_checkpoint_init(&options);
         options.dtype = dtypes[i % 3];
         options.merged_experts = merged && i % 3 < 2;
-        options.hidden = 136;
-        options.n_experts = 3;
+        options.hidden = 40;
+        options.n_experts = 2;
         options.n_layers = 1;
         options.moe_intermediate = sizes[i / 3 % 4][0];
         options.seed = (uint64_t)i;

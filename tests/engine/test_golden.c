@@ -141,7 +141,10 @@ static void check_padded(golden *g, const char *directory, const generation *ref
     if (mb_weights_load(directory, &model->config, model->device, types, 1, NULL, NULL, &model->weights) !=
         MB_OK)
         fail_msg("%s", mb_last_error());
-    assert_int_equal(model->weights.layers[0].w2.cols % 16, 0);
+    for (int l = 0; l < model->config.n_layers; l++)
+        if (model->config.is_moe[l])
+            assert_int_equal(model->weights.layers[l].w2.cols,
+                             (model->config.moe_intermediate + 15) / 16 * 16);
     check_batched(g, reference, 64, PROMPT_AND_ANSWER);
 }
 

@@ -20,7 +20,7 @@ MAX_NEW = 512
 
 def answers(model, rows):
     """-> the text of each answer after its thinking."""
-    with Session(model, max_sequences=64, max_context=2048, kv_tokens=64 * 1024, max_queued=len(rows)) as session:
+    with Session(model, max_sequences=256, max_context=2048, kv_tokens=64 * 1024, max_queued=len(rows)) as session:
         sequences = [session.submit(row["prompt_ids"], MAX_NEW, ignore_eos=False) for row in rows]
         session.finish(sequences)
     return [model.text([id for id, _ in s.tokens]).rpartition("</think>")[2].strip("\n") for s in sequences]

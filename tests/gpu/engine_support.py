@@ -159,8 +159,7 @@ class Session:
     def finish(self, sequences):
         """Steps until all have ended, and forgets them."""
         while self.step():
-            for sequence in sequences:
-                self.read(sequence)
+            pass
         for sequence in sequences:
             self.read(sequence)
             self.release(sequence)

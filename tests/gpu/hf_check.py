@@ -8,12 +8,13 @@ hold:
 - In bf16 we are no farther from the truth than HF in bf16 is: median and mean of the KL divergence at most
   1.1 times as large, and at most 1.1 times as many positions whose best token is another. A few tokens whose
   router chose another expert make most of the mean and of the other best tokens, in HF as with us, and they
-  are different tokens. So both are judged with their standard error, over prompts, because the positions of a
-  prompt are not independent: wrong is what is more than two of them above 1.1. On the demo model all 2000
-  prompts are run, which brings the error of the mean's ratio to some 0.1.
+  are different tokens. So both are judged with their standard error, over stretches of 128 positions, because
+  near positions are not independent: wrong is what is more than two of them above 1.1. On the demo model all
+  2000 prompts are run, which brings the error of the mean's ratio to some 0.1.
 - The demo model in bf16 finds the truth's best token at 99 % of the positions and more.
 - With fp8 weights, and with an fp8 KV cache, the mean KL divergence from our own bf16 is at most 5e-3 on the
-  demo model. On the slice it is printed.
+  demo model. On the slice it is printed. With fp8 weights a GPU also rounds activations to fp8, the CPU does
+  not: that alone costs more than the weights do.
 
 Needs PyTorch, transformers and safetensors.
 """
@@ -37,7 +38,7 @@ import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 FACTOR, LEAST_TOP1, MOST_KL_FP8 = 1.1, 0.99, 5e-3
-FEW = 200  # prompts, where the types are so far apart, or so near, that no more are needed
+FEW = 200  # prompts for fp32, which is so near that no more are needed
 SMALL = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "num_experts": 16,
          "num_experts_per_tok": 4, "moe_intermediate_size": 96, "vocab_size": 2000}  # fmt: skip
 
@@ -108,7 +109,8 @@ class Prompts:
 
     def some(self, n):
         """n of the prompts, spread over all, and which rows of all are theirs."""
-        every, some = max(1, len(self.prompts) // n), copy.copy(self)
+        # An odd step: every second conversation is without thinking.
+        every, some = max(1, len(self.prompts) // n) | 1, copy.copy(self)
         some.prompts, some.positions = self.prompts[::every], self.positions[::every]
         some.n = sum(map(len, some.positions))
         rows = torch.arange(self.n).split(list(map(len, self.positions)))
@@ -121,9 +123,9 @@ def demo_prompts(n_rows):
 
 
 def slice_prompts(vocab, device):
-    lengths = (1, 63, 64, 65, 511, 1000, 2048, 4096, 6144) if device == "cuda" else (1, 63, 64, 65, 300, 600)
+    lengths = (1, 63, 64, 65, 511, 1000, 2048, 6144) if device == "cuda" else (1, 63, 64, 65, 300, 600)
     chance = numpy.random.default_rng(3)
-    return Prompts([chance.integers(0, vocab, n).tolist() for n in lengths], 6000)
+    return Prompts([chance.integers(0, vocab, n).tolist() for n in lengths], 3000)
 
 
 # ---- Log-probabilities [positions, vocab] in fp32 --------------------------------------------------------------
@@ -157,7 +159,8 @@ def of_moebius(directory, prompts, device, vocab, **options):
     longest = max(map(len, prompts.prompts)) + 1
     with Model(directory, device, **options) as model:
         kv_tokens = 8 * (longest + 64)
-        with Session(model, max_sequences=8, max_context=longest, kv_tokens=kv_tokens, prefix_caching=0) as session:
+        options = {"max_sequences": 8, "max_context": longest, "kv_tokens": kv_tokens, "max_queued": len(prompts.prompts)}
+        with Session(model, prefix_caching=0, **options) as session:
             sequences = []
             for ids, positions in zip(prompts.prompts, prompts.positions):
 
@@ -199,10 +202,15 @@ class Difference:
         return f"{kl}; top-1 {self.top1:.2%} ({self.n_others} others)"
 
 
+def sums(values, prompts):
+    """Of stretches of up to 128 positions of one prompt: near positions are not independent of each other."""
+    pieces = [piece for part in values.split(list(map(len, prompts.positions))) for piece in part.split(128)]
+    return torch.stack([piece.sum() for piece in pieces])
+
+
 def ratio(ours, hf, prompts):
-    """Sum of ours by sum of HF's, and the standard error of that, from the differences between prompts."""
-    of_prompts = lambda values: torch.stack([part.sum() for part in values.split(list(map(len, prompts.positions)))])  # noqa: E731
-    mine, theirs = of_prompts(ours), of_prompts(hf)
+    """Sum of ours by sum of HF's, and the standard error of that."""
+    mine, theirs = sums(ours, prompts), sums(hf, prompts)
     share = float(mine.sum() / theirs.sum())
     return share, float((mine - share * theirs).std()) * math.sqrt(len(theirs)) / float(theirs.sum())
 
@@ -240,15 +248,16 @@ def check(verdict, name, directory, prompts, given):
         )
     if name == "demo":
         verdict.say(ours.top1 >= LEAST_TOP1, f"{name}, bf16: top-1 {ours.top1:.2%}, at least {LEAST_TOP1:.0%}")
-    bf16 = bf16[rows_of_few]
     for what, options in (("fp8 weights", {"quant": "fp8"}), ("fp8 KV", {"kv_dtype": "fp8"}),
                           ("fp8 weights and KV", {"quant": "fp8", "kv_dtype": "fp8"})):  # fmt: skip
-        fp8 = Difference(of_moebius(directory, few, device, vocab, dtype="bf16", **options), bf16, device)
+        fp8 = Difference(of_moebius(directory, prompts, device, vocab, dtype="bf16", **options), bf16, device)
         print(f"  moebius {what} against moebius bf16: {fp8}", flush=True)
+        parts = sums(fp8.kl, prompts)
+        mean = f"mean KL {fp8.mean:.2e} +- {float(parts.std()) * math.sqrt(len(parts)) / fp8.n:.1e}"
         if name == "demo" and what != "fp8 weights and KV":
-            verdict.say(fp8.mean <= MOST_KL_FP8, f"{name}, {what}: mean KL {fp8.mean:.2e}, limit {MOST_KL_FP8:.0e}")
+            verdict.say(fp8.mean <= MOST_KL_FP8, f"{name}, {what}: {mean}, limit {MOST_KL_FP8:.0e}")
         else:
-            verdict.say(math.isfinite(fp8.mean), f"{name}, {what}: mean KL {fp8.mean:.2e}")
+            verdict.say(math.isfinite(fp8.mean), f"{name}, {what}: {mean}")
     print(f"  {time.perf_counter() - begin:.0f} s", flush=True)
 
 

@@ -46,7 +46,7 @@ class Stage:
 
 
 def stages(given, scratch):
-    """The order is that of what a fault would say most about."""
+    """The order is that of what a fault would say most about; the large model's, which take long, come last."""
     python, device, build = sys.executable, given.device, given.build
     on_cpu = device == "cpu"
     script = lambda name, *options: [python, f"{HERE}/{name}.py", "--device", device, *map(str, options)]  # noqa: E731
@@ -56,21 +56,23 @@ def stages(given, scratch):
         Stage("test_golden", [f"{build}/tests/test_golden"], 10, 200),
         Stage("trace_check", script("trace_check"), 20, 300, ("numpy",)),
         Stage("bits_check", script("bits_check", *small), 20, 400, ("numpy",)),
-        Stage("bits_check_slice", script("bits_check", "--model", scratch / "slice", *small), 20, 400, ("numpy",)),
         Stage(
             "hf_check_demo",
             script("hf_check", "--only", "demo", *(["--rows", 12] if on_cpu else [])),
-            30,
+            50,
             400,
             ("torch", "transformers", "safetensors"),
-        ),
-        Stage(
-            "hf_check_slice", script("hf_check", "--only", "slice"), 60, 400, ("torch", "transformers", "safetensors")
         ),
         Stage("accuracy_check", script("accuracy_check", *(["--every", 50] if on_cpu else [])), 20, 300, ("numpy",)),
         Stage("python_gpu_check", [python, "tests/python/gpu_check.py"], 20, 200, ("torch",), True),
     ]
     found += [Stage(name, [f"{build}/tests/{name}", *options], 10, 400, (), True) for name, options in KERNELS.items()]
+    found += [
+        Stage("bits_check_slice", script("bits_check", "--model", scratch / "slice", *small), 20, 400, ("numpy",)),
+        Stage(
+            "hf_check_slice", script("hf_check", "--only", "slice"), 80, 400, ("torch", "transformers", "safetensors")
+        ),
+    ]
     # Half of the time that is left is for each model; the minutes are filled in when the time is known.
     found += [
         Stage(

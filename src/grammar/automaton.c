@@ -67,6 +67,7 @@ typedef struct ends {
     mb_automaton *a;
     size_t work;          /* transitions that were looked at */
     uint8_t *reaches_end; /* [n_states] */
+    uint8_t *reads;       /* [n_rules] the rule can read a byte; others match the empty text alone */
 } ends;
 
 static int rule_matches(const ends *e, uint32_t rule) {
@@ -102,47 +103,91 @@ static int pass(ends *e, const mb_automaton_rule *rule) {
     return any;
 }
 
-static void cut_dead_ends(ends *e) {
+static int has_next(const mb_automaton *a, const mb_automaton_state *s) {
+    for (uint32_t c = 0; c < a->rules[s->rule].n_classes; c++)
+        if (a->next[s->row + c] != MB_NO_STATE)
+            return 1;
+    return 0;
+}
+
+static int can_read(ends *e, uint32_t state) {
+    const mb_automaton *a = e->a;
+    const mb_automaton_state *s = &a->states[state];
+    e->work += a->rules[s->rule].n_classes + s->n_calls;
+    for (uint32_t i = 0; i < s->n_calls; i++) {
+        const mb_call *call = &a->calls[s->first_call + i];
+        if (e->reaches_end[call->back] && rule_matches(e, call->rule) && e->reads[call->rule])
+            return 1;
+    }
+    return has_next(a, s);
+}
+
+/* Returns whether a rule was found. */
+static int find_reading(ends *e) {
+    int changed = 0;
+    for (size_t r = e->a->n_rules; r-- > 0;)
+        if (!e->reads[r] && can_read(e, e->a->rules[r].start))
+            e->reads[r] = 1, changed = 1;
+    return changed;
+}
+
+static void cut_transitions(ends *e) {
     mb_automaton *a = e->a;
     for (size_t i = 0; i < a->n_next; i++)
         if (a->next[i] != MB_NO_STATE && !e->reaches_end[a->next[i]])
             a->next[i] = MB_NO_STATE;
+}
+
+/* Without calls of rules that match nothing; and of those that match the empty text alone, after which the
+ * caller has gone on already. */
+static void cut_calls(ends *e) {
+    mb_automaton *a = e->a;
     for (size_t i = 0; i < a->n_states; i++) {
         mb_automaton_state *s = &a->states[i];
         uint32_t n = 0;
         for (uint32_t k = 0; k < s->n_calls; k++) {
             mb_call call = a->calls[s->first_call + k];
-            if (e->reaches_end[call.back] && rule_matches(e, call.rule))
+            if (e->reaches_end[call.back] && rule_matches(e, call.rule) && e->reads[call.rule])
                 a->calls[s->first_call + n++] = call;
         }
         s->n_calls = n;
-        int has_next = 0;
-        for (uint32_t c = 0; c < a->rules[s->rule].n_classes && !has_next; c++)
-            has_next = a->next[s->row + c] != MB_NO_STATE;
-        s->is_end = s->is_final && !has_next && n == 0;
+        s->is_end = s->is_final && n == 0 && !has_next(a, s);
     }
 }
 
-/* The rules are passed over from the last, until nothing changes. */
-static mb_status trim(mb_builder *builder, mb_automaton *a) {
+/* Repeats a pass over the rules, from the last to the first, until nothing changes. */
+static mb_status repeat(mb_builder *builder, ends *e, int (*pass_over)(ends *)) {
     enum { MAX_WORK = 1 << 28 };
-    ends e = {.a = a, .reaches_end = mb_calloc(a->n_states, 1)};
-    if (!e.reaches_end)
-        return mb_fail(MB_ERR_MEMORY, "no memory to compile a grammar");
+    while (pass_over(e))
+        if (e->work > MAX_WORK)
+            return mb_grammar_too_large(&builder->pool, "steps of work", MAX_WORK);
+    return MB_OK;
+}
+
+static int find_ends(ends *e) {
+    int changed = 0;
+    for (size_t r = e->a->n_rules; r-- > 0;)
+        changed |= pass(e, &e->a->rules[r]);
+    return changed;
+}
+
+static mb_status trim(mb_builder *builder, mb_automaton *a) {
+    ends e = {.a = a, .reaches_end = mb_calloc(a->n_states, 1), .reads = mb_calloc(a->n_rules, 1)};
     mb_status status = MB_OK;
-    int changed = 1;
-    while (changed && status == MB_OK) {
-        changed = 0;
-        for (size_t r = a->n_rules; r-- > 0;)
-            changed |= pass(&e, &a->rules[r]);
-        if (e.work > MAX_WORK)
-            status = mb_grammar_too_large(&builder->pool, "steps of work", MAX_WORK);
-    }
+    if (!e.reaches_end || !e.reads)
+        status = mb_fail(MB_ERR_MEMORY, "no memory to compile a grammar");
+    if (status == MB_OK)
+        status = repeat(builder, &e, find_ends);
     if (status == MB_OK && !rule_matches(&e, 0))
         status = mb_fail(MB_ERR_FORMAT, "the grammar matches no text at all; it contradicts itself");
+    if (status == MB_OK) {
+        cut_transitions(&e);
+        status = repeat(builder, &e, find_reading);
+    }
     if (status == MB_OK)
-        cut_dead_ends(&e);
+        cut_calls(&e);
     mb_free(e.reaches_end);
+    mb_free(e.reads);
     return status;
 }
 

@@ -191,6 +191,31 @@ static void test_after_thinking(void **unused) {
     mb_grammar_close(grammar);
 }
 
+/* Where nothing can follow the answer is finished, also when rules are called that match the empty text alone. */
+static void test_finished(void **unused) {
+    (void)unused;
+    static const struct {
+        mb_grammar_kind kind;
+        const char *text;
+    } empty[] = {{MB_GRAMMAR_REGEX, ""},
+                 {MB_GRAMMAR_CHOICE, "[\"\"]"},
+                 {MB_GRAMMAR_EBNF, "root ::= a | \"\"\na ::= root | b b\nb ::= a | \"\""}};
+    for (size_t i = 0; i < sizeof empty / sizeof *empty; i++) {
+        mb_grammar *grammar = compile(byte_trie, empty[i].kind, empty[i].text);
+        mb_grammar_state *state = start(grammar);
+        assert_true(mb_grammar_is_finished(state));
+        mb_grammar_state_close(state);
+        assert_int_equal(mb_grammar_state_open(grammar, MB_GRAMMAR_AFTER_THINK, &state), MB_OK);
+        for (const char *c = "</think>\n\n"; *c; c++) {
+            assert_false(mb_grammar_is_finished(state));
+            assert_int_equal(mb_grammar_advance(state, *c), MB_OK);
+        }
+        assert_true(mb_grammar_is_finished(state));
+        mb_grammar_state_close(state);
+        mb_grammar_close(grammar);
+    }
+}
+
 /* ---- Masks ------------------------------------------------------------------------------------------ */
 
 static void check_mask(mb_grammar_state *state, const mb_token_trie *trie, const uint32_t *bits) {
@@ -470,10 +495,10 @@ static void test_time(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kinds),    cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_after_thinking),
-        cmocka_unit_test(test_masks),    cmocka_unit_test(test_against_pcre2),
-        cmocka_unit_test(test_time),
+        cmocka_unit_test(test_kinds),         cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_after_thinking),
+        cmocka_unit_test(test_finished),      cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_against_pcre2), cmocka_unit_test(test_time),
     };
     return cmocka_run_group_tests(tests, open_tries, close_tries);
 }

@@ -2,7 +2,7 @@
  * qwen3_moe.c - the forward pass of Qwen3-MoE for every backend:
  *
  *   embed
- *   each layer:  norm -> qkv -> head norm + rope + store k, v -> attention -> o + residual
+ *   each layer:  norm + qkv -> head norm + rope + store k, v -> attention -> o + residual
  *                norm -> (router -> route, experts + residual) or (gate, up -> activation -> down + residual)
  *   final norm of the rows whose logits are wanted -> lm_head
  *
@@ -40,6 +40,12 @@ static mb_gemm_args linear_f32(const mb_forward *f, const void *x, const mb_weig
 static void add_bias(mb_gemm_args *args, const mb_weight *bias) {
     args->bias = bias->data;
     args->bias_dtype = bias->dtype;
+}
+
+/* x is normed first. */
+static void add_norm(const mb_forward *f, mb_gemm_args *args, const mb_weight *weight) {
+    args->norm_weight = *weight;
+    args->eps = f->config->rms_eps;
 }
 
 static mb_rms_norm_args norm(const mb_forward *f, const void *x, const mb_weight *weight, void *out,
@@ -183,6 +189,8 @@ static mb_status layer_workspace(const mb_forward *f, int layer, size_t *size) {
     int is_moe = f->config->is_moe[layer];
     for (int i = 0; i < (is_moe ? 2 : 4); i++) {
         mb_gemm_args args = linear(f, NULL, matrices[i], NULL, f->limits.max_tokens);
+        if (i == 0)
+            add_norm(f, &args, &w->input_norm);
         AT_LEAST(size, gemm, &args);
     }
     if (!is_moe)
@@ -400,11 +408,13 @@ static mb_status attention_block(const pass *p, int layer) {
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
 
-    mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
-    MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
-    trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
-
-    mb_gemm_args project = linear(f, f->normed, &w->qkv, f->qkv, n_tokens);
+    if (mb_trace_is_on()) { /* the layer keeps its normed rows to itself */
+        mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
+        MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
+        trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
+    }
+    mb_gemm_args project = linear(f, f->x, &w->qkv, f->qkv, n_tokens);
+    add_norm(f, &project, &w->input_norm);
     add_bias(&project, &w->qkv_bias);
     MB_TRY(gemm(p, &project));
     trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);

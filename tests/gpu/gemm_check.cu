@@ -209,6 +209,27 @@ static void compare_rows(const char *name, const layer *l, const unsigned char *
     free(got);
 }
 
+/* Rows that are normed in another order. */
+static void check_gathered(const char *name, const layer *l, const unsigned char *whole, int64_t n_tokens) {
+    const size_t row = mb_dtype_row_bytes(l->args.out_dtype, l->args.weight.rows);
+    int32_t rows[ROWS];
+    for (int64_t i = 0; i < n_tokens; i++)
+        rows[i] = (int32_t)(i * 7 % ROWS);
+    mb_gemm_args args = rows_of(l, 0, n_tokens);
+    args.norm_rows = (const int32_t *)allocate(sizeof rows);
+    CUDA(cudaMemcpy((void *)args.norm_rows, rows, sizeof rows, cudaMemcpyHostToDevice));
+    MB(mb_gemm_sm90(&args, l->workspace, l->workspace_bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    unsigned char *got = (unsigned char *)download(args.out, (size_t)n_tokens * row);
+    for (int64_t i = 0; i < n_tokens; i++)
+        if (memcmp(got + (size_t)i * row, whole + (size_t)rows[i] * row, row) != 0) {
+            complain(name, "other bits for gathered rows", (double)n_tokens);
+            break;
+        }
+    free(got);
+    CUDA(cudaFree((void *)args.norm_rows));
+}
+
 /* As the engine calls it, with the norm in front where there is one: all rows, and some. */
 static void check_calls(const char *name, const layer *l, const unsigned char *whole) {
     static const int64_t counts[] = {ROWS, 66, 17, 9, 5, 1};
@@ -222,6 +243,8 @@ static void check_calls(const char *name, const layer *l, const unsigned char *w
         if (memcmp(got, whole, bytes) != 0)
             complain(name, "the operator gives other bits for rows", (double)counts[i]);
         free(got);
+        if (args.norm_weight.data && !args.residual)
+            check_gathered(name, l, whole, counts[i]);
     }
 }
 

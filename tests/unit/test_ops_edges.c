@@ -216,7 +216,11 @@ static void test_refused_gemm(void **state) {
     bad = good, bad.norm_weight = (mb_weight){.data = w, .count = 1, .rows = 1, .cols = 9};
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL),
                    "gemm: norm_weight has shape [1, 1, 9]");
-    bad.norm_weight.cols = 8, bad.norm_weight.scale = scale;
+    static const int32_t rows[2];
+    bad = good, bad.norm_rows = rows;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_rows without norm_weight");
+    bad = good, bad.norm_weight = (mb_weight){.data = w, .count = 1, .rows = 1, .cols = 8};
+    bad.norm_weight.scale = scale;
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_weight");
 }
 

@@ -22,6 +22,7 @@ enum {
 typedef struct few_params {
     CUtensorMap weights, x;
     const void *x_16bit;     /* [T, K], where each CTA norms or quantises */
+    const int32_t *rows;     /* [T] of x, or NULL: all in order */
     const void *norm_weight; /* [K] of 16 bits, where each CTA norms */
     const float *x_scale;    /* [T, n_steps], where x comes in fp8 */
     const float *w_scale;

@@ -122,7 +122,8 @@ static __device__ __forceinline__ void prepare_x(const few_params *p, const few_
     const int32_t n_warps = plan->row_warps, part = warp % n_warps;
 #pragma unroll 1
     for (int32_t row = warp / n_warps; row < p->n_tokens; row += WARPS_OF_X / n_warps) {
-        const void *x = (const uint16_t *)p->x_16bit + row * (int64_t)p->k_size;
+        const int64_t source = p->rows ? p->rows[row] : row;
+        const void *x = (const uint16_t *)p->x_16bit + source * p->k_size;
         const float scale = plan->norms ? inverse_rms(p, x) : 1;
 #pragma unroll 1
         for (int32_t first = part; first < plan->n_pieces; first += AT_ONCE * n_warps) {

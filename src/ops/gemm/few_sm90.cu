@@ -240,6 +240,7 @@ mb_status mb_few_sm90(const mb_gemm_args *args, const mb_few_plan *plan, const v
     p.bias_dtype = args->bias_dtype;
     p.is_f16 = args->dtype == MB_F16;
     p.x_16bit = args->x;
+    p.rows = args->norm_rows;
     p.norm_weight = args->norm_weight.data;
     p.norm_is_f16 = args->norm_weight.dtype == MB_F16;
     p.eps = args->eps;

@@ -28,7 +28,8 @@ typedef struct mb_gemm_args {
     int64_t n_tokens;
     mb_dtype dtype, out_dtype, bias_dtype;
     mb_weight norm_weight; /* [1, 1, K] any dtype without scales: x is normed first; data NULL: it is not */
-    float eps;             /* of the norm */
+    const int32_t *norm_rows; /* [T] row of x that is normed for each row, or NULL: the same row */
+    float eps;                /* of the norm */
 } mb_gemm_args;
 
 #ifdef __cplusplus

@@ -13,7 +13,8 @@ static double *multiplied_rows(mb_check *check, const mb_gemm_args *args) {
     for (int64_t t = 0; t < args->n_tokens; t++) {
         double *row = rows + t * k_size, squares = 0;
         for (int64_t k = 0; k < k_size; k++) {
-            row[k] = mb_check_value(args->dtype, args->x, t * k_size + k);
+            row[k] =
+                mb_check_value(args->dtype, args->x, (args->norm_rows ? args->norm_rows[t] : t) * k_size + k);
             squares += row[k] * row[k];
         }
         for (int64_t k = 0; args->norm_weight.data && k < k_size; k++) {
@@ -48,6 +49,10 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dt
     if (with_norm) {
         args.norm_weight = mb_check_weight(check, dtype, 1, 1, s.k);
         args.eps = 1e-6f;
+        int32_t *rows = mb_check_alloc(check, (size_t)s.n_tokens * sizeof *rows);
+        for (int64_t t = 0; t < s.n_tokens; t++)
+            rows[t] = (int32_t)(s.n_tokens - 1 - t / 2);
+        args.norm_rows = s.n % 2 ? rows : NULL;
     }
     /* the residual may be the output itself */
     args.out = with_extras ? (void *)(uintptr_t)args.residual

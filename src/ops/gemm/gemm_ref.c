@@ -40,6 +40,7 @@ static layout cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
 
 mb_rms_norm_args mb_gemm_norm(const mb_gemm_args *args, void *normed) {
     return (mb_rms_norm_args){.x = args->x,
+                              .rows = args->norm_rows,
                               .weight = args->norm_weight,
                               .out = normed,
                               .n_rows = args->n_tokens,
@@ -52,6 +53,7 @@ mb_gemm_args mb_gemm_of_normed(const mb_gemm_args *args, const void *normed) {
     mb_gemm_args of_normed = *args;
     of_normed.x = normed;
     of_normed.norm_weight = (mb_weight){0};
+    of_normed.norm_rows = NULL;
     return of_normed;
 }
 
@@ -68,6 +70,7 @@ mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
     MB_REQUIRE(!args->bias || mb_dtype_is_activation(args->bias_dtype),
                "gemm: bias_dtype %s is not one of activations", mb_dtype_name(args->bias_dtype));
     MB_TRY(mb_weight_check_shape(weight, "gemm: weight", 1, weight->rows, weight->cols, 1));
+    MB_REQUIRE(args->norm_weight.data || !args->norm_rows, "gemm: norm_rows without norm_weight");
     if (!args->norm_weight.data)
         return MB_OK;
     MB_REQUIRE(weight->cols <= INT32_MAX, "gemm: a norm of %" PRId64 " columns", weight->cols);

@@ -72,14 +72,15 @@ static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype we
     assert_true(p.padded_tokens == 8 || p.padded_tokens < 2 * n_tokens);
     assert_true(p.n_ctas <= n_processors);
     assert_int_equal(p.n_steps, (row_bytes + 127) / 128);
-    assert_true(!p.norms || (with_norm && n_tokens <= MB_FEW_NORM_TOKENS));
-    if (with_norm && n_tokens <= 8 && cols <= 4096)
+    const int most_normed = weights == MB_F8_E4M3 ? 4 : 8;
+    assert_true(!p.norms || (with_norm && n_tokens <= most_normed));
+    if (with_norm && n_tokens <= most_normed && cols <= 4096)
         assert_true(p.norms);
     if (!p.norms)
         assert_int_equal(p.quantizes, weights == MB_F8_E4M3 && n_tokens <= 8 &&
                                           n_tokens * ((cols + 127) / 128) <= MB_FEW_QUANTIZED_UNITS);
     assert_int_equal(p.keeps_x, p.norms || p.quantizes);
-    assert_true(!p.keeps_x || p.padded_tokens <= 16); /* the kernel has no others */
+    assert_true(!p.keeps_x || p.padded_tokens == 8); /* the kernel has no others */
     assert_true(p.n_pieces * 256 >= cols && p.n_pieces * 256 < cols + 256);
     /* all rows are made: several warps a row only where all rows are made at once */
     assert_true(p.row_warps == 1 || p.row_warps * n_tokens <= MB_FEW_WARPS_OF_X);

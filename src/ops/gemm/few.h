@@ -9,7 +9,8 @@
 
 enum {
     MB_FEW_TOKENS = 64,              /* rows of x, at most */
-    MB_FEW_NORM_TOKENS = 16,         /* with a norm in front: rows of x that each CTA norms for itself */
+    MB_FEW_NORM_TOKENS = 8,          /* with a norm in front: rows of x that each CTA norms for itself, */
+    MB_FEW_NORM_FP8_TOKENS = 4,      /* and that it then makes fp8 of, which takes longer */
     MB_FEW_NORM_BYTES = 64 << 10,    /* and what they take, normed, in shared memory */
     MB_FEW_QUANTIZED_TOKENS = 8,     /* fp8 weights: rows that each CTA quantises for itself, when they are */
     MB_FEW_QUANTIZED_UNITS = 64,     /* together at most so many pieces of 128 columns */

@@ -38,8 +38,10 @@ static void cut_rows(mb_few_plan *plan, int64_t n_outputs, int32_t n_slots) {
 /* Whether the CTAs can norm x: few rows, all of whose columns fit beside the weights. */
 static int can_norm(const mb_gemm_args *args) {
     const mb_weight *norm = &args->norm_weight;
+    const int32_t most_tokens =
+        args->weight.dtype == MB_F8_E4M3 ? MB_FEW_NORM_FP8_TOKENS : MB_FEW_NORM_TOKENS;
     return norm->data && (norm->dtype == MB_BF16 || norm->dtype == MB_F16) &&
-           (uintptr_t)norm->data % 16 == 0 && args->n_tokens <= MB_FEW_NORM_TOKENS &&
+           (uintptr_t)norm->data % 16 == 0 && args->n_tokens <= most_tokens &&
            padded(args->n_tokens) * (int64_t)mb_dtype_row_bytes(args->dtype, args->weight.cols) <=
                MB_FEW_NORM_BYTES;
 }

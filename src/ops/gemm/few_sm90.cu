@@ -197,12 +197,11 @@ template <int type, int n, int keeps_x> static mb_status launch(const few_params
 }
 
 template <int type> static mb_status launch_padded(const few_params *params, mb_stream stream) {
-    const int keeps_x = params->plan.keeps_x;
     switch (params->plan.padded_tokens) {
     case 8:
-        return keeps_x ? launch<type, 8, 1>(params, stream) : launch<type, 8, 0>(params, stream);
+        return params->plan.keeps_x ? launch<type, 8, 1>(params, stream) : launch<type, 8, 0>(params, stream);
     case 16:
-        return keeps_x ? launch<type, 16, 1>(params, stream) : launch<type, 16, 0>(params, stream);
+        return launch<type, 16, 0>(params, stream);
     case 32:
         return launch<type, 32, 0>(params, stream);
     default:

@@ -2,9 +2,9 @@
  * qwen3_moe.c - the forward pass of Qwen3-MoE for every backend:
  *
  *   embed
- *   each layer:  norm -> qkv -> head norm + rope + store k, v -> attention -> o + residual
+ *   each layer:  norm + qkv -> head norm + rope + store k, v -> attention -> o + residual
  *                norm -> (router -> route, experts + residual) or (gate, up -> activation -> down + residual)
- *   final norm of the rows whose logits are wanted -> lm_head
+ *   final norm of the rows whose logits are wanted + lm_head
  *
  * x is the residual stream. Every block reads x through a norm, and its last operator adds the block's
  * output to x (add_to_residual, end_block).
@@ -40,6 +40,12 @@ static mb_gemm_args linear_f32(const mb_forward *f, const void *x, const mb_weig
 static void add_bias(mb_gemm_args *args, const mb_weight *bias) {
     args->bias = bias->data;
     args->bias_dtype = bias->dtype;
+}
+
+/* x is normed first. */
+static void add_norm(const mb_forward *f, mb_gemm_args *args, const mb_weight *weight) {
+    args->norm_weight = *weight;
+    args->eps = f->config->rms_eps;
 }
 
 static mb_rms_norm_args norm(const mb_forward *f, const void *x, const mb_weight *weight, void *out,
@@ -183,6 +189,8 @@ static mb_status layer_workspace(const mb_forward *f, int layer, size_t *size) {
     int is_moe = f->config->is_moe[layer];
     for (int i = 0; i < (is_moe ? 2 : 4); i++) {
         mb_gemm_args args = linear(f, NULL, matrices[i], NULL, f->limits.max_tokens);
+        if (i == 0)
+            add_norm(f, &args, &w->input_norm);
         AT_LEAST(size, gemm, &args);
     }
     if (!is_moe)
@@ -210,6 +218,7 @@ static mb_batch most_decode_batch(const mb_forward *f) {
 static mb_status needed_workspace(const mb_forward *f, size_t *size) {
     *size = 0;
     mb_gemm_args head = linear_f32(f, NULL, &f->weights->lm_head, NULL, f->limits.max_logits);
+    add_norm(f, &head, &f->weights->final_norm);
     AT_LEAST(size, gemm, &head);
     mb_kv_memory kv = {.dtype = f->limits.kv_dtype};
     mb_batch batch = {.n_tokens = f->limits.max_tokens,
@@ -237,7 +246,6 @@ static size_t n_attention_counters(const mb_forward *f) {
 static void cut_scratch(mb_forward *f, mb_arena *arena) {
     const mb_config *c = f->config;
     size_t element = mb_dtype_bytes(f->dtype), n_tokens = (size_t)f->limits.max_tokens;
-    size_t n_logits = (size_t)f->limits.max_logits, n_rows = n_tokens > n_logits ? n_tokens : n_logits;
     size_t q_width = (size_t)c->n_heads * (size_t)c->head_dim,
            kv_width = (size_t)c->n_kv_heads * (size_t)c->head_dim;
     int any_dense = 0, any_moe = 0;
@@ -251,7 +259,7 @@ static void cut_scratch(mb_forward *f, mb_arena *arena) {
     f->attention_counters = mb_arena_push(arena, n_attention_counters(f), sizeof *f->attention_counters);
     f->inv_freq = mb_arena_push(arena, (size_t)c->head_dim / 2, sizeof(float));
     f->x = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
-    f->normed = mb_arena_push(arena, n_rows * (size_t)c->hidden, element);
+    f->normed = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
     f->qkv = mb_arena_push(arena, n_tokens * (q_width + 2 * kv_width), element);
     f->q = mb_arena_push(arena, n_tokens * q_width, element);
     f->attended = mb_arena_push(arena, n_tokens * q_width, element);
@@ -400,11 +408,13 @@ static mb_status attention_block(const pass *p, int layer) {
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
 
-    mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
-    MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
-    trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
-
-    mb_gemm_args project = linear(f, f->normed, &w->qkv, f->qkv, n_tokens);
+    if (mb_trace_is_on()) { /* the layer keeps its normed rows to itself */
+        mb_rms_norm_args input_norm = norm(f, f->x, &w->input_norm, f->normed, n_tokens);
+        MB_TRY(p->ops->rms_norm(&input_norm, p->stream));
+        trace(p, layer, "01-input-norm", f->normed, f->dtype, n_tokens, c->hidden);
+    }
+    mb_gemm_args project = linear(f, f->x, &w->qkv, f->qkv, n_tokens);
+    add_norm(f, &project, &w->input_norm);
     add_bias(&project, &w->qkv_bias);
     MB_TRY(gemm(p, &project));
     trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
@@ -494,10 +504,9 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
         MB_TRY(c->is_moe[layer] ? moe_block(&p, layer) : dense_block(&p, layer));
     }
 
-    mb_rms_norm_args final_norm = norm(f, f->x, &f->weights->final_norm, f->normed, batch->n_logits);
-    final_norm.rows = batch->logit_rows;
-    MB_TRY(p.ops->rms_norm(&final_norm, stream));
-    mb_gemm_args head = linear_f32(f, f->normed, &f->weights->lm_head, batch->logits, batch->n_logits);
+    mb_gemm_args head = linear_f32(f, f->x, &f->weights->lm_head, batch->logits, batch->n_logits);
+    add_norm(f, &head, &f->weights->final_norm);
+    head.norm_rows = batch->logit_rows;
     MB_TRY(gemm(&p, &head));
     trace(&p, -1, "logits", batch->logits, MB_F32, batch->n_logits, c->vocab);
 

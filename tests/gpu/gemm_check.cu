@@ -3,15 +3,15 @@
  *
  *   gemm_check [--check | --time] [--plans] [--tiles]
  *
- * Check: in bf16, fp16 and fp8 with block scales, with and without bias and residual, out of x's type or
- * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM; for clusters of 1, 2
- * and 4 CTAs, few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
+ * Check: in bf16, fp16 and fp8 with block scales, with and without bias, residual and norm, out of x's type or
+ * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM, behind the norm's own
+ * launch; for few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
  * gives what it gives with a wait after each launch. (ops_check compares with fp64.) Exit status 1 when
  * anything is wrong.
  *
  * Time: chains of layers of Qwen3's sizes, each link with weights of its own, captured as a graph: us a link,
- * alone and behind the norm, and the share of the floor, bytes / 3.0 TB/s. --plans: other clusters and hints
- * too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM.
+ * alone, behind the norm and with the norm in it, and the share of the floor, bytes / 3.0 TB/s. --plans: the
+ * other hint to L2 too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM.
  */
 #include "timing.cuh"
 
@@ -32,7 +32,8 @@ enum { ROWS = 80, GROUPED_ROWS = 1024 };
 typedef struct layer {
     mb_gemm_args args; /* x [rows, K], residual and bias are there whether used or not */
     const void *bias, *residual;
-    void *x8;
+    mb_weight norm_weight;
+    void *normed, *x8;
     float *x_scale;
     void *workspace;
     size_t workspace_bytes;
@@ -88,11 +89,19 @@ static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t 
     }
     l.bias = filled(n, MB_BF16, 1, seed + 3);
     l.residual = filled(rows * n, out, 4, seed + 4);
+    l.norm_weight.data = filled(k, dtype, 1, seed + 5);
+    l.norm_weight.count = l.norm_weight.rows = 1;
+    l.norm_weight.cols = k;
+    l.norm_weight.dtype = dtype;
+    l.normed = allocate((size_t)rows * mb_dtype_row_bytes(dtype, k));
     l.args.n_tokens = rows;
     l.args.dtype = dtype;
     l.args.out_dtype = out;
     l.args.bias_dtype = MB_BF16;
-    l.workspace_bytes = bytes_of(mb_gemm_sm90_workspace, &l.args);
+    l.args.eps = 1e-6f;
+    mb_gemm_args with_norm = l.args;
+    with_norm.norm_weight = l.norm_weight;
+    l.workspace_bytes = bytes_of(mb_gemm_sm90_workspace, &with_norm);
     l.workspace = allocate(l.workspace_bytes);
     l.args.out = allocate((size_t)((rows + 1) * n) * mb_dtype_row_bytes(out, 1));
     CUDA(cudaDeviceSynchronize());
@@ -100,8 +109,17 @@ static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t 
 }
 
 static void free_layer(const layer *l) {
-    const void *all[] = {l->args.x, l->args.weight.data, l->args.weight.scale, l->bias,    l->residual,
-                         l->x8,     l->x_scale,          l->workspace,         l->args.out};
+    const void *all[] = {l->args.x,
+                         l->args.weight.data,
+                         l->args.weight.scale,
+                         l->bias,
+                         l->residual,
+                         l->norm_weight.data,
+                         l->normed,
+                         l->x8,
+                         l->x_scale,
+                         l->workspace,
+                         l->args.out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         CUDA(cudaFree((void *)all[i]));
 }
@@ -128,10 +146,19 @@ static void quantize(const layer *l, const mb_gemm_args *args, cudaStream_t stre
     MB(mb_moe_quantize_sm90(&q, stream));
 }
 
-static void run_few(const layer *l, const mb_gemm_args *args, const mb_few_plan *plan, cudaStream_t stream) {
-    if (args->weight.dtype == MB_F8_E4M3 && !plan->quantizes)
-        quantize(l, args, stream);
-    MB(mb_few_sm90(args, plan, l->x8, l->x_scale, stream));
+/* The norm in front by its own launch, to l->normed; -> the layer behind it. */
+static mb_gemm_args launch_norm(const layer *l, const mb_gemm_args *args, cudaStream_t stream) {
+    const mb_rms_norm_args norm = mb_gemm_norm(args, l->normed);
+    MB(mb_rms_norm_sm90(&norm, stream));
+    return mb_gemm_of_normed(args, l->normed);
+}
+
+static void run_few(const layer *l, mb_gemm_args args, const mb_few_plan *plan, cudaStream_t stream) {
+    if (args.norm_weight.data && !plan->norms)
+        args = launch_norm(l, &args, stream);
+    if (args.weight.dtype == MB_F8_E4M3 && !plan->quantizes)
+        quantize(l, &args, stream);
+    MB(mb_few_sm90(&args, plan, l->x8, l->x_scale, stream));
 }
 
 /* ---- Bits */
@@ -148,7 +175,7 @@ static void compare_rows(const char *name, const layer *l, const unsigned char *
         CUDA(cudaMemcpy(args.out, args.residual, (size_t)n_tokens * row, cudaMemcpyDeviceToDevice));
         args.residual = args.out;
     }
-    run_few(l, &args, plan, NULL);
+    run_few(l, args, plan, NULL);
     CUDA(cudaDeviceSynchronize());
     unsigned char *got = (unsigned char *)download(l->args.out, (size_t)(n_tokens + 1) * row);
     n_compared++;
@@ -163,10 +190,14 @@ static void compare_rows(const char *name, const layer *l, const unsigned char *
                 }
                 n_differ++;
             }
-        printf("%s T=%lld cluster %d, %d CTAs, tiles of %d, %d stages: %lld of %zu bytes differ, first row "
+        printf("%s T=%lld %s, %d CTAs, tiles of %d, %d stages: %lld of %zu bytes differ, first row "
                "%lld, output %lld\n",
-               name, (long long)n_tokens, plan->cluster, plan->n_ctas, plan->tile_rows, plan->n_stages,
-               (long long)n_differ, (size_t)n_tokens * row, (long long)first_row,
+               name, (long long)n_tokens,
+               plan->norms       ? "norms"
+               : plan->quantizes ? "quantises"
+                                 : "x by TMA",
+               plan->n_ctas, plan->tile_rows, plan->n_stages, (long long)n_differ, (size_t)n_tokens * row,
+               (long long)first_row,
                (long long)(first_byte / (int64_t)mb_dtype_row_bytes(l->args.out_dtype, 1)));
         complain(name, "other bits than among many rows", (double)n_tokens);
     }
@@ -178,27 +209,71 @@ static void compare_rows(const char *name, const layer *l, const unsigned char *
     free(got);
 }
 
+/* Rows that are normed in another order. */
+static void check_gathered(const char *name, const layer *l, const unsigned char *whole, int64_t n_tokens) {
+    const size_t row = mb_dtype_row_bytes(l->args.out_dtype, l->args.weight.rows);
+    int32_t rows[ROWS];
+    for (int64_t i = 0; i < n_tokens; i++)
+        rows[i] = (int32_t)(i * 7 % ROWS);
+    mb_gemm_args args = rows_of(l, 0, n_tokens);
+    args.norm_rows = (const int32_t *)allocate(sizeof rows);
+    CUDA(cudaMemcpy((void *)args.norm_rows, rows, sizeof rows, cudaMemcpyHostToDevice));
+    MB(mb_gemm_sm90(&args, l->workspace, l->workspace_bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    unsigned char *got = (unsigned char *)download(args.out, (size_t)n_tokens * row);
+    for (int64_t i = 0; i < n_tokens; i++)
+        if (memcmp(got + (size_t)i * row, whole + (size_t)rows[i] * row, row) != 0) {
+            complain(name, "other bits for gathered rows", (double)n_tokens);
+            break;
+        }
+    free(got);
+    CUDA(cudaFree((void *)args.norm_rows));
+}
+
+/* As the engine calls it, with the norm in front where there is one: all rows, and some. */
+static void check_calls(const char *name, const layer *l, const unsigned char *whole) {
+    static const int64_t counts[] = {ROWS, 66, 17, 9, 5, 1};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        const size_t bytes = (size_t)counts[i] * mb_dtype_row_bytes(l->args.out_dtype, l->args.weight.rows);
+        const mb_gemm_args args = rows_of(l, 0, counts[i]);
+        CUDA(cudaMemset(args.out, 0xff, bytes));
+        MB(mb_gemm_sm90(&args, l->workspace, l->workspace_bytes, NULL));
+        CUDA(cudaDeviceSynchronize());
+        unsigned char *got = (unsigned char *)download(args.out, bytes);
+        if (memcmp(got, whole, bytes) != 0)
+            complain(name, "the operator gives other bits for rows", (double)counts[i]);
+        free(got);
+        if (args.norm_weight.data && !args.residual)
+            check_gathered(name, l, whole, counts[i]);
+    }
+}
+
 static void check_bits(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t n, int64_t k,
                        int32_t scale_rows, int extras, int every) {
     char name[128];
-    snprintf(name, sizeof name, "gemm x=%s w=%s out=%s N=%lld K=%lld%s%s", mb_dtype_name(dtype),
+    snprintf(name, sizeof name, "gemm x=%s w=%s out=%s N=%lld K=%lld%s%s%s", mb_dtype_name(dtype),
              mb_dtype_name(weights), mb_dtype_name(out), (long long)n, (long long)k,
-             extras & 1 ? " bias" : "", extras & 2 ? " residual" : "");
+             extras & 1 ? " bias" : "", extras & 2 ? " residual" : "", extras & 4 ? " norm" : "");
     layer l = make_layer(dtype, weights, out, ROWS, n, k, scale_rows, (uint32_t)(n + 7 * k));
     l.args.bias = extras & 1 ? l.bias : NULL;
     l.args.residual = extras & 2 ? l.residual : NULL;
-    MB(mb_gemm_sm90(&l.args, l.workspace, l.workspace_bytes, NULL));
+    if (extras & 4)
+        l.args.norm_weight = l.norm_weight;
+    const mb_gemm_args behind = extras & 4 ? launch_norm(&l, &l.args, NULL) : l.args;
+    MB(mb_gemm_sm90(&behind, l.workspace, l.workspace_bytes, NULL));
     CUDA(cudaDeviceSynchronize());
-    unsigned char *whole = (unsigned char *)download(l.args.out, ROWS * mb_dtype_row_bytes(out, n));
+    const size_t all_bytes = ROWS * mb_dtype_row_bytes(out, n);
+    unsigned char *whole = (unsigned char *)download(l.args.out, all_bytes);
+    check_calls(name, &l, whole);
     const int32_t n_processors = mb_n_processors();
     for (int64_t n_tokens = 1; n_tokens <= MB_FEW_TOKENS; n_tokens++) {
         if (!every && n_tokens > 5 && n_tokens % 8 > 1 && n_tokens != 63)
             continue;
-        for (int32_t cluster = 1; cluster <= 4; cluster *= 2)
+        for (int norms = 0; norms < 2; norms++)
             for (int few_ctas = 0; few_ctas < 2; few_ctas++) {
                 const mb_gemm_args args = rows_of(&l, 0, n_tokens);
                 mb_few_plan plan;
-                if (mb_few_plan_with(&args, cluster, few_ctas ? 12 : n_processors / cluster * cluster, &plan))
+                if (mb_few_plan_with(&args, norms, few_ctas ? 12 : n_processors, &plan))
                     compare_rows(name, &l, whole, (ROWS - n_tokens) / 2, n_tokens, &plan, 0);
             }
         mb_gemm_args args = rows_of(&l, ROWS - n_tokens, n_tokens); /* as it is called */
@@ -220,8 +295,7 @@ typedef struct chain {
     layer *links;
     mb_few_plan plan;
     int64_t n_tokens;
-    int use_grouped, with_norm;
-    void *normed, *norm_weight;
+    int use_grouped, with_norm, norm_apart; /* with_norm: in the kernel where the plan says so, or apart */
 } chain;
 
 static mb_grouped_gemm_args grouped_of(const layer *l, const mb_gemm_args *args) {
@@ -242,28 +316,17 @@ static mb_grouped_gemm_args grouped_of(const layer *l, const mb_gemm_args *args)
 static void launch_link(const chain *c, int i, cudaStream_t stream) {
     const layer *l = &c->links[i];
     mb_gemm_args args = rows_of(l, 0, c->n_tokens);
-    if (c->with_norm) {
-        mb_rms_norm_args norm = {};
-        norm.x = args.x;
-        norm.weight.data = c->norm_weight;
-        norm.weight.count = norm.weight.rows = 1;
-        norm.weight.cols = args.weight.cols;
-        norm.weight.dtype = args.dtype;
-        norm.out = c->normed;
-        norm.n_rows = c->n_tokens;
-        norm.hidden = (int32_t)args.weight.cols;
-        norm.eps = 1e-6f;
-        norm.dtype = args.dtype;
-        MB(mb_rms_norm_sm90(&norm, stream));
-        args.x = c->normed;
-    }
+    if (c->with_norm)
+        args.norm_weight = l->norm_weight;
+    if (c->norm_apart)
+        args = launch_norm(l, &args, stream);
     if (c->use_grouped) {
         if (args.weight.dtype == MB_F8_E4M3)
             quantize(l, &args, stream);
         const mb_grouped_gemm_args g = grouped_of(l, &args);
         MB(mb_grouped_gemm_sm90(&g, l->workspace, l->workspace_bytes, stream));
     } else
-        run_few(l, &args, &c->plan, stream);
+        run_few(l, args, &c->plan, stream);
 }
 
 static int n_links;
@@ -283,8 +346,8 @@ static void check_chain(mb_dtype weights, int64_t n_tokens) {
             links[i].args.x = links[i - 1].args.out;
         }
     }
-    chain c = {links, {}, n_tokens, 0, 1, allocate(2 * N * MB_FEW_TOKENS), filled(N, MB_BF16, 1, 5)};
-    const mb_gemm_args args = rows_of(&links[0], 0, n_tokens);
+    chain c = {links, {}, n_tokens, 0, 1, 1};
+    mb_gemm_args args = rows_of(&links[0], 0, n_tokens);
     if (!mb_few_plan_of(&args, mb_n_processors(), &c.plan))
         complain("gemm chain", "no plan", (double)n_tokens);
     n_links = LINKS;
@@ -294,6 +357,10 @@ static void check_chain(mb_dtype weights, int64_t n_tokens) {
         CUDA(cudaDeviceSynchronize());
     }
     unsigned char *expected = (unsigned char *)download(links[LINKS - 1].args.out, bytes);
+    c.norm_apart = 0;
+    args.norm_weight = links[0].norm_weight;
+    if (!mb_few_plan_of(&args, mb_n_processors(), &c.plan))
+        complain("gemm chain", "no plan with a norm", (double)n_tokens);
     const captured graph = capture(launch_chain, &c);
     for (int replay = 0; replay < 20; replay++) {
         for (int i = 0; i < LINKS; i++)
@@ -313,8 +380,6 @@ static void check_chain(mb_dtype weights, int64_t n_tokens) {
             links[i].args.x = NULL;
         free_layer(&links[i]);
     }
-    CUDA(cudaFree(c.normed));
-    CUDA(cudaFree(c.norm_weight));
 }
 
 static void check_all(void) {
@@ -328,9 +393,11 @@ static void check_all(void) {
             const int64_t n = shapes[s].n, k = shapes[s].k;
             const int every = shapes[s].every && extras == 2;
             check_bits(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras, every);
+            check_bits(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras ^ 4, every);
             check_bits(MB_BF16, MB_BF16, MB_F32, n, k, 0, extras, 0);
-            check_bits(MB_F16, MB_F16, extras % 2 ? MB_F32 : MB_F16, n, k, 0, extras, 0);
+            check_bits(MB_F16, MB_F16, extras % 2 ? MB_F32 : MB_F16, n, k, 0, extras ^ 4, 0);
             if (k % 16 == 0) {
+                check_bits(MB_BF16, MB_F8_E4M3, MB_BF16, n, k, 128, extras ^ 4, every);
                 check_bits(MB_BF16, MB_F8_E4M3, MB_BF16, n, k, 128, extras, every);
                 check_bits(MB_F16, MB_F8_E4M3, extras % 2 ? MB_F32 : MB_F16, n, k, 8 << s % 4, extras, 0);
             }
@@ -361,35 +428,35 @@ static void time_shape(const char *what, int64_t n, int64_t k, mb_dtype weights,
         all[i] = make_layer(MB_BF16, weights, out, MB_FEW_TOKENS, n, k, 128, 1000u + 10u * (uint32_t)i);
     static const int64_t tokens[] = {1, 2, 4, 8, 16, 17, 32, 64};
     for (int t = 0; t < 8; t++) {
-        chain c = {
-            all, {}, tokens[t], 0, 0, allocate((size_t)(2 * k * MB_FEW_TOKENS)), filled(k, MB_BF16, 1, 5)};
-        const mb_gemm_args args = rows_of(&all[0], 0, tokens[t]);
+        chain c = {all, {}, tokens[t], 0, 0, 0};
+        mb_gemm_args args = rows_of(&all[0], 0, tokens[t]);
         if (!mb_few_plan_of(&args, mb_n_processors(), &c.plan)) {
             printf("%-8s %s T=%lld: no plan\n", what, mb_dtype_name(weights), (long long)tokens[t]);
             continue;
         }
+        const mb_few_plan picked = c.plan;
         const double few = time_links(&c, links);
-        c.with_norm = 1;
-        const double with_norm = time_links(&c, links);
+        c.with_norm = c.norm_apart = 1;
+        const double norm_apart = time_links(&c, links);
+        c.norm_apart = 0;
+        args.norm_weight = all[0].norm_weight;
+        double norm_inside = 0;
+        if (mb_few_plan_with(&args, 1, mb_n_processors(), &c.plan))
+            norm_inside = time_links(&c, links);
         c.with_norm = 0;
         c.use_grouped = 1;
         const double grouped = time_links(&c, links);
         c.use_grouped = 0;
-        printf("%-8s %-8s T=%2lld floor %6.1f: few %6.1f us %3.0f %%, with norm %6.1f, grouped %6.1f | "
-               "tiles %d x %d, %d stages, cluster %d\n",
-               what, mb_dtype_name(weights), (long long)tokens[t], floor_us, few, 100 * floor_us / few,
-               with_norm, grouped, c.plan.tile_rows, c.plan.n_tiles, c.plan.n_stages, c.plan.cluster);
-        for (int32_t cluster = 1; many_plans && cluster <= 4; cluster *= 2)
-            for (int hint = 0; hint < 2; hint++) {
-                const int32_t n_slots = cluster == 4 ? 120 : 132;
-                if (!mb_few_plan_with(&args, cluster, n_slots, &c.plan))
-                    continue;
-                c.plan.read_once = hint;
-                printf("    cluster %d, evict_first %d, tiles %d x %d, %d stages: %6.1f us\n", cluster, hint,
-                       c.plan.tile_rows, c.plan.n_tiles, c.plan.n_stages, time_links(&c, links));
-            }
-        CUDA(cudaFree(c.normed));
-        CUDA(cudaFree(c.norm_weight));
+        printf(
+            "%-8s %-8s T=%2lld floor %6.1f: few %6.1f us %3.0f %%, norm apart %6.1f, inside %6.1f, grouped %6.1f | "
+            "tiles %d x %d, %d stages\n",
+            what, mb_dtype_name(weights), (long long)tokens[t], floor_us, few, 100 * floor_us / few,
+            norm_apart, norm_inside, grouped, picked.tile_rows, picked.n_tiles, picked.n_stages);
+        if (many_plans) {
+            c.plan = picked;
+            c.plan.read_once ^= 1;
+            printf("    evict_first %d: %6.1f us\n", c.plan.read_once, time_links(&c, links));
+        }
     }
     for (int i = 0; i < links; i++)
         free_layer(&all[i]);

@@ -28,7 +28,7 @@ static void check_rows(const mb_few_plan *p, int64_t n_rows) {
     assert_true(p->tile_rows % 8 == 0 && p->tile_rows >= 8 && p->tile_rows <= MB_FEW_TILE_ROWS);
     assert_true((int64_t)p->n_tiles * p->tile_rows >= n_rows);
     assert_true((int64_t)(p->n_tiles - 1) * p->tile_rows < n_rows);
-    assert_true(p->n_ctas > 0 && p->n_ctas % p->cluster == 0);
+    assert_true(p->n_ctas > 0 && p->n_ctas <= p->n_tiles);
     int64_t n_seen = 0;
     for (int32_t cta = 0; cta < p->n_ctas; cta++)
         for (int32_t tile = cta; tile < p->n_tiles; tile += p->n_ctas)
@@ -38,13 +38,14 @@ static void check_rows(const mb_few_plan *p, int64_t n_rows) {
 
 static void check_shared(const mb_few_plan *p, int is_fp8) {
     const int32_t steps = p->n_stages * MB_FEW_STAGE_STEPS(p->padded_tokens),
-                  x_steps = p->quantizes ? p->n_steps : steps;
+                  x_steps = p->keeps_x ? p->n_steps : steps;
     assert_true(p->n_stages >= 1);
     assert_int_equal(p->x_offset, steps * p->tile_rows * MB_FEW_STEP_BYTES);
     assert_int_equal(p->x_offset % 1024, 0);
     assert_int_equal(p->x_scale_offset, p->x_offset + x_steps * p->padded_tokens * MB_FEW_STEP_BYTES);
-    assert_int_equal(p->barriers_offset,
-                     p->x_scale_offset + (is_fp8 ? p->n_steps * p->padded_tokens * 4 : 0));
+    assert_int_equal(p->norm_offset, p->x_scale_offset + (is_fp8 ? p->n_steps * p->padded_tokens * 4 : 0));
+    assert_int_equal(p->norm_offset % 16, 0);
+    assert_int_equal(p->barriers_offset, p->norm_offset + (p->norms ? p->n_pieces * 256 * 2 : 0));
     assert_int_equal(p->barriers_offset % 8, 0);
     assert_true(p->shared_bytes >= p->barriers_offset + 16 * p->n_stages);
     /* wgmma reads 64 rows from where the last step begins */
@@ -53,9 +54,15 @@ static void check_shared(const mb_few_plan *p, int is_fp8) {
     assert_true(p->shared_bytes <= MB_FEW_SHARED_BYTES);
 }
 
-static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype weights, int32_t n_processors) {
+/* with_norm: a norm is in front. */
+static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype weights, int32_t n_processors,
+                       int with_norm) {
+    static const _Alignas(16) char norm_weight[16];
     mb_gemm_args args = args_of(n_tokens, rows, cols, weights);
     mb_few_plan p;
+    if (with_norm)
+        args.norm_weight =
+            (mb_weight){.data = norm_weight, .count = 1, .rows = 1, .cols = cols, .dtype = MB_BF16};
     if (!mb_few_plan_of(&args, n_processors, &p)) {
         assert_true(n_tokens > MB_FEW_TOKENS || (weights == MB_F8_E4M3 && cols > 16384));
         return;
@@ -63,14 +70,24 @@ static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype we
     const int64_t row_bytes = (int64_t)mb_dtype_row_bytes(weights, cols);
     assert_true(p.padded_tokens >= n_tokens && p.padded_tokens <= 64);
     assert_true(p.padded_tokens == 8 || p.padded_tokens < 2 * n_tokens);
-    assert_int_equal(p.padded_tokens % (8 * p.cluster), 0);
     assert_true(p.n_ctas <= n_processors);
     assert_int_equal(p.n_steps, (row_bytes + 127) / 128);
-    assert_int_equal(p.quantizes, weights == MB_F8_E4M3 && n_tokens <= MB_FEW_QUANTIZED_TOKENS);
+    const int most_normed = weights == MB_F8_E4M3 ? 4 : 8;
+    assert_true(!p.norms || (with_norm && n_tokens <= most_normed));
+    if (with_norm && n_tokens <= most_normed && cols <= 4096)
+        assert_true(p.norms);
+    if (!p.norms)
+        assert_int_equal(p.quantizes, weights == MB_F8_E4M3 && n_tokens <= 8 &&
+                                          n_tokens * ((cols + 127) / 128) <= MB_FEW_QUANTIZED_UNITS);
+    assert_int_equal(p.keeps_x, p.norms || p.quantizes);
+    assert_true(!p.keeps_x || p.padded_tokens == 8); /* the kernel has no others */
+    assert_true(p.n_pieces * 256 >= cols && p.n_pieces * 256 < cols + 256);
+    /* all rows are made: several warps a row only where all rows are made at once */
+    assert_true(p.row_warps == 1 || p.row_warps * n_tokens <= MB_FEW_WARPS_OF_X);
+    assert_true(p.row_warps >= 1 && MB_FEW_WARPS_OF_X % p.row_warps == 0);
     /* a copy of several steps sees rows as whole steps */
-    assert_true(p.weight_copy_steps == 1 || row_bytes % MB_FEW_STEP_BYTES == 0);
-    assert_true(p.x_copy_steps == 1 || (p.cluster == 1 && p.x_copy_steps == p.weight_copy_steps));
-    assert_int_equal(MB_FEW_STAGE_STEPS(p.padded_tokens) % p.weight_copy_steps, 0);
+    assert_true(p.copy_steps == 1 || row_bytes % MB_FEW_STEP_BYTES == 0);
+    assert_int_equal(MB_FEW_STAGE_STEPS(p.padded_tokens) % p.copy_steps, 0);
     check_rows(&p, rows);
     check_shared(&p, weights == MB_F8_E4M3);
 }
@@ -102,9 +119,11 @@ static void test_all_plans(void **state) {
                 for (int64_t n_tokens = 1; n_tokens <= 66; n_tokens += n_tokens < 10 ? 1 : 5) {
                     if (rows[r] > 300000 && n_tokens % 3 != 1)
                         continue;
-                    check_plan(n_tokens, rows[r], cols[c], MB_BF16, processors[n]);
-                    if (cols[c] % 16 == 0)
-                        check_plan(n_tokens, rows[r], cols[c], MB_F8_E4M3, processors[n]);
+                    for (int norm = 0; norm < 2; norm++) {
+                        check_plan(n_tokens, rows[r], cols[c], MB_BF16, processors[n], norm);
+                        if (cols[c] % 16 == 0)
+                            check_plan(n_tokens, rows[r], cols[c], MB_F8_E4M3, processors[n], norm);
+                    }
                 }
 }
 
@@ -114,14 +133,14 @@ static void test_known_plans(void **state) {
     static const struct {
         int64_t n_tokens, rows, cols;
         mb_dtype weights;
-        int32_t tile_rows, n_ctas, cluster;
+        int32_t tile_rows, n_ctas;
         int all_at_once; /* the CTA's share fits into shared memory */
     } plans[] = {
-        {1, 5120, 2048, MB_BF16, 40, 128, 1, 1},     {8, 5120, 2048, MB_BF16, 40, 128, 1, 1},
-        {16, 5120, 2048, MB_BF16, 40, 128, 1, 0},    {64, 5120, 2048, MB_BF16, 40, 128, 2, 0},
-        {1, 2048, 4096, MB_BF16, 16, 128, 1, 1},     {1, 151936, 2048, MB_BF16, 64, 132, 1, 0},
-        {1, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 1},  {4, 2048, 4096, MB_F8_E4M3, 16, 128, 1, 1},
-        {16, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 1},
+        {1, 5120, 2048, MB_BF16, 40, 128, 1},     {8, 5120, 2048, MB_BF16, 40, 128, 1},
+        {16, 5120, 2048, MB_BF16, 40, 128, 0},    {64, 5120, 2048, MB_BF16, 40, 128, 0},
+        {1, 2048, 4096, MB_BF16, 16, 128, 1},     {1, 151936, 2048, MB_BF16, 64, 132, 0},
+        {1, 5120, 2048, MB_F8_E4M3, 40, 128, 1},  {4, 2048, 4096, MB_F8_E4M3, 16, 128, 1},
+        {16, 5120, 2048, MB_F8_E4M3, 40, 128, 1},
     };
     for (size_t i = 0; i < sizeof plans / sizeof plans[0]; i++) {
         mb_gemm_args args = args_of(plans[i].n_tokens, plans[i].rows, plans[i].cols, plans[i].weights);
@@ -129,7 +148,6 @@ static void test_known_plans(void **state) {
         assert_true(mb_few_plan_of(&args, 132, &p));
         assert_int_equal(p.tile_rows, plans[i].tile_rows);
         assert_int_equal(p.n_ctas, plans[i].n_ctas);
-        assert_int_equal(p.cluster, plans[i].cluster);
         assert_int_equal(p.n_stages * MB_FEW_STAGE_STEPS(p.padded_tokens) >= p.n_steps, plans[i].all_at_once);
     }
 }

@@ -56,6 +56,11 @@ static void dense_gemm(void **state) {
     args.bias = &anything;
     args.residual = &anything;
     check(mb_gemm_cost(&args), 24 + 48 + 2 * 72 + 6 * 2, 144 + 2 * 18, 700);
+    args.norm_weight = matrix(1, 1, 4, MB_BF16);
+    check(mb_gemm_cost(&args), 24 + 48 + 2 * 72 + 6 * 2 + 8, 144 + 2 * 18 + 4 * 12, 700);
+    static const int32_t rows[3];
+    args.norm_rows = rows;
+    check(mb_gemm_cost(&args), 24 + 48 + 2 * 72 + 6 * 2 + 8 + 12, 144 + 2 * 18 + 4 * 12, 700);
     args.n_tokens = 0;
     check(mb_gemm_cost(&args), 0, 0, 700);
 }

@@ -213,6 +213,15 @@ static void test_refused_gemm(void **state) {
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "out_dtype");
     bad = good, bad.x = NULL;
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "NULL");
+    bad = good, bad.norm_weight = (mb_weight){.data = w, .count = 1, .rows = 1, .cols = 9};
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL),
+                   "gemm: norm_weight has shape [1, 1, 9]");
+    static const int32_t rows[2];
+    bad = good, bad.norm_rows = rows;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_rows without norm_weight");
+    bad = good, bad.norm_weight = (mb_weight){.data = w, .count = 1, .rows = 1, .cols = 8};
+    bad.norm_weight.scale = scale;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_weight");
 }
 
 static void test_refused_others(void **state) {

@@ -27,6 +27,28 @@ static void gemm(mb_gemm_args *args, void *out, mb_stream stream) {
     assert_int_equal(ops->gemm(args, workspace, sizeof workspace, stream), MB_OK);
 }
 
+/* A norm in front has the bits of the norm's operator. all, other: of out's size. */
+static void check_norm_in_front(mb_check *check, mb_gemm_args *args, void *all, void *other, size_t bytes) {
+    int64_t k = args->weight.cols;
+    mb_rms_norm_args norm = {
+        .x = args->x,
+        .weight = mb_check_weight(check, MB_BF16, 1, 1, k),
+        .out = mb_check_alloc(check, (size_t)(args->n_tokens * k) * mb_dtype_bytes(args->dtype)),
+        .n_rows = args->n_tokens,
+        .hidden = (int32_t)k,
+        .eps = 1e-5f,
+        .dtype = args->dtype};
+    mb_gemm_args normed = *args;
+    normed.norm_weight = norm.weight;
+    normed.eps = norm.eps;
+    gemm(&normed, all, two_threads);
+    assert_int_equal(ops->rms_norm(&norm, one_thread), MB_OK);
+    normed = *args;
+    normed.x = norm.out;
+    gemm(&normed, other, one_thread);
+    assert_memory_equal(all, other, bytes);
+}
+
 static void check_gemm(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype, int64_t n, int64_t k) {
     mb_check_begin(check, "gemm invariance %d %d %d %d", (int)dtype, (int)weight_dtype, (int)n, (int)k);
     size_t row_in = (size_t)k * mb_dtype_bytes(dtype), row_out = (size_t)n * mb_dtype_bytes(dtype);
@@ -54,6 +76,7 @@ static void check_gemm(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype, i
     args.n_tokens = 30;
     gemm(&args, other, two_threads);
     assert_memory_equal(all + 5 * row_out, other, 30 * row_out);
+    check_norm_in_front(check, &args, all, other, 30 * row_out);
     mb_check_end(check, 0, 0);
 }
 

@@ -9,7 +9,12 @@
 
 enum {
     MB_FEW_TOKENS = 64,              /* rows of x, at most */
-    MB_FEW_QUANTIZED_TOKENS = 4,     /* fp8 weights: up to so many rows each CTA quantises x for itself */
+    MB_FEW_NORM_TOKENS = 8,          /* with a norm in front: rows of x that each CTA norms for itself, */
+    MB_FEW_NORM_FP8_TOKENS = 4,      /* and that it then makes fp8 of, which takes longer */
+    MB_FEW_NORM_BYTES = 64 << 10,    /* and what they take, normed, in shared memory */
+    MB_FEW_QUANTIZED_TOKENS = 8,     /* fp8 weights: rows that each CTA quantises for itself, when they are */
+    MB_FEW_QUANTIZED_UNITS = 64,     /* together at most so many pieces of 128 columns */
+    MB_FEW_WARPS_OF_X = 8,           /* that norm or quantise */
     MB_FEW_TILE_ROWS = 64,           /* of the weight: what wgmma multiplies */
     MB_FEW_STEP_BYTES = 128,         /* of each row, in a step along K */
     MB_FEW_SHARED_BYTES = 227 << 10, /* what a CTA may have at most */
@@ -22,18 +27,21 @@ typedef struct mb_few_plan {
     int32_t padded_tokens; /* wgmma's N: 8, 16, 32, 64 */
     int32_t tile_rows;     /* of the weight: a multiple of 8, so that every SM has a tile */
     int32_t n_tiles;
-    int32_t n_ctas;    /* CTA i has the tiles i, i + n_ctas, ... */
-    int32_t cluster;   /* consecutive CTAs that share x: each loads a part, for all */
-    int32_t n_steps;   /* along K, of each tile */
-    int32_t n_stages;  /* that are in shared memory, or requested, at once */
-    int32_t quantizes; /* 1: each CTA quantises x, and keeps all of it in shared memory */
-    int32_t read_once; /* 1: the weights should not push anything out of L2 */
-    /* Steps that one copy brings: a stage's where rows are whole steps, else 1. (x of a cluster: 1.) */
-    int32_t weight_copy_steps, x_copy_steps;
-    /* Shared memory. steps = n_stages * MB_FEW_STAGE_STEPS, of x n_steps where the CTA quantises:
+    int32_t n_ctas;     /* CTA i has the tiles i, i + n_ctas, ... */
+    int32_t n_steps;    /* along K, of each tile */
+    int32_t n_stages;   /* that are in shared memory, or requested, at once */
+    int32_t norms;      /* 1: each CTA norms x */
+    int32_t quantizes;  /* 1: each CTA makes fp8 of x */
+    int32_t keeps_x;    /* 1: either. All of x is in shared memory then */
+    int32_t row_warps;  /* warps that share a row of x, where they norm or quantise */
+    int32_t read_once;  /* 1: the weights should not push anything out of L2 */
+    int32_t copy_steps; /* steps that one copy brings: a stage's where rows are whole steps, else 1 */
+    /* Shared memory. steps = n_stages * MB_FEW_STAGE_STEPS, of x n_steps where it is kept:
      *     weights [steps][tile_rows][128 bytes], x [steps][padded_tokens][128 bytes],
-     *     with fp8 the scales of x [n_steps][padded_tokens], barriers [2][n_stages] */
-    int32_t x_offset, x_scale_offset, barriers_offset, shared_bytes;
+     *     with fp8 the scales of x [n_steps][padded_tokens], with a norm its weight [n_pieces][256] of 16 bits,
+     *     barriers [2][n_stages] */
+    int32_t n_pieces; /* of 256 columns, what a warp norms at once */
+    int32_t x_offset, x_scale_offset, norm_offset, barriers_offset, shared_bytes;
 } mb_few_plan;
 
 #ifdef __cplusplus
@@ -44,11 +52,11 @@ extern "C" {
  * otherwise, with weights of 16 bits or of fp8. */
 int mb_few_plan_of(const mb_gemm_args *args, int32_t n_processors, mb_few_plan *plan);
 
-/* The same with given clusters of CTAs; n_ctas is n_slots at most, a multiple of the cluster. For tests. */
-int mb_few_plan_with(const mb_gemm_args *args, int32_t cluster, int32_t n_slots, mb_few_plan *plan);
+/* The same with or without the norm in it, n_slots CTAs at most. For tests. */
+int mb_few_plan_with(const mb_gemm_args *args, int norms, int32_t n_slots, mb_few_plan *plan);
 
-/* x8, x_scale: x in fp8 [T, K] and its scales [T, ceil(K / 128)], with fp8 weights where the plan does not
- * quantise. */
+/* args->x is normed already where the plan does not norm. x8, x_scale: x in fp8 [T, K] and its scales
+ * [T, ceil(K / 128)], with fp8 weights where the plan does not quantise. */
 mb_status mb_few_sm90(const mb_gemm_args *args, const mb_few_plan *plan, const void *x8, const float *x_scale,
                       mb_stream stream);
 

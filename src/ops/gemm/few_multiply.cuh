@@ -3,7 +3,6 @@
 #define MB_OPS_GEMM_FEW_MULTIPLY_CUH
 
 #include "ops/gemm/few_parts.cuh"
-#include "ops/hopper/cluster.cuh"
 #include "ops/hopper/memory.cuh"
 
 /* What the consumers carry from tile to tile. */
@@ -17,12 +16,7 @@ static __device__ __forceinline__ void give_back(const few_params *p, const few_
     const mb_few_plan *plan = &p->plan;
     if (c->n_refills > 0) {
         c->n_refills--;
-        if (plan->cluster == 1)
-            mb_mbarrier_arrive(&s->empty[c->freed]);
-        else
-#pragma unroll 1
-            for (int32_t cta = 0; cta < plan->cluster; cta++)
-                mb_mbarrier_arrive_cluster(&s->empty[c->freed], (uint32_t)cta);
+        mb_mbarrier_arrive(&s->empty[c->freed]);
     }
     if (++c->freed == plan->n_stages)
         c->freed = 0;
@@ -38,7 +32,7 @@ template <int n>
 static __device__ __forceinline__ operands wait_stage(const few_params *p, const few_shared *s, consumer *c,
                                                       int32_t step) {
     const mb_few_plan *plan = &p->plan;
-    const int32_t at = c->stage.at, x_at = plan->quantizes ? step : at * stage_steps<n>;
+    const int32_t at = c->stage.at, x_at = plan->keeps_x ? step : at * stage_steps<n>;
     operands o;
     o.weights = (uint32_t)mb_wgmma_descriptor(mb_shared_address(s->weights) +
                                               (uint32_t)(at * stage_steps<n> * plan->tile_rows * STEP_BYTES));

@@ -14,20 +14,24 @@ enum {
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
     WEIGHTS_WARP = CONSUMER_WARPS,
     X_WARP = WEIGHTS_WARP + 1,
-    QUANTIZER_WARPS = 8, /* the consumers and four more, from X_WARP on */
-    SCALES_BARRIER = 1,  /* named barrier: x's scales, and where it is quantised x, are in shared memory */
+    WARPS_OF_X =
+        MB_FEW_WARPS_OF_X, /* where the CTA norms or quantises: consumers and four more, from X_WARP on */
+    SCALES_BARRIER = 1,    /* named barrier: x's scales, and where the CTA makes it x, are in shared memory */
 };
 
 typedef struct few_params {
     CUtensorMap weights, x;
-    const void *x_16bit;  /* [T, K], where each CTA quantises */
-    const float *x_scale; /* [T, n_steps], where x comes in fp8 */
+    const void *x_16bit;     /* [T, K], where each CTA norms or quantises */
+    const int32_t *rows;     /* [T] of x, or NULL: all in order */
+    const void *norm_weight; /* [K] of 16 bits, where each CTA norms */
+    const float *x_scale;    /* [T, n_steps], where x comes in fp8 */
     const float *w_scale;
     const void *bias, *residual;
     void *out;
     int32_t n_tokens, n_outputs, k_size;
     int32_t scale_shift; /* log2 of the weight rows of a scale */
-    int32_t is_f16;
+    int32_t is_f16, norm_is_f16;
+    float eps;
     mb_dtype out_dtype, bias_dtype;
     mb_few_plan plan;
 } few_params;
@@ -38,6 +42,7 @@ template <int n> static constexpr int stage_steps = MB_FEW_STAGE_STEPS(n);
 typedef struct few_shared {
     unsigned char *weights, *x;
     float *x_scale;
+    uint4 *norm_weight;     /* eight of 16 bits each */
     uint64_t *full, *empty; /* [n_stages] */
 } few_shared;
 
@@ -46,6 +51,7 @@ static __device__ __forceinline__ few_shared shared_of(const mb_few_plan *plan, 
     s.weights = base;
     s.x = base + plan->x_offset;
     s.x_scale = (float *)(base + plan->x_scale_offset);
+    s.norm_weight = (uint4 *)(base + plan->norm_offset);
     s.full = (uint64_t *)(base + plan->barriers_offset);
     s.empty = s.full + plan->n_stages;
     return s;
@@ -67,16 +73,10 @@ static __device__ __forceinline__ void next_stage(stage_cursor *stage, int32_t n
 /* A lane for each stage. `full`: an arrival for the weights' bytes and one for x's. */
 static __device__ __forceinline__ void init_barriers(const mb_few_plan *plan, const few_shared *s) {
     for (int i = (int)threadIdx.x % 32; i < plan->n_stages; i += 32) {
-        mb_mbarrier_init(&s->full[i], plan->quantizes ? 1 : 2);
-        mb_mbarrier_init(&s->empty[i], (uint32_t)(CONSUMER_THREADS * plan->cluster));
+        mb_mbarrier_init(&s->full[i], plan->keeps_x ? 1 : 2);
+        mb_mbarrier_init(&s->empty[i], CONSUMER_THREADS);
     }
     mb_mbarrier_init_fence();
-}
-
-/* The CTA's first tile, and whether there is one more round. All CTAs of a cluster have as many rounds, so
- * that they share every step of x. */
-static __device__ __forceinline__ int has_round(const mb_few_plan *plan, int32_t tile, int32_t rank) {
-    return tile - rank < plan->n_tiles;
 }
 
 #endif

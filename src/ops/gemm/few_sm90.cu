@@ -6,8 +6,8 @@
  * waits for the kernels in front: they do not write weights. Then x, which is in L2. Three roles:
  *
  *   weights     one thread: tile_rows x 128 bytes a step along K, 2 or 4 steps a stage
- *   x           one thread: padded_tokens x 128 bytes a step; in a cluster a part of the tokens, for all
- *               CTAs. fp8, up to 4 tokens: no such role; eight warps quantise all of x at the start
+ *   x           one thread: padded_tokens x 128 bytes a step. Where the CTA norms or quantises x there is
+ *               no such role: eight warps make all of x at the start (few_prepare.cuh)
  *                 | full[stage]                                  empty[stage] ^
  *   consumers   a warpgroup: 64 weight rows (wgmma's M) times the tokens (its N); then bias, residual, store
  *
@@ -21,6 +21,7 @@
 #include "ops/common/element.cuh"
 #include "ops/gemm/few_load.cuh"
 #include "ops/gemm/few_multiply.cuh"
+#include "ops/gemm/few_prepare.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tensor_map.cuh"
 
@@ -105,14 +106,14 @@ static __device__ __forceinline__ const float *scales_of(const few_params *p, in
 }
 
 template <int type, int n>
-static __device__ __forceinline__ void consume(const few_params *p, const few_shared *s, int32_t rank) {
+static __device__ __forceinline__ void consume(const few_params *p, const few_shared *s) {
     const mb_few_plan *plan = &p->plan;
-    const int32_t first = (int32_t)blockIdx.x - rank;
-    const int32_t n_rounds = (plan->n_tiles - first + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x;
+    const int32_t n_rounds =
+        (plan->n_tiles - (int32_t)blockIdx.x + (int32_t)gridDim.x - 1) / (int32_t)gridDim.x;
     const int32_t stages_of_tile = (plan->n_steps + stage_steps<n> - 1) / stage_steps<n>;
     consumer c = {{0, 0}, 0, n_rounds * stages_of_tile - plan->n_stages};
 #pragma unroll 1
-    for (int32_t tile = (int32_t)blockIdx.x; has_round(plan, tile, rank); tile += (int32_t)gridDim.x) {
+    for (int32_t tile = (int32_t)blockIdx.x; tile < plan->n_tiles; tile += (int32_t)gridDim.x) {
         const thread_outputs o = outputs_of(p, tile);
         float sum[n / 2], residual[n / 2], bias[2] = {0, 0};
         load_residual<n>(p, &o, residual); /* they arrive while the wgmma run */
@@ -137,80 +138,68 @@ static __device__ __forceinline__ void consume(const few_params *p, const few_sh
 
 /* ---- The kernel */
 
-template <int quantizes>
-static constexpr int n_threads = 32 * (quantizes ? QUANTIZER_WARPS + 1 : CONSUMER_WARPS + 2);
+template <int keeps_x> static constexpr int n_threads = 32 * (keeps_x ? WARPS_OF_X + 1 : CONSUMER_WARPS + 2);
 
-template <int type, int n, int quantizes>
-static __global__ void __launch_bounds__(n_threads<quantizes>, 1) few(const __grid_constant__ few_params p) {
+template <int type, int n, int keeps_x>
+static __global__ void __launch_bounds__(n_threads<keeps_x>, 1) few(const __grid_constant__ few_params p) {
     mb_grid_launch_dependents();
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     const few_shared s = shared_of(&p.plan, mb_kept_pointer(shared_bytes));
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    const int32_t rank = (int32_t)mb_cluster_rank();
-    const int in_cluster = p.plan.cluster > 1;
     if (warp == WEIGHTS_WARP)
         init_barriers(&p.plan, &s);
     __syncthreads();
-    if (in_cluster) /* others may write to this CTA, and arrive at its barriers */
-        mb_cluster_arrive_relaxed();
 
-    if (warp == WEIGHTS_WARP && threadIdx.x % 32 == 0)
-        stream_weights<type, n>(&p, &s, rank);
-    if (in_cluster)
-        mb_cluster_wait();
-    if (warp != WEIGHTS_WARP) {
-        if constexpr (type == MB_WGMMA_E4M3)
-            if (warp < CONSUMER_WARPS) { /* scales are weights too */
-                const thread_outputs o = outputs_of(&p, (int32_t)blockIdx.x);
-                mb_prefetch_l2(scales_of(&p, o.index[0]));
-                mb_prefetch_l2(scales_of(&p, o.index[1]));
-            }
-        mb_grid_wait();
-        if constexpr (quantizes) {
-            quantize_x<n>(&p, &s, warp < WEIGHTS_WARP ? warp : warp - 1);
-            mb_named_barrier_sync(SCALES_BARRIER, 32 * QUANTIZER_WARPS);
-            if (warp < CONSUMER_WARPS)
-                consume<type, n>(&p, &s, rank);
-        } else if (warp == X_WARP) {
-            if (threadIdx.x % 32 == 0)
-                stream_x<type, n>(&p, &s, rank);
-        } else {
-            if constexpr (type == MB_WGMMA_E4M3)
-                copy_scales<n>(&p, &s);
-            /* (16 bits need no barrier. It tells ptxas that a warp's lanes are together.) */
-            mb_named_barrier_sync(SCALES_BARRIER, CONSUMER_THREADS);
-            consume<type, n>(&p, &s, rank);
-        }
+    if (warp == WEIGHTS_WARP) {
+        if (threadIdx.x % 32 == 0)
+            stream_weights<type, n>(&p, &s);
+        return;
     }
-    if (in_cluster)
-        mb_cluster_sync(); /* none ends while another may still write to it */
+    if constexpr (type == MB_WGMMA_E4M3)
+        if (warp < CONSUMER_WARPS) { /* scales are weights too */
+            const thread_outputs o = outputs_of(&p, (int32_t)blockIdx.x);
+            mb_prefetch_l2(scales_of(&p, o.index[0]));
+            mb_prefetch_l2(scales_of(&p, o.index[1]));
+        }
+    if constexpr (keeps_x) {
+        const int x_warp = warp < WEIGHTS_WARP ? warp : warp - 1;
+        if (p.plan.norms)
+            copy_norm_weight(&p, &s, x_warp);
+        mb_grid_wait();
+        prepare_x<type, n>(&p, &s, x_warp);
+        mb_named_barrier_sync(SCALES_BARRIER, 32 * WARPS_OF_X);
+        if (warp < CONSUMER_WARPS)
+            consume<type, n>(&p, &s);
+        return;
+    }
+    mb_grid_wait();
+    if (warp == X_WARP) {
+        if (threadIdx.x % 32 == 0)
+            stream_x<type, n>(&p, &s);
+    } else {
+        if constexpr (type == MB_WGMMA_E4M3)
+            copy_scales<n>(&p, &s);
+        /* (16 bits need no barrier. It tells ptxas that a warp's lanes are together.) */
+        mb_named_barrier_sync(SCALES_BARRIER, CONSUMER_THREADS);
+        consume<type, n>(&p, &s);
+    }
 }
 
 /* ---- Launch */
 
-template <int type, int n, int quantizes>
-static mb_status launch(const few_params *params, mb_stream stream) {
+template <int type, int n, int keeps_x> static mb_status launch(const few_params *params, mb_stream stream) {
     const mb_few_plan *plan = &params->plan;
-    const auto kernel = few<type, n, quantizes>;
+    const auto kernel = few<type, n, keeps_x>;
     /* The most that any call needs: calls of other threads set it too. */
     MB_TRY(mb_launch_shared_bytes("gemm", kernel, MB_FEW_SHARED_BYTES));
-    cudaLaunchConfig_t config;
-    cudaLaunchAttribute attributes[2];
-    mb_launch_config(&config, attributes, dim3((unsigned)plan->n_ctas), n_threads<quantizes>,
-                     (size_t)plan->shared_bytes, stream);
-    if (plan->cluster > 1)
-        mb_launch_clusters(&config, (unsigned)plan->cluster);
-    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, *params);
-    if (error == cudaSuccess)
-        return MB_OK;
-    return mb_fail(MB_ERR_DEVICE, "gemm: launch of %d CTAs with %d bytes failed: %s", plan->n_ctas,
-                   plan->shared_bytes, cudaGetErrorString(error));
+    return mb_launch("gemm", kernel, dim3((unsigned)plan->n_ctas), n_threads<keeps_x>,
+                     (size_t)plan->shared_bytes, stream, params);
 }
 
 template <int type> static mb_status launch_padded(const few_params *params, mb_stream stream) {
     switch (params->plan.padded_tokens) {
     case 8:
-        return launch<type, 8, 0>(params, stream);
+        return params->plan.keeps_x ? launch<type, 8, 1>(params, stream) : launch<type, 8, 0>(params, stream);
     case 16:
         return launch<type, 16, 0>(params, stream);
     case 32:
@@ -250,19 +239,20 @@ mb_status mb_few_sm90(const mb_gemm_args *args, const mb_few_plan *plan, const v
     p.bias_dtype = args->bias_dtype;
     p.is_f16 = args->dtype == MB_F16;
     p.x_16bit = args->x;
+    p.rows = args->norm_rows;
+    p.norm_weight = args->norm_weight.data;
+    p.norm_is_f16 = args->norm_weight.dtype == MB_F16;
+    p.eps = args->eps;
     p.x_scale = x_scale;
     p.w_scale = (const float *)weight->scale;
     while (weight->scale_rows >> (p.scale_shift + 1) > 0) /* a divisor of 128 */
         p.scale_shift++;
     MB_TRY(encode_matrix(&p.weights, weight->dtype, weight->data, weight->rows, weight->cols, plan->tile_rows,
-                         plan->weight_copy_steps));
-    if (!plan->quantizes)
+                         plan->copy_steps));
+    if (!plan->keeps_x)
         MB_TRY(encode_matrix(&p.x, weight->dtype, weight->dtype == MB_F8_E4M3 ? x8 : args->x, args->n_tokens,
-                             weight->cols, plan->padded_tokens / plan->cluster, plan->x_copy_steps));
-    if (weight->dtype == MB_BF16)
-        return launch_padded<MB_WGMMA_BF16>(&p, stream);
-    if (weight->dtype == MB_F16)
-        return launch_padded<MB_WGMMA_F16>(&p, stream);
-    return plan->quantizes ? launch<MB_WGMMA_E4M3, 8, 1>(&p, stream)
-                           : launch_padded<MB_WGMMA_E4M3>(&p, stream);
+                             weight->cols, plan->padded_tokens, plan->copy_steps));
+    return weight->dtype == MB_BF16  ? launch_padded<MB_WGMMA_BF16>(&p, stream)
+           : weight->dtype == MB_F16 ? launch_padded<MB_WGMMA_F16>(&p, stream)
+                                     : launch_padded<MB_WGMMA_E4M3>(&p, stream);
 }

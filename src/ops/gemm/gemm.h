@@ -1,5 +1,7 @@
 /*
- * gemm.h - dense linear layer: out = x W^T [+ bias] [+ residual].
+ * gemm.h - dense linear layer: out = x W^T [+ bias] [+ residual], with an RMSNorm of x in front if wanted.
+ *
+ * The norm has the bits of rms_norm, whose rows are rounded to x's type before they are multiplied.
  *
  * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to fp8 too, per row and 128 columns (amax
  * / 448; 1 when all are 0), where the weight has block scales of 8 rows or more, its rows are a multiple of
@@ -15,6 +17,7 @@
 
 #include "moebius/ops.h"
 #include "ops/common/cost.h"
+#include "ops/norm/norm.h"
 
 typedef struct mb_gemm_args {
     const void *x;        /* [T, K] dtype */
@@ -24,6 +27,9 @@ typedef struct mb_gemm_args {
     void *out;            /* [T, N] out_dtype */
     int64_t n_tokens;
     mb_dtype dtype, out_dtype, bias_dtype;
+    mb_weight norm_weight; /* [1, 1, K] any dtype without scales: x is normed first; data NULL: it is not */
+    const int32_t *norm_rows; /* [T] row of x that is normed for each row, or NULL: the same row */
+    float eps;                /* of the norm */
 } mb_gemm_args;
 
 #ifdef __cplusplus
@@ -33,6 +39,10 @@ extern "C" {
 /* What must hold on every device: of the sizes, for the workspace, and of all. */
 mb_status mb_gemm_check_sizes(const mb_gemm_args *args);
 mb_status mb_gemm_check(const mb_gemm_args *args);
+
+/* The norm in front, with its rows to `normed`; and the layer that then takes them. */
+mb_rms_norm_args mb_gemm_norm(const mb_gemm_args *args, void *normed);
+mb_gemm_args mb_gemm_of_normed(const mb_gemm_args *args, const void *normed);
 
 mb_op_cost mb_gemm_cost(const mb_gemm_args *args);
 

@@ -1,14 +1,37 @@
 #include "ops/common/check.h"
 
+#include <math.h>
+
 typedef struct shape {
     int64_t n_tokens, n, k;
 } shape;
 
+/* The rows that are multiplied: x, or normed and rounded as norm.h says. */
+static double *multiplied_rows(mb_check *check, const mb_gemm_args *args) {
+    int64_t k_size = args->weight.cols;
+    double *rows = mb_check_alloc(check, (size_t)(args->n_tokens * k_size) * sizeof *rows);
+    for (int64_t t = 0; t < args->n_tokens; t++) {
+        double *row = rows + t * k_size, squares = 0;
+        for (int64_t k = 0; k < k_size; k++) {
+            row[k] =
+                mb_check_value(args->dtype, args->x, (args->norm_rows ? args->norm_rows[t] : t) * k_size + k);
+            squares += row[k] * row[k];
+        }
+        for (int64_t k = 0; args->norm_weight.data && k < k_size; k++) {
+            double normed = row[k] / sqrt(squares / (double)k_size + (double)args->eps);
+            normed = mb_check_round(args->dtype, normed) * mb_check_weight_value(&args->norm_weight, 0, 0, k);
+            row[k] = mb_check_round(args->dtype, normed);
+        }
+    }
+    return rows;
+}
+
 static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dtype, mb_dtype weight_dtype,
-                       int with_extras) {
-    mb_check_begin(check, "gemm x=%s w=%s out=%s T=%lld N=%lld K=%lld%s", mb_dtype_name(dtype),
+                       int with_extras, int with_norm) {
+    mb_check_begin(check, "gemm x=%s w=%s out=%s T=%lld N=%lld K=%lld%s%s", mb_dtype_name(dtype),
                    mb_dtype_name(weight_dtype), mb_dtype_name(out_dtype), (long long)s.n_tokens,
-                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "");
+                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "",
+                   with_norm ? " norm" : "");
     if (check->on_gpu && weight_dtype == MB_F8_E4M3 && dtype != MB_F32) /* tests/gpu/ops_check.cu has them */
         mb_check_skip(check, "x becomes fp8 on the GPU, which fp64 here does not");
     int64_t n_out = s.n_tokens * s.n;
@@ -23,17 +46,25 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dt
         .out_dtype = out_dtype,
         .bias_dtype = MB_BF16,
     };
+    if (with_norm) {
+        args.norm_weight = mb_check_weight(check, dtype, 1, 1, s.k);
+        args.eps = 1e-6f;
+        int32_t *rows = mb_check_alloc(check, (size_t)s.n_tokens * sizeof *rows);
+        for (int64_t t = 0; t < s.n_tokens; t++)
+            rows[t] = (int32_t)(s.n_tokens - 1 - t / 2);
+        args.norm_rows = s.n % 2 ? rows : NULL;
+    }
     /* the residual may be the output itself */
     args.out = with_extras ? (void *)(uintptr_t)args.residual
                            : mb_check_alloc(check, (size_t)n_out * mb_dtype_bytes(out_dtype));
+    const double *rows = multiplied_rows(check, &args);
     for (int64_t t = 0; t < s.n_tokens; t++)
         for (int64_t n = 0; n < s.n; n++) {
             double sum = with_extras ? mb_check_value(MB_BF16, args.bias, n) +
                                            mb_check_value(out_dtype, args.residual, t * s.n + n)
                                      : 0;
             for (int64_t k = 0; k < s.k; k++)
-                sum +=
-                    mb_check_value(dtype, args.x, t * s.k + k) * mb_check_weight_value(&args.weight, 0, n, k);
+                sum += rows[t * s.k + k] * mb_check_weight_value(&args.weight, 0, n, k);
             expected[t * s.n + n] = sum;
         }
     size_t workspace_bytes = 0;
@@ -64,8 +95,10 @@ void mb_gemm_cases(mb_check *check) {
         for (int w = 0; w < 4; w++)
             for (int a = 0; a < 3; a++)
                 for (int extras = 0; extras < 2; extras++) {
-                    check_case(check, shapes[s], activations[a], activations[a], weights[w], extras);
+                    for (int norm = 0; norm <= (weights[w] == MB_BF16 && !extras); norm++)
+                        check_case(check, shapes[s], activations[a], activations[a], weights[w], extras,
+                                   norm);
                     if (activations[a] != MB_F32)
-                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras);
+                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras, 0);
                 }
 }

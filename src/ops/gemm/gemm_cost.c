@@ -10,5 +10,10 @@ mb_op_cost mb_gemm_cost(const mb_gemm_args *args) {
     cost.bytes += args->bias ? N * (double)mb_dtype_bytes(args->bias_dtype) : 0;
     cost.bytes += args->residual ? out : 0;
     cost.flops = 2 * T * N * K + (args->bias ? T * N : 0) + (args->residual ? T * N : 0);
+    if (args->norm_weight.data) { /* the normed rows are not moved */
+        cost.bytes += mb_weight_bytes(&args->norm_weight, 1);
+        cost.bytes += args->norm_rows ? T * sizeof *args->norm_rows : 0;
+        cost.flops += 4 * T * K;
+    }
     return cost;
 }

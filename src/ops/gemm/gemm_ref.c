@@ -22,11 +22,39 @@ static int64_t n_row_tiles(const mb_gemm_args *args) {
     return (args->n_tokens + MB_TILE_ROWS - 1) / MB_TILE_ROWS;
 }
 
-static float *cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
-    if (!needs_copy(args))
-        return NULL;
-    return mb_arena_push(arena, (size_t)args->n_tokens,
-                         (size_t)mb_pad_lanes(args->weight.cols) * sizeof(float));
+typedef struct layout {
+    void *normed; /* [T, K] dtype; NULL without a norm */
+    float *copy;  /* of x, [T, pad(K)]; NULL when x is multiplied where it is */
+} layout;
+
+static layout cut_workspace(const mb_gemm_args *args, mb_arena *arena) {
+    layout l = {0};
+    if (args->norm_weight.data)
+        l.normed =
+            mb_arena_push(arena, (size_t)args->n_tokens, mb_dtype_row_bytes(args->dtype, args->weight.cols));
+    if (needs_copy(args))
+        l.copy = mb_arena_push(arena, (size_t)args->n_tokens,
+                               (size_t)mb_pad_lanes(args->weight.cols) * sizeof(float));
+    return l;
+}
+
+mb_rms_norm_args mb_gemm_norm(const mb_gemm_args *args, void *normed) {
+    return (mb_rms_norm_args){.x = args->x,
+                              .rows = args->norm_rows,
+                              .weight = args->norm_weight,
+                              .out = normed,
+                              .n_rows = args->n_tokens,
+                              .hidden = (int32_t)args->weight.cols,
+                              .eps = args->eps,
+                              .dtype = args->dtype};
+}
+
+mb_gemm_args mb_gemm_of_normed(const mb_gemm_args *args, const void *normed) {
+    mb_gemm_args of_normed = *args;
+    of_normed.x = normed;
+    of_normed.norm_weight = (mb_weight){0};
+    of_normed.norm_rows = NULL;
+    return of_normed;
 }
 
 mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
@@ -41,7 +69,12 @@ mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
                mb_dtype_name(args->out_dtype));
     MB_REQUIRE(!args->bias || mb_dtype_is_activation(args->bias_dtype),
                "gemm: bias_dtype %s is not one of activations", mb_dtype_name(args->bias_dtype));
-    return mb_weight_check_shape(weight, "gemm: weight", 1, weight->rows, weight->cols, 1);
+    MB_TRY(mb_weight_check_shape(weight, "gemm: weight", 1, weight->rows, weight->cols, 1));
+    MB_REQUIRE(args->norm_weight.data || !args->norm_rows, "gemm: norm_rows without norm_weight");
+    if (!args->norm_weight.data)
+        return MB_OK;
+    MB_REQUIRE(weight->cols <= INT32_MAX, "gemm: a norm of %" PRId64 " columns", weight->cols);
+    return mb_weight_check(&args->norm_weight, "gemm: norm_weight", 1, 1, weight->cols, 0);
 }
 
 mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes) {
@@ -112,6 +145,17 @@ static void multiply_strip(const void *context, int64_t item) {
     }
 }
 
+/* x: normed if it should be. */
+static void multiply(const mb_gemm_args *args, float *copy, mb_stream stream) {
+    multiplication m = {args, copy, copy ? copy : args->x};
+    double x_values = (double)args->n_tokens * (double)args->weight.cols;
+    int64_t n_strips = (args->weight.rows + STRIP - 1) / STRIP;
+    if (copy)
+        mb_parallel_for(stream, x_values, args->n_tokens, copy_row, &m);
+    mb_parallel_for(stream, x_values * (double)args->weight.rows, n_row_tiles(args) * n_strips,
+                    multiply_strip, &m);
+}
+
 mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream) {
     MB_TRY(mb_gemm_check(args));
     if (args->n_tokens == 0)
@@ -121,13 +165,14 @@ mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspac
     MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
     mb_arena arena;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);
-    float *copy = cut_workspace(args, &arena);
-    multiplication m = {args, copy, copy ? copy : args->x};
-    double x_values = (double)args->n_tokens * (double)args->weight.cols;
-    int64_t n_strips = (args->weight.rows + STRIP - 1) / STRIP;
-    if (copy)
-        mb_parallel_for(stream, x_values, args->n_tokens, copy_row, &m);
-    mb_parallel_for(stream, x_values * (double)args->weight.rows, n_row_tiles(args) * n_strips,
-                    multiply_strip, &m);
+    const layout l = cut_workspace(args, &arena);
+    if (!l.normed) {
+        multiply(args, l.copy, stream);
+        return MB_OK;
+    }
+    mb_rms_norm_args norm = mb_gemm_norm(args, l.normed);
+    mb_gemm_args of_normed = mb_gemm_of_normed(args, l.normed);
+    MB_TRY(mb_rms_norm_ref(&norm, stream));
+    multiply(&of_normed, l.copy, stream);
     return MB_OK;
 }

@@ -100,9 +100,10 @@ static int is_grouped(const mb_gemm_args *args) {
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-/* The workspace: sums for the residual, x in fp8 and its scales, then the grouped GEMM's own. It must do
- * with and without a residual. */
+/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then the grouped GEMM's own. It must
+ * do with and without a residual. */
 typedef struct layout {
+    void *normed; /* [T, K] dtype */
     float *sums;
     void *x8;
     float *x_scale; /* [T, ceil(K / 128)] */
@@ -123,6 +124,9 @@ static layout cut(const mb_gemm_args *args, void *workspace) {
     l.sums = (float *)parts[0];
     l.x8 = parts[1];
     l.x_scale = (float *)parts[2];
+    l.normed = workspace ? (char *)workspace + l.bytes : NULL;
+    if (args->norm_weight.data)
+        l.bytes += (n_tokens * mb_dtype_row_bytes(args->dtype, args->weight.cols) + 255) / 256 * 256;
     return l;
 }
 
@@ -157,11 +161,11 @@ static mb_status quantize(const mb_gemm_args *args, const layout *l, mb_stream s
 mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes) {
     *bytes = 0;
     MB_TRY(mb_gemm_check_sizes(most));
-    if (!is_grouped(most) || most->n_tokens == 0)
-        return MB_OK;
     const layout l = cut(most, NULL);
-    const mb_grouped_gemm_args g = grouped(most, &l);
-    MB_TRY(mb_grouped_gemm_sm90_workspace(&g, bytes));
+    if (is_grouped(most) && most->n_tokens > 0) {
+        const mb_grouped_gemm_args g = grouped(most, &l);
+        MB_TRY(mb_grouped_gemm_sm90_workspace(&g, bytes));
+    }
     *bytes += l.bytes;
     return MB_OK;
 }
@@ -171,16 +175,23 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
     const int64_t n_rows = args->n_tokens, n_cols = args->weight.rows;
     if (n_rows == 0)
         return MB_OK;
-    if (!is_grouped(args)) {
-        const dim3 grid((unsigned)((n_cols + TILE - 1) / TILE), (unsigned)((n_rows + TILE - 1) / TILE));
-        return mb_launch("gemm", gemm_any, grid, N_THREADS, 0, stream, args);
-    }
     size_t needed;
     MB_TRY(mb_gemm_sm90_workspace(args, &needed));
     MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
     const layout l = cut(args, workspace);
     mb_few_plan few;
-    const int is_few = mb_few_plan_of(args, mb_n_processors(), &few);
+    const int is_few = is_grouped(args) && mb_few_plan_of(args, mb_n_processors(), &few);
+    mb_gemm_args of_normed;
+    if (args->norm_weight.data && !(is_few && few.norms)) {
+        const mb_rms_norm_args norm = mb_gemm_norm(args, l.normed);
+        MB_TRY(mb_rms_norm_sm90(&norm, stream));
+        of_normed = mb_gemm_of_normed(args, l.normed);
+        args = &of_normed;
+    }
+    if (!is_grouped(args)) {
+        const dim3 grid((unsigned)((n_cols + TILE - 1) / TILE), (unsigned)((n_rows + TILE - 1) / TILE));
+        return mb_launch("gemm", gemm_any, grid, N_THREADS, 0, stream, args);
+    }
     if (is_quantized(args) && !(is_few && few.quantizes))
         MB_TRY(quantize(args, &l, stream));
     if (is_few)

@@ -1,0 +1,149 @@
+/*
+ * few_prepare.cuh - x in shared memory, made by the CTA: normed with the bits of ops/norm/norm_sm90.cu, and
+ * with fp8 weights quantised with those of ops/moe/front/quantize.cuh.
+ *
+ * A warp takes pieces of 256 columns of a row, eight values a lane. For up to 4 rows several warps share a
+ * row; each of them sums up all of its squares.
+ */
+#ifndef MB_OPS_GEMM_FEW_PREPARE_CUH
+#define MB_OPS_GEMM_FEW_PREPARE_CUH
+
+#include "ops/gemm/few_parts.cuh"
+#include "ops/moe/to_fp8.cuh"
+
+enum { PIECE_COLUMNS = 256 };
+
+static __device__ __forceinline__ int32_t first_column_of(int32_t piece) {
+    return piece * PIECE_COLUMNS + (int32_t)threadIdx.x % 32 * 8;
+}
+
+/* Eight values of a row of 16 bits, 0 behind the end of K. */
+static __device__ __forceinline__ uint4 load_eight(const void *row, int32_t column, int32_t k_size) {
+    return column < k_size ? *(const uint4 *)((const uint16_t *)row + column) : make_uint4(0, 0, 0, 0);
+}
+
+/* By all warps that norm, before the kernels in front have ended. */
+static __device__ __forceinline__ void copy_norm_weight(const few_params *p, const few_shared *s, int warp) {
+    for (int32_t piece = warp; piece < p->plan.n_pieces; piece += WARPS_OF_X)
+        s->norm_weight[piece * 32 + (int32_t)threadIdx.x % 32] =
+            load_eight(p->norm_weight, first_column_of(piece), p->k_size);
+    mb_named_barrier_sync(SCALES_BARRIER, 32 * WARPS_OF_X);
+}
+
+/* 1 / rms of a row, in every lane. In norm_sm90.cu thread i of 256 sums up the columns i, i + 256, ...; then
+ * each of the eight warps adds its threads' sums in pairs of distance 16, 8, 4, 2, 1; then the warps' sums are
+ * added in order. Here a lane has the sums of eight such threads, four lanes those of a warp. */
+static __device__ __forceinline__ float inverse_rms(const few_params *p, const void *row) {
+    enum { AT_ONCE = 8 };
+    float sum[8] = {};
+#pragma unroll 1
+    for (int32_t first = 0; first < p->plan.n_pieces; first += AT_ONCE) {
+        uint4 packed[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            packed[i] = load_eight(row, first_column_of(first + i), p->k_size);
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            float v[8];
+            widen(packed[i], p->is_f16, v);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                sum[j] = fmaf(v[j], v[j], sum[j]);
+        }
+    }
+#pragma unroll
+    for (int distance = 2; distance > 0; distance /= 2)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            sum[j] += __shfl_xor_sync(0xffffffff, sum[j], distance);
+#pragma unroll
+    for (int distance = 4; distance > 0; distance /= 2)
+#pragma unroll
+        for (int j = 0; j < distance; j++)
+            sum[j] += sum[j + distance];
+    float total = 0;
+#pragma unroll
+    for (int warp = 0; warp < 8; warp++)
+        total += __shfl_sync(0xffffffff, sum[0], 4 * warp);
+    return 1.0f / sqrtf(total / (float)p->k_size + p->eps);
+}
+
+/* Two values rounded to 16 bits. */
+static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f16) {
+    if (is_f16) {
+        const __half2 pair = __floats2half2_rn(low, high);
+        return *(const uint32_t *)&pair;
+    }
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+/* x / rms is rounded, then the product with the weight. */
+static __device__ __forceinline__ uint4 norm_eight(const few_params *p, uint4 packed, float scale,
+                                                   uint4 weight) {
+    float v[8], w[8];
+    uint32_t normed[4];
+    widen(packed, p->is_f16, v);
+    widen(weight, p->norm_is_f16, w);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float pair[2];
+        unpack(pack(v[2 * i] * scale, v[2 * i + 1] * scale, p->is_f16), p->is_f16, pair);
+        normed[i] = pack(pair[0] * w[2 * i], pair[1] * w[2 * i + 1], p->is_f16);
+    }
+    return make_uint4(normed[0], normed[1], normed[2], normed[3]);
+}
+
+/* Eight values of a row to their place, swizzled as TMA does. */
+template <int type, int n>
+static __device__ __forceinline__ void put_eight(const few_params *p, const few_shared *s, int32_t row,
+                                                 int32_t piece, uint4 packed) {
+    const int32_t column = first_column_of(piece), step = column / k_step<type>;
+    const int in_step = column % k_step<type>;
+    unsigned char *to = s->x + (step * n + row) * STEP_BYTES;
+    if constexpr (type == MB_WGMMA_E4M3) {
+        float v[8];
+        widen(packed, p->is_f16, v);
+        const float largest = largest_of_unit(v), scale = scale_of_unit(largest);
+        if (step >= p->plan.n_steps)
+            return;
+        *(uint2 *)(to + (in_step / 16 ^ row % 8) * 16 + in_step % 16) =
+            divide_to_e4m3(v, scale, is_tame(scale, largest));
+        if (in_step == 0)
+            s->x_scale[step * n + row] = scale;
+    } else if (step < p->plan.n_steps)
+        *(uint4 *)(to + (in_step / 8 ^ row % 8) * 16) = packed;
+}
+
+template <int type, int n>
+static __device__ __forceinline__ void prepare_x(const few_params *p, const few_shared *s, int warp) {
+    enum { AT_ONCE = 4 };
+    const mb_few_plan *plan = &p->plan;
+    const int32_t n_warps = plan->row_warps, part = warp % n_warps;
+#pragma unroll 1
+    for (int32_t row = warp / n_warps; row < p->n_tokens; row += WARPS_OF_X / n_warps) {
+        const int64_t source = p->rows ? p->rows[row] : row;
+        const void *x = (const uint16_t *)p->x_16bit + source * p->k_size;
+        const float scale = plan->norms ? inverse_rms(p, x) : 1;
+#pragma unroll 1
+        for (int32_t first = part; first < plan->n_pieces; first += AT_ONCE * n_warps) {
+            uint4 packed[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++)
+                packed[i] = load_eight(x, first_column_of(first + i * n_warps), p->k_size);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int32_t piece = first + i * n_warps;
+                if (piece >= plan->n_pieces)
+                    break;
+                if (plan->norms)
+                    packed[i] = norm_eight(p, packed[i], scale,
+                                           s->norm_weight[piece * 32 + (int32_t)threadIdx.x % 32]);
+                put_eight<type, n>(p, s, row, piece, packed[i]);
+            }
+        }
+    }
+    mb_fence_async_shared();
+}
+
+#endif

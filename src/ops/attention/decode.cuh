@@ -8,9 +8,14 @@
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tma.cuh"
 
-enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, N_THREADS = N_CONSUMERS + 32, CTAS_PER_SM = 2 };
+enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, CTAS_PER_SM = 2 };
+/* The warps behind the consumers: who requests blocks, who finds items, who counts finished spans. */
+enum { PRODUCER = N_WARPS, FINDER, COUNTER, N_THREADS = 2 * N_CONSUMERS };
+/* Registers of a thread: 128 at the launch, of which the consumers get some of the others. */
+enum { CONSUMER_REGISTERS = 184, OTHER_REGISTERS = 72 };
 enum { ROWS = MB_DECODE_ROWS, TOKENS = MB_DECODE_TOKENS, SPAN_BLOCKS = SPAN / BLOCK };
-enum { ITEM_SLOTS = 16, CONSUMERS_BARRIER = 1 };
+/* An item's place is free again when the item after it is finished: three are in use while one is looked for. */
+enum { ITEM_SLOTS = 4, CONSUMERS_BARRIER = 1 };
 /* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight heads of
  * D = 128. If one sequence can have more, merge_long merges those of all. */
 enum { MERGED_HERE = 32 };
@@ -21,13 +26,16 @@ typedef struct decode_params {
     mb_attention_args attend;
     CUtensorMap k, v;
     const int32_t *span_start;
-    int32_t *counters;
+    int32_t *next_item; /* how many items were taken beyond each CTA's first */
+    int32_t *counters;  /* finished spans, [sequence, kv head, tile] */
     /* Finished spans of sequences with several, [span of the batch, kv head, row]: sums [dim]; maximum, total. */
     float *sums;
     float2 *scales;
     int32_t n_tiles;   /* of 16 rows, of a sequence and kv head */
     int32_t most_rows; /* of a sequence and kv head */
     int32_t merges_here;
+    int32_t n_stages; /* of the ring */
+    int32_t is_static;
 } decode_params;
 
 typedef struct item {
@@ -39,6 +47,7 @@ typedef struct item {
     int32_t i_span, n_spans; /* of the sequence */
     int32_t first_span;      /* of the sequence, among those of the batch */
     int32_t n_blocks;        /* in the span */
+    int32_t blocks[SPAN_BLOCKS];
 } item;
 
 /* The token of a row of the sequence. (No division in the usual case.) */
@@ -53,10 +62,11 @@ template <int cache_dtype, int dim> struct block_shape {
     static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128, n_panels = row_bytes / panel_bytes;
     static constexpr int n_bytes = BLOCK * row_bytes;
     static constexpr int n_stages = 80 * 1024 / n_bytes < 14 ? 80 * 1024 / n_bytes : 14;
+    /* An item as a whole: for batches with an SM for each item. */
+    static constexpr int most_stages = n_stages < 2 * SPAN_BLOCKS ? 2 * SPAN_BLOCKS : n_stages;
 };
 
 template <class shape, int dim> struct shared_map {
-    unsigned char stages[shape::n_stages][shape::n_bytes];
     /* P of the span [16, 256]. Before that the queries [16, D], and behind their 4 KB the tokens' cosines and
      * sines [2, 8, D / 2]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. */
     unsigned char weights[ROWS * SPAN * 2];
@@ -65,17 +75,29 @@ template <class shape, int dim> struct shared_map {
     float quarters[SPAN_STEPS][QUARTERS][ROWS][4]; /* of a lane's total, see add_step */
     float q_norm[dim], k_norm[dim], inv_freq[dim / 2];
     item items[ITEM_SLOTS];
-    uint64_t full[shape::n_stages], empty[shape::n_stages], item_full[ITEM_SLOTS];
-    int32_t is_last;
+    uint64_t full[shape::most_stages], empty[shape::most_stages]; /* stages */
+    uint64_t item_full[ITEM_SLOTS], item_empty[ITEM_SLOTS];
+    /* Of the item and of the one in front of it: the span is stored; it is counted and is_last is known. */
+    uint64_t stored[2], counted[2];
+    int32_t is_last[2];
 };
+
+/* The ring of blocks is behind the map. */
+template <class shape, int dim>
+constexpr size_t stages_at = (sizeof(shared_map<shape, dim>) + 1023) / 1024 * 1024;
+
+template <class shape, int dim>
+static __device__ __forceinline__ unsigned char *stage_of(shared_map<shape, dim> *s, uint32_t stage) {
+    return (unsigned char *)s + stages_at<shape, dim> + stage * shape::n_bytes;
+}
 
 /* A place in the ring of stages. */
 typedef struct ring {
     uint32_t stage, round;
 } ring;
 
-template <class shape> static __device__ __forceinline__ void advance(ring *at) {
-    if (++at->stage == shape::n_stages) {
+static __device__ __forceinline__ void advance(const decode_params *p, ring *at) {
+    if (++at->stage == (uint32_t)p->n_stages) {
         at->stage = 0;
         at->round++;
     }

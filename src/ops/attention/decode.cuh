@@ -9,13 +9,14 @@
 #include "ops/hopper/tma.cuh"
 
 enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, CTAS_PER_SM = 2 };
-/* The warps behind the consumers: who requests blocks, who finds items, who counts finished spans. */
-enum { PRODUCER = N_WARPS, FINDER, COUNTER, N_THREADS = 2 * N_CONSUMERS };
+/* The warps behind the consumers: who requests blocks, who finds items, who counts finished spans, who makes k and v
+ * of new tokens. */
+enum { PRODUCER = N_WARPS, FINDER, COUNTER, MAKER, N_THREADS = (MAKER + 1) * 32 };
 /* Registers of a thread: 128 at the launch, of which the consumers get some of the others. */
 enum { CONSUMER_REGISTERS = 184, OTHER_REGISTERS = 72 };
 enum { ROWS = MB_DECODE_ROWS, TOKENS = MB_DECODE_TOKENS, SPAN_BLOCKS = SPAN / BLOCK };
-/* An item's place is free again when the item after it is finished: three are in use while one is looked for. */
-enum { ITEM_SLOTS = 4, CONSUMERS_BARRIER = 1 };
+/* An item's place is free again when the item after it is finished: two are in use while the next is looked for. */
+enum { ITEM_SLOTS = 3, CONSUMERS_BARRIER = 1 };
 /* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight heads of
  * D = 128. If one sequence can have more, merge_long merges those of all. */
 enum { MERGED_HERE = 32 };
@@ -70,13 +71,15 @@ template <class shape, int dim> struct shared_map {
     /* P of the span [16, 256]. Before that the queries [16, D], and behind their 4 KB the tokens' cosines and
      * sines [2, 8, D / 2]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. */
     unsigned char weights[ROWS * SPAN * 2];
-    unsigned char fresh[2][TOKENS][shape::row_bytes]; /* new tokens' k and v, as the cache has them */
+    unsigned char fresh[ITEM_SLOTS][2][TOKENS]
+                       [shape::row_bytes]; /* new tokens' k and v, as the cache has them */
+    uint32_t fresh_stored[ITEM_SLOTS];     /* a bit for each that has a slot */
     alignas(16) float largest[SPAN_STEPS][ROWS][N_WARPS];
     float quarters[SPAN_STEPS][QUARTERS][ROWS][4]; /* of a lane's total, see add_step */
     float q_norm[dim], k_norm[dim], inv_freq[dim / 2];
     item items[ITEM_SLOTS];
     uint64_t full[shape::most_stages], empty[shape::most_stages]; /* stages */
-    uint64_t item_full[ITEM_SLOTS], item_empty[ITEM_SLOTS];
+    uint64_t item_full[ITEM_SLOTS], item_empty[ITEM_SLOTS], fresh_full[ITEM_SLOTS];
     /* Of the item and of the one in front of it: the span is stored; it is counted and is_last is known. */
     uint64_t stored[2], counted[2];
     int32_t is_last[2];

@@ -189,7 +189,8 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
         const item *it = &s->items[i_item % ITEM_SLOTS];
         if (it->sequence < 0)
             break;
-        const new_tokens fresh = prepare<dtype, cache_dtype, dim>(p, s, it);
+        prepare<dtype, dim>(p, s, it);
+        const new_tokens fresh = find_new(it);
         uint32_t q[dim / 16][4];
         load_queries<dim>(weights, q);
 
@@ -204,7 +205,8 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
                 mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
                 if (warp / 2 == i) {
                     unsigned char *stage = stage_of(s, at.stage);
-                    patch(s, stage, 0, it, &fresh, block, first, first + QUARTER, 0, shape::row_bytes / 16);
+                    patch(s, stage, 0, i_item, &fresh, block, first, first + QUARTER, 0,
+                          shape::row_bytes / 16);
                     multiply_keys<dtype, cache_dtype, dim, shape>(q, stage, first, scores[step]);
                 }
                 __syncwarp();
@@ -233,7 +235,7 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
             const int lane_now = lane_again();
             unsigned char *stage = stage_of(s, at.stage);
             mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
-            patch(s, stage, 1, it, &fresh, block, 0, BLOCK, warp * pieces, pieces);
+            patch(s, stage, 1, i_item, &fresh, block, 0, BLOCK, warp * pieces, pieces);
             if (n % 16) { /* behind the sequence's end is old memory; 0 times NaN would be NaN */
                 for (int i = lane; i < (16 - n % 16) * pieces; i += 32)
                     *(uint4 *)(stage + place_of<shape>(n + i / pieces, warp * pieces + i % pieces)) =
@@ -281,7 +283,8 @@ static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
         }
         for (int i = 0; i < ITEM_SLOTS; i++) {
             mb_mbarrier_init(&s->item_full[i], 1);
-            mb_mbarrier_init(&s->item_empty[i], N_WARPS + 1);
+            mb_mbarrier_init(&s->fresh_full[i], 1);
+            mb_mbarrier_init(&s->item_empty[i], N_WARPS + 2); /* and producer, maker */
         }
         for (int i = 0; i < 2; i++) {
             mb_mbarrier_init(&s->stored[i], N_WARPS);
@@ -302,6 +305,8 @@ static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
             find_items<shape, dim>(&p, s);
         else if (warp == COUNTER)
             count_spans<shape, dim>(&p, s);
+        else
+            make_tokens<dtype, cache_dtype, dim>(&p, s);
     }
 }
 

@@ -118,7 +118,7 @@ static __device__ __forceinline__ void find_items(const decode_params *p, shared
         }
         if (n_items <= n_ctas)
             break;
-        if (p->is_static) {
+        if (p->is_static & 1) {
             i += n_ctas;
             continue;
         }
@@ -163,9 +163,15 @@ static __device__ __forceinline__ void produce(const decode_params *p, shared_ma
             unsigned char *stage = stage_of(s, at.stage);
 #pragma unroll
             for (int panel = 0; panel < shape::n_panels; panel++)
-                mb_tma_load_5d(stage + panel * BLOCK * shape::panel_bytes, is_v ? &p->v : &p->k,
-                               &s->full[at.stage], panel * (shape::panel_bytes / shape::element_bytes), 0,
-                               block * p->attend.n_kv_heads + kv_head, 0, 0);
+                if (p->is_static & 2)
+                    mb_tma_load_5d_evict_first(stage + panel * BLOCK * shape::panel_bytes,
+                                               is_v ? &p->v : &p->k, &s->full[at.stage],
+                                               panel * (shape::panel_bytes / shape::element_bytes), 0,
+                                               block * p->attend.n_kv_heads + kv_head, 0, 0);
+                else
+                    mb_tma_load_5d(stage + panel * BLOCK * shape::panel_bytes, is_v ? &p->v : &p->k,
+                                   &s->full[at.stage], panel * (shape::panel_bytes / shape::element_bytes), 0,
+                                   block * p->attend.n_kv_heads + kv_head, 0, 0);
             advance(p, &at);
         }
         mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
@@ -403,7 +409,7 @@ template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_pa
     MB_TRY(encode_cache<shape>(&p->v, args, args->v_cache));
     /* With an SM for each item all its blocks are requested at once. */
     p->n_stages = n_items <= n_ctas / CTAS_PER_SM ? shape::most_stages : shape::n_stages;
-    p->is_static = getenv("MB_DECODE_STATIC") != NULL;
+    p->is_static = (getenv("MB_DECODE_STATIC") != NULL) + 2 * (getenv("MB_DECODE_EVICT") != NULL);
     if (getenv("MB_DECODE_SHORT"))
         p->n_stages = shape::n_stages;
     const size_t shared_bytes = map_bytes + (size_t)p->n_stages * shape::n_bytes;

@@ -3,22 +3,26 @@
  * attention's output.
  *
  * An item is a span of 256 positions (order.cuh) of a sequence and kv head, and up to 16 rows (a row: one query
- * head of one token). CTA i takes items i, i + gridDim, ...: one warp requests the blocks of the cache, four
- * consume them.
+ * head of one token). A CTA has four warps that compute and four that help them:
  *
- *   producer    item ring              blocks of K, then of V (TMA)           empty ^
- *                  |                       | full                                 |
- *   consumers   norm, rotate q;        S = Q K^T      largest   P       O += P V  |
- *               new tokens' k, v       32 positions   ------ shared ->  32 dimensions
- *               (once a warp each)     of each step                     of all positions
+ *   finder      which item is next                                  some items ahead
+ *   producer    requests blocks of K, then of V (TMA)               as the ring has room
+ *   maker       norm, rotation, store of new tokens' k and v
+ *   consumers   norm, rotate q;  S = Q K^T      largest   P       O += P V
+ *                                32 positions   ------ shared ->  32 dimensions
+ *                                of each step                     of all positions
+ *   counter     counts finished spans: an item behind the consumers
  *
- * The producer does not wait for the kernels in front: blocks of earlier tokens are older than those. In a block
+ * Finder and producer do not wait for the kernels in front: blocks of earlier tokens are older than those. In a block
  * that has new tokens their rows are old memory when it arrives, and the consumers put theirs there; the CTA
  * whose rows begin with the first one also stores them into the cache.
  *
- * A sequence's spans are merged by the CTA that finishes last, in order of spans; a counter tells who that is,
- * and nobody waits for another. (Where a sequence can be long, the merge is a second launch: decode_spans.cuh.) A warp of the tensor cores' accumulators has 16 rows; those that are not there
- * are zeros.
+ * A sequence's spans are merged by the CTA that finishes last, in order of spans; nobody waits for another. That a span
+ * is stored must be visible before it is counted, which takes microseconds while the memory is busy. So the counter
+ * waits for that, the consumers have the next item meanwhile, and merge when they have finished it. (Where a sequence
+ * can be long, the merge is a second launch: decode_spans.cuh.)
+ *
+ * A warp of the tensor cores' accumulators has 16 rows; those that are not there are zeros.
  */
 #include "base/status.h"
 #include "ops/attention/decode_prepare.cuh"

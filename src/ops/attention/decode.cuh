@@ -35,8 +35,6 @@ typedef struct decode_params {
     int32_t n_tiles;   /* of 16 rows, of a sequence and kv head */
     int32_t most_rows; /* of a sequence and kv head */
     int32_t merges_here;
-    int32_t n_stages; /* of the ring */
-    int32_t is_static;
 } decode_params;
 
 typedef struct item {
@@ -63,8 +61,6 @@ template <int cache_dtype, int dim> struct block_shape {
     static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128, n_panels = row_bytes / panel_bytes;
     static constexpr int n_bytes = BLOCK * row_bytes;
     static constexpr int n_stages = 80 * 1024 / n_bytes < 14 ? 80 * 1024 / n_bytes : 14;
-    /* An item as a whole: for batches with an SM for each item. */
-    static constexpr int most_stages = n_stages < 2 * SPAN_BLOCKS ? 2 * SPAN_BLOCKS : n_stages;
 };
 
 template <class shape, int dim> struct shared_map {
@@ -78,7 +74,7 @@ template <class shape, int dim> struct shared_map {
     float quarters[SPAN_STEPS][QUARTERS][ROWS][4]; /* of a lane's total, see add_step */
     float q_norm[dim], k_norm[dim], inv_freq[dim / 2];
     item items[ITEM_SLOTS];
-    uint64_t full[shape::most_stages], empty[shape::most_stages]; /* stages */
+    uint64_t full[shape::n_stages], empty[shape::n_stages]; /* stages */
     uint64_t item_full[ITEM_SLOTS], item_empty[ITEM_SLOTS], fresh_full[ITEM_SLOTS];
     /* Of the item and of the one in front of it: the span is stored; it is counted and is_last is known. */
     uint64_t stored[2], counted[2];
@@ -99,8 +95,8 @@ typedef struct ring {
     uint32_t stage, round;
 } ring;
 
-static __device__ __forceinline__ void advance(const decode_params *p, ring *at) {
-    if (++at->stage == (uint32_t)p->n_stages) {
+template <class shape> static __device__ __forceinline__ void advance(ring *at) {
+    if (++at->stage == shape::n_stages) {
         at->stage = 0;
         at->round++;
     }

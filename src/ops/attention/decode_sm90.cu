@@ -31,7 +31,6 @@
 #include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 #include "ops/hopper/tensor_map.cuh"
-#include <stdlib.h>
 
 /* ---- producer */
 
@@ -122,10 +121,6 @@ static __device__ __forceinline__ void find_items(const decode_params *p, shared
         }
         if (n_items <= n_ctas)
             break;
-        if (p->is_static & 1) {
-            i += n_ctas;
-            continue;
-        }
         if (!is_waited)
             mb_grid_wait(); /* the kernels in front may be of this kind and use the counter */
         is_waited = 1;
@@ -167,16 +162,11 @@ static __device__ __forceinline__ void produce(const decode_params *p, shared_ma
             unsigned char *stage = stage_of(s, at.stage);
 #pragma unroll
             for (int panel = 0; panel < shape::n_panels; panel++)
-                if (p->is_static & 2)
-                    mb_tma_load_5d_evict_first(stage + panel * BLOCK * shape::panel_bytes,
-                                               is_v ? &p->v : &p->k, &s->full[at.stage],
-                                               panel * (shape::panel_bytes / shape::element_bytes), 0,
-                                               block * p->attend.n_kv_heads + kv_head, 0, 0);
-                else
-                    mb_tma_load_5d(stage + panel * BLOCK * shape::panel_bytes, is_v ? &p->v : &p->k,
-                                   &s->full[at.stage], panel * (shape::panel_bytes / shape::element_bytes), 0,
-                                   block * p->attend.n_kv_heads + kv_head, 0, 0);
-            advance(p, &at);
+                mb_tma_load_5d_evict_first(stage + panel * BLOCK * shape::panel_bytes, is_v ? &p->v : &p->k,
+                                           &s->full[at.stage],
+                                           panel * (shape::panel_bytes / shape::element_bytes), 0,
+                                           block * p->attend.n_kv_heads + kv_head, 0, 0);
+            advance<shape>(&at);
         }
         mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
     }
@@ -222,7 +212,7 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
                 __syncwarp();
                 if (lane == 0)
                     mb_mbarrier_arrive(&s->empty[at.stage]);
-                advance(p, &at);
+                advance<shape>(&at);
             }
 
         const int32_t row = it->first + lane / 4, last = it->q_len * it->group - 1;
@@ -266,7 +256,7 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
             __syncwarp();
             if (lane == 0)
                 mb_mbarrier_arrive(&s->empty[at.stage]);
-            advance(p, &at);
+            advance<shape>(&at);
         }
         store_rows<dtype, cache_dtype, dim>(p, s, it, &f, sums);
         __syncwarp();
@@ -287,7 +277,7 @@ static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
     shared_map<shape, dim> *s = (shared_map<shape, dim> *)memory;
     mb_grid_launch_dependents();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < p.n_stages; i++) {
+        for (int i = 0; i < shape::n_stages; i++) {
             mb_mbarrier_init(&s->full[i], 1);
             mb_mbarrier_init(&s->empty[i], N_WARPS);
         }
@@ -401,9 +391,8 @@ static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, c
 template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_params *p, mb_stream stream) {
     typedef block_shape<cache_dtype, dim> shape;
     const mb_attention_args *args = &p->attend;
-    constexpr size_t map_bytes = stages_at<shape, dim>;
-    static_assert(CTAS_PER_SM * (map_bytes + shape::n_stages * shape::n_bytes + 1024) <= 228 * 1024,
-                  "the CTAs do not fit onto an SM");
+    constexpr size_t shared_bytes = stages_at<shape, dim> + shape::n_stages * shape::n_bytes;
+    static_assert(CTAS_PER_SM * (shared_bytes + 1024) <= 228 * 1024, "the CTAs do not fit onto an SM");
     const int64_t n_items =
         (int64_t)args->n_sequences * ((args->max_kv_len + SPAN - 1) / SPAN) * args->n_kv_heads * p->n_tiles;
     const int64_t n_ctas = (int64_t)mb_n_processors() * CTAS_PER_SM;
@@ -411,14 +400,7 @@ template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_pa
                args->n_sequences, args->max_kv_len);
     MB_TRY(encode_cache<shape>(&p->k, args, args->k_cache));
     MB_TRY(encode_cache<shape>(&p->v, args, args->v_cache));
-    /* With an SM for each item all its blocks are requested at once. */
-    p->n_stages = n_items <= n_ctas / CTAS_PER_SM ? shape::most_stages : shape::n_stages;
-    p->is_static = (getenv("MB_DECODE_STATIC") != NULL) + 2 * (getenv("MB_DECODE_EVICT") != NULL);
-    if (getenv("MB_DECODE_SHORT"))
-        p->n_stages = shape::n_stages;
-    const size_t shared_bytes = map_bytes + (size_t)p->n_stages * shape::n_bytes;
-    MB_TRY(mb_launch_shared_bytes("decode_attention", decode<dtype, cache_dtype, dim>,
-                                  map_bytes + shape::most_stages * shape::n_bytes));
+    MB_TRY(mb_launch_shared_bytes("decode_attention", decode<dtype, cache_dtype, dim>, shared_bytes));
     MB_TRY(mb_launch("decode_attention", decode<dtype, cache_dtype, dim>,
                      dim3((unsigned)(n_items < n_ctas ? n_items : n_ctas)), N_THREADS, shared_bytes, stream,
                      (const decode_params *)p));

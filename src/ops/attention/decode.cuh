@@ -8,9 +8,15 @@
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tma.cuh"
 
-enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, N_THREADS = N_CONSUMERS + 32, CTAS_PER_SM = 2 };
+enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, CTAS_PER_SM = 2 };
+/* The warps behind the consumers: who requests blocks, who finds items, who counts finished spans, who makes k and v
+ * of new tokens. */
+enum { PRODUCER = N_WARPS, FINDER, COUNTER, MAKER, N_THREADS = (MAKER + 1) * 32 };
+/* Registers of a thread: 128 at the launch, of which the consumers get some of the others. */
+enum { CONSUMER_REGISTERS = 184, OTHER_REGISTERS = 72 };
 enum { ROWS = MB_DECODE_ROWS, TOKENS = MB_DECODE_TOKENS, SPAN_BLOCKS = SPAN / BLOCK };
-enum { ITEM_SLOTS = 16, CONSUMERS_BARRIER = 1 };
+/* An item's place is free again when the item after it is finished: two are in use while the next is looked for. */
+enum { ITEM_SLOTS = 3, CONSUMERS_BARRIER = 1 };
 /* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight heads of
  * D = 128. If one sequence can have more, merge_long merges those of all. */
 enum { MERGED_HERE = 32 };
@@ -21,7 +27,8 @@ typedef struct decode_params {
     mb_attention_args attend;
     CUtensorMap k, v;
     const int32_t *span_start;
-    int32_t *counters;
+    int32_t *next_item; /* how many items were taken beyond each CTA's first */
+    int32_t *counters;  /* finished spans, [sequence, kv head, tile] */
     /* Finished spans of sequences with several, [span of the batch, kv head, row]: sums [dim]; maximum, total. */
     float *sums;
     float2 *scales;
@@ -39,6 +46,7 @@ typedef struct item {
     int32_t i_span, n_spans; /* of the sequence */
     int32_t first_span;      /* of the sequence, among those of the batch */
     int32_t n_blocks;        /* in the span */
+    int32_t blocks[SPAN_BLOCKS];
 } item;
 
 /* The token of a row of the sequence. (No division in the usual case.) */
@@ -56,18 +64,31 @@ template <int cache_dtype, int dim> struct block_shape {
 };
 
 template <class shape, int dim> struct shared_map {
-    unsigned char stages[shape::n_stages][shape::n_bytes];
     /* P of the span [16, 256]. Before that the queries [16, D], and behind their 4 KB the tokens' cosines and
      * sines [2, 8, D / 2]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. */
     unsigned char weights[ROWS * SPAN * 2];
-    unsigned char fresh[2][TOKENS][shape::row_bytes]; /* new tokens' k and v, as the cache has them */
+    unsigned char fresh[ITEM_SLOTS][2][TOKENS]
+                       [shape::row_bytes]; /* new tokens' k and v, as the cache has them */
+    uint32_t fresh_stored[ITEM_SLOTS];     /* a bit for each that has a slot */
     alignas(16) float largest[SPAN_STEPS][ROWS][N_WARPS];
     float quarters[SPAN_STEPS][QUARTERS][ROWS][4]; /* of a lane's total, see add_step */
     float q_norm[dim], k_norm[dim], inv_freq[dim / 2];
     item items[ITEM_SLOTS];
-    uint64_t full[shape::n_stages], empty[shape::n_stages], item_full[ITEM_SLOTS];
-    int32_t is_last;
+    uint64_t full[shape::n_stages], empty[shape::n_stages]; /* stages */
+    uint64_t item_full[ITEM_SLOTS], item_empty[ITEM_SLOTS], fresh_full[ITEM_SLOTS];
+    /* Of the item and of the one in front of it: the span is stored; it is counted and is_last is known. */
+    uint64_t stored[2], counted[2];
+    int32_t is_last[2];
 };
+
+/* The ring of blocks is behind the map. */
+template <class shape, int dim>
+constexpr size_t stages_at = (sizeof(shared_map<shape, dim>) + 1023) / 1024 * 1024;
+
+template <class shape, int dim>
+static __device__ __forceinline__ unsigned char *stage_of(shared_map<shape, dim> *s, uint32_t stage) {
+    return (unsigned char *)s + stages_at<shape, dim> + stage * shape::n_bytes;
+}
 
 /* A place in the ring of stages. */
 typedef struct ring {

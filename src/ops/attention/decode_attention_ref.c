@@ -27,7 +27,8 @@ mb_status mb_decode_attention_check(const mb_decode_attention_args *args) {
 
 int64_t mb_decode_attention_counters(const mb_decode_attention_args *most) {
     int64_t n_rows = (int64_t)most->max_q_len * (most->n_heads / most->n_kv_heads);
-    return (int64_t)most->n_sequences * most->n_kv_heads * ((n_rows + MB_DECODE_ROWS - 1) / MB_DECODE_ROWS);
+    const int64_t n_tiles = (n_rows + MB_DECODE_ROWS - 1) / MB_DECODE_ROWS;
+    return 1 + (int64_t)most->n_sequences * most->n_kv_heads * n_tiles;
 }
 
 static mb_status check_arrays(const mb_decode_attention_args *args) {

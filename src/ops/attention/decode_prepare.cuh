@@ -8,16 +8,45 @@
 #include "ops/attention/decode.cuh"
 #include "ops/common/rotary.cuh"
 
-/* What all items need. */
+/* Elements first, first + stride ... of a weight as fp32; dtype is compiled in, so that the loads are under way
+ * together. */
+template <mb_dtype dtype, int n>
+static __device__ __forceinline__ void load_elements(const void *from, float *to, int first, int stride) {
+    float value[n];
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        value[i] = mb_element_load(dtype, from, first + i * stride);
+#pragma unroll
+    for (int i = 0; i < n; i++)
+        to[first + i * stride] = value[i];
+}
+
+template <int n>
+static __device__ __forceinline__ void load_weight(const mb_weight *weight, float *to, int first,
+                                                   int stride) {
+    if (!weight->data)
+        return;
+    if (weight->dtype == MB_BF16)
+        load_elements<MB_BF16, n>(weight->data, to, first, stride);
+    else if (weight->dtype == MB_F16)
+        load_elements<MB_F16, n>(weight->data, to, first, stride);
+    else if (weight->dtype == MB_F8_E4M3)
+        load_elements<MB_F8_E4M3, n>(weight->data, to, first, stride);
+    else
+        load_elements<MB_F32, n>(weight->data, to, first, stride);
+}
+
+/* What all queries need. */
 template <class shape, int dim>
 static __device__ __forceinline__ void load_constants(const mb_qk_norm_rope_store_args *rope,
                                                       shared_map<shape, dim> *s) {
-    for (int i = threadIdx.x; i < dim; i += N_CONSUMERS) {
-        s->q_norm[i] = rope->q_norm.data ? mb_element_load(rope->q_norm.dtype, rope->q_norm.data, i) : 0;
-        s->k_norm[i] = rope->k_norm.data ? mb_element_load(rope->k_norm.dtype, rope->k_norm.data, i) : 0;
-        if (i < dim / 2)
-            s->inv_freq[i] = rope->inv_freq[i];
-    }
+    const int thread = threadIdx.x;
+    const float inv_freq = thread < dim / 2 ? rope->inv_freq[thread] : 0;
+    if (thread < dim)
+        load_weight<1>(&rope->q_norm, s->q_norm, thread, 0);
+    if (thread < dim / 2)
+        s->inv_freq[thread] = inv_freq;
+    sync_consumers();
 }
 
 /* weight: [dim] fp32 in shared memory. */
@@ -28,23 +57,14 @@ static __device__ __forceinline__ void norm_head(const float *weight, float eps,
     mb_head_norm(&w, eps, dim, head);
 }
 
-/* The span's new tokens [begin, end), of those of the sequence; `stored` has a bit for each with a slot. */
+/* The span's new tokens [begin, end), of those of the sequence. */
 typedef struct new_tokens {
     int32_t begin, end;
-    uint32_t stored;
 } new_tokens;
 
-/* All but `stored`, which takes a load. */
 static __device__ __forceinline__ new_tokens find_new(const item *it) {
     const int32_t before = it->kv_len - it->q_len, position = it->i_span * SPAN;
-    return {max(0, position - before), min(it->q_len, position + SPAN - before), 0};
-}
-
-static __device__ __forceinline__ uint32_t find_stored(const mb_qk_norm_rope_store_args *rope, const item *it,
-                                                       const new_tokens *n) {
-    const int32_t lane = threadIdx.x % 32;
-    return __ballot_sync(0xffffffff,
-                         lane >= n->begin && lane < n->end && rope->slots[it->q_base + lane] >= 0);
+    return {max(0, position - before), min(it->q_len, position + SPAN - before)};
 }
 
 /* Puts a head's elements at to[i] of the cache's type, or where `place` says. */
@@ -75,111 +95,189 @@ static __device__ __forceinline__ void store_query(unsigned char *queries, int r
         }
 }
 
-/* New k and v are a warp's jobs one by one: first k of the first token, then its v. */
-template <int dtype, int dim>
-static __device__ __forceinline__ void load_new(const mb_qk_norm_rope_store_args *rope, const item *it,
-                                                const new_tokens *fresh, int job, mb_head<dim / 64> *head) {
-    const int32_t n_q = rope->n_heads, n_kv = rope->n_kv_heads, token = it->q_base + fresh->begin + job / 2;
-    const int64_t i_head = (int64_t)token * (n_q + 2 * n_kv) + n_q + job % 2 * n_kv + it->kv_head;
-    if (job < 2 * (fresh->end - fresh->begin))
-        mb_head_load((mb_dtype)dtype, rope->qkv, i_head * dim, dim / 2, head);
+/* Cosines and sines of a lane's pairs. */
+template <int dim> struct angles { float cosines[dim / 64], sines[dim / 64]; };
+
+/* Of the item's only token at once; of several from shared memory. */
+template <int dim>
+static __device__ __forceinline__ void load_angles(const item *it, const float *cosines, const float *sines,
+                                                   int32_t token, angles<dim> *to) {
+    if (it->q_len == 1)
+        return;
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++) {
+        to->cosines[i] = cosines[token * (dim / 2) + threadIdx.x % 32 + 32 * i];
+        to->sines[i] = sines[token * (dim / 2) + threadIdx.x % 32 + 32 * i];
+    }
 }
 
-template <int cache_dtype, int dim, class shape>
-static __device__ __forceinline__ void make_new(const decode_params *p, shared_map<shape, dim> *s,
-                                                const item *it, const float *cosines, const float *sines,
-                                                int32_t token, int is_v, mb_head<dim / 64> *head) {
-    const mb_qk_norm_rope_store_args *rope = &p->rope;
-    const int32_t slot = rope->slots[it->q_base + token];
-    if (!is_v) {
-        if (rope->k_norm.data)
-            norm_head<dim>(s->k_norm, rope->eps, head);
-        mb_head_rotate(cosines + token * (dim / 2), sines + token * (dim / 2), dim / 2, head);
+/* As mb_head_rotate. */
+template <int dim>
+static __device__ __forceinline__ void rotate(const angles<dim> *by, mb_head<dim / 64> *head) {
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++) {
+        const float a = head->low[i], b = head->high[i];
+        head->low[i] = fmaf(a, by->cosines[i], -__fmul_rn(b, by->sines[i]));
+        head->high[i] = fmaf(b, by->cosines[i], __fmul_rn(a, by->sines[i]));
     }
+}
+
+/* To shared memory as the cache has it, and to the cache. */
+template <int cache_dtype, int dim, class shape>
+static __device__ __forceinline__ void store_new(const decode_params *p, const item *it, int32_t slot,
+                                                 int is_v, unsigned char *to, const mb_head<dim / 64> *head) {
+    const mb_qk_norm_rope_store_args *rope = &p->rope;
     const float *scales = is_v ? rope->v_scale : rope->k_scale;
     const float scale = scales ? scales[it->kv_head] : 1;
-    store_head<cache_dtype, dim>(s->fresh[is_v][token], 0, scale, head);
+    store_head<cache_dtype, dim>(to, 0, scale, head);
     if (it->first == 0) {
         const int64_t row = ((int64_t)(slot / BLOCK) * rope->n_kv_heads + it->kv_head) * BLOCK + slot % BLOCK;
         store_head<cache_dtype, dim>(is_v ? rope->v_cache : rope->k_cache, row * dim, scale, head);
     }
 }
 
-/* Queries, and the new tokens' k and v, of an item. All consumers call it; they see all of it afterwards. What
- * the item needs of the kernels in front is loaded at once, before the first of it is waited for. */
+/* The warp that makes k and v of the items' new tokens. */
 template <int dtype, int cache_dtype, int dim, class shape>
-static __device__ __forceinline__ new_tokens prepare(const decode_params *p, shared_map<shape, dim> *s,
-                                                     const item *it) {
-    constexpr int n_rows = ROWS / N_WARPS, half = dim / 2;
+static __device__ __forceinline__ void make_tokens(const decode_params *p, shared_map<shape, dim> *s) {
     const mb_qk_norm_rope_store_args *rope = &p->rope;
-    const int warp = threadIdx.x / 32, n_heads = rope->n_heads + 2 * rope->n_kv_heads;
-    float *cosines = (float *)(s->weights + ROWS * 128 * 2), *sines = cosines + TOKENS * half;
-    mb_head<dim / 64> heads[n_rows], new_head;
-    int32_t tokens[n_rows];
+    const int lane = threadIdx.x % 32, half = dim / 2;
+    const int n_q = rope->n_heads, n_kv = rope->n_kv_heads;
+    float inv_freq[dim / 64];
 #pragma unroll
-    for (int i = 0; i < n_rows; i++) {
-        const int32_t row = it->first + warp + i * N_WARPS;
-        tokens[i] = token_of_row(it, row);
-        if (row < it->q_len * it->group) {
-            const int32_t head = it->kv_head * it->group + row - tokens[i] * it->group;
-            mb_head_load((mb_dtype)dtype, rope->qkv,
-                         ((int64_t)(it->q_base + tokens[i]) * n_heads + head) * dim, half, &heads[i]);
+    for (int i = 0; i < dim / 64; i++)
+        inv_freq[i] = rope->inv_freq[lane + 32 * i];
+    load_weight<dim / 32>(&rope->k_norm, s->k_norm, lane, 32);
+    __syncwarp();
+    mb_grid_wait();
+#pragma unroll 1
+    for (uint32_t i_item = 0;; i_item++) {
+        mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
+        const item *it = &s->items[i_item % ITEM_SLOTS];
+        if (it->sequence < 0)
+            break;
+        const new_tokens fresh = find_new(it);
+        uint32_t stored = 0;
+#pragma unroll 1
+        for (int32_t token = fresh.begin; token < fresh.end; token++) {
+            const int64_t at = ((int64_t)(it->q_base + token) * (n_q + 2 * n_kv) + n_q + it->kv_head) * dim;
+            mb_head<dim / 64> k, v;
+            mb_head_load((mb_dtype)dtype, rope->qkv, at, half, &k);
+            mb_head_load((mb_dtype)dtype, rope->qkv, at + n_kv * dim, half, &v);
+            const int32_t slot = rope->slots[it->q_base + token];
+            const float position = (float)rope->positions[it->q_base + token];
+            if (slot < 0)
+                continue;
+            stored |= 1u << token;
+            angles<dim> by;
+#pragma unroll
+            for (int i = 0; i < dim / 64; i++) {
+                mb_sine_cosine(position * inv_freq[i], &by.sines[i], &by.cosines[i]);
+                by.sines[i] = by.sines[i] * rope->rope_scale;
+                by.cosines[i] = by.cosines[i] * rope->rope_scale;
+            }
+            if (rope->k_norm.data)
+                norm_head<dim>(s->k_norm, rope->eps, &k);
+            rotate<dim>(&by, &k);
+            store_new<cache_dtype, dim, shape>(p, it, slot, 0, s->fresh[i_item % ITEM_SLOTS][0][token], &k);
+            store_new<cache_dtype, dim, shape>(p, it, slot, 1, s->fresh[i_item % ITEM_SLOTS][1][token], &v);
         }
+        __syncwarp();
+        if (lane == 0) {
+            s->fresh_stored[i_item % ITEM_SLOTS] = stored;
+            mb_mbarrier_arrive(&s->fresh_full[i_item % ITEM_SLOTS]);
+            mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
+        }
+    }
+}
+
+/* Queries of an item. All consumers call it; they see all of it afterwards. What the
+ * item needs of the kernels in front is loaded at once, before the first of it is waited for: rows that are not
+ * there load the last one, because a branch would wait. */
+template <int dtype, int dim, class shape>
+static __device__ __forceinline__ void prepare(const decode_params *p, shared_map<shape, dim> *s,
+                                               const item *it) {
+    constexpr int most_rows = ROWS / N_WARPS, half = dim / 2;
+    const mb_qk_norm_rope_store_args *rope = &p->rope;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int n_heads = rope->n_heads + 2 * rope->n_kv_heads;
+    const int32_t n_rows = min((int32_t)ROWS, it->q_len * it->group - it->first);
+    float *cosines = (float *)(s->weights + ROWS * 128 * 2), *sines = cosines + TOKENS * half;
+    mb_head<dim / 64> heads[most_rows];
+    int32_t tokens[most_rows];
+#pragma unroll
+    for (int i = 0; i < most_rows; i++) {
+        const int32_t row = it->first + min(warp + i * N_WARPS, n_rows - 1);
+        tokens[i] = token_of_row(it, row);
+        const int32_t head = it->kv_head * it->group + row - tokens[i] * it->group;
+        mb_head_load((mb_dtype)dtype, rope->qkv, ((int64_t)(it->q_base + tokens[i]) * n_heads + head) * dim,
+                     half, &heads[i]);
     }
     const int n_angles = it->q_len * half;
     int angle = threadIdx.x;
-    int32_t position = angle < n_angles ? rope->positions[it->q_base + angle / half] : 0;
-    new_tokens fresh = find_new(it);
-    load_new<dtype, dim>(rope, it, &fresh, warp, &new_head);
-    fresh.stored = find_stored(rope, it, &fresh);
+    int32_t position = rope->positions[it->q_base + min(angle / half, it->q_len - 1)];
 
-    sync_consumers(); /* nobody reads the former item's P and new tokens any more */
-#pragma unroll 1
-    while (angle < n_angles) {
-        float sine, cosine;
-        mb_sine_cosine((float)position * s->inv_freq[angle % half], &sine, &cosine);
-        sines[angle] = sine * rope->rope_scale;
-        cosines[angle] = cosine * rope->rope_scale;
-        angle += N_CONSUMERS;
-        position = angle < n_angles ? rope->positions[it->q_base + angle / half] : 0;
-    }
-    sync_consumers();
+    angles<dim> by;
+    if (it->q_len == 1) {
 #pragma unroll
-    for (int i = 0; i < n_rows; i++) {
-        const int r = warp + i * N_WARPS;
-        if (it->first + r < it->q_len * it->group) {
-            if (rope->q_norm.data)
-                norm_head<dim>(s->q_norm, rope->eps, &heads[i]);
-            mb_head_rotate(cosines + tokens[i] * half, sines + tokens[i] * half, half, &heads[i]);
-        } else {
-            heads[i] = {};
+        for (int i = 0; i < dim / 64; i++) {
+            float sine, cosine;
+            mb_sine_cosine((float)position * s->inv_freq[lane + 32 * i], &sine, &cosine);
+            by.sines[i] = sine * rope->rope_scale;
+            by.cosines[i] = cosine * rope->rope_scale;
         }
-        store_query<dtype, dim>(s->weights, r, &heads[i]);
+    } else {
+        sync_consumers(); /* nobody reads the former item's P any more */
+#pragma unroll 1
+        while (angle < n_angles) {
+            float sine, cosine;
+            mb_sine_cosine((float)position * s->inv_freq[angle % half], &sine, &cosine);
+            sines[angle] = sine * rope->rope_scale;
+            cosines[angle] = cosine * rope->rope_scale;
+            angle += N_CONSUMERS;
+            position = angle < n_angles ? rope->positions[it->q_base + angle / half] : 0;
+        }
+        sync_consumers();
     }
-    for (int job = warp; job < 2 * (fresh.end - fresh.begin); job += N_WARPS) {
-        const int32_t token = fresh.begin + job / 2;
-        if (fresh.stored >> token & 1)
-            make_new<cache_dtype, dim>(p, s, it, cosines, sines, token, job % 2, &new_head);
-        load_new<dtype, dim>(rope, it, &fresh, job + N_WARPS, &new_head);
+#pragma unroll
+    for (int pair = 0; pair < most_rows; pair += 2)
+        if (pair * N_WARPS < n_rows) {
+#pragma unroll
+            for (int i = pair; i < pair + 2; i++) {
+                load_angles<dim>(it, cosines, sines, tokens[i], &by);
+                if (rope->q_norm.data)
+                    norm_head<dim>(s->q_norm, rope->eps, &heads[i]);
+                rotate<dim>(&by, &heads[i]);
+            }
+        }
+    if (it->q_len == 1)
+        sync_consumers(); /* nobody reads the former item's P any more */
+#pragma unroll
+    for (int i = 0; i < most_rows; i++) {
+        if (warp + i * N_WARPS >= n_rows)
+            heads[i] = {};
+        store_query<dtype, dim>(s->weights, warp + i * N_WARPS, &heads[i]);
     }
     sync_consumers();
-    return fresh;
 }
 
 /* Puts rows of new tokens into a block, of its rows [first, end) and of each row the pieces [piece, piece +
  * n_pieces): what the warp itself will read. `block` is the span's. */
 template <class shape, int dim>
-static __device__ __forceinline__ void patch(const shared_map<shape, dim> *s, unsigned char *stage, int is_v,
-                                             const item *it, const new_tokens *fresh, int block, int first,
+static __device__ __forceinline__ void patch(shared_map<shape, dim> *s, unsigned char *stage, int is_v,
+                                             uint32_t i_item, const new_tokens *fresh, int block, int first,
                                              int end, int piece, int n_pieces) {
+    const item *it = &s->items[i_item % ITEM_SLOTS];
     const int lane = threadIdx.x % 32;
 #pragma unroll 1
     for (int32_t token = fresh->begin; token < fresh->end; token++) {
         const int32_t r = it->kv_len - it->q_len + token - it->i_span * SPAN - block * BLOCK;
-        if (r < first || r >= end || !(fresh->stored >> token & 1))
+        if (r < first || r >= end)
+            continue;
+        mb_mbarrier_wait(&s->fresh_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
+        if (!(s->fresh_stored[i_item % ITEM_SLOTS] >> token & 1))
             continue;
         if (lane < n_pieces) {
-            const uint4 value = *((const uint4 *)s->fresh[is_v][token] + piece + lane);
+            const uint4 value = *((const uint4 *)s->fresh[i_item % ITEM_SLOTS][is_v][token] + piece + lane);
             *(uint4 *)(stage + place_of<shape>(r, piece + lane)) = value;
         }
     }

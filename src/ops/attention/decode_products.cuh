@@ -42,46 +42,68 @@ static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t rows, i
     mb_load_matrix_x4(a, rows + r * 2 * columns + (piece ^ r % 8) * 16);
 }
 
+/* All of the queries as A. */
+template <int dim>
+static __device__ __forceinline__ void load_queries(uint32_t queries, uint32_t (&q)[dim / 16][4]) {
+    const int lane = lane_again();
+#pragma unroll
+    for (int k = 0; k < dim / 16; k++)
+        load_a(q[k], queries, dim, k, lane);
+}
+
 /* Scores of the block's positions [first, first + 32). */
 template <int dtype, int cache_dtype, int dim, class shape>
-static __device__ __forceinline__ void multiply_keys(uint32_t queries, const unsigned char *keys, int first,
+static __device__ __forceinline__ void multiply_keys(const uint32_t (&q)[dim / 16][4],
+                                                     const unsigned char *keys, int first,
                                                      float (&scores)[QUARTER / 8][4]) {
     const int lane = lane_again(), matrix = lane / 8;
+    if constexpr (cache_dtype == MB_F8_E4M3) {
 #pragma unroll
-    for (int k = 0; k < dim / 16; k++) {
-        uint32_t q[4];
-        load_a(q, queries, dim, k, lane);
-        if constexpr (cache_dtype == MB_F8_E4M3) {
+        for (int k = 0; k < dim / 16; k++)
 #pragma unroll
             for (int j = 0; j < QUARTER / 8; j++) {
                 const unsigned char *from =
                     keys + place_of<shape>(first + 8 * j + lane / 4, k) + lane % 4 * 2;
-                multiply<dtype>(scores[j], q, widen<dtype>(*(const uint16_t *)from),
+                multiply<dtype>(scores[j], q[k], widen<dtype>(*(const uint16_t *)from),
                                 widen<dtype>(*(const uint16_t *)(from + 8)));
             }
-        } else {
+    } else {
+        /* Pieces of 16 dimensions differ in bits 5 and 6 of the address, which the swizzle of the row changes:
+         * exclusive or, and the panel. Of b: positions 0 - 7 of sixteen by dimensions 0 - 7, 8 - 15; then
+         * positions 8 - 15. */
+        static_assert(shape::panel_bytes == 128, "panels of another width");
+        const uint32_t from =
+            mb_shared_address(keys) + place_of<shape>(first + matrix / 2 * 8 + lane % 8, matrix % 2);
+#pragma unroll
+        for (int k = 0; k < dim / 16; k++)
 #pragma unroll
             for (int n = 0; n < QUARTER / 16; n++) {
-                uint32_t
-                    b[4]; /* positions 0 - 7 of sixteen by dimensions 0 - 7, 8 - 15; then positions 8 - 15 */
-                const int r = first + n * 16 + matrix / 2 * 8 + lane % 8;
-                mb_load_matrix_x4(b, mb_shared_address(keys) + place_of<shape>(r, k * 2 + matrix % 2));
-                multiply<dtype>(scores[2 * n], q, b[0], b[1]);
-                multiply<dtype>(scores[2 * n + 1], q, b[2], b[3]);
+                uint32_t b[4];
+                mb_load_matrix_x4(b, (from ^ k % 4 * 32) + k / 4 * (BLOCK * 128) + n * (16 * 128));
+                multiply<dtype>(scores[2 * n], q[k], b[0], b[1]);
+                multiply<dtype>(scores[2 * n + 1], q[k], b[2], b[3]);
             }
-        }
     }
 }
 
+/* Where the lane's row of P begins, of a block's 64 positions. (Sixteen of them are 32 bytes: bits 5 and 6, which
+ * the swizzle changes.) */
+static __device__ __forceinline__ uint32_t weights_of_block(uint32_t weights, int block, int lane) {
+    const int matrix = lane / 8, r = matrix % 2 * 8 + lane % 8;
+    return weights + r * (SPAN * 2) + block * (BLOCK * 2) + (matrix / 2 ^ r % 8) * 16;
+}
+
 /*
- * sums += P V of sixteen positions of a block, for a warp's n_dims dimensions from n_dims x warp on.
+ * sums += P V of sixteen positions (k) of a block, for a warp's n_dims dimensions from n_dims x warp on.
  *
  * In sums[2 t], sums[2 t + 1] are the dimensions 16 t .. 16 t + 15 of these: of a 16-bit cache first the lower
  * eight; of e4m3 first the even ones, because two numbers come together when a matrix is transposed.
  */
 template <int dtype, int cache_dtype, int n_dims, class shape>
-static __device__ __forceinline__ void multiply_values(const uint32_t (&weights)[4], uint32_t values, int k,
-                                                       int warp, int lane, float (&sums)[n_dims / 8][4]) {
+static __device__ __forceinline__ void multiply_values(uint32_t weights, uint32_t values, int k, int warp,
+                                                       int lane, float (&sums)[n_dims / 8][4]) {
+    uint32_t a[4];
+    mb_load_matrix_x4(a, weights ^ k * 32);
     const int matrix = lane / 8, r = k * 16 + matrix % 2 * 8 + lane % 8;
     if constexpr (cache_dtype == MB_F8_E4M3) {
         /* positions 0 - 7 of sixteen, then 8 - 15, by sixteen dimensions; then by the next, if there are any */
@@ -92,17 +114,18 @@ static __device__ __forceinline__ void multiply_values(const uint32_t (&weights)
         for (int t = 0; t < n_dims / 16; t++) {
             const uint32_t low = __byte_perm(x[2 * t], 0, 0x3120),
                            high = __byte_perm(x[2 * t + 1], 0, 0x3120);
-            multiply<dtype>(sums[2 * t], weights, widen<dtype>(low), widen<dtype>(high));
-            multiply<dtype>(sums[2 * t + 1], weights, widen<dtype>(low >> 16), widen<dtype>(high >> 16));
+            multiply<dtype>(sums[2 * t], a, widen<dtype>(low), widen<dtype>(high));
+            multiply<dtype>(sums[2 * t + 1], a, widen<dtype>(low >> 16), widen<dtype>(high >> 16));
         }
     } else {
+        static_assert(n_dims <= 32, "two sixteens differ in bit 5 of the address");
+        const uint32_t from = values + place_of<shape>(r % 16, warp * (n_dims / 8) + matrix / 2);
 #pragma unroll
         for (int t = 0; t < n_dims / 16; t++) {
             uint32_t b[4];
-            const int piece = warp * (n_dims / 8) + 2 * t + matrix / 2;
-            mb_load_matrix_transposed_x4(b, values + place_of<shape>(r, piece));
-            multiply<dtype>(sums[2 * t], weights, b[0], b[1]);
-            multiply<dtype>(sums[2 * t + 1], weights, b[2], b[3]);
+            mb_load_matrix_transposed_x4(b, (from ^ t * 32) + k * (16 * 128));
+            multiply<dtype>(sums[2 * t], a, b[0], b[1]);
+            multiply<dtype>(sums[2 * t + 1], a, b[2], b[3]);
         }
     }
 }

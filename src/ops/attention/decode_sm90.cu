@@ -3,22 +3,26 @@
  * attention's output.
  *
  * An item is a span of 256 positions (order.cuh) of a sequence and kv head, and up to 16 rows (a row: one query
- * head of one token). CTA i takes items i, i + gridDim, ...: one warp requests the blocks of the cache, four
- * consume them.
+ * head of one token). A CTA has four warps that compute and four that help them:
  *
- *   producer    item ring              blocks of K, then of V (TMA)           empty ^
- *                  |                       | full                                 |
- *   consumers   norm, rotate q;        S = Q K^T      largest   P       O += P V  |
- *               new tokens' k, v       32 positions   ------ shared ->  32 dimensions
- *               (once a warp each)     of each step                     of all positions
+ *   finder      which item is next                                  some items ahead
+ *   producer    requests blocks of K, then of V (TMA)               as the ring has room
+ *   maker       norm, rotation, store of new tokens' k and v
+ *   consumers   norm, rotate q;  S = Q K^T      largest   P       O += P V
+ *                                32 positions   ------ shared ->  32 dimensions
+ *                                of each step                     of all positions
+ *   counter     counts finished spans: an item behind the consumers
  *
- * The producer does not wait for the kernels in front: blocks of earlier tokens are older than those. In a block
+ * Finder and producer do not wait for the kernels in front: blocks of earlier tokens are older than those. In a block
  * that has new tokens their rows are old memory when it arrives, and the consumers put theirs there; the CTA
  * whose rows begin with the first one also stores them into the cache.
  *
- * A sequence's spans are merged by the CTA that finishes last, in order of spans; a counter tells who that is,
- * and nobody waits for another. (Where a sequence can be long, the merge is a second launch: decode_spans.cuh.) A warp of the tensor cores' accumulators has 16 rows; those that are not there
- * are zeros.
+ * A sequence's spans are merged by the CTA that finishes last, in order of spans; nobody waits for another. That a span
+ * is stored must be visible before it is counted, which takes microseconds while the memory is busy. So the counter
+ * waits for that, the consumers have the next item meanwhile, and merge when they have finished it. (Where a sequence
+ * can be long, the merge is a second launch: decode_spans.cuh.)
+ *
+ * A warp of the tensor cores' accumulators has 16 rows; those that are not there are zeros.
  */
 #include "base/status.h"
 #include "ops/attention/decode_prepare.cuh"
@@ -43,67 +47,128 @@ static __device__ __forceinline__ int32_t find_sequence(const int32_t *span_star
     return low;
 }
 
-static __device__ __forceinline__ item item_of(const decode_params *p, int32_t i) {
+/* Of a batch below 32 sequences: the lane's, loaded at once. */
+typedef struct lane_sequence {
+    int32_t span_start, q_start, kv_len;
+} lane_sequence;
+
+static __device__ __forceinline__ item item_of(const decode_params *p, const lane_sequence *small,
+                                               int32_t i) {
     const mb_attention_args *args = &p->attend;
     const int32_t per_span = args->n_kv_heads * p->n_tiles, span = i / per_span, rest = i % per_span;
-    const int32_t s = find_sequence(p->span_start, args->n_sequences, span);
+    const int32_t n = args->n_sequences, lane = threadIdx.x % 32;
     item it;
-    it.sequence = s;
     it.kv_head = rest / p->n_tiles;
     it.first = rest % p->n_tiles * ROWS;
     it.group = args->n_heads / args->n_kv_heads;
-    it.q_base = args->q_start[s];
-    it.q_len = args->q_start[s + 1] - it.q_base;
-    it.kv_len = args->kv_len[s];
-    it.first_span = p->span_start[s];
+    int32_t q_end;
+    if (n < 32) {
+        const int32_t s = 31 - __clz((int)__ballot_sync(0xffffffff, lane < n && small->span_start <= span));
+        it.sequence = s;
+        it.q_base = __shfl_sync(0xffffffff, small->q_start, s);
+        q_end = __shfl_sync(0xffffffff, small->q_start, s + 1);
+        it.kv_len = __shfl_sync(0xffffffff, small->kv_len, s);
+        it.first_span = __shfl_sync(0xffffffff, small->span_start, s);
+    } else {
+        const int32_t s = find_sequence(p->span_start, n, span);
+        it.sequence = s;
+        it.q_base = args->q_start[s];
+        q_end = args->q_start[s + 1];
+        it.kv_len = args->kv_len[s];
+        it.first_span = p->span_start[s];
+    }
+    it.q_len = q_end - it.q_base;
     it.i_span = span - it.first_span;
     it.n_spans = (it.kv_len + SPAN - 1) / SPAN;
     it.n_blocks = min((int32_t)SPAN_BLOCKS, (it.kv_len - it.i_span * SPAN + BLOCK - 1) / BLOCK);
     return it;
 }
 
+/*
+ * The warp that looks for items, some ahead of the others. A CTA's first item is its own number; the others are taken
+ * one by one by whoever has time, because SMs are not equally fast.
+ *
+ * If every CTA has one at most, nothing of this waits for the kernels in front.
+ */
 template <class shape, int dim>
-static __device__ __forceinline__ void produce(const decode_params *p, shared_map<shape, dim> *s) {
-    /* An item has two blocks at least. So when a consumer is at the end of an item, whose blocks are free, those of
-     * at most n_stages / 2 items behind it are under way, and the producer describes the next one. */
-    static_assert(shape::n_stages / 2 + 1 < ITEM_SLOTS, "an item's place could be overwritten too early");
+static __device__ __forceinline__ void find_items(const decode_params *p, shared_map<shape, dim> *s) {
     const mb_attention_args *args = &p->attend;
     const int lane = threadIdx.x % 32;
-    const int32_t n_items = p->span_start[args->n_sequences] * args->n_kv_heads * p->n_tiles;
+    const int32_t n = args->n_sequences;
+    const int32_t n_ctas = gridDim.x, own = min(lane, n);
+    const lane_sequence small = {p->span_start[own], args->q_start[own], args->kv_len[min(own, n - 1)]};
+    const int32_t n_spans = n < 32 ? __shfl_sync(0xffffffff, small.span_start, n) : p->span_start[n];
+    const int32_t n_items = n_spans * args->n_kv_heads * p->n_tiles;
     uint32_t i_item = 0;
-    ring at = {0, 0};
-    for (int32_t i = blockIdx.x; i < n_items; i += gridDim.x) {
-        const item it = item_of(p, i);
+    int32_t i = blockIdx.x, is_waited = 0;
+    while (i < n_items) {
+        item it = item_of(p, &small, i);
         /* (What is beyond the batch's largest is left out.) */
-        if (it.first >= it.q_len * it.group || it.q_len > args->max_q_len || it.kv_len > args->max_kv_len)
-            continue;
-        const int32_t *table = args->block_table + (int64_t)it.sequence * args->max_blocks;
-        const int32_t mine = lane < it.n_blocks ? table[it.i_span * SPAN_BLOCKS + lane] : 0;
-        if (lane == 0) {
-            s->items[i_item % ITEM_SLOTS] = it;
-            mb_mbarrier_arrive(&s->item_full[i_item % ITEM_SLOTS]);
-        }
-        i_item++;
-        for (int b = 0; b < 2 * it.n_blocks; b++) {
-            const int is_v = b >= it.n_blocks;
-            const int32_t block = __shfl_sync(0xffffffff, mine, is_v ? b - it.n_blocks : b);
-            if (lane == 0) {
-                mb_mbarrier_wait(&s->empty[at.stage], ~at.round & 1);
-                mb_mbarrier_arrive_expect(&s->full[at.stage], shape::n_bytes);
+        if (it.first < it.q_len * it.group && it.q_len <= args->max_q_len && it.kv_len <= args->max_kv_len) {
+            const int32_t *table = args->block_table + (int64_t)it.sequence * args->max_blocks;
+            const int32_t mine = lane < it.n_blocks ? table[it.i_span * SPAN_BLOCKS + lane] : 0;
+            const uint32_t slot = i_item % ITEM_SLOTS;
 #pragma unroll
-                for (int panel = 0; panel < shape::n_panels; panel++)
-                    mb_tma_load_5d(s->stages[at.stage] + panel * BLOCK * shape::panel_bytes,
-                                   is_v ? &p->v : &p->k, &s->full[at.stage],
-                                   panel * (shape::panel_bytes / shape::element_bytes), 0,
-                                   block * args->n_kv_heads + it.kv_head, 0, 0);
+            for (int b = 0; b < SPAN_BLOCKS; b++)
+                it.blocks[b] = __shfl_sync(0xffffffff, mine, b);
+            if (lane == 0) {
+                mb_mbarrier_wait(&s->item_empty[slot], ~(i_item / ITEM_SLOTS) & 1);
+                s->items[slot] = it;
+                mb_mbarrier_arrive(&s->item_full[slot]);
             }
-            advance<shape>(&at);
+            __syncwarp();
+            i_item++;
         }
-        __syncwarp();
+        if (n_items <= n_ctas)
+            break;
+        if (!is_waited)
+            mb_grid_wait(); /* the kernels in front may be of this kind and use the counter */
+        is_waited = 1;
+        if (lane == 0) {
+            i = n_ctas + atomicAdd(p->next_item, 1);
+            if (i ==
+                n_ctas + n_items - 1) /* every CTA takes one that is not there; this was the last of them */
+                *p->next_item = 0;
+        }
+        i = __shfl_sync(0xffffffff, i, 0);
     }
     if (lane == 0) {
-        s->items[i_item % ITEM_SLOTS].sequence = -1;
-        mb_mbarrier_arrive(&s->item_full[i_item % ITEM_SLOTS]);
+        const uint32_t slot = i_item % ITEM_SLOTS;
+        mb_mbarrier_wait(&s->item_empty[slot], ~(i_item / ITEM_SLOTS) & 1);
+        s->items[slot].sequence = -1;
+        mb_mbarrier_arrive(&s->item_full[slot]);
+    }
+}
+
+template <class shape, int dim>
+static __device__ __forceinline__ void produce(const decode_params *p, shared_map<shape, dim> *s) {
+    if (threadIdx.x % 32 != 0)
+        return;
+    mb_tma_prefetch_map(&p->k);
+    mb_tma_prefetch_map(&p->v);
+    ring at = {0, 0};
+    for (uint32_t i_item = 0;; i_item++) {
+        mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
+        const item *it = &s->items[i_item % ITEM_SLOTS];
+        if (it->sequence < 0)
+            break;
+        const int32_t kv_head = it->kv_head, n_blocks = it->n_blocks;
+#pragma unroll 1
+        for (int b = 0; b < 2 * n_blocks; b++) {
+            const int is_v = b >= n_blocks;
+            const int32_t block = it->blocks[is_v ? b - n_blocks : b];
+            mb_mbarrier_wait(&s->empty[at.stage], ~at.round & 1);
+            mb_mbarrier_arrive_expect(&s->full[at.stage], shape::n_bytes);
+            unsigned char *stage = stage_of(s, at.stage);
+#pragma unroll
+            for (int panel = 0; panel < shape::n_panels; panel++)
+                mb_tma_load_5d_evict_first(stage + panel * BLOCK * shape::panel_bytes, is_v ? &p->v : &p->k,
+                                           &s->full[at.stage],
+                                           panel * (shape::panel_bytes / shape::element_bytes), 0,
+                                           block * p->attend.n_kv_heads + kv_head, 0, 0);
+            advance<shape>(&at);
+        }
+        mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
     }
 }
 
@@ -117,12 +182,17 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
     load_constants(&p->rope, s);
     mb_grid_wait();
     ring at = {0, 0};
-    for (uint32_t i_item = 0;; i_item++) {
+    uint32_t i_item = 0;
+#pragma unroll 1
+    for (;; i_item++) {
         mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
         const item *it = &s->items[i_item % ITEM_SLOTS];
         if (it->sequence < 0)
             break;
-        const new_tokens fresh = prepare<dtype, cache_dtype, dim>(p, s, it);
+        prepare<dtype, dim>(p, s, it);
+        const new_tokens fresh = find_new(it);
+        uint32_t q[dim / 16][4];
+        load_queries<dim>(weights, q);
 
         float scores[SPAN_STEPS][QUARTER / 8][4] = {};
 #pragma unroll
@@ -134,10 +204,10 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
                     break;
                 mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
                 if (warp / 2 == i) {
-                    patch(s, s->stages[at.stage], 0, it, &fresh, block, first, first + QUARTER, 0,
+                    unsigned char *stage = stage_of(s, at.stage);
+                    patch(s, stage, 0, i_item, &fresh, block, first, first + QUARTER, 0,
                           shape::row_bytes / 16);
-                    multiply_keys<dtype, cache_dtype, dim, shape>(weights, s->stages[at.stage], first,
-                                                                  scores[step]);
+                    multiply_keys<dtype, cache_dtype, dim, shape>(q, stage, first, scores[step]);
                 }
                 __syncwarp();
                 if (lane == 0)
@@ -163,9 +233,9 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
                         sums[n][i] = __fmul_rn(sums[n][i], f.steps[1][i / 2].correction);
             const int32_t n = min((int32_t)BLOCK, it->kv_len - it->i_span * SPAN - block * BLOCK);
             const int lane_now = lane_again();
-            unsigned char *stage = s->stages[at.stage];
+            unsigned char *stage = stage_of(s, at.stage);
             mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
-            patch(s, stage, 1, it, &fresh, block, 0, BLOCK, warp * pieces, pieces);
+            patch(s, stage, 1, i_item, &fresh, block, 0, BLOCK, warp * pieces, pieces);
             if (n % 16) { /* behind the sequence's end is old memory; 0 times NaN would be NaN */
                 for (int i = lane; i < (16 - n % 16) * pieces; i += 32)
                     *(uint4 *)(stage + place_of<shape>(n + i / pieces, warp * pieces + i % pieces)) =
@@ -173,23 +243,30 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
                 mb_fence_async_shared();
                 __syncwarp();
             }
+            const uint32_t a = weights_of_block(weights, block, lane_now), values = mb_shared_address(stage);
+            if (n == BLOCK) {
 #pragma unroll
-            for (int k = 0; k < BLOCK / 16; k++)
-                if (k * 16 < n) {
-                    uint32_t a[4];
-                    load_a(a, weights, SPAN, block * (BLOCK / 16) + k, lane_now);
-                    multiply_values<dtype, cache_dtype, n_dims, shape>(a, mb_shared_address(stage), k, warp,
-                                                                       lane_now, sums);
-                }
+                for (int k = 0; k < BLOCK / 16; k++)
+                    multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
+            } else {
+#pragma unroll 1
+                for (int k = 0; k * 16 < n; k++)
+                    multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
+            }
             __syncwarp();
             if (lane == 0)
                 mb_mbarrier_arrive(&s->empty[at.stage]);
             advance<shape>(&at);
         }
         store_rows<dtype, cache_dtype, dim>(p, s, it, &f, sums);
-        if (it->n_spans > 1 && p->merges_here)
-            finish_span<dtype, dim>(p, s, it);
+        __syncwarp();
+        if (lane == 0)
+            mb_mbarrier_arrive(&s->stored[i_item % 2]);
+        if (i_item > 0)
+            settle<dtype>(p, s, i_item - 1);
     }
+    if (i_item > 0)
+        settle<dtype>(p, s, i_item - 1);
 }
 
 template <int dtype, int cache_dtype, int dim>
@@ -204,15 +281,33 @@ static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
             mb_mbarrier_init(&s->full[i], 1);
             mb_mbarrier_init(&s->empty[i], N_WARPS);
         }
-        for (int i = 0; i < ITEM_SLOTS; i++)
+        for (int i = 0; i < ITEM_SLOTS; i++) {
             mb_mbarrier_init(&s->item_full[i], 1);
+            mb_mbarrier_init(&s->fresh_full[i], 1);
+            mb_mbarrier_init(&s->item_empty[i], N_WARPS + 2); /* and producer, maker */
+        }
+        for (int i = 0; i < 2; i++) {
+            mb_mbarrier_init(&s->stored[i], N_WARPS);
+            mb_mbarrier_init(&s->counted[i], 1);
+        }
         mb_mbarrier_init_fence();
     }
     __syncthreads();
-    if (threadIdx.x / 32 == N_WARPS)
-        produce<shape, dim>(&p, s);
-    else
+    if (threadIdx.x < N_CONSUMERS) {
+        mb_setmaxnreg_increase<CONSUMER_REGISTERS>();
         consume<dtype, cache_dtype, dim, shape>(&p, s);
+    } else {
+        mb_setmaxnreg_decrease<OTHER_REGISTERS>();
+        const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+        if (warp == PRODUCER)
+            produce<shape, dim>(&p, s);
+        else if (warp == FINDER)
+            find_items<shape, dim>(&p, s);
+        else if (warp == COUNTER)
+            count_spans<shape, dim>(&p, s);
+        else
+            make_tokens<dtype, cache_dtype, dim>(&p, s);
+    }
 }
 
 /* ---- host */
@@ -296,7 +391,7 @@ static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, c
 template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_params *p, mb_stream stream) {
     typedef block_shape<cache_dtype, dim> shape;
     const mb_attention_args *args = &p->attend;
-    constexpr size_t shared_bytes = sizeof(shared_map<shape, dim>);
+    constexpr size_t shared_bytes = stages_at<shape, dim> + shape::n_stages * shape::n_bytes;
     static_assert(CTAS_PER_SM * (shared_bytes + 1024) <= 228 * 1024, "the CTAs do not fit onto an SM");
     const int64_t n_items =
         (int64_t)args->n_sequences * ((args->max_kv_len + SPAN - 1) / SPAN) * args->n_kv_heads * p->n_tiles;
@@ -335,7 +430,8 @@ mb_status mb_decode_attention_sm90(const mb_decode_attention_args *args, void *w
     p.rope = mb_decode_rope_part(args, NULL);
     p.attend = mb_decode_attention_part(args, NULL);
     p.span_start = args->span_start;
-    p.counters = args->counters;
+    p.next_item = args->counters;
+    p.counters = args->counters + 1;
     p.sums = (float *)workspace;
     p.scales = (float2 *)(p.sums + most_kept(args) * (size_t)args->head_dim);
     p.most_rows = most_rows(args);

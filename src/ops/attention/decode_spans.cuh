@@ -41,10 +41,10 @@ static __device__ __forceinline__ void merge_spans(const decode_params *p, share
 #pragma unroll 1
     for (int32_t i = thread; i < n_spans * n_rows; i += N_CONSUMERS)
         scales[i] = __ldcg(p->scales + kept_at(p, it, i / n_rows, it->first + i % n_rows));
-    sync_consumers();
+    const int32_t n = n_rows * (dim / 4);
 #pragma unroll 1
-    for (int32_t i = thread; i < n_rows * (dim / 4); i += N_CONSUMERS) {
-        const int32_t r = i / (dim / 4), column = i % (dim / 4);
+    for (int32_t begin = 0; begin < n; begin += N_CONSUMERS) {
+        const int32_t i = min(begin + thread, n - 1), r = i / (dim / 4), column = i % (dim / 4);
         const float4 *from = (const float4 *)p->sums + kept_at(p, it, 0, it->first + r) * (dim / 4) + column;
         float4 sum = {};
         float2 scale = {};
@@ -57,6 +57,8 @@ static __device__ __forceinline__ void merge_spans(const decode_params *p, share
                     next[j] = __ldcg(from);
                     from += stride;
                 }
+            if (begin == 0 && first == 0)
+                sync_consumers(); /* the scales are there, which were under way with the first sums */
 #pragma unroll
             for (int j = 0; j < MERGED_AT_ONCE; j++)
                 if (first + j == 0) {
@@ -66,6 +68,8 @@ static __device__ __forceinline__ void merge_spans(const decode_params *p, share
                     merge_next(&sum, &scale, next[j], scales[(first + j) * n_rows + r]);
                 }
         }
+        if (begin + thread >= n)
+            continue;
         const float f = output_factor(&p->attend, it->kv_head, scale.y);
         uint2 *to = (uint2 *)((uint16_t *)p->attend.out + head_of_row(p, it, it->first + r) * dim) + column;
         *to = make_uint2(pack<dtype>(__fmul_rn(sum.x, f), __fmul_rn(sum.y, f)),
@@ -157,21 +161,44 @@ static __device__ __forceinline__ void store_rows(const decode_params *p, const 
     }
 }
 
-/* Counts the span; whoever is last merges. All consumers call it. */
+/* Merges the sequence's spans if item i_item's was the last one of them to be finished. All consumers call it. */
 template <int dtype, int dim, class shape>
-static __device__ __forceinline__ void finish_span(const decode_params *p, shared_map<shape, dim> *s,
-                                                   const item *it) {
-    sync_consumers(); /* the span is stored */
-    if (threadIdx.x == 0) {
-        int32_t *counter =
-            p->counters + (it->sequence * p->attend.n_kv_heads + it->kv_head) * p->n_tiles + it->first / ROWS;
-        s->is_last = mb_add_acquire_release(counter, 1) == it->n_spans - 1;
-        if (s->is_last)
-            *counter = 0;
+static __device__ __forceinline__ void settle(const decode_params *p, shared_map<shape, dim> *s,
+                                              uint32_t i_item) {
+    mb_mbarrier_wait(&s->counted[i_item % 2], i_item / 2 & 1);
+    if (s->is_last[i_item % 2]) {
+        sync_consumers(); /* nobody reads P of the item after it any more */
+        merge_spans<dtype>(p, s, &s->items[i_item % ITEM_SLOTS]);
     }
-    sync_consumers();
-    if (s->is_last)
-        merge_spans<dtype>(p, s, it);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
+}
+
+/* The warp that counts finished spans. What the fence waits for takes microseconds while the memory is busy; the
+ * consumers have the next item by then. */
+template <class shape, int dim>
+static __device__ __forceinline__ void count_spans(const decode_params *p, shared_map<shape, dim> *s) {
+    if (threadIdx.x % 32 != 0)
+        return;
+    for (uint32_t i_item = 0;; i_item++) {
+        mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
+        const item *it = &s->items[i_item % ITEM_SLOTS];
+        if (it->sequence < 0)
+            break;
+        mb_mbarrier_wait(&s->stored[i_item % 2], i_item / 2 & 1);
+        int32_t is_last = 0;
+        if (it->n_spans > 1 && p->merges_here) {
+            int32_t *counter = p->counters +
+                               (it->sequence * p->attend.n_kv_heads + it->kv_head) * p->n_tiles +
+                               it->first / ROWS;
+            is_last = mb_add_acquire_release(counter, 1) == it->n_spans - 1;
+            if (is_last)
+                *counter = 0;
+        }
+        s->is_last[i_item % 2] = is_last;
+        mb_mbarrier_arrive(&s->counted[i_item % 2]);
+    }
 }
 
 #endif

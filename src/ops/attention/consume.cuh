@@ -168,8 +168,8 @@ static __device__ __forceinline__ void rescale(int n, const step_factors (&f)[2]
 }
 
 /* Softmax of a step. The sums of the step before are under way; they are waited for when half of P is there.
- * Then they are brought to the new maximum or, if that step was its span's last (is_end), are taken in by those
- * of the former spans. */
+ * Then they are brought to the new maximum or, if that step was its span's last (is_end), added to those of
+ * the former spans. */
 template <int dtype, int dim, int n_held, int is_end>
 static __device__ __forceinline__ void soften_step(float (&scores)[STEP / 2], uint32_t (&weights)[STEP / 4],
                                                    float (&sums)[dim / 2], float (&held)[4 * n_held],

@@ -11,15 +11,15 @@
  *
  * The warpgroups take turns: while one has its two products in the tensor cores the other does its softmax.
  * A turn is S of a step and P V of the step before. Softmax begins when S is there; P V is still under way.
- * The steps of all tiles of a CTA are one sequence: the turn of a tile's last P V has the next tile's first S.
+ * All steps of all tiles of a CTA are one sequence: a tile's last P V shares its turn with the next tile's S.
  *
  * A span's O is in registers. What the spans in front of it came to is in registers too, but for a part in
  * shared memory, and takes O in when the span ends, among the exponentials of the next step. Only the steps
  * on the diagonal compare positions with what a row sees.
  *
  * Tiles lie in places (rows.cuh). One more thread finds them, one ahead of the consumers, the last place
- * first, where a sequence's rows are longest: from a counter, or in turns where a CTA has few. No CTA waits for
- * another.
+ * first, where a sequence's rows are longest: from a counter, or in turns where a CTA has few. No CTA waits
+ * for another.
  */
 #include "base/status.h"
 #include "ops/attention/consume.cuh"

@@ -19,10 +19,7 @@ extern "C" {
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-extern "C" int mb_attention_prefill_variant;
 enum { BLOCK = 64, MOST_SEQUENCES = 16 };
-static const int variants[] = {0, 1, 2, 4, 8}; /* prefill_sm90.cu says what they are */
-enum { N_VARIANTS = sizeof variants / sizeof *variants };
 
 /* ---- random values */
 
@@ -508,27 +505,13 @@ static void check_bits(const problem *p, const uint16_t *whole) {
 static void check_shape(shape s) {
     problem p = make_problem(s);
     const int32_t zero = 0;
-    uint16_t *first = NULL;
-    for (int i = 0; i < N_VARIANTS; i++) {
-        const int variant = mb_attention_prefill_variant = variants[i];
-        uint16_t *whole = attend(&p, 1, &zero, &s.length), *again = attend(&p, 1, &zero, &s.length);
-        const int64_t n = (int64_t)s.length * s.n_heads * s.dim;
-        if (memcmp(whole, again, 2 * (size_t)n) != 0)
-            complain(p.name, "other bits in a second run: a race, variant", variant);
-        if (variant == 0)
-            check_values(&p, whole);
-        if (variant < 2)
-            check_bits(&p, whole);
-        if (first && memcmp(whole, first, 2 * (size_t)n) != 0)
-            complain(p.name, "other bits than variant 0's: variant", variant);
-        free(again);
-        if (first)
-            free(whole);
-        else
-            first = whole;
-    }
-    mb_attention_prefill_variant = 0;
-    free(first);
+    uint16_t *whole = attend(&p, 1, &zero, &s.length), *again = attend(&p, 1, &zero, &s.length);
+    if (memcmp(whole, again, 2 * (size_t)s.length * s.n_heads * s.dim) != 0)
+        complain(p.name, "other bits in a second run: a race", 0);
+    check_values(&p, whole);
+    check_bits(&p, whole);
+    free(again);
+    free(whole);
     free_problem(&p);
 }
 
@@ -545,13 +528,8 @@ static void time_shape(shape s, int32_t n, int32_t q_len, void *flush) {
     const batch b = make_batch(&p, n, begin, end);
     const double pairs = (double)n * q_len * (s.length - (q_len - 1) / 2.0);
     printf("time   %d x %5d of %-44s", n, q_len, p.name);
-    for (int i = 0; i < N_VARIANTS; i++) {
-        mb_attention_prefill_variant = variants[i];
-        const double us = time_graph(launch_batch, &b, flush);
-        printf("  %8.1f us %4.0f TFLOP/s", us, 4 * pairs * s.n_heads * s.dim / us * 1e-6);
-    }
-    printf("\n");
-    mb_attention_prefill_variant = 0;
+    const double us = time_graph(launch_batch, &b, flush);
+    printf("  %8.1f us %4.0f TFLOP/s\n", us, 4 * pairs * s.n_heads * s.dim / us * 1e-6);
     free_batch(&b);
     free_problem(&p);
 }
@@ -588,7 +566,6 @@ int main(int argc, char **argv) {
     }
     if (times) {
         void *flush = allocate(FLUSH_BYTES);
-        printf("time   columns: values first; scores first; a CTA a tile; sums in shared; tiles in turns\n");
         static const int32_t lengths[] = {512, 2048, 4096, 8192, 16384, 32768};
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
             time_shape({32, 4, 128, lengths[i], MB_BF16, MB_BF16}, 1, lengths[i], flush);

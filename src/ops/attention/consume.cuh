@@ -29,19 +29,25 @@ template <int dtype> struct wgmma_type {
     static constexpr int value = dtype == MB_BF16 ? MB_WGMMA_BF16 : MB_WGMMA_F16;
 };
 
+/* The high words of all descriptors here are the same. */
+static __device__ __forceinline__ uint64_t descriptor_of(uint32_t low) {
+    return (uint64_t)(uint32_t)(mb_wgmma_descriptor(0) >> 32) << 32 | low;
+}
+
 /* S = Q K^T of a step. */
 template <int dtype, int dim>
 static __device__ __forceinline__ void start_scores(float (&scores)[STEP / 2], uint32_t q, uint32_t k) {
     constexpr int type = wgmma_type<dtype>::value, panel_steps = PANEL_DIMS / 16;
-    const uint64_t a = mb_wgmma_descriptor(q), b = mb_wgmma_descriptor(k);
+    const uint32_t a = (uint32_t)mb_wgmma_descriptor(q), b = (uint32_t)mb_wgmma_descriptor(k);
     mb_wgmma_pin(scores);
     mb_wgmma_fence();
-    mb_wgmma<type, STEP, 0>(scores, a, b);
+    mb_wgmma<type, STEP, 0>(scores, descriptor_of(a), descriptor_of(b));
 #pragma unroll
     for (int i = 1; i < dim / 16; i++)
-        mb_wgmma<type, STEP, 1>(scores,
-                                a + i / panel_steps * (GROUP_ROWS * PANEL_BYTES / 16) + i % panel_steps * 2,
-                                b + i / panel_steps * (STEP * PANEL_BYTES / 16) + i % panel_steps * 2);
+        mb_wgmma<type, STEP, 1>(
+            scores,
+            descriptor_of(a + i / panel_steps * (GROUP_ROWS * PANEL_BYTES / 16) + i % panel_steps * 2),
+            descriptor_of(b + i / panel_steps * (STEP * PANEL_BYTES / 16) + i % panel_steps * 2));
     mb_wgmma_commit();
 }
 
@@ -49,28 +55,34 @@ static __device__ __forceinline__ void start_scores(float (&scores)[STEP / 2], u
 template <int dtype, int dim>
 static __device__ __forceinline__ void start_values(float (&sums)[dim / 2], uint32_t (&weights)[STEP / 4],
                                                     uint32_t v, int accumulate) {
-    const uint64_t b = mb_wgmma_descriptor_across(v, STEP * PANEL_BYTES);
+    const uint32_t b = (uint32_t)mb_wgmma_descriptor_across(v, STEP * PANEL_BYTES);
     mb_wgmma_pin(sums);
     mb_wgmma_fence();
 #pragma unroll
     for (int i = 0; i < STEP / 16; i++)
         mb_wgmma_across<wgmma_type<dtype>::value, dim>(
             sums, weights[4 * i], weights[4 * i + 1], weights[4 * i + 2], weights[4 * i + 3],
-            b + i * (16 * PANEL_BYTES / 16), i > 0 ? 1 : accumulate);
+            descriptor_of(b + i * (16 * PANEL_BYTES / 16)), i > 0 ? 1 : accumulate);
     mb_wgmma_commit();
 }
 
 /* ---- consumers: softmax */
 
+/* What there is before the first span: -0, for the sum of -0 and x is x. */
+static __device__ __forceinline__ void forget_spans(row_pair *former) {
+    former->maximum[0] = former->maximum[1] = -CUDART_INF_F;
+    former->total[0] = former->total[1] = -0.0f;
+}
+
 /* A span has ended: former, which is that of all spans before, takes it in. factors: for the sums. */
-static __device__ __forceinline__ void end_span(const row_pair *span, int is_first, row_pair *former,
+static __device__ __forceinline__ void end_span(const row_pair *span, row_pair *former,
                                                 merge_factors (&factors)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const float total = total_of_lanes(span->total[r]);
         factors[r] = factors_of(former->maximum[r], span->maximum[r]);
-        former->total[r] = is_first ? total : merge(&factors[r], former->total[r], total);
-        former->maximum[r] = is_first ? span->maximum[r] : factors[r].maximum;
+        former->total[r] = merge(&factors[r], former->total[r], total);
+        former->maximum[r] = factors[r].maximum;
     }
 }
 
@@ -78,13 +90,13 @@ static __device__ __forceinline__ void end_span(const row_pair *span, int is_fir
  * `held`, the others in shared memory, `kept`: this thread's, 32 apart. */
 template <int dim, int n_held>
 static __device__ __forceinline__ void merge_sums(const merge_factors (&f)[2],
-                                                  const float (&held)[4 * n_held + 1], const float4 *kept,
+                                                  const float (&held)[4 * n_held], const float4 *kept,
                                                   float (&sums)[dim / 2]) {
 #pragma unroll
     for (int n = 0; n < dim / 8; n++) {
         const float4 former =
             n < n_held ? make_float4(held[4 * n], held[4 * n + 1], held[4 * n + 2], held[4 * n + 3])
-                       : kept[n * 32];
+                       : kept[(n - n_held) * 32];
         sums[4 * n] = merge(&f[0], former.x, sums[4 * n]);
         sums[4 * n + 1] = merge(&f[0], former.y, sums[4 * n + 1]);
         sums[4 * n + 2] = merge(&f[1], former.z, sums[4 * n + 2]);
@@ -93,35 +105,142 @@ static __device__ __forceinline__ void merge_sums(const merge_factors (&f)[2],
 }
 
 template <int dim, int n_held>
-static __device__ __forceinline__ void keep_sums(const float (&sums)[dim / 2], float (&held)[4 * n_held + 1],
-                                                 float4 *kept) {
+static __device__ __forceinline__ void forget_sums(float (&held)[4 * n_held], float4 *kept) {
 #pragma unroll
     for (int i = 0; i < 4 * n_held; i++)
-        held[i] = sums[i];
+        held[i] = -0.0f;
 #pragma unroll
     for (int n = n_held; n < dim / 8; n++)
-        kept[n * 32] = make_float4(sums[4 * n], sums[4 * n + 1], sums[4 * n + 2], sums[4 * n + 3]);
+        kept[(n - n_held) * 32] = make_float4(-0.0f, -0.0f, -0.0f, -0.0f);
 }
 
-/* Softmax of a tile's step i. */
-static __device__ __forceinline__ void take_scores(float (&scores)[STEP / 2], int32_t i, int32_t n_unmasked,
-                                                   const int32_t (&visible)[2], float factor, row_pair *span,
-                                                   float (&correction)[2]) {
-    const int32_t in_step[2] = {visible[0] - i * STEP, visible[1] - i * STEP};
-    if (i % SPAN_STEPS == 0)
-        start_span(span);
-    if (i >= n_unmasked)
-        soften<1>(scores, in_step, factor, span, correction);
-    else
-        soften<0>(scores, in_step, factor, span, correction);
-}
-
-/* At a span's begin it is of no use, for then the sums start from nothing; but it needs no branch. */
-template <int dim>
-static __device__ __forceinline__ void rescale(float (&sums)[dim / 2], const float (&correction)[2]) {
+/* Scores of positions that a row does not see become -infinity. */
+static __device__ __forceinline__ void hide(float (&scores)[STEP / 2], int32_t first,
+                                            const int32_t (&visible)[2]) {
+    const int column = threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < dim / 2; j++)
-        sums[j] = __fmul_rn(sums[j], correction[j / 2 % 2]);
+    for (int r = 0; r < 2; r++) {
+        const int32_t n = visible[r] - first - column;
+#pragma unroll
+        for (int j = 0; j < STEP / 8; j++)
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                scores[4 * j + 2 * r + c] = 8 * j + c < n ? scores[4 * j + 2 * r + c] : -CUDART_INF_F;
+    }
+}
+
+/* The compiler orders instructions between branches only, and gathers exponentials there. A wait that is over
+ * (on a barrier that nobody uses; no sum of P is below 0) has a branch that keeps other work among them. */
+static __device__ __forceinline__ void keep_order(uint64_t *fresh, float x, float y) {
+    mb_mbarrier_wait(fresh, __any_sync(0xffffffff, x < 0 || y < 0) ? 0 : 1);
+}
+static __device__ __forceinline__ void keep_here(float &x) {
+    asm volatile("" : "+f"(x)::"memory");
+}
+
+/* The sums of the former spans take those of this one in, four of the thread's. */
+template <int dim, int n_held>
+static __device__ __forceinline__ void take_sums(int n, const merge_factors (&f)[2],
+                                                 float (&held)[4 * n_held], float4 *kept,
+                                                 const float (&sums)[dim / 2]) {
+    if (n < n_held) {
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            held[4 * n + c] = merge(&f[c / 2], held[4 * n + c], sums[4 * n + c]);
+            keep_here(held[4 * n + c]);
+        }
+    } else {
+        const float4 former = kept[(n - n_held) * 32];
+        kept[(n - n_held) * 32] =
+            make_float4(merge(&f[0], former.x, sums[4 * n]), merge(&f[0], former.y, sums[4 * n + 1]),
+                        merge(&f[1], former.z, sums[4 * n + 2]), merge(&f[1], former.w, sums[4 * n + 3]));
+    }
+}
+
+/* Four of the thread's sums are brought to a step's maximum. */
+template <int dim>
+static __device__ __forceinline__ void rescale(int n, const step_factors (&f)[2], float (&sums)[dim / 2]) {
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        sums[4 * n + c] = __fmul_rn(sums[4 * n + c], f[c / 2].correction);
+        keep_here(sums[4 * n + c]);
+    }
+}
+
+/* Softmax of a step. The sums of the step before are under way; they are waited for when half of P is there.
+ * Then they are brought to the new maximum or, if that step was its span's last (is_end), added to those of
+ * the former spans. */
+template <int dtype, int dim, int n_held, int is_end>
+static __device__ __forceinline__ void soften_step(float (&scores)[STEP / 2], uint32_t (&weights)[STEP / 4],
+                                                   float (&sums)[dim / 2], float (&held)[4 * n_held],
+                                                   float4 *kept, row_pair *span, row_pair *former,
+                                                   float factor, uint64_t *fresh, uint64_t *v_empty) {
+    constexpr int n_chains = 4, n_columns = STEP / 8, half = QUARTERS / 2;
+    merge_factors m[2];
+    if constexpr (is_end) {
+        end_span(span, former, m);
+        start_span(span);
+    }
+    float largest[2][n_chains];
+#pragma unroll
+    for (int j = 0; j < n_columns; j++)
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const float larger = fmaxf(scores[4 * j + 2 * r], scores[4 * j + 2 * r + 1]);
+            largest[r][j % n_chains] = j < n_chains ? larger : fmaxf(largest[r][j % n_chains], larger);
+        }
+    step_factors f[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float all = fmaxf(fmaxf(largest[r][0], largest[r][1]), fmaxf(largest[r][2], largest[r][3]));
+        all = fmaxf(all, __shfl_xor_sync(0xffffffff, all, 1));
+        all = fmaxf(all, __shfl_xor_sync(0xffffffff, all, 2));
+        f[r] = next_step(span->maximum[r], all, factor);
+        span->maximum[r] = f[r].maximum;
+    }
+    float quarter[2][QUARTERS];
+#pragma unroll
+    for (int i = 0; i < QUARTERS; i++) {
+        if (i >= half)
+            keep_order(fresh, quarter[0][i == half ? i - 1 : i - 2], quarter[1][i == half ? i - 1 : i - 2]);
+        if (i == half) {
+            mb_wgmma_wait<0>();
+            mb_wgmma_pin(sums);
+            release(v_empty);
+        }
+#pragma unroll
+        for (int c = 0; c < n_columns / QUARTERS; c++)
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                const int j = i * (n_columns / QUARTERS) + c;
+                float *pair = &scores[4 * j + 2 * r], *sum = &quarter[r][i];
+                pair[0] = probability(pair[0], factor, f[r].shift);
+                pair[1] = probability(pair[1], factor, f[r].shift);
+                *sum = c == 0 ? pair[0] : __fadd_rn(*sum, pair[0]);
+                *sum = __fadd_rn(*sum, pair[1]);
+            }
+        if (i >= half) {
+#pragma unroll
+            for (int k = 0; k < dim / 8 / half; k++) {
+                const int n = (i - half) * (dim / 8 / half) + k;
+                if constexpr (is_end)
+                    take_sums<dim, n_held>(n, m, held, kept, sums);
+                else
+                    rescale<dim>(n, f, sums);
+            }
+#pragma unroll
+            for (int k = 0; k < n_columns / half; k++) {
+                const int n = (i - half) * (n_columns / half) + k;
+                weights[2 * n] = pack<dtype>(scores[4 * n], scores[4 * n + 1]);
+                weights[2 * n + 1] = pack<dtype>(scores[4 * n + 2], scores[4 * n + 3]);
+            }
+        }
+        keep_here(quarter[0][i]);
+        keep_here(quarter[1][i]);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        span->total[r] = add_step(span->total[r], f[r].correction, quarter[r]);
 }
 
 /* ---- consumers: the ends of a tile */

@@ -8,7 +8,7 @@
 #include "ops/hopper/tma.cuh"
 
 enum { WARPGROUP = 128, N_CONSUMERS = 2, GROUP_ROWS = TILE_ROWS / N_CONSUMERS };
-enum { N_STAGES = 2, N_TILES = 2 }; /* of the rings */
+enum { N_STAGES = 2 }; /* of the rings */
 enum { N_THREADS = (N_CONSUMERS + 1) * WARPGROUP, PANEL_BYTES = 128, PANEL_DIMS = PANEL_BYTES / 2 };
 
 /* Named barriers: a turn of each consumer warpgroup, and each of them alone. */
@@ -18,23 +18,25 @@ typedef struct prefill_params {
     mb_attention_args args;
     CUtensorMap k, v;
     uint32_t n_places, n_items; /* an item: a place and a kv head */
+    uint32_t n_together;        /* kv heads whose K and V are in the L2 cache together */
     uint32_t *next_item;        /* NULL: CTAs take them in turns */
 } prefill_params;
 
 /* Matrices lie in panels of 64 dimensions: rows of 128 bytes, swizzled by 128 bytes. */
 template <int dim> struct shared_map {
-    unsigned char q[N_CONSUMERS][GROUP_ROWS * dim * 2];
+    unsigned char q[2][N_CONSUMERS][GROUP_ROWS * dim * 2]; /* of this tile and the next */
     unsigned char k[N_STAGES][STEP * dim * 2], v[N_STAGES][STEP * dim * 2];
     /* The sums of former spans, each thread's own; at a tile's end the warp's 16 rows of the output. */
-    float4 former[N_CONSUMERS * WARPGROUP / 32][dim / 8][32];
+    float4 former[N_CONSUMERS * WARPGROUP / 32][dim / 16][32];
     uint64_t k_full[N_STAGES], k_empty[N_STAGES], v_full[N_STAGES], v_empty[N_STAGES];
-    uint64_t tile_full[N_TILES], tile_empty[N_TILES];
-    query_rows tiles[N_TILES]; /* sequence -1: there are no more */
+    uint64_t tile_full, tile_empty; /* the next tile's: tiles[i % 2] is in use until tile i + 1 begins */
+    uint64_t fresh;                 /* see keep_order */
+    query_rows tiles[2];            /* sequence -1: there are no more */
 };
 
-/* Where a step is in its ring, or a tile in its: steps are counted on through all tiles of a CTA. */
+/* Where a step is in its ring: steps are counted on through all tiles of a CTA. */
 static __device__ __forceinline__ uint32_t stage_of(uint32_t count) {
-    static_assert(N_STAGES == 2 && N_TILES == 2, "one rule for both rings");
+    static_assert(N_STAGES == 2, "the rule is for two");
     return count % 2;
 }
 static __device__ __forceinline__ uint32_t parity_of(uint32_t count) {
@@ -61,8 +63,10 @@ static __device__ __forceinline__ query_rows next_tile(const prefill_params *p, 
             tile.sequence = -1;
             return tile;
         }
-        const uint32_t n_kv = (uint32_t)p->args.n_kv_heads;
-        if (tile_of_place(&p->args, (int32_t)(p->n_places - 1 - item / n_kv), (int32_t)(item % n_kv), &tile))
+        const uint32_t section = item / (p->n_places * p->n_together),
+                       i = item % (p->n_places * p->n_together);
+        if (tile_of_place(&p->args, (int32_t)(p->n_places - 1 - i / p->n_together),
+                          (int32_t)(section * p->n_together + i % p->n_together), &tile))
             return tile;
     }
 }
@@ -94,10 +98,10 @@ template <int dim>
 static __device__ __forceinline__ void find_tiles(const prefill_params *p, shared_map<dim> *s) {
     uint32_t round = 0;
     for (uint32_t i_tile = 0;; i_tile++) {
+        mb_mbarrier_wait(&s->tile_empty, i_tile % 2 ^ 1);
         const query_rows tile = next_tile(p, &round);
-        mb_mbarrier_wait(&s->tile_empty[stage_of(i_tile)], parity_of(i_tile) ^ 1);
-        s->tiles[stage_of(i_tile)] = tile;
-        mb_mbarrier_arrive(&s->tile_full[stage_of(i_tile)]);
+        s->tiles[i_tile % 2] = tile;
+        mb_mbarrier_arrive(&s->tile_full);
         if (tile.sequence < 0)
             break;
     }
@@ -107,9 +111,9 @@ template <int dim>
 static __device__ __forceinline__ void produce(const prefill_params *p, shared_map<dim> *s) {
     uint32_t at = 0;
     for (uint32_t i_tile = 0;; i_tile++) {
-        mb_mbarrier_wait(&s->tile_full[stage_of(i_tile)], parity_of(i_tile));
-        const query_rows tile = s->tiles[stage_of(i_tile)];
-        mb_mbarrier_arrive(&s->tile_empty[stage_of(i_tile)]);
+        mb_mbarrier_wait(&s->tile_full, i_tile % 2);
+        const query_rows tile = s->tiles[i_tile % 2];
+        mb_mbarrier_arrive(&s->tile_empty);
         if (tile.sequence < 0)
             break;
         const int32_t *table = p->args.block_table + (int64_t)tile.sequence * p->args.max_blocks;

@@ -10,14 +10,16 @@
  *               `------------- the tensor cores, in turns ---------------'
  *
  * The warpgroups take turns: while one has its two products in the tensor cores the other does its softmax.
- * A turn is the product P V of a step and S of the next one.
+ * A turn is S of a step and P V of the step before. Softmax begins when S is there; P V is still under way.
+ * All steps of all tiles of a CTA are one sequence: a tile's last P V shares its turn with the next tile's S.
  *
- * A span's O is in registers; what the spans in front of it came to waits in shared memory, and the two are
- * merged when a span ends. Only the steps on the diagonal compare positions with what a row sees.
+ * A span's O is in registers. What the spans in front of it came to is in registers too, but for a part in
+ * shared memory, and takes O in when the span ends, among the exponentials of the next step. Only the steps
+ * on the diagonal compare positions with what a row sees.
  *
- * Tiles lie in places (rows.cuh). One more thread takes them from a counter, the last place first, where a
- * sequence's rows are longest, and hands them to the others by a ring of two (tile_full, tile_empty). No CTA
- * waits for another.
+ * Tiles lie in places (rows.cuh). One more thread finds them, one ahead of the consumers, the last place
+ * first, where a sequence's rows are longest: from a counter, or in turns where a CTA has few. No CTA waits
+ * for another.
  */
 #include "base/status.h"
 #include "ops/attention/consume.cuh"
@@ -25,135 +27,177 @@
 #include "ops/common/tensor.h"
 #include "ops/hopper/tensor_map.cuh"
 
-/* What a turn begins with: the sums, so that a span's end is hidden by the scores; or the scores, so that
- * their softmax begins while the sums are multiplied. */
-enum { VALUES_FIRST, SCORES_FIRST };
-
 /* Of the sums of former spans, this many by four numbers stay in registers: shared memory belongs to the
- * tensor cores and the copies, and all sums' coming and going would take a quarter of its time. */
-template <int dim> constexpr int most_held = dim == 64 ? 8 : 10;
+ * tensor cores and the copies. */
+enum { N_HELD = 8 };
 
-/* The warpgroup's rows of the next tile. */
+/* What a thread knows of its tile. */
+typedef struct tile_view {
+    int32_t n_steps, n_unmasked; /* steps; those that every row sees whole */
+    int32_t visible[2];          /* to the thread's rows */
+    float factor;
+} tile_view;
+
+static __device__ __forceinline__ tile_view view_of(const mb_attention_args *args, const query_rows *rows,
+                                                    int warpgroup) {
+    const int row = threadIdx.x / 32 % 4 * WARP_ROWS + threadIdx.x % 32 / 4;
+    return {count_steps(rows, warpgroup),
+            visible_to(rows, 0) / STEP,
+            {visible_to(rows, row), visible_to(rows, row + 8)},
+            score_factor(args, rows->kv_head)};
+}
+
+/* The warpgroup's rows of the CTA's tile. */
 template <int dim>
-static __device__ __forceinline__ query_rows wait_tile(shared_map<dim> *s, uint32_t i_tile, int warpgroup) {
-    mb_mbarrier_wait(&s->tile_full[stage_of(i_tile)], parity_of(i_tile));
-    query_rows rows = s->tiles[stage_of(i_tile)];
-    __syncwarp();
-    release(&s->tile_empty[stage_of(i_tile)]);
+static __device__ __forceinline__ query_rows tile_rows(const shared_map<dim> *s, uint32_t i_tile,
+                                                       int warpgroup) {
+    query_rows rows = s->tiles[i_tile % 2];
     rows.first += warpgroup * GROUP_ROWS;
     return rows;
 }
 
-template <int dtype, int dim, int order, int n_held>
+/* A turn: S of the tile's step i + 1, P V of step i, the CTA's step `at`; then softmax. is_end: step i is a
+ * span's last. */
+template <int dtype, int dim, int is_end>
+static __device__ __forceinline__ void
+take_step(shared_map<dim> *s, int warpgroup, const tile_view *tile, uint32_t at, int32_t i, uint32_t q,
+          float (&scores)[STEP / 2], float (&sums)[dim / 2], uint32_t (&weights)[STEP / 4],
+          float (&held)[4 * N_HELD], float4 *kept, row_pair *span, row_pair *former) {
+    const uint32_t k_next = mb_shared_address(s->k[stage_of(at + 1)]);
+    const uint32_t v = mb_shared_address(s->v[stage_of(at)]);
+    mb_mbarrier_wait(&s->k_full[stage_of(at + 1)], parity_of(at + 1));
+    mb_mbarrier_wait(&s->v_full[stage_of(at)], parity_of(at));
+    take_turn(warpgroup);
+    start_scores<dtype, dim>(scores, q, k_next);
+    start_values<dtype, dim>(sums, weights, v, is_end);
+    pass_turn(warpgroup);
+    mb_wgmma_wait<1>(); /* the scores are there, the sums under way */
+    mb_wgmma_pin(scores);
+    release(&s->k_empty[stage_of(at + 1)]);
+    if (i + 1 >= tile->n_unmasked)
+        hide(scores, (i + 1) * STEP, tile->visible);
+    soften_step<dtype, dim, N_HELD, is_end>(scores, weights, sums, held, kept, span, former, tile->factor,
+                                            &s->fresh, &s->v_empty[stage_of(at)]);
+}
+
+template <int dtype, int dim>
 static __device__ __forceinline__ void consume(const prefill_params *p, shared_map<dim> *s, int warpgroup) {
     const mb_attention_args *args = &p->args;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t q = mb_shared_address(s->q[warpgroup]);
-    float4 *kept = &s->former[warp][0][lane];
+    const int32_t all[2] = {STEP, STEP};
+    float4 *kept = &s->former[threadIdx.x / 32][0][threadIdx.x % 32];
     float sums[dim / 2] = {}, scores[STEP / 2] = {};
-    float held[4 * n_held + 1];
+    float held[4 * N_HELD];
     uint32_t weights[STEP / 4];
     uint32_t at = 0; /* steps so far */
     if (warpgroup == N_CONSUMERS - 1)
         pass_turn(warpgroup); /* the first turn is warpgroup 0's */
-    query_rows rows = wait_tile<dim>(s, 0, warpgroup);
-    if (rows.sequence >= 0)
-        load_queries<dim>(args, &rows, q);
-    for (uint32_t i_tile = 1; rows.sequence >= 0; i_tile++) {
-        const int32_t n_steps = count_steps(&rows, warpgroup);
-        const int row = warp % 4 * WARP_ROWS + lane / 4;
-        const int32_t visible[2] = {visible_to(&rows, row), visible_to(&rows, row + 8)};
-        const int32_t n_unmasked = visible_to(&rows, 0) / STEP; /* steps that every row sees whole */
-        const float factor = score_factor(args, rows.kv_head);
-        row_pair span, former = {{0, 0}, {0, 0}};
-        merge_factors f[2];
-        float correction[2];
-
-        mb_cp_async_wait<0>();
-        mb_fence_async_shared();
-        sync_group(warpgroup); /* all queries are there */
-        mb_mbarrier_wait(&s->k_full[stage_of(at)], parity_of(at));
-        take_turn(warpgroup);
-        start_scores<dtype, dim>(scores, q, mb_shared_address(s->k[stage_of(at)]));
-        pass_turn(warpgroup);
-        mb_wgmma_wait<0>();
-        mb_wgmma_pin(scores);
-        release(&s->k_empty[stage_of(at)]);
-        take_scores(scores, 0, n_unmasked, visible, factor, &span, correction);
-        round_weights<dtype>(scores, weights);
+    mb_mbarrier_wait(&s->tile_full, 0);
+    query_rows rows = tile_rows<dim>(s, 0, warpgroup);
+    if (rows.sequence < 0)
+        return;
+    const uint32_t q_first = mb_shared_address(s->q[0][warpgroup]);
+    load_queries<dim>(args, &rows, q_first);
+    tile_view tile = view_of(args, &rows, warpgroup);
+    release(&s->tile_empty);
+    mb_cp_async_wait<0>();
+    mb_fence_async_shared();
+    sync_group(warpgroup); /* all queries are there */
+    mb_mbarrier_wait(&s->k_full[0], 0);
+    take_turn(warpgroup);
+    start_scores<dtype, dim>(scores, q_first, mb_shared_address(s->k[0]));
+    pass_turn(warpgroup);
+    row_pair span, former;
+    float correction[2];
+    forget_spans(&former);
+    forget_sums<dim, N_HELD>(held, kept);
+    mb_wgmma_wait<0>();
+    mb_wgmma_pin(scores);
+    release(&s->k_empty[0]);
+    if (tile.n_unmasked == 0)
+        hide(scores, 0, tile.visible);
+    start_span(&span);
+    soften<0>(scores, all, tile.factor, &span, correction);
+    round_weights<dtype>(scores, weights);
+    for (uint32_t i_tile = 0;; i_tile++) {
+        const uint32_t q = mb_shared_address(s->q[i_tile % 2][warpgroup]);
+        const uint32_t q_next = mb_shared_address(s->q[(i_tile + 1) % 2][warpgroup]);
+        const int32_t load_at = tile.n_steps > 3 ? 2 : 0;
+        int32_t i = 0;
 #pragma unroll 1
-        for (int32_t i = 0; i < n_steps - 1; i++, at++) {
-            const uint32_t k_next = mb_shared_address(s->k[stage_of(at + 1)]);
-            const uint32_t v = mb_shared_address(s->v[stage_of(at)]);
-            const int is_end = i % SPAN_STEPS == SPAN_STEPS - 1, is_first = i < SPAN_STEPS;
-            mb_mbarrier_wait(&s->v_full[stage_of(at)], parity_of(at));
-            mb_mbarrier_wait(&s->k_full[stage_of(at + 1)], parity_of(at + 1));
-            take_turn(warpgroup);
-            if constexpr (order == SCORES_FIRST) {
-                start_scores<dtype, dim>(scores, q, k_next);
-                start_values<dtype, dim>(sums, weights, v, i % SPAN_STEPS);
-                pass_turn(warpgroup);
-                mb_wgmma_wait<1>(); /* the scores are there, the sums under way */
-                mb_wgmma_pin(scores);
-                release(&s->k_empty[stage_of(at + 1)]);
-                if (is_end)
-                    end_span(&span, is_first, &former, f);
-                take_scores(scores, i + 1, n_unmasked, visible, factor, &span, correction);
-                mb_wgmma_wait<0>();
-                mb_wgmma_pin(sums);
-                release(&s->v_empty[stage_of(at)]);
-                if (is_end && !is_first)
-                    merge_sums<dim, n_held>(f, held, kept, sums);
-                if (is_end)
-                    keep_sums<dim, n_held>(sums, held, kept);
-            } else {
-                start_values<dtype, dim>(sums, weights, v, i % SPAN_STEPS);
-                start_scores<dtype, dim>(scores, q, k_next);
-                pass_turn(warpgroup);
-                mb_wgmma_wait<1>(); /* the sums are there, the scores under way */
-                mb_wgmma_pin(sums);
-                release(&s->v_empty[stage_of(at)]);
-                if (is_end) {
-                    end_span(&span, is_first, &former, f);
-                    if (!is_first)
-                        merge_sums<dim, n_held>(f, held, kept, sums);
-                    keep_sums<dim, n_held>(sums, held, kept);
-                }
-                mb_wgmma_wait<0>();
-                mb_wgmma_pin(scores);
-                release(&s->k_empty[stage_of(at + 1)]);
-                take_scores(scores, i + 1, n_unmasked, visible, factor, &span, correction);
+        for (;;) {
+            if (i == load_at) {
+                mb_mbarrier_wait(&s->tile_full, (i_tile + 1) % 2);
+                const query_rows next = tile_rows<dim>(s, i_tile + 1, warpgroup);
+                if (next.sequence >= 0)
+                    load_queries<dim>(args, &next, q_next);
             }
-            round_weights<dtype>(scores, weights);
-            rescale<dim>(sums, correction);
+            if (i == tile.n_steps - 1)
+                break;
+            take_step<dtype, dim, 0>(s, warpgroup, &tile, at++, i++, q, scores, sums, weights, held, kept,
+                                     &span, &former);
+            if (i == tile.n_steps - 1)
+                break;
+            take_step<dtype, dim, 1>(s, warpgroup, &tile, at++, i++, q, scores, sums, weights, held, kept,
+                                     &span, &former);
         }
-
-        const int32_t i = n_steps - 1, n_there = rows.kv_len - i * STEP;
+        const int32_t n_there = s->tiles[i_tile % 2].kv_len - i * STEP;
         const uint32_t v = mb_shared_address(s->v[stage_of(at)]);
+        const int is_last = s->tiles[(i_tile + 1) % 2].sequence < 0;
+        merge_factors f[2];
         mb_mbarrier_wait(&s->v_full[stage_of(at)], parity_of(at));
         if (n_there < STEP)
             clear_values<dim>(v, n_there, warpgroup);
+        if (is_last) {
+            take_turn(warpgroup);
+            start_values<dtype, dim>(sums, weights, v, i % SPAN_STEPS);
+            pass_turn(warpgroup);
+            end_span(&span, &former, f);
+            mb_wgmma_wait<0>();
+            mb_wgmma_pin(sums);
+            merge_sums<dim, N_HELD>(f, held, kept, sums);
+            rows = tile_rows<dim>(s, i_tile, warpgroup);
+            store_rows<dtype, dim>(args, &rows, &former, sums,
+                                   mb_shared_address(s->former[threadIdx.x / 32]));
+            break;
+        }
+        mb_cp_async_wait<0>();
+        mb_fence_async_shared();
+        sync_group(warpgroup); /* all queries of the next tile are there; nobody reads this one's any more */
+        mb_mbarrier_wait(&s->k_full[stage_of(at + 1)], parity_of(at + 1));
         take_turn(warpgroup);
+        start_scores<dtype, dim>(scores, q_next, mb_shared_address(s->k[stage_of(at + 1)]));
         start_values<dtype, dim>(sums, weights, v, i % SPAN_STEPS);
         pass_turn(warpgroup);
-        /* Meanwhile the next tile's queries: nobody reads these any more. */
-        sync_group(warpgroup);
-        const query_rows next = wait_tile<dim>(s, i_tile, warpgroup);
-        if (next.sequence >= 0)
-            load_queries<dim>(args, &next, q);
+        end_span(&span, &former, f);
+        start_span(&span);
+        mb_wgmma_wait<1>();
+        mb_wgmma_pin(scores);
+        release(&s->k_empty[stage_of(at + 1)]);
+        rows = tile_rows<dim>(s, i_tile + 1, warpgroup);
+        const float factor = score_factor(args, rows.kv_head);
+        if (visible_to(&rows, 0) < STEP) {
+            tile = view_of(args, &rows, warpgroup);
+            hide(scores, 0, tile.visible);
+        }
+        soften<0>(scores, all, factor, &span, correction);
+        keep_order(&s->fresh, span.total[0], span.total[1]);
         mb_wgmma_wait<0>();
         mb_wgmma_pin(sums);
         release(&s->v_empty[stage_of(at)]);
+        round_weights<dtype>(scores, weights);
+        merge_sums<dim, N_HELD>(f, held, kept, sums);
+        rows = tile_rows<dim>(s, i_tile, warpgroup);
+        store_rows<dtype, dim>(args, &rows, &former, sums, mb_shared_address(s->former[threadIdx.x / 32]));
+        release(&s->tile_empty);
+        rows = tile_rows<dim>(s, i_tile + 1, warpgroup);
+        tile = view_of(args, &rows, warpgroup);
+        forget_spans(&former);
+        forget_sums<dim, N_HELD>(held, kept);
         at++;
-        end_span(&span, i < SPAN_STEPS, &former, f);
-        if (i >= SPAN_STEPS)
-            merge_sums<dim, n_held>(f, held, kept, sums);
-        store_rows<dtype, dim>(args, &rows, &former, sums, mb_shared_address(s->former[warp]));
-        rows = next;
     }
 }
 
-template <int dtype, int dim, int order, int n_held>
+template <int dtype, int dim>
 static __global__ void __launch_bounds__(N_THREADS, 1) prefill(const __grid_constant__ prefill_params p) {
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     shared_map<dim> *s = (shared_map<dim> *)shared_bytes;
@@ -164,10 +208,9 @@ static __global__ void __launch_bounds__(N_THREADS, 1) prefill(const __grid_cons
             mb_mbarrier_init(&s->k_empty[i], N_CONSUMERS * WARPGROUP / 32);
             mb_mbarrier_init(&s->v_empty[i], N_CONSUMERS * WARPGROUP / 32);
         }
-        for (int i = 0; i < N_TILES; i++) {
-            mb_mbarrier_init(&s->tile_full[i], 1);
-            mb_mbarrier_init(&s->tile_empty[i], N_CONSUMERS * WARPGROUP / 32 + 1);
-        }
+        mb_mbarrier_init(&s->tile_full, 1);
+        mb_mbarrier_init(&s->tile_empty, N_CONSUMERS * WARPGROUP / 32 + 1);
+        mb_mbarrier_init(&s->fresh, 1);
         mb_mbarrier_init_fence();
         mb_tma_prefetch_map(&p.k);
         mb_tma_prefetch_map(&p.v);
@@ -183,7 +226,7 @@ static __global__ void __launch_bounds__(N_THREADS, 1) prefill(const __grid_cons
             find_tiles<dim>(&p, s);
     } else {
         mb_setmaxnreg_increase<232>();
-        consume<dtype, dim, order, n_held>(&p, s, warpgroup);
+        consume<dtype, dim>(&p, s, warpgroup);
     }
 }
 
@@ -198,6 +241,11 @@ static __global__ void clear(clear_params p) {
 }
 
 /* ---- host */
+
+/* K and V that are read again and again while a wave of CTAs is at them. */
+static const int64_t L2_BYTES = 32 << 20;
+/* Tiles of a CTA, on average, that are still dealt out in turns. */
+enum { MOST_IN_TURNS = 6 };
 
 /* Boxes of 64 positions by 64 dimensions of [blocks x kv heads, 64, D]. The arguments do not say how many
  * blocks there are: more than fit into any GPU's memory. */
@@ -223,32 +271,13 @@ static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, c
     return MB_OK;
 }
 
-/* For timing only: bit 0 is the turn's order, with bit 1 each tile has a CTA of its own, with bit 2 all sums
- * of former spans are in shared memory, with bit 3 CTAs take tiles in turns. */
-extern "C" int mb_attention_prefill_variant;
-int mb_attention_prefill_variant = 0;
-
-template <int dtype, int dim, int order, int n_held>
-static mb_status launch(const prefill_params *p, mb_stream stream) {
+template <int dtype, int dim> static mb_status launch(const prefill_params *p, mb_stream stream) {
     static_assert(sizeof(shared_map<dim>) <= 227 * 1024, "the tile does not fit into shared memory");
-    const auto kernel = prefill<dtype, dim, order, n_held>;
+    const auto kernel = prefill<dtype, dim>;
     MB_TRY(mb_launch_shared_bytes("attention", kernel, sizeof(shared_map<dim>)));
-    const uint32_t most = mb_attention_prefill_variant & 2 ? p->n_items : (uint32_t)mb_n_processors();
+    const uint32_t most = (uint32_t)mb_n_processors();
     return mb_launch("attention", kernel, dim3(p->n_items < most ? p->n_items : most), N_THREADS,
                      sizeof(shared_map<dim>), stream, p);
-}
-
-template <int dtype, int dim> static mb_status launch_variant(const prefill_params *p, mb_stream stream) {
-    switch (mb_attention_prefill_variant & 5) {
-    case 0:
-        return launch<dtype, dim, VALUES_FIRST, most_held<dim>>(p, stream);
-    case 1:
-        return launch<dtype, dim, SCORES_FIRST, most_held<dim>>(p, stream);
-    case 4:
-        return launch<dtype, dim, VALUES_FIRST, 0>(p, stream);
-    default:
-        return launch<dtype, dim, SCORES_FIRST, 0>(p, stream);
-    }
 }
 
 mb_status mb_attention_prefill(const mb_attention_args *args, uint32_t *counter, mb_stream stream) {
@@ -260,9 +289,13 @@ mb_status mb_attention_prefill(const mb_attention_args *args, uint32_t *counter,
     p.args = *args;
     p.n_places = (uint32_t)n_places;
     p.n_items = (uint32_t)(n_places * args->n_kv_heads);
-    /* Where every CTA has one tile at most, but for empty places, nobody need count. */
+    p.n_together = (uint32_t)args->n_kv_heads;
+    while (p.n_together > 1 && (p.n_together * 4 * (int64_t)args->max_kv_len * args->head_dim > L2_BYTES ||
+                                args->n_kv_heads % p.n_together))
+        p.n_together--;
+    /* Where a CTA has few tiles, counting would cost more than what it evens out. */
     const int64_t n_tiles = (n_places - args->n_sequences - 1) * args->n_kv_heads;
-    if (n_tiles > mb_n_processors() && !(mb_attention_prefill_variant & 10)) {
+    if (n_tiles > MOST_IN_TURNS * mb_n_processors()) {
         const clear_params c = {counter};
         MB_TRY(mb_launch("attention", clear, dim3(1), 1, 0, stream, &c));
         p.next_item = counter;
@@ -270,8 +303,6 @@ mb_status mb_attention_prefill(const mb_attention_args *args, uint32_t *counter,
     MB_TRY(encode_cache(&p.k, args, args->k_cache));
     MB_TRY(encode_cache(&p.v, args, args->v_cache));
     if (args->dtype == MB_BF16)
-        return args->head_dim == 64 ? launch_variant<MB_BF16, 64>(&p, stream)
-                                    : launch_variant<MB_BF16, 128>(&p, stream);
-    return args->head_dim == 64 ? launch_variant<MB_F16, 64>(&p, stream)
-                                : launch_variant<MB_F16, 128>(&p, stream);
+        return args->head_dim == 64 ? launch<MB_BF16, 64>(&p, stream) : launch<MB_BF16, 128>(&p, stream);
+    return args->head_dim == 64 ? launch<MB_F16, 64>(&p, stream) : launch<MB_F16, 128>(&p, stream);
 }

@@ -11,6 +11,7 @@
 #include "ops/common/workspace.h"
 #include "ops/gemm/few.h"
 #include "ops/hopper/launch.cuh"
+#include "ops/moe/experts/launch_sm90.h"
 #include "ops/moe/moe_sm90.h"
 
 /* ---- any types: a CTA computes 64 x 64 outputs, a thread 4 x 4 of them */
@@ -112,8 +113,8 @@ typedef struct layout {
 static layout cut(const mb_gemm_args *args, void *workspace) {
     const size_t n_tokens = (size_t)args->n_tokens, k_size = (size_t)args->weight.cols;
     const size_t n_blocks = (k_size + MB_F8_BLOCK - 1) / MB_F8_BLOCK, is_fp8 = (size_t)is_quantized(args);
-    const size_t sizes[3] = {n_tokens * (size_t)args->weight.rows * sizeof(float), is_fp8 * n_tokens * k_size,
-                             is_fp8 * n_tokens * n_blocks * sizeof(float)};
+    const size_t sizes[3] = {(args->dtype == MB_F32) * n_tokens * (size_t)args->weight.rows * sizeof(float),
+                             is_fp8 * n_tokens * k_size, is_fp8 * n_tokens * n_blocks * sizeof(float)};
     layout l = {};
     void *parts[3];
     for (int i = 0; i < 3; i++) {
@@ -185,7 +186,14 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
         MB_TRY(quantize(args, &l, stream));
     if (is_few)
         return mb_few_sm90(args, &few, l.x8, l.x_scale, stream);
-    const mb_grouped_gemm_args g = grouped(args, &l);
+    mb_grouped_gemm_args g = grouped(args, &l);
+    if (args->dtype != MB_F32) {
+        const mb_dense_plan plan = mb_dense_plan_of(mb_moe_family_of(args->weight.dtype), n_rows, n_cols,
+                                                    args->weight.cols, mb_n_processors());
+        g.out = args->out;
+        g.out_dtype = args->out_dtype;
+        return mb_experts_dense(&g, args->residual, &plan, stream);
+    }
     MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + l.bytes, workspace_bytes - l.bytes, stream));
     if (!args->residual)
         return MB_OK;

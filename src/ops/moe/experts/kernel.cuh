@@ -141,9 +141,9 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
         mb_cluster_sync();
     else
         __syncthreads();
-    /* What comes before the experts has finished. (One group: the thread that streams the weights does not wait,
+    /* What comes before the experts has finished. (One group: the warp that streams the weights does not wait,
      * since they are there.) */
-    if (!is_dense || threadIdx.x != n_warpgroups * WARPGROUP)
+    if (!is_dense || threadIdx.x / 32 != n_warpgroups * WARPGROUP / 32)
         mb_grid_wait();
 
     const int rank = n_ctas > 1 ? mb_cluster_rank() : 0;

@@ -11,7 +11,6 @@
 #include "ops/common/workspace.h"
 #include "ops/gemm/few.h"
 #include "ops/hopper/launch.cuh"
-#include "ops/moe/experts/launch_sm90.h"
 #include "ops/moe/moe_sm90.h"
 
 /* ---- any types: a CTA computes 64 x 64 outputs, a thread 4 x 4 of them */
@@ -188,11 +187,9 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
         return mb_few_sm90(args, &few, l.x8, l.x_scale, stream);
     mb_grouped_gemm_args g = grouped(args, &l);
     if (args->dtype != MB_F32) {
-        const mb_dense_plan plan = mb_dense_plan_of(mb_moe_family_of(args->weight.dtype), n_rows, n_cols,
-                                                    args->weight.cols, mb_n_processors());
         g.out = args->out;
         g.out_dtype = args->out_dtype;
-        return mb_experts_dense(&g, args->residual, &plan, stream);
+        return mb_dense_gemm_sm90(&g, args->residual, stream);
     }
     MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + l.bytes, workspace_bytes - l.bytes, stream));
     if (!args->residual)

@@ -89,12 +89,4 @@ static __device__ __forceinline__ void mb_load_matrix_transposed_x2(uint32_t (&t
                  : "memory");
 }
 
-/* Four, in accumulator layout as they lie: lane i names the 16 bytes of row i % 8 of matrix i / 8. */
-static __device__ __forceinline__ void mb_load_matrix_x4(uint32_t (&to)[4], uint32_t from_shared) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from_shared)
-                 : "memory");
-}
-
 #endif

@@ -12,6 +12,7 @@
 #define MB_OPS_MOE_EXPERTS_CONSUME_TOKENS_CUH
 
 #include "ops/hopper/launch.cuh"
+#include "ops/hopper/mma.cuh"
 #include "ops/moe/experts/consume.cuh"
 #include "ops/moe/to_fp8.cuh"
 

@@ -1,17 +1,17 @@
 /*
  * gemm_check.cu - checks and times the dense layer of few rows of x on a GPU.
  *
- *   gemm_check [--check | --time] [--plans] [--tiles]
+ *   gemm_check [--check | --time] [--dense] [--plans] [--tiles]
  *
  * Check: in bf16, fp16 and fp8 with block scales, with and without bias and residual, out of x's type or
  * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM; for clusters of 1, 2
  * and 4 CTAs, few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
- * gives what it gives with a wait after each launch. (ops_check compares with fp64.) Exit status 1 when
- * anything is wrong.
+ * gives what it gives with a wait after each launch. More rows, by every tile of the kernel for one group, also
+ * in place, have the bits of calls of few. (ops_check compares with fp64.) Exit status 1 when anything is wrong.
  *
  * Time: chains of layers of Qwen3's sizes, each link with weights of its own, captured as a graph: us a link,
  * alone and behind the norm, and the share of the floor, bytes / 3.0 TB/s. --plans: other clusters and hints
- * too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM.
+ * too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM. --dense: only more rows, 128 to 8192.
  */
 #include "timing.cuh"
 
@@ -561,21 +561,18 @@ static void launch_dense(const void *context, cudaStream_t stream) {
     }
 }
 
-static void time_dense(const char *what, int64_t n, int64_t k, mb_dtype weights, int big, int64_t only) {
+static void time_dense(const char *what, int64_t n, int64_t k, mb_dtype weights, int big) {
     enum { N = 4 };
     static const int64_t tokens[] = {128, 256, 512, 1024, 2048, 4096, 8192};
-    const int64_t most = only ? only : 8192;
     layer all[N];
     for (int i = 0; i < N; i++)
-        all[i] = make_layer(MB_BF16, weights, MB_BF16, most, n, k, 128, 1000u + 10u * (uint32_t)i);
+        all[i] = make_layer(MB_BF16, weights, MB_BF16, 8192, n, k, 128, 1000u + 10u * (uint32_t)i);
     for (int i = 0; i < N && weights == MB_F8_E4M3; i++)
         quantize(&all[i], &all[i].args, NULL);
     const mb_moe_family family = mb_moe_family_of(weights);
     const int32_t n_processors = mb_n_processors();
     for (int t = 0; t < 7; t++) {
         const int64_t T = tokens[t];
-        if (only && T != only)
-            continue;
         dense_run c = {all, T, {}, 0, T >= 2048 ? 2 : N};
         const double tflop = 2e-6 * (double)T * (double)n * (double)k;
         c.plan = mb_dense_plan_of(family, T, n, k, n_processors);
@@ -624,33 +621,13 @@ static void time_dense(const char *what, int64_t n, int64_t k, mb_dtype weights,
         free_layer(&all[i]);
 }
 
-/* A launch each of what a profiler should look at. */
-static void profile_dense(void) {
-    const struct {
-        int64_t n, k, rows;
-        mb_dtype weights;
-        int has_residual;
-    } shapes[] = {{5120, 2048, 8192, MB_BF16, 0},
-                  {5120, 2048, 2048, MB_BF16, 0},
-                  {2048, 4096, 2048, MB_BF16, 1},
-                  {5120, 2048, 8192, MB_F8_E4M3, 0}};
-    for (int i = 0; i < 4; i++) {
-        layer l =
-            make_layer(MB_BF16, shapes[i].weights, MB_BF16, shapes[i].rows, shapes[i].n, shapes[i].k, 128, 1);
-        l.args.residual = shapes[i].has_residual ? l.residual : NULL;
-        MB(mb_gemm_sm90(&l.args, l.workspace, l.workspace_bytes, NULL));
-        CUDA(cudaDeviceSynchronize());
-        free_layer(&l);
-    }
-}
-
-static void time_all_dense(int64_t only) {
+static void time_all_dense(void) {
     static const mb_dtype weights[] = {MB_BF16, MB_F8_E4M3};
     for (int w = 0; w < 2; w++) {
-        time_dense("qkv", 5120, 2048, weights[w], 1, only);
-        time_dense("o", 2048, 4096, weights[w], 1, only);
-        time_dense("235B qkv", 9216, 4096, weights[w], 0, only);
-        time_dense("235B o", 4096, 8192, weights[w], 0, only);
+        time_dense("qkv", 5120, 2048, weights[w], 1);
+        time_dense("o", 2048, 4096, weights[w], 1);
+        time_dense("235B qkv", 9216, 4096, weights[w], 0);
+        time_dense("235B o", 4096, 8192, weights[w], 0);
     }
 }
 
@@ -667,11 +644,8 @@ int main(int argc, char **argv) {
             tiles = 1;
         else if (!strcmp(argv[i], "--dense"))
             dense = 1;
-        else if (!strcmp(argv[i], "--profile")) {
-            profile_dense();
-            return 0;
-        } else {
-            fprintf(stderr, "gemm_check [--check | --time] [--plans] [--tiles]\n");
+        else {
+            fprintf(stderr, "gemm_check [--check | --time] [--dense] [--plans] [--tiles]\n");
             return 2;
         }
     }
@@ -682,7 +656,7 @@ int main(int argc, char **argv) {
     if (dense && check)
         check_all_dense();
     if (dense && timed)
-        time_all_dense(0);
+        time_all_dense();
     if (timed && !dense) {
         static const mb_dtype weights[] = {MB_BF16, MB_F8_E4M3};
         for (int w = 0; w < 2; w++) {

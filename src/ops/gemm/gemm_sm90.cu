@@ -5,7 +5,8 @@
  * Whether the tensor cores multiply follows from the types and the weight's shape, never from the number of
  * tokens; and each output is one sum along K in one order. So a row's bits do not depend on the batch.
  *
- * A residual is added to the fp32 sums of the grouped GEMM by a launch of its own, then rounded once.
+ * A residual is added to the fp32 sums, then rounded once: in the kernels' epilogues; beside fp32 weights by a
+ * launch of its own.
  */
 #include "ops/common/element.cuh"
 #include "ops/common/workspace.h"

@@ -1,17 +1,17 @@
 /*
  * gemm_check.cu - checks and times the dense layer of few rows of x on a GPU.
  *
- *   gemm_check [--check | --time] [--dense] [--plans] [--tiles]
+ *   gemm_check [--check | --time] [--plans] [--tiles]
  *
  * Check: in bf16, fp16 and fp8 with block scales, with and without bias and residual, out of x's type or
  * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM; for clusters of 1, 2
  * and 4 CTAs, few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
- * gives what it gives with a wait after each launch. More rows, by every tile of the kernel for one group, also
- * in place, have the bits of calls of few. (ops_check compares with fp64.) Exit status 1 when anything is wrong.
+ * gives what it gives with a wait after each launch. (ops_check compares with fp64.) Exit status 1 when
+ * anything is wrong.
  *
  * Time: chains of layers of Qwen3's sizes, each link with weights of its own, captured as a graph: us a link,
  * alone and behind the norm, and the share of the floor, bytes / 3.0 TB/s. --plans: other clusters and hints
- * too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM. --dense: only more rows, 128 to 8192.
+ * too. --tiles: 65 to 1024 rows by every tile of the grouped GEMM.
  */
 #include "timing.cuh"
 
@@ -317,7 +317,7 @@ static void check_chain(mb_dtype weights, int64_t n_tokens) {
     CUDA(cudaFree(c.norm_weight));
 }
 
-/* Many rows by every tile, also in place, have the bits of as many calls of few rows. */
+/* --dense, only these: many rows by every tile, also in place, have the bits of as many calls of few rows. */
 static void check_dense(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t n, int64_t k,
                         int32_t scale_rows, int extras, int64_t n_rows) {
     layer l = make_layer(dtype, weights, out, n_rows, n, k, scale_rows, (uint32_t)(n + 5 * k));

@@ -153,6 +153,8 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
             }
         work = next;
     }
+    if constexpr (shared::is_dense)
+        mb_grid_wait(); /* who starts now may rely on what came before this kernel */
     mb_grid_launch_dependents();
 }
 

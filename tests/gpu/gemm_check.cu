@@ -382,7 +382,101 @@ static void check_chain(mb_dtype weights, int64_t n_tokens) {
     }
 }
 
+/* --dense, only these: many rows by every tile, also in place, have the bits of as many calls of few rows. */
+static void check_dense(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t n, int64_t k,
+                        int32_t scale_rows, int extras, int64_t n_rows) {
+    layer l = make_layer(dtype, weights, out, n_rows, n, k, scale_rows, (uint32_t)(n + 5 * k));
+    l.args.bias = extras & 1 ? l.bias : NULL;
+    l.args.residual = extras & 2 ? l.residual : NULL;
+    const size_t row = mb_dtype_row_bytes(out, n), bytes = (size_t)n_rows * row;
+    const int32_t n_processors = mb_n_processors();
+    for (int64_t first = 0; first < n_rows; first += MB_FEW_TOKENS) {
+        const int64_t n_few = n_rows - first < MB_FEW_TOKENS ? n_rows - first : MB_FEW_TOKENS;
+        mb_gemm_args args = rows_of(&l, first, n_few);
+        args.out = (char *)args.out + (size_t)first * row;
+        MB(mb_gemm_sm90(&args, l.workspace, l.workspace_bytes, NULL));
+        CUDA(cudaDeviceSynchronize());
+    }
+    unsigned char *expected = (unsigned char *)download(l.args.out, bytes);
+    const mb_moe_family family = mb_moe_family_of(weights);
+    for (int tile = 0; tile <= MB_MOE_N_TILES; tile++)
+        for (int way = 0; way < (tile == MB_MOE_N_TILES ? 1 : 3); way++) {
+            const int as_called = tile == MB_MOE_N_TILES;
+            if (!as_called && (mb_moe_tiles[tile].family != family || mb_moe_tiles[tile].max_tokens < 64))
+                continue;
+            CUDA(cudaMemset(l.args.out, 0xff, bytes + row));
+            mb_gemm_args args = l.args;
+            if (args.residual && way != 1) {
+                CUDA(cudaMemcpy(args.out, args.residual, bytes, cudaMemcpyDeviceToDevice));
+                args.residual = args.out;
+            }
+            if (as_called)
+                MB(mb_gemm_sm90(&args, l.workspace, l.workspace_bytes, NULL));
+            else {
+                if (weights == MB_F8_E4M3)
+                    quantize(&l, &args, NULL);
+                mb_dense_plan plan = mb_dense_plan_with(tile, n_rows, n, k, n_processors);
+                if (way == 1)
+                    plan.tile_rows = mb_moe_tiles[tile].max_tokens;
+                if (way == 2)
+                    plan.band = 3;
+                mb_grouped_gemm_args g = grouped_of(&l, &args);
+                g.bias = args.bias;
+                g.bias_dtype = args.bias_dtype;
+                MB(mb_experts_dense(&g, args.residual, &plan, NULL));
+            }
+            CUDA(cudaDeviceSynchronize());
+            unsigned char *got = (unsigned char *)download(l.args.out, bytes + row);
+            n_compared++;
+            size_t at = 0;
+            while (at < bytes && got[at] == expected[at])
+                at++;
+            if (at < bytes) {
+                int64_t n_differ = 0;
+                for (size_t i = at; i < bytes; i++)
+                    n_differ += got[i] != expected[i];
+                printf("x=%s w=%s out=%s N=%lld K=%lld T=%lld extras %d tile %s way %d: %lld bytes differ, "
+                       "first row %zu byte %zu\n",
+                       mb_dtype_name(dtype), mb_dtype_name(weights), mb_dtype_name(out), (long long)n,
+                       (long long)k, (long long)n_rows, extras,
+                       as_called ? "picked" : mb_moe_tiles[tile].name, way, (long long)n_differ, at / row,
+                       at % row);
+                complain("gemm of many rows", "other bits than few rows", (double)n_rows);
+            }
+            for (size_t i = 0; i < row; i++)
+                if (got[bytes + i] != 0xff) {
+                    complain("gemm of many rows", "written behind the last row", (double)n_rows);
+                    break;
+                }
+            free(got);
+            if (wrong > 20)
+                exit(1);
+        }
+    free(expected);
+    free_layer(&l);
+}
+
+static void check_all_dense(void) {
+    static const struct {
+        int64_t n, k, rows;
+    } shapes[] = {{136, 72, 700},    {264, 400, 65}, {1064, 320, 1111}, {2048, 4096, 300},
+                  {5120, 2048, 583}, {8, 16, 70},    {520, 64, 2500},   {9216, 1040, 129}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (int extras = 0; extras < 4; extras++) {
+            const int64_t n = shapes[s].n, k = shapes[s].k, rows = shapes[s].rows;
+            check_dense(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras, rows);
+            check_dense(MB_BF16, MB_BF16, MB_F32, n, k, 0, extras, rows);
+            check_dense(MB_F16, MB_F16, MB_F16, n, k, 0, extras, rows);
+            if (k % 16 == 0) {
+                check_dense(MB_BF16, MB_F8_E4M3, MB_BF16, n, k, 128, extras, rows);
+                check_dense(MB_F16, MB_F8_E4M3, extras % 2 ? MB_F32 : MB_F16, n, k, 8 << s % 4, extras, rows);
+            }
+        }
+    printf("bits: %lld calls compared\n", (long long)n_compared);
+}
+
 static void check_all(void) {
+    check_all_dense();
     static const struct {
         int64_t n, k;
         int every;
@@ -506,8 +600,106 @@ static void time_tiles(const char *what, int64_t n, int64_t k, mb_dtype weights)
         free_layer(&all[i]);
 }
 
+/* The layer of many rows as it is called, with residual, and by every tile of the dense kernel without. */
+typedef struct dense_run {
+    const layer *links;
+    int64_t n_tokens;
+    mb_dense_plan plan;
+    int way, n_links; /* 0: as called; 1: by plan; 2: the grouped GEMM with its tiles; 3: plan and residual */
+} dense_run;
+
+static void launch_dense(const void *context, cudaStream_t stream) {
+    const dense_run *c = (const dense_run *)context;
+    for (int i = 0; i < c->n_links; i++) {
+        const layer *l = &c->links[i];
+        mb_gemm_args args = rows_of(l, 0, c->n_tokens);
+        if (c->way == 0) {
+            MB(mb_gemm_sm90(&args, l->workspace, l->workspace_bytes, stream));
+            continue;
+        }
+        const mb_grouped_gemm_args g = grouped_of(l, &args);
+        if (c->way == 2) {
+            mb_arena arena = {(char *)l->workspace, SIZE_MAX, 0, 0, 0};
+            const mb_grouped_gemm_layout layout = mb_grouped_gemm_sm90_layout(&g, c->plan.tile, &arena);
+            MB(mb_experts_cut_tiles(&layout.tiles, NULL, 1, g.n_rows, stream));
+            MB(mb_experts_one_gemm(&g, &layout.tiles, layout.scratch, stream));
+        } else
+            MB(mb_experts_dense(&g, c->way == 3 ? l->residual : NULL, &c->plan, stream));
+    }
+}
+
+static void time_dense(const char *what, int64_t n, int64_t k, mb_dtype weights, int big) {
+    enum { N = 4 };
+    static const int64_t tokens[] = {128, 256, 512, 1024, 2048, 4096, 8192};
+    layer all[N];
+    for (int i = 0; i < N; i++)
+        all[i] = make_layer(MB_BF16, weights, MB_BF16, 8192, n, k, 128, 1000u + 10u * (uint32_t)i);
+    for (int i = 0; i < N && weights == MB_F8_E4M3; i++)
+        quantize(&all[i], &all[i].args, NULL);
+    const mb_moe_family family = mb_moe_family_of(weights);
+    const int32_t n_processors = mb_n_processors();
+    for (int t = 0; t < 7; t++) {
+        const int64_t T = tokens[t];
+        dense_run c = {all, T, {}, 0, T >= 2048 ? 2 : N};
+        const double tflop = 2e-6 * (double)T * (double)n * (double)k;
+        c.plan = mb_dense_plan_of(family, T, n, k, n_processors);
+        const double bare = time_graph(launch_dense, &c, flush) / c.n_links;
+        for (int i = 0; i < N; i++)
+            all[i].args.residual = all[i].residual;
+        const double with_residual = time_graph(launch_dense, &c, flush) / c.n_links;
+        for (int i = 0; i < N; i++)
+            all[i].args.residual = NULL;
+        printf("%-8s %-8s T=%4lld picked %s rows %d band %d: %.1f us %.0f TFLOP/s, residual %.1f\n   ", what,
+               mb_dtype_name(weights), (long long)T, mb_moe_tiles[c.plan.tile].name, c.plan.tile_rows,
+               c.plan.band, bare, tflop / bare, with_residual);
+        for (int tile = 0; tile < MB_MOE_N_TILES; tile++) {
+            const mb_moe_tile *of = &mb_moe_tiles[tile];
+            if (of->family != family || of->max_tokens < 64 || (T > 1024 && of->max_tokens == 64))
+                continue;
+            c.plan = mb_dense_plan_with(tile, T, n, k, n_processors);
+            c.way = 1;
+            printf("  %s/%d %.1f", of->name, c.plan.tile_rows,
+                   time_graph(launch_dense, &c, flush) / c.n_links);
+            c.way = 2;
+            printf(" (tiles %.1f)", time_graph(launch_dense, &c, flush) / c.n_links);
+        }
+        printf("\n");
+        if (!big || T < 1024)
+            continue;
+        c.way = 1;
+        const int tile = family == MB_MOE_FP8 ? MB_MOE_TILE_fp8_w256_t256 : MB_MOE_TILE_w256_t288;
+        printf("    pair, rows:");
+        for (int32_t rows = family == MB_MOE_FP8 ? 256 : 208; rows <= mb_moe_tiles[tile].max_tokens;
+             rows += 16) {
+            c.plan = mb_dense_plan_with(tile, T, n, k, n_processors);
+            c.plan.tile_rows = rows;
+            printf(" %d %.1f", rows, time_graph(launch_dense, &c, flush) / c.n_links);
+        }
+        printf("; bands:");
+        for (int32_t band = 4; band <= 64; band *= 2) {
+            c.plan = mb_dense_plan_with(tile, T, n, k, n_processors);
+            c.plan.band = band;
+            printf(" %d %.1f", band, time_graph(launch_dense, &c, flush) / c.n_links);
+        }
+        printf("\n");
+    }
+    fflush(stdout);
+    for (int i = 0; i < N; i++)
+        free_layer(&all[i]);
+}
+
+static void time_all_dense(void) {
+    static const mb_dtype weights[] = {MB_BF16, MB_F8_E4M3};
+    for (int w = 0; w < 2; w++) {
+        time_dense("qkv", 5120, 2048, weights[w], 1);
+        time_dense("o", 2048, 4096, weights[w], 1);
+        time_dense("235B qkv", 9216, 4096, weights[w], 0);
+        time_dense("235B o", 4096, 8192, weights[w], 0);
+    }
+}
+
 int main(int argc, char **argv) {
-    int check = 1, timed = 1, plans = 0, tiles = 0;
+    int check = 1, timed = 1, plans = 0, tiles = 0, dense = 0;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--check"))
             timed = 0;
@@ -517,15 +709,22 @@ int main(int argc, char **argv) {
             plans = 1;
         else if (!strcmp(argv[i], "--tiles"))
             tiles = 1;
+        else if (!strcmp(argv[i], "--dense"))
+            dense = 1;
         else {
-            fprintf(stderr, "gemm_check [--check | --time] [--plans] [--tiles]\n");
+            fprintf(stderr, "gemm_check [--check | --time] [--dense] [--plans] [--tiles]\n");
             return 2;
         }
     }
-    if (check)
+    if (check && !dense)
         check_all();
-    if (timed) {
+    if (timed)
         flush = allocate(FLUSH_BYTES);
+    if (dense && check)
+        check_all_dense();
+    if (dense && timed)
+        time_all_dense();
+    if (timed && !dense) {
         static const mb_dtype weights[] = {MB_BF16, MB_F8_E4M3};
         for (int w = 0; w < 2; w++) {
             time_shape("qkv", 5120, 2048, weights[w], plans);

@@ -158,6 +158,28 @@ static void test_known_dense_picks(void **state) {
             picks[i].name);
 }
 
+/* One group's plain product: a tile with code for it, rows that fit, at least one column tile a band. */
+static void test_dense_plan(void **state) {
+    (void)state;
+    static const int32_t n_processors[] = {1, 2, 16, 78, 114, 132};
+    static const int64_t n_outputs[] = {8, 136, 2048, 5120, 9216, 151936};
+    for (int f = 0; f < 2; f++)
+        for (int p = 0; p < 6; p++)
+            for (int o = 0; o < 6; o++)
+                for (int64_t n_rows = 1; n_rows <= INT32_MAX; n_rows += n_rows / 7 + 1) {
+                    mb_dense_plan plan =
+                        mb_dense_plan_of(families[f], n_rows, n_outputs[o], 2048, n_processors[p]);
+                    assert_true(plan.tile >= 0 && plan.tile < MB_MOE_N_TILES);
+                    const mb_moe_tile *tile = &mb_moe_tiles[plan.tile];
+                    assert_int_equal(tile->family, families[f]);
+                    assert_true(tile->max_tokens >= 64);
+                    assert_true(tile->weight_rows / tile->box_rows <= n_processors[p]);
+                    assert_true(plan.tile_rows > 0 && plan.tile_rows <= tile->max_tokens);
+                    assert_int_equal(plan.tile_rows % tile->token_step, 0);
+                    assert_true(plan.band >= 1 && plan.band <= 8);
+                }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),
@@ -169,6 +191,7 @@ int main(void) {
         cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_dense),
         cmocka_unit_test(test_known_dense_picks),
+        cmocka_unit_test(test_dense_plan),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,7 +5,8 @@
  * Whether the tensor cores multiply follows from the types and the weight's shape, never from the number of
  * tokens; and each output is one sum along K in one order. So a row's bits do not depend on the batch.
  *
- * A residual is added to the fp32 sums of the grouped GEMM by a launch of its own, then rounded once.
+ * A residual is added to the fp32 sums, then rounded once: in the kernels' epilogues; beside fp32 weights by a
+ * launch of its own.
  */
 #include "ops/common/element.cuh"
 #include "ops/common/workspace.h"
@@ -113,8 +114,8 @@ typedef struct layout {
 static layout cut(const mb_gemm_args *args, void *workspace) {
     const size_t n_tokens = (size_t)args->n_tokens, k_size = (size_t)args->weight.cols;
     const size_t n_blocks = (k_size + MB_F8_BLOCK - 1) / MB_F8_BLOCK, is_fp8 = (size_t)is_quantized(args);
-    const size_t sizes[3] = {n_tokens * (size_t)args->weight.rows * sizeof(float), is_fp8 * n_tokens * k_size,
-                             is_fp8 * n_tokens * n_blocks * sizeof(float)};
+    const size_t sizes[3] = {(args->dtype == MB_F32) * n_tokens * (size_t)args->weight.rows * sizeof(float),
+                             is_fp8 * n_tokens * k_size, is_fp8 * n_tokens * n_blocks * sizeof(float)};
     layout l = {};
     void *parts[3];
     for (int i = 0; i < 3; i++) {
@@ -196,7 +197,12 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
         MB_TRY(quantize(args, &l, stream));
     if (is_few)
         return mb_few_sm90(args, &few, l.x8, l.x_scale, stream);
-    const mb_grouped_gemm_args g = grouped(args, &l);
+    mb_grouped_gemm_args g = grouped(args, &l);
+    if (args->dtype != MB_F32) {
+        g.out = args->out;
+        g.out_dtype = args->out_dtype;
+        return mb_dense_gemm_sm90(&g, args->residual, stream);
+    }
     MB_TRY(mb_grouped_gemm_sm90(&g, (char *)workspace + l.bytes, workspace_bytes - l.bytes, stream));
     if (!args->residual)
         return MB_OK;

@@ -80,4 +80,13 @@ static __device__ __forceinline__ void mb_store_matrix_transposed_x2(uint32_t to
                  : "memory");
 }
 
+/* Two 8x8 matrices of 16-bit elements that lie transposed, into accumulator layout: lane i (of matrix i / 8)
+ * names the 16 bytes that column i % 8 comes from. */
+static __device__ __forceinline__ void mb_load_matrix_transposed_x2(uint32_t (&to)[2], uint32_t from_shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(to[0]), "=r"(to[1])
+                 : "r"(from_shared)
+                 : "memory");
+}
+
 #endif

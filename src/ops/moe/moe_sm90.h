@@ -62,6 +62,11 @@ mb_status mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *most, size_
 mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                                mb_stream stream);
 
+/* The product of one group (no offsets, row_index, row_weight or activation; a and b in 16 bits, or fp8 with block
+ * scales; out in 16 bits or fp32) plus a residual ([R, columns of out] of out's type, may be out; or NULL), in one
+ * launch, without a workspace. b is read before the kernels in front of this call have ended. */
+mb_status mb_dense_gemm_sm90(const mb_grouped_gemm_args *args, const void *residual, mb_stream stream);
+
 /* The same with fp32 multiply-adds (dtype MB_F32, MB_F32_EXACT); tiles of MB_F32_TILE_ROWS rows. */
 enum { MB_F32_TILE_ROWS = 64 };
 mb_status mb_grouped_gemm_f32_sm90(const mb_grouped_gemm_args *args, const mb_moe_token_tile *tiles,

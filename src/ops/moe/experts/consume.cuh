@@ -8,6 +8,39 @@
 #include "ops/moe/experts/epilogue.cuh"
 #include "ops/moe/experts/multiply.cuh"
 
+/* One group: the sums plus the residual, which the producers have brought in stages of its own: 128 outputs,
+ * one row block of each warpgroup, each. Where finished tiles wait in stages (STAGING_STAGES) these are they,
+ * and the storing warps give them back. */
+template <int kind, int n, int n_warpgroups, int n_row_blocks, class shared>
+static __device__ __forceinline__ void emit_residual(const experts_gemm *g, shared *s, int warpgroup,
+                                                     const item *work, const staging_rounds *r,
+                                                     int32_t first_output, ring_cursor *stage,
+                                                     ring_cursor *slot, float (&sum)[n_row_blocks][n / 2]) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    constexpr int is_held = shared::staging == STAGING_STAGES;
+#pragma unroll
+    for (int m = 0; m < n_row_blocks; m++) {
+        if (m == 0 || is_held)
+            wait_to_stage(s, slot, 0);
+        mb_mbarrier_wait(&s->full[stage->at], stage->parity);
+        const uint32_t base = mb_shared_address(s->weights[stage->at]);
+        const staging_area residual = {base, mb_shared_address(s->tokens[stage->at]) - base,
+                                       m * 2 * STAGED_OUTPUTS};
+        staging_area staging = residual;
+        if constexpr (!is_held)
+            staging = area_of_round(s, r, 0, 0, slot->at);
+        emit<kind, n, EMIT_RESIDUAL>(g, work, staging, residual, first_output, m * n_warpgroups + warpgroup,
+                                     sum[m]);
+        if constexpr (!is_held) {
+            mb_fence_async_shared(); /* ordinary reads before what the copy engine writes next */
+            release_stage<1 + shared::tokens_are_m, 1>(&s->empty[stage->at]);
+        }
+        advance<n_stages>(stage);
+        if (m == n_row_blocks - 1 || is_held)
+            say_staged(s, slot);
+    }
+}
+
 /* n: the number of tokens, padded. */
 template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int warpgroup,
@@ -38,7 +71,15 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
         multiply_scaled<n, n_warpgroups, n_row_blocks, n_ctas>(s, g->b_scale, warpgroup, g->k_blocks,
                                                                r.n_held, scale_low, scale_high, stage, sum);
     } else
-        multiply<kind, n, n_warpgroups, n_row_blocks, n_ctas>(s, warpgroup, g->k_size, r.n_held, stage, sum);
+        multiply<kind, n, n_warpgroups, n_row_blocks, n_ctas>(
+            s, warpgroup, g->k_size, shared::is_dense && g->residual_steps > 0 ? 0 : r.n_held, stage, sum);
+    if constexpr (shared::is_dense) {
+        if (g->residual_steps > 0) {
+            emit_residual<kind, n, n_warpgroups, n_row_blocks>(g, s, warpgroup, work, &r, first_output, stage,
+                                                               slot, sum);
+            return;
+        }
+    }
 
     if constexpr (shared::staging == STAGING_STAGES) /* no wgmma may still read the held stages */
         mb_named_barrier_sync(CONSUMER_BARRIER, n_warpgroups * WARPGROUP);
@@ -51,14 +92,19 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
             wait_to_stage(s, slot, round > 0 && r.n_held == 1);
         const staging_area staging = area_of_round(s, &r, round, stage->at, slot->at);
         const int row_block = m * n_warpgroups + warpgroup;
-        if (g->row_weight || (kind != KIND_TF32 && g->store == STORE_F32))
-            emit<kind, n, EMIT_ANY>(g, work, staging, first_output, row_block, sum[m]);
+        if constexpr (shared::is_dense) {
+            if (g->store == STORE_F32)
+                emit<kind, n, EMIT_F32>(g, work, staging, staging, first_output, row_block, sum[m]);
+            else
+                emit<kind, n, EMIT_PLAIN>(g, work, staging, staging, first_output, row_block, sum[m]);
+        } else if (g->row_weight || (kind != KIND_TF32 && g->store == STORE_F32))
+            emit<kind, n, EMIT_ANY>(g, work, staging, staging, first_output, row_block, sum[m]);
         else if (g->gated)
-            emit<kind, n, EMIT_GATED>(g, work, staging, first_output, row_block, sum[m]);
+            emit<kind, n, EMIT_GATED>(g, work, staging, staging, first_output, row_block, sum[m]);
         else if (g->activated)
-            emit<kind, n, EMIT_ACTIVATED>(g, work, staging, first_output, row_block, sum[m]);
+            emit<kind, n, EMIT_ACTIVATED>(g, work, staging, staging, first_output, row_block, sum[m]);
         else
-            emit<kind, n, EMIT_PLAIN>(g, work, staging, first_output, row_block, sum[m]);
+            emit<kind, n, EMIT_PLAIN>(g, work, staging, staging, first_output, row_block, sum[m]);
         if (m == n_row_blocks - 1 || one_each)
             say_staged(s, slot);
     }
@@ -66,8 +112,8 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
 
 /* Large tiles have code for a few numbers of tokens only: each is 20 KB that the instruction caches would
  * have to hold (T = 4096: 694 us with all multiples of 8, 662 with 128, 136 and 144). */
-template <int n, int cta_tokens, int n_ctas> struct next_n {
-    static constexpr int more = n_ctas == 1 || n >= 128 ? n + 8 : n >= 96 ? 128 : n + 32;
+template <int n, int cta_tokens, int n_ctas, int is_dense> struct next_n {
+    static constexpr int more = n_ctas == 1 || n >= 128 ? n + 8 : n >= 96 ? (is_dense ? n + 8 : 128) : n + 32;
     static constexpr int value = more < cta_tokens ? more : cta_tokens;
 };
 
@@ -79,8 +125,8 @@ static __device__ __forceinline__ void consume_padded(const experts_params *p, s
     if (work->n_rows <= n)
         consume<kind, n, n_warpgroups, n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);
     else if constexpr (n < cta_tokens)
-        consume_padded<kind, next_n<n, cta_tokens, n_ctas>::value, cta_tokens, n_warpgroups, n_row_blocks,
-                       n_ctas>(p, s, warpgroup, work, stage, slot);
+        consume_padded<kind, next_n<n, cta_tokens, n_ctas, shared::is_dense>::value, cta_tokens, n_warpgroups,
+                       n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);
 }
 
 #endif

@@ -12,6 +12,7 @@
 #define MB_OPS_MOE_EXPERTS_CONSUME_TOKENS_CUH
 
 #include "ops/hopper/launch.cuh"
+#include "ops/hopper/mma.cuh"
 #include "ops/moe/experts/consume.cuh"
 #include "ops/moe/to_fp8.cuh"
 
@@ -71,11 +72,18 @@ static __device__ __forceinline__ void multiply_tokens(shared *s, int warpgroup,
 }
 
 /* Two adjacent outputs of one token straight to global memory, fp32: 4 lanes make 32 bytes of its row. */
+template <int has_residual>
 static __device__ __forceinline__ void store_pair_f32(const experts_gemm *g, const item *work, int32_t output,
                                                       int token, float a, float b) {
-    if (output < g->width && token < work->n_rows)
-        *(float2 *)((float *)g->out + (int64_t)(work->first_row + token) * g->width + output) =
-            make_float2(a, b);
+    if (output < g->width && token < work->n_rows) {
+        const int64_t i = (int64_t)(work->first_row + token) * g->width + output;
+        if (has_residual && g->residual) {
+            const float2 residual = *(const float2 *)((const float *)g->residual + i);
+            a += residual.x;
+            b += residual.y;
+        }
+        *(float2 *)((float *)g->out + i) = make_float2(a, b);
+    }
 }
 
 static __device__ __forceinline__ void add_bias(const experts_gemm *g, const item *work, int32_t half_output,
@@ -100,13 +108,14 @@ static __device__ __forceinline__ void add_bias(const experts_gemm *g, const ite
  * to memory). Gated they are one half's; else they begin at eight number `begin` of a half. */
 template <int mode, int gated>
 static __device__ __forceinline__ void emit_tokens(const experts_gemm *g, const item *work, int warpgroup,
-                                                   uint32_t staging, int32_t first, int begin,
-                                                   const float (&sum)[HALF_SUMS]) {
+                                                   uint32_t staging, uint32_t residual, int32_t first,
+                                                   int begin, const float (&sum)[HALF_SUMS]) {
     const int thread = (int)mb_thread_index_again(), lane = thread % 32;
     const int warp_token = warpgroup * WARPGROUP_TOKENS + thread % WARPGROUP / 32 * 16;
     const int token = warp_token + lane / 4; /* and + 8 */
-    const int any = mode == EMIT_ANY, activated = any ? g->activated : mode != EMIT_PLAIN;
-    const int to_f32 = any && g->store == STORE_F32;
+    const int any = mode == EMIT_ANY,
+              activated = any ? g->activated : mode == EMIT_GATED || mode == EMIT_ACTIVATED;
+    const int to_f32 = mode == EMIT_F32 || (any && g->store == STORE_F32);
     float low = 1, high = 1;
     if (any && g->row_weight) {
         low = token < work->n_rows ? g->row_weight[work->first_row + token] : 0;
@@ -118,7 +127,10 @@ static __device__ __forceinline__ void emit_tokens(const experts_gemm *g, const 
     const uint32_t to = staging + to_token * ROW_BYTES;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        uint32_t packed[4];
+        uint32_t packed[4], added[4];
+        const uint32_t chunk = ((2 * i + lane / 16) ^ (to_token % 8)) * 16;
+        if constexpr (mode == EMIT_RESIDUAL)
+            mb_load_matrix_x4(added, residual + to_token * ROW_BYTES + chunk);
 #pragma unroll
         for (int c = 0; c < 2; c++) {
             const int eight = 2 * i + c, j = gated ? 2 * eight : begin + eight;
@@ -133,16 +145,24 @@ static __device__ __forceinline__ void emit_tokens(const experts_gemm *g, const 
                 if (any)
                     v[e] *= e < 2 ? low : high;
             }
+            if constexpr (mode == EMIT_RESIDUAL) {
+                const float2 low_two = unpack_two<KIND_FP8_BLOCK>(added[2 * c], g->out_is_f16),
+                             high_two = unpack_two<KIND_FP8_BLOCK>(added[2 * c + 1], g->out_is_f16);
+                v[0] += low_two.x;
+                v[1] += low_two.y;
+                v[2] += high_two.x;
+                v[3] += high_two.y;
+            }
             if (to_f32) {
                 const int32_t output = first + eight * 8 + lane % 4 * 2;
-                store_pair_f32(g, work, output, token, v[0], v[1]);
-                store_pair_f32(g, work, output, token + 8, v[2], v[3]);
+                store_pair_f32<mode == EMIT_F32>(g, work, output, token, v[0], v[1]);
+                store_pair_f32<mode == EMIT_F32>(g, work, output, token + 8, v[2], v[3]);
             }
             packed[2 * c] = pack<KIND_FP8_BLOCK>(v[0], v[1], g->out_is_f16);
             packed[2 * c + 1] = pack<KIND_FP8_BLOCK>(v[2], v[3], g->out_is_f16);
         }
         if (!to_f32)
-            mb_store_matrix_x4(to + ((2 * i + lane / 16) ^ (to_token % 8)) * 16, packed);
+            mb_store_matrix_x4(to + chunk, packed);
     }
 }
 
@@ -211,15 +231,29 @@ static __device__ __forceinline__ void emit_round(const experts_gemm *g, const i
             quantise_tokens<0, 0>(g, work, warpgroup, staging, scale_block, i, sum);
     } else if (g->row_weight || g->store == STORE_F32) {
         if (i < 2 && g->gated)
-            emit_tokens<EMIT_ANY, 1>(g, work, warpgroup, staging, first, 0, sum[i % 2]);
+            emit_tokens<EMIT_ANY, 1>(g, work, warpgroup, staging, 0, first, 0, sum[i % 2]);
         else if (!g->gated)
-            emit_tokens<EMIT_ANY, 0>(g, work, warpgroup, staging, first, begin, sum[i / 2]);
+            emit_tokens<EMIT_ANY, 0>(g, work, warpgroup, staging, 0, first, begin, sum[i / 2]);
     } else if (i < 2 && g->gated)
-        emit_tokens<EMIT_GATED, 1>(g, work, warpgroup, staging, first, 0, sum[i % 2]);
+        emit_tokens<EMIT_GATED, 1>(g, work, warpgroup, staging, 0, first, 0, sum[i % 2]);
     else if (!g->gated && g->activated)
-        emit_tokens<EMIT_ACTIVATED, 0>(g, work, warpgroup, staging, first, begin, sum[i / 2]);
+        emit_tokens<EMIT_ACTIVATED, 0>(g, work, warpgroup, staging, 0, first, begin, sum[i / 2]);
     else if (!g->gated)
-        emit_tokens<EMIT_PLAIN, 0>(g, work, warpgroup, staging, first, begin, sum[i / 2]);
+        emit_tokens<EMIT_PLAIN, 0>(g, work, warpgroup, staging, 0, first, begin, sum[i / 2]);
+}
+
+/* The same for one group. residual: of these outputs, in shared memory, or 0. */
+static __device__ __forceinline__ void emit_dense(const experts_gemm *g, const item *work, int warpgroup,
+                                                  uint32_t staging, uint32_t residual, int32_t first_output,
+                                                  int i, const float (&sum)[2][HALF_SUMS]) {
+    const int32_t first = first_output + i * 64;
+    const int begin = i % 2 * EIGHTS / 2;
+    if (g->store == STORE_F32)
+        emit_tokens<EMIT_F32, 0>(g, work, warpgroup, staging, 0, first, begin, sum[i / 2]);
+    else if (residual)
+        emit_tokens<EMIT_RESIDUAL, 0>(g, work, warpgroup, staging, residual, first, begin, sum[i / 2]);
+    else
+        emit_tokens<EMIT_PLAIN, 0>(g, work, warpgroup, staging, 0, first, begin, sum[i / 2]);
 }
 
 /* One item of a consumer warpgroup. */
@@ -252,7 +286,22 @@ static __device__ __forceinline__ void consume_tokens(const experts_params *p, s
     for (int i = 0; i < 4; i++)
         if (i < r.n) {
             wait_to_stage(s, slot, 0);
-            if (has_tokens)
+            if constexpr (shared::is_dense) {
+                uint32_t residual = 0; /* a stage of it is two rounds' */
+                if (g->residual_steps > 0) {
+                    if (i % 2 == 0)
+                        mb_mbarrier_wait(&s->full[stage->at], stage->parity);
+                    residual = mb_shared_address(i % 2 ? s->tokens[stage->at] : s->weights[stage->at]);
+                }
+                if (has_tokens)
+                    emit_dense(g, work, warpgroup, area_of_round(s, &r, i, 0, slot->at).base, residual,
+                               first_output, i, sum);
+                if (g->residual_steps > 0 && i % 2) {
+                    mb_fence_async_shared(); /* ordinary reads before what the copy engine writes next */
+                    release_stage<n_ctas, 1>(&s->empty[stage->at]);
+                    advance<(int)(sizeof(s->full) / sizeof(s->full[0]))>(stage);
+                }
+            } else if (has_tokens)
                 emit_round(g, work, warpgroup, area_of_round(s, &r, i, 0, slot->at).base, first_output, i,
                            sum);
             say_staged(s, slot);

@@ -92,18 +92,38 @@ enum epilogue_mode {
     EMIT_PLAIN,     /* neither activated nor weighted; likewise */
     EMIT_ACTIVATED, /* activated, not gated, not weighted; likewise */
     EMIT_ANY,       /* everything else: weighted, or fp32 results of other kinds */
+    EMIT_RESIDUAL,  /* plain, plus a residual of 16 bits; to staging */
+    EMIT_F32,       /* plain, plus a residual of fp32 if there is one; to memory */
 };
 
-/* Bias, activation and routing weight of a row block, then into staging (or, fp32, to
- * memory). A thread's accumulators are of one output and many tokens, while stores want many outputs of one
+/* out[i] may be residual[i]. */
+static __device__ __forceinline__ void store_sum_f32(const experts_gemm *g, const item *work, int32_t output,
+                                                     int token, float a, float b) {
+    const int64_t i = (int64_t)(work->first_row + token) * g->width + output;
+    const float *residual = (const float *)g->residual;
+    if (residual && output < g->width && token < work->n_rows)
+        a += residual[i];
+    if (residual && output < g->width && token + 1 < work->n_rows)
+        b += residual[i + g->width];
+    store_f32(g, work, output, token, a, b);
+}
+
+template <int kind> static __device__ __forceinline__ float2 unpack_two(uint32_t two, int is_f16) {
+    if (kind == KIND_F16 || (kind != KIND_BF16 && is_f16))
+        return __half22float2(*(const __half2 *)&two);
+    return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
+}
+
+/* Bias, activation, routing weight and residual of a row block, then into staging (or, fp32, to memory). A thread's accumulators are of one output and many tokens, while stores want many outputs of one
  * token: stmatrix transposes. */
 template <int kind, int n, int mode>
 static __device__ __forceinline__ void emit(const experts_gemm *g, const item *work, staging_area staging,
-                                            int32_t first_output, int row_block, float (&sum)[n / 2]) {
+                                            staging_area residual, int32_t first_output, int row_block,
+                                            float (&sum)[n / 2]) {
     const int lane = threadIdx.x % 32;
     const int any = mode == EMIT_ANY;
     const int gated = any ? g->gated : mode == EMIT_GATED,
-              activated = any ? g->activated : mode != EMIT_PLAIN;
+              activated = any ? g->activated : mode == EMIT_GATED || mode == EMIT_ACTIVATED;
     const int to_f32 = kind == KIND_TF32 || (any && g->store == STORE_F32), weighted = any && g->row_weight;
     const thread_rows rows = rows_of(g, first_output, row_block);
     float bias_low = 0, bias_high = 0, scale = 1;
@@ -118,6 +138,9 @@ static __device__ __forceinline__ void emit(const experts_gemm *g, const item *w
     const int32_t chunk_output = rows.output - lane / 4 + (gated ? 0 : lane / 8 % 2 * 8);
     const uint32_t to =
         chunk_at(region_at(staging, chunk_output), lane % 8, chunk_output % STAGED_OUTPUTS / 8);
+    uint32_t from = 0;
+    if constexpr (mode == EMIT_RESIDUAL)
+        from = chunk_at(region_at(residual, chunk_output), lane % 8, chunk_output % STAGED_OUTPUTS / 8);
 #pragma unroll
     for (int j = 0; j < n / 8; j++) {
         const int token = 8 * j + 2 * (lane % 4);
@@ -141,7 +164,20 @@ static __device__ __forceinline__ void emit(const experts_gemm *g, const item *w
             v[2] *= weight.x;
             v[3] *= weight.y;
         }
-        if (to_f32) {
+        if constexpr (mode == EMIT_RESIDUAL) {
+            uint32_t two[2];
+            mb_load_matrix_transposed_x2(two, from + j * 8 * ROW_BYTES);
+            const float2 low = unpack_two<kind>(two[0], g->out_is_f16),
+                         high = unpack_two<kind>(two[1], g->out_is_f16);
+            v[0] += low.x;
+            v[1] += low.y;
+            v[2] += high.x;
+            v[3] += high.y;
+        }
+        if constexpr (mode == EMIT_F32) {
+            store_sum_f32(g, work, rows.low, token, v[0], v[1]);
+            store_sum_f32(g, work, rows.high, token, v[2], v[3]);
+        } else if (to_f32) {
             store_f32(g, work, rows.low, token, v[0], v[1]);
             if (!gated)
                 store_f32(g, work, rows.high, token, v[2], v[3]);

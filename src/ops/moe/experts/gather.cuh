@@ -18,6 +18,38 @@ static __device__ __forceinline__ uint32_t row_scale_at(const experts_gemm *g, c
                       g->k_blocks);
 }
 
+/* The residual of an item, in stages behind those of its last k step: 128 outputs a stage, of the first 64
+ * in place of the weights, of the others in place of the tokens. So it is there when the sums are, and lies as
+ * staging (staging.cuh) does. */
+template <int weight_rows, class shared>
+static __device__ __forceinline__ void gather_residual(shared *s, const experts_gemm *g, const item *work,
+                                                       ring_cursor *stage) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    const int thread = threadIdx.x % WARPGROUP - 32;
+    const int chunk = thread % 8, my_row = thread / 8;
+    const uint32_t row_bytes = (uint32_t)g->width * 2;
+    const char *rows = (const char *)g->residual + (int64_t)(work->first_row + my_row) * row_bytes;
+    int32_t output = work->column_tile * weight_rows + chunk * 8;
+#pragma unroll 1
+    for (int32_t i = 0; i < g->residual_steps; i++) {
+        mb_mbarrier_wait(&s->empty[stage->at], stage->parity);
+#pragma unroll 1
+        for (int half = 0; half < (weight_rows > 64 ? 2 : 1); half++) {
+            const uint32_t region = mb_shared_address(half ? s->tokens[stage->at] : s->weights[stage->at]);
+            const uint32_t n_bytes = output < g->width ? 16 : 0;
+            const char *from = rows + (n_bytes ? output * 2 : 0);
+#pragma unroll 2
+            for (int r = my_row; r < work->n_rows; r += GATHER_ROWS) {
+                mb_cp_async_16(region + r * ROW_BYTES + (chunk ^ (r % 8)) * 16, from, n_bytes);
+                from += GATHER_ROWS * row_bytes;
+            }
+            output += 64;
+        }
+        mb_cp_async_arrive(&s->full[stage->at]);
+        advance<n_stages>(stage);
+    }
+}
+
 template <int kind, int cta_tokens, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
@@ -35,7 +67,7 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
             break;
         const experts_gemm *g = &p->gemm[work.gemm];
         const int32_t k_size = g->k_size;
-        if (work.gemm == GEMM_SECOND) {
+        if (!shared::is_dense && work.gemm == GEMM_SECOND) {
             if (threadIdx.x % 32 == 0)
                 while (mb_load_acquire(&p->ready[work.token_tile]) !=
                        p->gemm[GEMM_FIRST].n_column_tiles * n_ctas)
@@ -96,6 +128,8 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
             mb_cp_async_arrive(&s->full[stage.at]);
             advance<n_stages>(&stage);
         }
+        if constexpr (shared::is_dense)
+            gather_residual<weight_rows>(s, g, &work, &stage);
     }
 }
 

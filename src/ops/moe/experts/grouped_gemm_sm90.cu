@@ -8,6 +8,21 @@
 #include "ops/moe/experts/pick.h"
 #include "ops/moe/layout_sm90.h"
 
+/* One group, whose rows are known here, and nothing but its product. */
+static int is_dense(const mb_grouped_gemm_args *args) {
+    return args->b.count == 1 && !args->offsets && !args->row_index && !args->row_weight &&
+           args->activation == MB_ACT_NONE && args->dtype != MB_F32 && args->out_dtype != MB_F8_E4M3 &&
+           !(args->b.dtype == MB_F8_E4M3 && args->b.scale_rows == 0);
+}
+
+extern "C" mb_status mb_dense_gemm_sm90(const mb_grouped_gemm_args *args, const void *residual,
+                                        mb_stream stream) {
+    MB_TRY(mb_grouped_gemm_sm90_check(args));
+    const mb_dense_plan plan = mb_dense_plan_of(mb_moe_family_of(args->b.dtype), args->n_rows, args->b.rows,
+                                                args->b.cols, mb_n_processors());
+    return mb_experts_dense(args, residual, &plan, stream);
+}
+
 extern "C" mb_status mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *most, size_t *bytes) {
     return mb_grouped_gemm_sm90_most_bytes(most, bytes);
 }
@@ -19,6 +34,8 @@ extern "C" mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void
         return MB_OK;
     const int32_t n_groups = (int32_t)args->b.count;
     const mb_moe_family family = mb_moe_family_of(args->b.dtype);
+    if (is_dense(args))
+        return mb_dense_gemm_sm90(args, NULL, stream);
     const int tile = n_groups == 1 ? mb_moe_pick_dense(family, args->n_rows, args->b.rows, mb_n_processors())
                                    : mb_moe_pick(family, args->n_rows, n_groups);
     mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0};

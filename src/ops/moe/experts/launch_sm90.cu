@@ -225,3 +225,46 @@ mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts
     set_tiles(&params, tiles);
     return launch(&params, kind, tiles->tile, stream);
 }
+
+mb_status mb_experts_dense(const mb_grouped_gemm_args *args, const void *residual, const mb_dense_plan *plan,
+                           mb_stream stream) {
+    MB_TRY(check_tile(plan->tile, args->b.dtype));
+    const mb_moe_tile *tile = &mb_moe_tiles[plan->tile];
+    const int n_processors = mb_n_processors();
+    experts_params params = {};
+    experts_gemm *g = &params.gemm[0];
+    MB_TRY(describe(g, &args->b, MB_ACT_NONE, tile));
+    g->a = args->a;
+    g->a_scale = args->a_scale;
+    g->bias = args->bias;
+    g->bias_dtype = args->bias_dtype;
+    g->residual = residual;
+    g->out = args->out;
+    g->out_is_f16 = args->out_dtype == MB_F16;
+    g->store = args->out_dtype == MB_F32 ? STORE_F32 : STORE_16BIT;
+    if (residual && g->store == STORE_16BIT)
+        g->residual_steps = (tile->weight_rows + 127) / 128;
+    params.gemm[1].weights = g->weights; /* prefetched, not used */
+    params.dense.n_rows = (int32_t)args->n_rows;
+    params.dense.tile_rows = plan->tile_rows;
+    params.dense.n_token_tiles = (int32_t)((args->n_rows + plan->tile_rows - 1) / plan->tile_rows);
+    params.dense.band = plan->band;
+    cudaError_t error;
+    switch (kind_of(&args->b)) {
+    case KIND_BF16:
+        error = mb_dense_launch_bf16(&params, plan->tile, n_processors, stream);
+        break;
+    case KIND_F16:
+        error = mb_dense_launch_f16(&params, plan->tile, n_processors, stream);
+        break;
+    case KIND_FP8_BLOCK:
+        error = mb_dense_launch_fp8_block(&params, plan->tile, n_processors, stream);
+        break;
+    default:
+        error = cudaErrorInvalidValue;
+    }
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, "gemm: launch of tile %s failed: %s", tile->name,
+                       cudaGetErrorString(error));
+    return MB_OK;
+}

@@ -2,6 +2,7 @@
 #ifndef MB_OPS_MOE_EXPERTS_LAUNCH_SM90_H
 #define MB_OPS_MOE_EXPERTS_LAUNCH_SM90_H
 
+#include "ops/moe/experts/pick.h"
 #include "ops/moe/layout_sm90.h"
 
 #ifdef __cplusplus
@@ -21,6 +22,12 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
 /* One grouped GEMM. scratch: [R, columns of out] of 16 bits, with an fp8 out. */
 mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_tiles *tiles, void *scratch,
                               mb_stream stream);
+
+/* One group's plain product plus a residual ([R, columns of out] of out's type, may be out; or NULL), in one
+ * launch, without tiles: out in 16 bits or fp32, neither row_index nor activation nor row_weight, not TF32. The
+ * weight is read before the kernels in front of this one have ended. */
+mb_status mb_experts_dense(const mb_grouped_gemm_args *args, const void *residual, const mb_dense_plan *plan,
+                           mb_stream stream);
 
 #ifdef __cplusplus
 }

@@ -38,6 +38,8 @@ typedef struct experts_gemm {
     const float *b_scale;     /* KIND_FP8_BLOCK [E, scale rows, k_blocks], KIND_FP8_TENSOR [E] */
     const void *bias;         /* [E, weight rows] bias_dtype */
     const float *row_weight;
+    const void *residual;      /* [R, width] of out's type, or NULL; one group only */
+    int32_t residual_steps;    /* stages of an item that bring its part of it (gather.cuh); none for fp32 */
     void *out;                 /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
     void *out8;                /* [R, width], STORE_FP8_* */
     float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
@@ -52,7 +54,14 @@ typedef struct experts_gemm {
     activation_shape activation;
 } experts_gemm;
 
+/* One group, whose tiles the host knows: no queue, no tiles in memory. CTA (or pair) i works on items i, i +
+ * the number of CTAs, ... Bands of columns, so that CTAs at work at the same time share weights and rows. */
+typedef struct experts_dense {
+    int32_t n_rows, tile_rows, n_token_tiles, band; /* band: column tiles */
+} experts_dense;
+
 typedef struct experts_params {
+    experts_dense dense;
     experts_gemm gemm[2]; /* the second has no column tiles when there is only one */
     const mb_moe_token_tile *tiles;
     const int32_t *n_tiles;
@@ -73,5 +82,10 @@ cudaError_t mb_experts_launch_fp8_tensor(const experts_params *params, int tile,
                                          mb_stream stream);
 cudaError_t mb_experts_launch_fp8_block(const experts_params *params, int tile, int n_processors,
                                         mb_stream stream);
+/* One group, given by params->dense; tiles of 64 tokens a CTA at least. */
+cudaError_t mb_dense_launch_bf16(const experts_params *params, int tile, int n_processors, mb_stream stream);
+cudaError_t mb_dense_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream);
+cudaError_t mb_dense_launch_fp8_block(const experts_params *params, int tile, int n_processors,
+                                      mb_stream stream);
 
 #endif

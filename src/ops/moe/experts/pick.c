@@ -85,3 +85,74 @@ int mb_moe_pick_dense(mb_moe_family family, int64_t n_rows, int64_t n_outputs, i
     }
     return picked;
 }
+
+/* ---- One group's plain product: the host knows all items */
+
+/* Rows of a tile in each CTA, as the kernel has code for them. */
+static int32_t padded_tokens(const mb_moe_tile *tile, int32_t tile_rows) {
+    int32_t n_ctas = ctas_of(tile), tokens = (int32_t)ceil_div(ceil_div(tile_rows, n_ctas), 8) * 8;
+    if (n_ctas == 1)
+        return tokens;
+    if (tile->family == MB_MOE_FP8)
+        return tokens <= 32 ? tokens : tokens <= 64 ? 64 : 128;
+    return tokens < 96 ? (int32_t)ceil_div(tokens, 32) * 32 : tokens;
+}
+
+/* Clocks of an H100 for all rounds of items. A step of 128 bytes along K takes as long as the slowest of: the
+ * tensor cores, what L2 sends to one SM, and to all SMs that have an item; and with block scales the promotion
+ * (all fp8 is taken for that). An item's outputs take a time of their own. */
+static double dense_plan_clocks(const mb_moe_tile *tile, int32_t tile_rows, int64_t n_rows, int64_t n_outputs,
+                                int64_t k_size, int32_t n_processors) {
+    const double sm_bytes = 64, l2_bytes = 7200, store_bytes = 20; /* a clock */
+    int32_t n_ctas = ctas_of(tile), tokens = padded_tokens(tile, tile_rows);
+    int64_t n_items = ceil_div(n_rows, tile_rows) * ceil_div(n_outputs, tile->weight_rows);
+    int64_t n_slots = n_processors / n_ctas, element_bytes = tile->family == MB_MOE_FP8 ? 1 : 2;
+    double n_busy = (double)(n_items < n_slots ? n_items : n_slots) * n_ctas;
+    double step = tile->weight_rows / 64 * 2 * (tokens > 32 ? tokens : 32);
+    double to_one = (tile->weight_rows + tokens) * 128 / sm_bytes;
+    double to_all = n_busy * (tile->box_rows + tokens) * 128 / l2_bytes;
+    step = to_one > step ? to_one : step;
+    step = to_all > step ? to_all : step;
+    if (tile->family == MB_MOE_FP8)
+        step += 4 * tokens;
+    return (double)ceil_div(n_items, n_slots) * ((double)ceil_div(k_size * element_bytes, 128) * step + 800 +
+                                                 tile->weight_rows * tokens * 2 / store_bytes);
+}
+
+mb_dense_plan mb_dense_plan_with(int tile, int64_t n_rows, int64_t n_outputs, int64_t k_size,
+                                 int32_t n_processors) {
+    enum { TRIED = 8, BAND = 8 };
+    const mb_moe_tile *t = &mb_moe_tiles[tile];
+    mb_dense_plan plan = {tile, 0, 0};
+    double least = 0;
+    int64_t fewest = ceil_div(n_rows, t->max_tokens);
+    for (int64_t n_tiles = fewest; n_tiles < fewest + TRIED; n_tiles++) {
+        int32_t tile_rows = (int32_t)(ceil_div(ceil_div(n_rows, n_tiles), t->token_step) * t->token_step);
+        double clocks = dense_plan_clocks(t, tile_rows, n_rows, n_outputs, k_size, n_processors);
+        if (plan.tile_rows == 0 || clocks < least) {
+            plan.tile_rows = tile_rows;
+            least = clocks;
+        }
+    }
+    int64_t n_columns = ceil_div(n_outputs, t->weight_rows);
+    plan.band = (int32_t)ceil_div(n_columns, ceil_div(n_columns, BAND));
+    return plan;
+}
+
+mb_dense_plan mb_dense_plan_of(mb_moe_family family, int64_t n_rows, int64_t n_outputs, int64_t k_size,
+                               int32_t n_processors) {
+    mb_dense_plan picked = {-1, 0, 0};
+    double least = 0;
+    for (int i = 0; i < MB_MOE_N_TILES; i++) {
+        const mb_moe_tile *tile = &mb_moe_tiles[i];
+        if (tile->family != family || ctas_of(tile) > n_processors || tile->max_tokens < 64)
+            continue;
+        mb_dense_plan plan = mb_dense_plan_with(i, n_rows, n_outputs, k_size, n_processors);
+        double clocks = dense_plan_clocks(tile, plan.tile_rows, n_rows, n_outputs, k_size, n_processors);
+        if (picked.tile < 0 || clocks < least) {
+            picked = plan;
+            least = clocks;
+        }
+    }
+    return picked;
+}

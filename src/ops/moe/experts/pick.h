@@ -50,6 +50,19 @@ int mb_moe_pick(mb_moe_family family, int64_t n_rows, int32_t n_local_experts);
 enum { MB_MOE_DENSE_ROWS = 4096 };
 int mb_moe_pick_dense(mb_moe_family family, int64_t n_rows, int64_t n_outputs, int32_t n_processors);
 
+/* How one group's plain product is cut (params.cuh, experts_dense). */
+typedef struct mb_dense_plan {
+    int tile;                /* an index into mb_moe_tiles, of 64 tokens a CTA or more */
+    int32_t tile_rows, band; /* rows of a token tile; column tiles of a band */
+} mb_dense_plan;
+
+/* The plan whose rounds of items are the shortest. 1 <= n_rows, n_outputs, k_size. Any family but TF32. */
+mb_dense_plan mb_dense_plan_of(mb_moe_family family, int64_t n_rows, int64_t n_outputs, int64_t k_size,
+                               int32_t n_processors);
+/* The same with a given tile. */
+mb_dense_plan mb_dense_plan_with(int tile, int64_t n_rows, int64_t n_outputs, int64_t k_size,
+                                 int32_t n_processors);
+
 #ifdef __cplusplus
 }
 #endif

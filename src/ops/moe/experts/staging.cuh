@@ -88,6 +88,8 @@ static __device__ __forceinline__ staging_rounds rounds_of(const experts_gemm *g
         r.outputs = 2 * STAGED_OUTPUTS;
         r.n = tile_outputs / r.outputs;
         r.n_k_steps = (g->k_size + traits<kind>::k_step - 1) / traits<kind>::k_step;
+        if constexpr (shared::is_dense)
+            r.n_k_steps += g->residual_steps;
         r.n_held = min(r.n, r.n_k_steps);
     }
     return r;

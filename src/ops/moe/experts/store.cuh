@@ -20,7 +20,7 @@ static __device__ __forceinline__ void sync_storers(void) {
 /* The outputs from staging.first to `end` of the tile: 64 of each row at a time, 16 bytes a lane. Large
  * tiles' rows are read again only after much else has gone through L2, so they are stored to leave L2
  * first. */
-template <int n_ctas>
+template <int leaves_l2>
 static __device__ __forceinline__ void store_16bit(const experts_gemm *g, const item *work,
                                                    staging_area staging, int32_t first_output, int32_t end) {
     enum { ROWS = STORE_THREADS / 8 };
@@ -34,7 +34,7 @@ static __device__ __forceinline__ void store_16bit(const experts_gemm *g, const 
         for (int token = thread / 8; token < work->n_rows; token += ROWS) {
             const uint4 row = mb_load_shared_16(chunk_at(region, token, thread % 8));
             uint4 *to = (uint4 *)(out + token * width);
-            if constexpr (n_ctas > 1)
+            if constexpr (leaves_l2)
                 __stcs(to, row);
             else
                 *to = row;
@@ -180,8 +180,11 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
             const int32_t end = min((i + 1) * r.outputs, g->width - first_output);
             wait_staged(s, &slot);
             if constexpr (shared::staging != STAGING_NONE) {
-                if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && is_narrow))
-                    store_16bit<n_ctas>(g, work, staging, first_output, end);
+                if constexpr (shared::is_dense) {
+                    if (g->store == STORE_16BIT)
+                        store_16bit<0>(g, work, staging, first_output, end);
+                } else if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && is_narrow))
+                    store_16bit<(n_ctas > 1)>(g, work, staging, first_output, end);
                 else if (shared::staging == STAGING_TURNS && g->store == STORE_FP8_BLOCK &&
                          work->n_rows > FEW_TOKENS)
                     store_quantised(g, work, staging.base, first_output + i * r.outputs, end - i * r.outputs);
@@ -192,7 +195,7 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
             }
             say_stored<n_warpgroups, n_ctas>(s, &r, i, stage_end, &slot);
         }
-        if (work->gemm == GEMM_FIRST &&
+        if (!shared::is_dense && work->gemm == GEMM_FIRST &&
             p->gemm[GEMM_SECOND].n_column_tiles + (g->store == STORE_FP8_BLOCK) > 0) {
             int32_t n_done = 1;
             if constexpr (kind != KIND_TF32)

@@ -36,6 +36,25 @@ static __device__ __forceinline__ item decode(const experts_params *p, uint32_t 
     return work;
 }
 
+/* Item `index` of one group: bands of columns, in each all token tiles, in each the band's column tiles. */
+static __device__ __forceinline__ item decode_dense(const experts_params *p, uint32_t index) {
+    item work = {NO_MORE, 0, 0, 0, 0, 0};
+    const experts_dense *d = &p->dense;
+    const uint32_t n_token_tiles = (uint32_t)d->n_token_tiles,
+                   n_columns = (uint32_t)p->gemm[GEMM_FIRST].n_column_tiles,
+                   of_band = (uint32_t)d->band * n_token_tiles;
+    if (index >= n_columns * n_token_tiles)
+        return work;
+    const uint32_t first_column = index / of_band * (uint32_t)d->band, i = index % of_band,
+                   n = min((uint32_t)d->band, n_columns - first_column);
+    work.gemm = GEMM_FIRST;
+    work.token_tile = (int32_t)(i / n);
+    work.column_tile = (int32_t)(first_column + i % n);
+    work.first_row = work.token_tile * d->tile_rows;
+    work.n_rows = min(d->tile_rows, d->n_rows - work.first_row);
+    return work;
+}
+
 /* Takes the next item of the queue. Every item is taken this way, a CTA's first one too: so an item that
  * was taken belongs to a CTA that runs. Of a pair the first CTA takes it, for both. */
 static __device__ __forceinline__ uint32_t take_item(const experts_params *p, int rank) {
@@ -79,9 +98,16 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     constexpr int stage_bytes = weight_rows * ROW_BYTES;
     unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
     ring_cursor stage = {0, 1}, ring = {0, 1}, handed = {0, 0};
-    const uint32_t first = take_item(p, rank);
-    const int32_t n_token_tiles = *p->n_tiles; /* the load and the atomic are under way side by side */
-    item work = decode(p, hand_over<n_ctas>(s, rank, first, &handed), n_token_tiles);
+    uint32_t index = blockIdx.x / n_ctas; /* of the item, of one group */
+    int32_t n_token_tiles = 0;
+    item work;
+    if constexpr (shared::is_dense)
+        work = decode_dense(p, index);
+    else {
+        const uint32_t first = take_item(p, rank);
+        n_token_tiles = *p->n_tiles; /* the load and the atomic are under way side by side */
+        work = decode(p, hand_over<n_ctas>(s, rank, first, &handed), n_token_tiles);
+    }
     for (;;) {
         mb_mbarrier_wait(&s->ring_empty[ring.at], ring.parity);
         s->ring[ring.at] = n_ctas > 1 ? half_of_pair(work, rank) : work;
@@ -109,13 +135,26 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
             }
         };
         /* The atomic is slow: issue it now, use its result once this item's first loads are in flight. */
-        const uint32_t taken = take_item(p, rank);
+        const uint32_t taken = shared::is_dense ? 0 : take_item(p, rank);
         const int32_t k_first = min(g->k_size, n_stages * k_step);
         load_steps(0, k_first);
-        const item next = decode(p, hand_over<n_ctas>(s, rank, taken, &handed), n_token_tiles);
+        item next;
+        if constexpr (shared::is_dense) {
+            index += gridDim.x / n_ctas;
+            next = decode_dense(p, index);
+        } else
+            next = decode(p, hand_over<n_ctas>(s, rank, taken, &handed), n_token_tiles);
         load_steps(k_first, g->k_size);
+        if constexpr (shared::is_dense)
+            for (int32_t i = 0; i < g->residual_steps; i++) { /* which the gathering warps load */
+                mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
+                mb_mbarrier_arrive(&s->full[stage.at]);
+                advance<n_stages>(&stage);
+            }
         work = next;
     }
+    if constexpr (shared::is_dense)
+        mb_grid_wait(); /* who starts now may rely on what came before this kernel */
     mb_grid_launch_dependents();
 }
 

@@ -23,6 +23,7 @@ enum {
     RING = 6,                  /* items that roles may be apart */
     TOKEN_STEP_OF_PAIR = 8,    /* a pair of CTAs cuts a tile's tokens at multiples of it */
     SCALE_BLOCK = MB_F8_BLOCK, /* columns of one fp8 scale */
+    DENSE_TOKENS = 64,         /* one group: tiles of as many tokens a CTA, or more */
     FEW_TOKENS = 32,           /* a CTA with at most this many tokens puts them on wgmma's N */
 };
 

@@ -1,6 +1,6 @@
 /*
  * cluster.cuh - CTAs of a cluster: who is who, waiting for each other, writing to each other's shared
- * memory.
+ * memory and reading it.
  *
  * The CTAs of a cluster always run at the same time, so no wait among them is for a CTA that has not been
  * started. But a CTA's shared memory must not be touched before its first instruction or after its last.
@@ -9,6 +9,13 @@
 #define MB_OPS_HOPPER_CLUSTER_CUH
 
 #include "ops/hopper/barrier.cuh"
+
+/* 1 where a kernel was launched without clusters. */
+static __device__ __forceinline__ uint32_t mb_cluster_size(void) {
+    uint32_t size;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+}
 
 static __device__ __forceinline__ uint32_t mb_cluster_rank(void) {
     uint32_t rank;
@@ -42,6 +49,43 @@ static __device__ __forceinline__ void mb_store_cluster_8(const float *to, uint3
                  "}" ::"r"(mb_shared_address(to)),
                  "r"(cta_rank), "f"(a), "f"(b)
                  : "memory");
+}
+
+/* A word into the shared memory of the CTA of that rank, where this CTA has `to`; or from there. */
+static __device__ __forceinline__ void mb_store_cluster_u64(unsigned long long *to, uint32_t cta_rank,
+                                                            unsigned long long value) {
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "st.shared::cluster.u64 [remote], %2;\n"
+                 "}" ::"r"(mb_shared_address(to)),
+                 "r"(cta_rank), "l"(value)
+                 : "memory");
+}
+static __device__ __forceinline__ unsigned long long mb_load_cluster_u64(const unsigned long long *from,
+                                                                         uint32_t cta_rank) {
+    unsigned long long value;
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %1, %2;\n"
+                 "ld.shared::cluster.u64 %0, [remote];\n"
+                 "}"
+                 : "=l"(value)
+                 : "r"(mb_shared_address(from)), "r"(cta_rank)
+                 : "memory");
+    return value;
+}
+static __device__ __forceinline__ uint32_t mb_load_cluster_u32(const uint32_t *from, uint32_t cta_rank) {
+    uint32_t value;
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %1, %2;\n"
+                 "ld.shared::cluster.u32 %0, [remote];\n"
+                 "}"
+                 : "=r"(value)
+                 : "r"(mb_shared_address(from)), "r"(cta_rank)
+                 : "memory");
+    return value;
 }
 
 /* One arrival at the mbarrier of the CTA of that rank, where this CTA has `barrier`. (Not .release.cluster,

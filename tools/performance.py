@@ -28,7 +28,8 @@ def newest_rows():
                 sys.exit(f"{path}:{number}: not JSON: {error}")
             if row["bench"] == "text":  # has no shapes; docs/text.md cites these rows
                 continue
-            details = [row.get("model"), row.get("pass"), row.get("activation", "swiglu"), row.get("bias", False)]
+            details = [row.get(key) for key in ("model", "weights", "kv", "pass")]
+            details += [row.get("activation", "swiglu"), row.get("bias", False)]
             key = json.dumps([row["who"], row["dtype"], row["shape"], *details], sort_keys=True)
             tables.setdefault((row["bench"], row["card"]), {})[key] = row
     return tables

@@ -134,9 +134,6 @@ static __device__ __forceinline__ void hide(float (&scores)[STEP / 2], int32_t f
 static __device__ __forceinline__ void keep_order(uint64_t *fresh, float x, float y) {
     mb_mbarrier_wait(fresh, __any_sync(0xffffffff, x < 0 || y < 0) ? 0 : 1);
 }
-static __device__ __forceinline__ void keep_here(float &x) {
-    asm volatile("" : "+f"(x)::"memory");
-}
 
 /* The sums of the former spans take those of this one in, four of the thread's. */
 template <int dim, int n_held>
@@ -147,7 +144,7 @@ static __device__ __forceinline__ void take_sums(int n, const merge_factors (&f)
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             held[4 * n + c] = merge(&f[c / 2], held[4 * n + c], sums[4 * n + c]);
-            keep_here(held[4 * n + c]);
+            mb_keep_here(held[4 * n + c]);
         }
     } else {
         const float4 former = kept[(n - n_held) * 32];
@@ -163,7 +160,7 @@ static __device__ __forceinline__ void rescale(int n, const step_factors (&f)[2]
 #pragma unroll
     for (int c = 0; c < 4; c++) {
         sums[4 * n + c] = __fmul_rn(sums[4 * n + c], f[c / 2].correction);
-        keep_here(sums[4 * n + c]);
+        mb_keep_here(sums[4 * n + c]);
     }
 }
 
@@ -235,8 +232,8 @@ static __device__ __forceinline__ void soften_step(float (&scores)[STEP / 2], ui
                 weights[2 * n + 1] = pack<dtype>(scores[4 * n + 2], scores[4 * n + 3]);
             }
         }
-        keep_here(quarter[0][i]);
-        keep_here(quarter[1][i]);
+        mb_keep_here(quarter[0][i]);
+        mb_keep_here(quarter[1][i]);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++)

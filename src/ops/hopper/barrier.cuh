@@ -16,6 +16,11 @@ static __device__ __forceinline__ unsigned char *mb_kept_pointer(unsigned char *
     return pointer;
 }
 
+/* The compiler moves neither x nor an access of memory across this place. */
+static __device__ __forceinline__ void mb_keep_here(float &x) {
+    asm volatile("" : "+f"(x)::"memory");
+}
+
 static __device__ __forceinline__ void mb_mbarrier_init(uint64_t *barrier, uint32_t n_arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(mb_shared_address(barrier)),
                  "r"(n_arrivals));

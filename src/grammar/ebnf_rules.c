@@ -64,7 +64,7 @@ static weight weigh(const mb_expr *expr) {
     weight sum = {expr->kind == MB_EXPR_TEXT ? (long)expr->n : 1, 0, expr->kind == MB_EXPR_CALL};
     int has_items =
         expr->kind == MB_EXPR_SEQUENCE || expr->kind == MB_EXPR_CHOICE || expr->kind == MB_EXPR_REPEAT;
-    for (uint32_t i = 0; has_items && i < expr->n; i++) {
+    for (uint32_t i = 0; has_items && i < expr->n && sum.cost <= MAX_COST; i++) {
         weight item = weigh(expr->of.items[i]);
         sum.cost += item.cost;
         sum.loops |= item.loops;
@@ -73,8 +73,9 @@ static weight weigh(const mb_expr *expr) {
     if (expr->kind == MB_EXPR_REPEAT) {
         sum.loops |= expr->max == MB_UNBOUNDED;
         long times = expr->max == MB_UNBOUNDED ? expr->min + 1 : expr->max;
-        sum.cost *= times;
+        sum.cost *= times; /* both are some million at most */
     }
+    sum.cost = sum.cost <= MAX_COST ? sum.cost : MAX_COST + 1;
     return sum;
 }
 

@@ -2,7 +2,10 @@
 
 #include "base/alloc.h"
 
-enum { MAX_CONFIGS = 4096 }; /* of one set; a schema with that many alternatives open at once is refused */
+enum {
+    MAX_CONFIGS = 4096,   /* of one set; a schema with that many alternatives open at once is refused */
+    MAX_VISITS = 1 << 14, /* of edges, for one set: a text of n bytes that n^2 calls can end is refused */
+};
 
 /* Set while a set is being completed: the rule was called here and has matched nothing yet, so it cannot
  * end. (When it matches the empty text, its caller has gone on without it.) */
@@ -42,8 +45,20 @@ static void add(mb_stack *stack, mb_stack_set *set, uint32_t state, uint32_t nod
         stack->configs[stack->n_configs++] = (mb_stack_config){state, node};
 }
 
+/* One more edge is looked at; 0: these are too many. */
+static int visit(mb_stack *stack) {
+    if (stack->n_visits++ < MAX_VISITS)
+        return 1;
+    if (stack->status == MB_OK)
+        stack->status =
+            mb_fail(MB_ERR_CAPACITY,
+                    "the grammar is too ambiguous: so many of its rules can end at one place of the text "
+                    "that following them would take too long");
+    return 0;
+}
+
 static void add_edge(mb_stack *stack, size_t node, uint32_t back, uint32_t parent) {
-    for (uint32_t e = stack->nodes[node].first_edge; e; e = stack->edges[e - 1].next)
+    for (uint32_t e = stack->nodes[node].first_edge; e && visit(stack); e = stack->edges[e - 1].next)
         if (stack->edges[e - 1].back == back && stack->edges[e - 1].parent == parent)
             return;
     if (grow(stack, &stack->edges, &stack->edges_capacity, stack->n_edges + 1, sizeof *stack->edges) != 0)
@@ -69,14 +84,14 @@ static void call(mb_stack *stack, mb_stack_set *set, size_t first_here, const mb
         add_edge(stack, node, to->back, caller);
         return;
     }
-    for (uint32_t e = stack->nodes[caller].first_edge; e; e = stack->edges[e - 1].next)
+    for (uint32_t e = stack->nodes[caller].first_edge; e && visit(stack); e = stack->edges[e - 1].next)
         add_edge(stack, node, stack->edges[e - 1].back, stack->edges[e - 1].parent);
 }
 
 static void end_node(mb_stack *stack, mb_stack_set *set, uint32_t node) {
     if (node == 0)
         set->ended = 1;
-    for (uint32_t e = stack->nodes[node].first_edge; e; e = stack->edges[e - 1].next)
+    for (uint32_t e = stack->nodes[node].first_edge; e && visit(stack); e = stack->edges[e - 1].next)
         add(stack, set, stack->edges[e - 1].back, stack->edges[e - 1].parent);
 }
 
@@ -106,7 +121,8 @@ static void complete(mb_stack *stack, mb_stack_set *set) {
         set->n = set->ended = 0;
 }
 
-static mb_stack_set begin(const mb_stack *stack) {
+static mb_stack_set begin(mb_stack *stack) {
+    stack->n_visits = 0;
     return (mb_stack_set){.first = (uint32_t)stack->n_configs};
 }
 

@@ -36,11 +36,12 @@ typedef struct mb_stack_set {
 
 typedef struct mb_stack {
     const mb_automaton *automaton;
-    mb_status status; /* of the first failure: no memory, or too many configurations */
+    mb_status status; /* of the first failure: no memory, or too much ambiguity */
     mb_stack_node *nodes;
     mb_stack_edge *edges;
     mb_stack_config *configs;
     size_t n_nodes, n_edges, n_configs;
+    size_t n_visits; /* of edges, for the set that is being made */
     size_t nodes_capacity, edges_capacity, configs_capacity;
 } mb_stack;
 

@@ -151,6 +151,41 @@ static void test_long_recursion(void **unused) {
     }
 }
 
+/* Rules that end everywhere: refused after some hundred bytes, in place of a time that grows with n^4. */
+static void test_ambiguity(void **unused) {
+    (void)unused;
+    static const char *const grammars[] = {"root ::= root root | \"a\"",
+                                           "root ::= ((root)+) | x | x\nx ::= ([ab] x) | (\"ba\" | x | root)",
+                                           "root ::= \"aa\" (y \"b\")\nx ::= y | root | root\n"
+                                           "y ::= ((x | [ab] | y)){2,3}"};
+    for (size_t i = 0; i < sizeof grammars / sizeof *grammars; i++) {
+        mb_grammar *grammar = compile(byte_trie, grammars[i]);
+        mb_grammar_state *state;
+        assert_int_equal(mb_grammar_state_open(grammar, MB_GRAMMAR_AT_ONCE, &state), MB_OK);
+        mb_status status = MB_OK;
+        for (int k = 0; k < 2000 && status == MB_OK; k++)
+            status = mb_grammar_advance(state, 'a');
+        assert_int_equal(status, MB_ERR_CAPACITY);
+        assert_non_null(strstr(mb_last_error(), "too ambiguous"));
+        mb_grammar_state_close(state);
+        mb_grammar_close(grammar);
+    }
+}
+
+/* Rules that call the one before twice, in repeats whose product is beyond any number. */
+static void test_huge_repeats(void **unused) {
+    (void)unused;
+    char *text = calloc(1, 10000), *end = text;
+    for (int i = 0; i < 32; i++) {
+        end += sprintf(end, "r%d ::= ((((((", i);
+        end += i ? sprintf(end, "r%d r%d", i - 1, i - 1) : sprintf(end, "\"x\"");
+        end += sprintf(end, "){1048576}){1048576}){1048576}){1048576})){12}\n");
+    }
+    sprintf(end, "root ::= r31\n");
+    mb_grammar_close(compile(byte_trie, text)); /* at once, not after hours */
+    free(text);
+}
+
 /* ---- Generated grammars ----------------------------------------------------------------------------- */
 
 enum { N_RULES = 4, MAX_TEXT = 2000 };
@@ -385,7 +420,8 @@ int main(void) {
         cmocka_unit_test(test_items),         cmocka_unit_test(test_json),
         cmocka_unit_test(test_recursion),     cmocka_unit_test(test_long_recursion),
         cmocka_unit_test(test_against_pcre2), cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_ambiguity),
+        cmocka_unit_test(test_huge_repeats),
     };
     return cmocka_run_group_tests(tests, open_tries, close_tries);
 }

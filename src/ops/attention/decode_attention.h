@@ -7,7 +7,8 @@
  * row of the cache, or -1: then what the cache has there is used.
  *
  * On a GPU the operator may begin while the kernels in front of it still run. So what those write must not be
- * q_start, kv_len, span_start, block_table or rows of the cache that belong to the sequences' earlier tokens.
+ * q_start, kv_len, span_start, block_table, q_norm, k_norm, inv_freq or rows of the cache that belong to the
+ * sequences' earlier tokens.
  */
 #ifndef MB_OPS_DECODE_ATTENTION_H
 #define MB_OPS_DECODE_ATTENTION_H

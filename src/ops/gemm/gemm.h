@@ -7,8 +7,8 @@
  * / 448; 1 when all are 0), where the weight has block scales of 8 rows or more, its rows are a multiple of
  * 8 and its columns one of 16. The CPU leaves x as it is.
  *
- * On a GPU the weight may be read before the kernels in front of this call have ended: none of those that let
- * the next one start early may write it.
+ * On a GPU the weight, its scales and norm_weight may be read before the kernels in front of this call have
+ * ended: none of those that let the next one start early may write them.
  *
  * A row of out depends on the same row of x alone, bit for bit: batches and chunks do not change results.
  */

@@ -8,7 +8,7 @@
 typedef struct mb_rms_norm_args {
     const void *x;       /* [*, H] dtype */
     const int32_t *rows; /* [n_rows] row of x for each row of out, or NULL: the same row */
-    mb_weight weight;    /* [1, 1, H] any dtype without scales */
+    mb_weight weight;    /* [1, 1, H] any dtype without scales. A GPU may read it early, as gemm.h says */
     void *out;           /* [n_rows, H] dtype; may be x when rows is NULL */
     int64_t n_rows;
     int32_t hidden;

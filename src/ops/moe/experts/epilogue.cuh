@@ -114,8 +114,9 @@ template <int kind> static __device__ __forceinline__ float2 unpack_two(uint32_t
     return make_float2(__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u));
 }
 
-/* Bias, activation, routing weight and residual of a row block, then into staging (or, fp32, to memory). A thread's accumulators are of one output and many tokens, while stores want many outputs of one
- * token: stmatrix transposes. */
+/* Bias, activation, routing weight and residual of a row block, then into staging (or, fp32, to memory). A
+ * thread's accumulators are of one output and many tokens, while stores want many outputs of one token:
+ * stmatrix transposes. */
 template <int kind, int n, int mode>
 static __device__ __forceinline__ void emit(const experts_gemm *g, const item *work, staging_area staging,
                                             staging_area residual, int32_t first_output, int row_block,

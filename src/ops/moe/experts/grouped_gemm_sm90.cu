@@ -23,6 +23,19 @@ extern "C" mb_status mb_dense_gemm_sm90(const mb_grouped_gemm_args *args, const 
     return mb_experts_dense(args, residual, &plan, stream);
 }
 
+/* Starts when the kernels in front of it have ended, as every launch without attributes. */
+static __global__ void wait_for_all(void) {}
+
+/* b may be what the kernels in front compute. mb_dense_gemm_sm90 reads it before they have ended, but not before
+ * a launch between them and it has. */
+static mb_status dense_after_all(const mb_grouped_gemm_args *args, mb_stream stream) {
+    wait_for_all<<<1, 1, 0, (cudaStream_t)stream>>>();
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, "grouped_gemm: launch failed: %s", cudaGetErrorString(error));
+    return mb_dense_gemm_sm90(args, NULL, stream);
+}
+
 extern "C" mb_status mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *most, size_t *bytes) {
     return mb_grouped_gemm_sm90_most_bytes(most, bytes);
 }
@@ -35,7 +48,7 @@ extern "C" mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void
     const int32_t n_groups = (int32_t)args->b.count;
     const mb_moe_family family = mb_moe_family_of(args->b.dtype);
     if (is_dense(args))
-        return mb_dense_gemm_sm90(args, NULL, stream);
+        return dense_after_all(args, stream);
     const int tile = n_groups == 1 ? mb_moe_pick_dense(family, args->n_rows, args->b.rows, mb_n_processors())
                                    : mb_moe_pick(family, args->n_rows, n_groups);
     mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0};

@@ -310,7 +310,7 @@ static mb_status add_vector(planner *p, mb_weight *weight, int32_t layer, const 
                       .width = 1,
                       .cols = all(1),
                       .n_pieces = 1,
-                      .pieces = {{name, length, all(length)}}};
+                      .pieces = {{name, length, all(length), 0}}};
     return add_weight(p, &r);
 }
 
@@ -322,7 +322,7 @@ static mb_status add_matrix(planner *p, mb_weight *weight, int32_t layer, const 
                       .width = cols,
                       .cols = all(cols),
                       .n_pieces = 1,
-                      .pieces = {{name, rows, all(rows)}}};
+                      .pieces = {{name, rows, all(rows), 0}}};
     return add_weight(p, &r);
 }
 
@@ -336,16 +336,16 @@ static mb_status add_attention(planner *p, int32_t layer, mb_layer_weights *w) {
                         .width = c->hidden,
                         .cols = all(c->hidden),
                         .n_pieces = 3,
-                        .pieces = {{"self_attn.q_proj.weight", n_q, q},
-                                   {"self_attn.k_proj.weight", n_kv, kv},
-                                   {"self_attn.v_proj.weight", n_kv, kv}}};
+                        .pieces = {{"self_attn.q_proj.weight", n_q, q, 0},
+                                   {"self_attn.k_proj.weight", n_kv, kv, 0},
+                                   {"self_attn.v_proj.weight", n_kv, kv, 0}}};
     const recipe o = {.weight = &w->o,
                       .layer = layer,
                       .may_be_fp8 = 1,
                       .width = n_q,
                       .cols = q,
                       .n_pieces = 1,
-                      .pieces = {{"self_attn.o_proj.weight", c->hidden, all(c->hidden)}}};
+                      .pieces = {{"self_attn.o_proj.weight", c->hidden, all(c->hidden), 0}}};
     MB_TRY(add_weight(p, &qkv));
     MB_TRY(add_weight(p, &o));
     MB_TRY(add_vector(p, &w->q_norm, layer, "self_attn.q_norm.weight", c->head_dim));
@@ -358,9 +358,9 @@ static mb_status add_attention(planner *p, int32_t layer, mb_layer_weights *w) {
                          .width = 1,
                          .cols = all(1),
                          .n_pieces = 3,
-                         .pieces = {{"self_attn.q_proj.bias", n_q, q},
-                                    {"self_attn.k_proj.bias", n_kv, kv},
-                                    {"self_attn.v_proj.bias", n_kv, kv}}};
+                         .pieces = {{"self_attn.q_proj.bias", n_q, q, 0},
+                                    {"self_attn.k_proj.bias", n_kv, kv, 0},
+                                    {"self_attn.v_proj.bias", n_kv, kv, 0}}};
     MB_TRY(add_weight(p, &bias));
     return add_vector(p, &w->o_bias, layer, "self_attn.o_proj.bias", c->hidden);
 }
@@ -431,7 +431,7 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
                            .width = hidden,
                            .cols = all(hidden),
                            .n_pieces = 1,
-                           .pieces = {{"mlp.gate.weight", c->n_experts, all(c->n_experts)}}};
+                           .pieces = {{"mlp.gate.weight", c->n_experts, all(c->n_experts), 0}}};
     MB_TRY(add_weight(p, &router));
     char merged[NAME_BYTES];
     snprintf(merged, sizeof merged, "model.layers.%d.mlp.experts.gate_up_proj", layer);
@@ -458,7 +458,7 @@ static mb_status add_moe(planner *p, int32_t layer, mb_layer_weights *w) {
                        .cols = inner,
                        .n_added = n_added,
                        .n_pieces = 1,
-                       .pieces = {{"down_proj.weight", hidden, all(hidden)}}};
+                       .pieces = {{"down_proj.weight", hidden, all(hidden), 0}}};
     MB_TRY(add_weight(p, &w13));
     return add_weight(p, &w2);
 }
@@ -473,14 +473,14 @@ static mb_status add_dense_mlp(planner *p, int32_t layer, mb_layer_weights *w) {
         .width = hidden,
         .cols = all(hidden),
         .n_pieces = 2,
-        .pieces = {{"mlp.gate_proj.weight", n_inner, inner}, {"mlp.up_proj.weight", n_inner, inner}}};
+        .pieces = {{"mlp.gate_proj.weight", n_inner, inner, 0}, {"mlp.up_proj.weight", n_inner, inner, 0}}};
     const recipe w2 = {.weight = &w->w2,
                        .layer = layer,
                        .may_be_fp8 = 1,
                        .width = n_inner,
                        .cols = inner,
                        .n_pieces = 1,
-                       .pieces = {{"mlp.down_proj.weight", hidden, all(hidden)}}};
+                       .pieces = {{"mlp.down_proj.weight", hidden, all(hidden), 0}}};
     MB_TRY(add_weight(p, &w13));
     return add_weight(p, &w2);
 }
@@ -519,7 +519,7 @@ static mb_status add_model(planner *p, mb_weights *weights) {
                               .width = c->hidden,
                               .cols = all(c->hidden),
                               .n_pieces = 1,
-                              .pieces = {{embedding_name, c->vocab, all(c->vocab)}}};
+                              .pieces = {{embedding_name, c->vocab, all(c->vocab), 0}}};
     MB_TRY(add_weight(p, &embedding));
     for (int32_t l = 0; l < c->n_layers; l++) {
         mb_layer_weights *w = &weights->layers[l];

@@ -115,11 +115,8 @@ static __device__ __forceinline__ void load_angles(const item *it, const float *
 template <int dim>
 static __device__ __forceinline__ void rotate(const angles<dim> *by, mb_head<dim / 64> *head) {
 #pragma unroll
-    for (int i = 0; i < dim / 64; i++) {
-        const float a = head->low[i], b = head->high[i];
-        head->low[i] = fmaf(a, by->cosines[i], -__fmul_rn(b, by->sines[i]));
-        head->high[i] = fmaf(b, by->cosines[i], __fmul_rn(a, by->sines[i]));
-    }
+    for (int i = 0; i < dim / 64; i++)
+        mb_rotate_pair(by->cosines[i], by->sines[i], &head->low[i], &head->high[i]);
 }
 
 /* To shared memory as the cache has it, and to the cache. */

@@ -2,9 +2,9 @@
 [--only NAME ...]
 
 --sanitize: the demo model from start to end, and every kernel's small cases, under compute-sanitizer in place
-of the checks.
+of the checks; --jobs of them beside each other, as most of their time is the host's.
 
-Builds nothing: --build says where the programs and the library are. Stages run one after the other, the
+Builds nothing: --build says where the programs and the library are. Checks run one after the other, the
 engine's first, then the kernels', and random traffic has what time is left. What a stage prints goes to
 OUT/NAME.log. OUT/summary.txt has a line for each stage, with its last line of output, and below it every line
 that says WRONG; OUT/summary.json has the same for programs. A stage that had no time, or what it needs is not
@@ -13,6 +13,7 @@ wrong, 3 when nothing is wrong but stages were left out.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import datetime
 import importlib.util
@@ -107,9 +108,10 @@ def sanitizer_stages(given):
     for tool in ("memcheck", "synccheck", "racecheck", "initcheck"):
         for name, options in kinds.items():
             add(tool, name, demo + options, *(["--leak-check", "full"] if tool == "memcheck" else []))
-    small = {"ops_check": [], "api_check": [], "front_check": ["--small"], "simt_check": ["--small"], "activation_check": [],
-             "grouped_gemm_check": ["--small"], "moe_check": ["--small", "--check", "--picked"]}  # fmt: skip
-    for tool in ("memcheck", "synccheck"):
+    small = {"ops_check": [], "api_check": [], "moe_check": ["--small", "--check", "--picked"], "activation_check": [],
+             **{name: ["--small"] for name in ("attention_check", "decode_check", "front_check", "gemm_check",
+                                               "grouped_gemm_check", "rows_check", "simt_check")}}  # fmt: skip
+    for tool in ("memcheck", "synccheck", "racecheck", "initcheck"):
         for name, options in small.items():
             add(tool, name, [f"{build}/tests/{name}", *options])
     return found
@@ -194,8 +196,11 @@ def parse():
     parser.add_argument("--out", type=pathlib.Path, help="default BUILD/checks")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these stages, and no others")
     parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer in place of the checks")
+    parser.add_argument("--jobs", type=int, default=1, help="--sanitize: programs beside each other (default 1)")
     parser.add_argument("--list", action="store_true", help="print the stages' names and commands")
     given = parser.parse_args()
+    if given.jobs != 1 and not given.sanitize:
+        parser.error("--jobs is for --sanitize: checks would disturb each other")
     given.build = (given.build or ROOT / "build" / ("cpu" if given.device == "cpu" else "cuda")).resolve()
     given.out = (given.out or given.build / "checks").resolve()
     return given, parser
@@ -220,17 +225,21 @@ def main():
         "MOEBIUS_LIBRARY": str(given.build / "libmoebius.so"),
         "MOEBIUS_TEST_DEVICE": given.device,
     }
-    for i, stage in enumerate(chosen):
-        left = given.budget - (time.monotonic() - begin)
+
+    def result_of(i):
+        stage, left = chosen[i], given.budget - (time.monotonic() - begin)
         reason = why_left_out(stage, left)
         if reason:
-            results.append({"name": stage.name, "result": "LEFT OUT", "seconds": 0, "last": reason, "wrong": []})
-        else:
-            print(f"== {stage.name}, {left:.0f} s are left", flush=True)
-            results.append(run(with_minutes(stage, left, len(chosen) - i), left, given.out, environment))
-        text, status = summary(results, given, time.monotonic() - begin)
-        (given.out / "summary.txt").write_text(text)  # after every stage: the machine may go away
-        (given.out / "summary.json").write_text(json.dumps(results, indent=1))
+            return {"name": stage.name, "result": "LEFT OUT", "seconds": 0, "last": reason, "wrong": []}
+        print(f"== {stage.name}, {left:.0f} s are left", flush=True)
+        return run(with_minutes(stage, left, len(chosen) - i), left, given.out, environment)
+
+    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+        for result in pool.map(result_of, range(len(chosen))):
+            results.append(result)
+            text, status = summary(results, given, time.monotonic() - begin)
+            (given.out / "summary.txt").write_text(text)  # after every stage: the machine may go away
+            (given.out / "summary.json").write_text(json.dumps(results, indent=1))
     print(text, end="")
     return status
 

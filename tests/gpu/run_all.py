@@ -55,6 +55,7 @@ def stages(given, scratch):
     found = [
         Stage("test_device", [f"{build}/tests/test_device"], 5, 60),
         Stage("test_golden", [f"{build}/tests/test_golden"], 10, 200),
+        Stage("test_device_faults", [f"{build}/tests/test_device_faults"], 10, 200),
         Stage("trace_check", script("trace_check"), 20, 300, ("numpy",)),
         Stage("bits_check", script("bits_check", *small), 20, 400, ("numpy",)),
         Stage(

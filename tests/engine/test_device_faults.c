@@ -15,10 +15,10 @@
 
 #include <cmocka.h>
 
+#include "base/status.h"
 #include "engine/session.h"
 #include "model/model.h"
 #include "support/generation.h"
-#include "base/status.h"
 
 enum { VOCAB = 64, POISONED = 13, N = 3, N_NEW = 6 };
 
@@ -60,9 +60,9 @@ static mb_status made(mb_status status) {
     return status;
 }
 
-#define MAKE(name, parameters, out, call)     \
-    static mb_status name parameters {        \
-        *(out) = NULL;                        \
+#define MAKE(name, parameters, out, call)              \
+    static mb_status name parameters {                 \
+        *(out) = NULL;                                 \
         return fails(MAKING) ? refused() : made(call); \
     }
 #define UNMAKE(name, type, call)                       \
@@ -71,10 +71,10 @@ static mb_status made(mb_status status) {
             atomic_fetch_sub(&n_live, 1);              \
         call(device, object);                          \
     }
-#define DO(name, parameters, call)                 \
-    static mb_status name parameters {             \
-        const mb_status status = call;             \
-        return fails(WORK) ? failed() : status;    \
+#define DO(name, parameters, call)              \
+    static mb_status name parameters {          \
+        const mb_status status = call;          \
+        return fails(WORK) ? failed() : status; \
     }
 
 MAKE(f_allocate, (mb_device * device, size_t n_bytes, void **pointer), pointer,
@@ -93,7 +93,8 @@ DO(f_upload, (mb_device * device, void *to, const void *from, size_t n_bytes, mb
    real.upload(device, to, from, n_bytes, stream))
 DO(f_download, (mb_device * device, void *to, const void *from, size_t n_bytes, mb_stream stream),
    real.download(device, to, from, n_bytes, stream))
-DO(f_fill, (mb_device * device, void *to, size_t n_bytes, const void *block, size_t block_bytes, mb_stream stream),
+DO(f_fill,
+   (mb_device * device, void *to, size_t n_bytes, const void *block, size_t block_bytes, mb_stream stream),
    real.fill(device, to, n_bytes, block, block_bytes, stream))
 DO(f_event_record, (mb_device * device, mb_event *event, mb_stream stream),
    real.event_record(device, event, stream))

@@ -4,9 +4,13 @@
     python tools/made_up_vocabulary.py DIR [--tokens 151936]
     moebius bench text DIR
 
+    python tools/made_up_vocabulary.py DIR --config bench/shapes/qwen3-30b-a3b/config.json
+    moebius serve DIR --random-weights
+
 The tokens are as byte-pair merging gives them: all bytes, words with and without a space before, pieces of JSON and
 of programs, other scripts and parts of their characters, runs of spaces. No merges: the folder is for masks and
-templates, not for text. config.json and the template are models/demo's.
+templates, and for servers that are measured with random weights, not for text. The template is models/demo's, and so
+is config.json without --config.
 """
 import argparse
 import json
@@ -57,9 +61,10 @@ def main():
     parser = argparse.ArgumentParser(description="a folder with a tokenizer of made-up tokens")
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--tokens", type=int, default=151936)
+    parser.add_argument("--config", type=pathlib.Path, default=DEMO / "config.json", help="of another shape of model")
     args = parser.parse_args()
     tokenizer = json.loads((DEMO / "tokenizer.json").read_text())
-    config = json.loads((DEMO / "config.json").read_text())
+    config, demo = json.loads(args.config.read_text()), json.loads((DEMO / "config.json").read_text())
     n_added = len(tokenizer["added_tokens"])
     if not 256 + n_added <= args.tokens <= 1 << 20:
         parser.error(f"--tokens must be from {256 + n_added} to {1 << 20}")
@@ -77,7 +82,7 @@ def main():
     settings.pop("added_tokens_decoder", None)  # the ids are others
     config["vocab_size"] = args.tokens
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        config[key] = ids.get(config.get(key))
+        config[key] = ids.get(demo.get(key))
 
     args.directory.mkdir(parents=True, exist_ok=True)
     (args.directory / "tokenizer.json").write_text(json.dumps(tokenizer))

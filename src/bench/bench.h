@@ -5,7 +5,7 @@
 #include "moebius/train.h"
 
 /* mb_moe_forward with its router, at one shape. Weights are normal with variance 1 / (their columns), tokens
- * normal, router logits normal, so that routing is uniform. */
+ * normal, router logits normal, so that routing is uniform, or such that the experts' probabilities are Zipf's. */
 typedef struct mb_bench_moe_args {
     int64_t n_tokens;
     int32_t hidden, intermediate, n_experts, top_k;
@@ -14,6 +14,7 @@ typedef struct mb_bench_moe_args {
                           with bf16 tokens) */
     mb_activation activation;
     int has_bias;  /* both matrices have biases */
+    int is_zipf;   /* routing: expert number n, in random order, is chosen with a probability of 1 / n */
     int n_repeats; /* 0: 31 on a GPU, 5 on the CPU */
     int n_threads; /* of the CPU; 0: one per core that the process may use */
     uint64_t seed;

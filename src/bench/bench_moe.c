@@ -93,8 +93,11 @@ static mb_status make_router(layer *l, const mb_bench_moe_args *args) {
         .renormalize = 1,
     };
     size_t n_choices = (size_t)args->n_tokens * (size_t)args->top_k;
-    MB_TRY(mb_bench_random_array(&l->arrays, MB_F32, args->n_tokens * args->n_experts, MB_NORMAL, 1,
-                                 &r->logits));
+    if (args->is_zipf)
+        MB_TRY(mb_bench_zipf_logits(&l->arrays, args->n_tokens, args->n_experts, &r->logits));
+    else
+        MB_TRY(mb_bench_random_array(&l->arrays, MB_F32, args->n_tokens * args->n_experts, MB_NORMAL, 1,
+                                     &r->logits));
     MB_TRY(mb_bench_allocate(&l->arrays, n_choices * sizeof(float), (void **)&r->weights));
     return mb_bench_allocate(&l->arrays, n_choices * sizeof(int32_t), (void **)&r->ids);
 }

@@ -76,3 +76,40 @@ mb_status mb_bench_random_array(mb_bench_arrays *arrays, mb_dtype dtype, int64_t
     mb_free(block);
     return status;
 }
+
+/* Experts in random order: the place, from 1, is the inverse of the probability. */
+static void shuffle(uint64_t *state, int32_t *places, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        int32_t j = (int32_t)(mb_random(state) % (uint64_t)(i + 1));
+        places[i] = places[j];
+        places[j] = i + 1;
+    }
+}
+
+/* The largest of log p + Gumbel noise are a draw without putting back. */
+mb_status mb_bench_zipf_logits(mb_bench_arrays *arrays, int64_t n_tokens, int32_t n_experts,
+                               const void **array) {
+    mb_device *device = arrays->device;
+    size_t n = (size_t)n_tokens * (size_t)n_experts;
+    void *memory = NULL;
+    MB_TRY(mb_bench_allocate(arrays, n * sizeof(float), &memory));
+    *array = memory;
+    float *logits = mb_malloc_array(n, sizeof *logits);
+    int32_t *places = mb_malloc_array((size_t)n_experts, sizeof *places);
+    mb_status status = MB_OK;
+    if (logits && places) {
+        shuffle(&arrays->random, places, n_experts);
+        for (size_t i = 0; i < n; i++)
+            logits[i] =
+                (float)(-log(places[i % (size_t)n_experts]) - log(1e-300 - log(uniform(&arrays->random))));
+        status = device->upload(device, memory, logits, n * sizeof *logits, arrays->stream);
+        if (status == MB_OK)
+            status = device->synchronize(device, arrays->stream);
+    } else {
+        status =
+            mb_fail(MB_ERR_MEMORY, "router logits of %zu bytes could not be allocated", n * sizeof *logits);
+    }
+    mb_free(logits);
+    mb_free(places);
+    return status;
+}

@@ -27,4 +27,9 @@ mb_status mb_bench_allocate(mb_bench_arrays *arrays, size_t n_bytes, void **poin
 mb_status mb_bench_random_array(mb_bench_arrays *arrays, mb_dtype dtype, int64_t n, mb_distribution kind,
                                 double scale, const void **array);
 
+/* Router logits [n_tokens, n_experts] in fp32 by which the experts are chosen with Zipf's probabilities, 1 / 1 to
+ * 1 / n_experts, without putting back; which expert has which is random. */
+mb_status mb_bench_zipf_logits(mb_bench_arrays *arrays, int64_t n_tokens, int32_t n_experts,
+                               const void **array);
+
 #endif

@@ -13,7 +13,7 @@
 
 typedef struct settings {
     cli_ids shapes; /* five numbers each */
-    const char *dtype, *activation, *device, *output;
+    const char *dtype, *activation, *routing, *device, *output;
     int has_bias, json;
     cli_integer n_repeat, n_threads, seed;
 } settings;
@@ -56,6 +56,15 @@ static const cli_option options[] = {
      .kind = CLI_FLAG,
      .offset = offsetof(settings, has_bias),
      .help = "Both matrices have a bias."},
+    {.name = "routing",
+     .value_name = "KIND",
+     .kind = CLI_CHOICE,
+     .offset = offsetof(settings, routing),
+     .choices = "uniform|zipf",
+     .fallback = "uniform",
+     .help =
+         "How tokens choose experts. zipf: the most popular expert is chosen twice as often as the second, three "
+         "times as often as the third, and so on."},
     {.name = "device",
      .value_name = "DEVICE",
      .kind = CLI_CHOICE,
@@ -122,12 +131,12 @@ static int write_row(cli_bench_rows *rows, const settings *given, const mb_bench
     cli_bench_card(result->device, card, sizeof card);
     cli_bench_date(date, sizeof date);
     describe_how(given, result, how, sizeof how);
-    json_t *row =
-        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:{s:I, s:i, s:i, s:i, s:i}, s:s, s:b, s:f, s:f, s:f}",
-                  "bench", "moe", "who", "moebius", "commit", cli_bench_commit(), "card", card, "date", date,
-                  "dtype", args->dtype, "shape", "T", (json_int_t)args->n_tokens, "H", args->hidden, "I",
-                  args->intermediate, "E", args->n_experts, "K", args->top_k, "activation", given->activation,
-                  "bias", args->has_bias, "us", result->us, "tflops", tflops(result), "gbps", gbps(result));
+    json_t *row = json_pack(
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:{s:I, s:i, s:i, s:i, s:i}, s:s, s:b, s:f, s:f, s:f}", "bench",
+        args->is_zipf ? "moe_zipf" : "moe", "who", "moebius", "commit", cli_bench_commit(), "card", card,
+        "date", date, "dtype", args->dtype, "shape", "T", (json_int_t)args->n_tokens, "H", args->hidden, "I",
+        args->intermediate, "E", args->n_experts, "K", args->top_k, "activation", given->activation, "bias",
+        args->has_bias, "us", result->us, "tflops", tflops(result), "gbps", gbps(result));
     if (row != NULL && result->floor_us > 0)
         json_object_set_new(row, "floor_us", json_real(result->floor_us));
     if (row != NULL)
@@ -139,8 +148,8 @@ static void print_head(const settings *given, const mb_bench_moe_result *result)
     char card[128], how[128];
     cli_bench_card(result->device, card, sizeof card);
     describe_how(given, result, how, sizeof how);
-    cli_print("%s\n%s, %s%s, %s\n\n", card, given->dtype, given->activation,
-              given->has_bias ? " with biases" : "", how);
+    cli_print("%s\n%s, %s%s, %s routing, %s\n\n", card, given->dtype, given->activation,
+              given->has_bias ? " with biases" : "", given->routing, how);
     cli_print("      T      H      I     E   K          us   TFLOP/s     GB/s    floor us  %% of floor\n");
 }
 
@@ -166,6 +175,7 @@ static int run_shape(const settings *given, const int32_t *shape, cli_bench_rows
         .dtype = given->dtype,
         .activation = cli_bench_activation(given->activation),
         .has_bias = given->has_bias,
+        .is_zipf = strcmp(given->routing, "zipf") == 0,
         .n_repeats = (int)given->n_repeat.value,
         .n_threads = (int)given->n_threads.value,
         .seed = (uint64_t)given->seed.value,
@@ -213,11 +223,11 @@ const cli_command cli_bench_moe_command = {
     .name = "bench moe",
     .summary = "measure the MoE operator",
     .synopsis = "moebius bench moe [--thiek T,H,I,E,K] ... [--dtype TYPE] [--activation NAME]\n"
-                "                  [--bias] [--device DEVICE] [--json]\n"
+                "                  [--bias] [--routing KIND] [--device DEVICE] [--json]\n"
                 "                  [--output FILE]",
     .description =
         "Times one MoE layer with its router, from tokens and router logits to the combined output, on random "
-        "weights with uniform routing. No model is needed.\n"
+        "weights. No model is needed.\n"
         "\n"
         "TFLOP/s counts the multiplications and additions of the experts' matrices. GB/s counts the weights of the "
         "experts that were chosen at all. The floor is the time that the card needs for the larger of the two, when "

@@ -99,6 +99,12 @@ const cli_option cli_engine_options[] = {
      .kind = CLI_FLAG,
      .offset = FIELD(enforce_eager),
      .help = "On a GPU: launch kernel by kernel in place of a CUDA graph for each decode step."},
+    {.name = "random-weights",
+     .kind = CLI_FLAG,
+     .offset = FIELD(random_weights),
+     .help =
+         "To measure a server without a checkpoint: DIR needs a config.json and a tokenizer, random weights of "
+         "its shape are made on the device, always the same ones."},
     {0},
 };
 
@@ -117,7 +123,7 @@ int cli_open_for_engine(const char *directory, const cli_model_settings *model_s
     cli_model_settings settings = *model_settings;
     if (strcmp(given->kv_cache_dtype, "auto") != 0)
         settings.kv_dtype = "fp8";
-    return cli_open_model(directory, &settings, model);
+    return cli_open_part(directory, &settings, given->random_weights ? MB_LOAD_RANDOM : MB_LOAD_ALL, model);
 }
 
 int cli_apply_engine(const cli_engine_settings *given, const mb_model *model, mb_session_options *options,

@@ -12,7 +12,7 @@ typedef struct cli_engine_settings {
     cli_integer max_model_len, max_num_seqs, max_num_batched_tokens, prefill_chunk, kv_tokens;
     cli_number gpu_memory_utilization;
     const char *kv_cache_dtype;
-    int enable_prefix_caching, no_enable_prefix_caching, enforce_eager;
+    int enable_prefix_caching, no_enable_prefix_caching, enforce_eager, random_weights;
 } cli_engine_settings;
 
 /* Two groups of one struct. */

@@ -52,6 +52,13 @@ def test_activations_and_biases(moebius, activation):
     assert row["tflops"] * row["us"] == pytest.approx(2 * matrices * 5 * 2 * 64 * 32 * 1e-6, rel=1e-4)
 
 
+def test_routing(moebius):
+    """Skewed rows have a name of their own, so that nobody takes them for uniform ones."""
+    (row,) = rows_of(moebius("bench", "moe", *SMALL, "--routing", "zipf", "--json"))
+    assert row["bench"] == "moe_zipf" and row["us"] > 0
+    assert "bf16, swiglu, zipf routing" in moebius("bench", "moe", *SMALL, "--routing", "zipf").stdout.decode()
+
+
 def test_table_and_file(moebius, tmp_path):
     """Every mention of a shape is one line of the table and one row of the file, in order; the file is appended to."""
     path = tmp_path / "rows.jsonl"

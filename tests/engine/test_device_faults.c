@@ -151,12 +151,13 @@ mb_status __wrap_mb_device_open_cpu(int n_threads, mb_device **device) {
     return with_faults(__real_mb_device_open_cpu(n_threads, device), device);
 }
 
-/* In builds without CUDA there is none, and nothing calls it. */
-mb_status __real_mb_device_open_cuda(int ordinal, mb_device **device) __attribute__((weak));
+#ifdef MOEBIUS_WITH_CUDA
+mb_status __real_mb_device_open_cuda(int ordinal, mb_device **device);
 mb_status __wrap_mb_device_open_cuda(int ordinal, mb_device **device);
 mb_status __wrap_mb_device_open_cuda(int ordinal, mb_device **device) {
     return with_faults(__real_mb_device_open_cuda(ordinal, device), device);
 }
+#endif
 
 /* ---- A life ---------------------------------------------------------------------------------------- */
 

@@ -5,7 +5,6 @@
  *
  *   decode_check            checks and times
  *   decode_check --check    checks
- *   decode_check --small    checks of few positions (for compute-sanitizer)
  *   decode_check 256 4096   checks and times one shape, of a 16-bit cache: for a profiler
  */
 #include "ops/attention/decode_parts.h"
@@ -226,15 +225,12 @@ int main(int argc, char **argv) {
                   {100, 3000, MB_BF16, 1},   {1, 1024, MB_F8_E4M3, 0},   {1, 8192, MB_F8_E4M3, 0},
                   {64, 4096, MB_F8_E4M3, 0}, {256, 1024, MB_F8_E4M3, 0}, {256, 4096, MB_F8_E4M3, 0},
                   {100, 3000, MB_F8_E4M3, 1}};
-    const int is_small = argc > 1 && strcmp(argv[1], "--small") == 0;
-    const int is_timed = !is_small && !(argc > 1 && strcmp(argv[1], "--check") == 0);
+    const int is_timed = !(argc > 1 && strcmp(argv[1], "--check") == 0);
     const int n = argc == 3 ? atoi(argv[1]) : 0, length = argc == 3 ? atoi(argv[2]) : 0;
     void *flush = is_timed ? allocate(FLUSH_BYTES) : NULL;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         char name[80];
         if (n && (n != shapes[i].n || length != shapes[i].length || shapes[i].cache != MB_BF16))
-            continue;
-        if (is_small && shapes[i].n * shapes[i].length > 65536)
             continue;
         problem p = make(shapes[i].n, shapes[i].length, shapes[i].cache, shapes[i].is_ragged);
         snprintf(name, sizeof name, "%4d x %5d%s cache %-8s", shapes[i].n, shapes[i].length,

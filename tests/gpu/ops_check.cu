@@ -2,6 +2,8 @@
  * ops_check - the operators of a forward pass on the GPU: the cases that check the CPU's too, against fp64,
  * and bits that must not depend on company.
  *
+ *   ops_check [NAME]    all, or one operator's cases, or "bits"
+ *
  * The cases' memory is pinned host memory, which the kernels read over the bus: slow, and one list of cases.
  */
 #include "check.cuh"
@@ -12,6 +14,8 @@ extern "C" {
 #include "ops/common/check.h"
 
 static mb_device *gpu;
+static const char *only; /* NULL: all */
+static int n_run;
 
 static void *allocate_pinned(size_t n_bytes) {
     void *memory = NULL;
@@ -32,6 +36,9 @@ static mb_status finish(mb_stream stream) {
 }
 
 static void run_cases(const char *name, void (*cases)(mb_check *), cudaStream_t stream) {
+    if (only && strcmp(only, name) != 0)
+        return;
+    n_run++;
     mb_check check = {};
     check.ops = gpu->ops;
     check.stream = stream;
@@ -307,7 +314,13 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
     free(part);
 }
 
-int main(void) {
+static int verdict(void) {
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong ? 1 : 0;
+}
+
+int main(int argc, char **argv) {
+    only = argc > 1 ? argv[1] : NULL;
     MB(mb_device_open_cuda(0, &gpu));
     cudaStream_t stream;
     CUDA(cudaStreamCreate(&stream));
@@ -321,6 +334,11 @@ int main(void) {
     run_cases("moe_plan", mb_moe_plan_cases, stream);
     run_cases("grouped_gemm", mb_grouped_gemm_cases, stream);
     run_cases("moe", mb_moe_cases, stream);
+    if (only && strcmp(only, "bits") != 0) {
+        if (n_run == 0)
+            complain(only, "there is no such operator", 0);
+        return verdict();
+    }
     check_attention_bits(32, 4, 128, 700);
     check_attention_bits(8, 8, 128, 300);
     check_attention_bits(16, 1, 64, 517);
@@ -330,6 +348,5 @@ int main(void) {
     check_gemm_bits(136, 72);
     check_gemm_fp8(512, 2048);
     check_gemm_fp8(264, 400);
-    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
-    return wrong ? 1 : 0;
+    return verdict();
 }

@@ -3,7 +3,7 @@
  * A row's bits must be the same alone and among thousands, and the same whether it is moved 16 bytes at a time or
  * by single elements, which an address that is not a multiple of 16 asks for. Then their times.
  *
- * --check: no times. --small: not the shapes of a model either (for compute-sanitizer).
+ * --check: no times.
  */
 #include "ops/embed/embed.h"
 #include "ops/norm/norm.h"
@@ -400,17 +400,14 @@ static void check_sample(int32_t vocab) {
 }
 
 int main(int argc, char **argv) {
-    const int is_small = argc > 1 && strcmp(argv[1], "--small") == 0;
-    if (!is_small && (argc < 2 || strcmp(argv[1], "--check") != 0))
+    if (argc < 2 || strcmp(argv[1], "--check") != 0)
         flush = allocate(FLUSH_BYTES);
-    if (!is_small) {
-        check_rope(32, 4, 128, MB_BF16, MB_BF16, 1);
-        check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
-        check_norm(MB_BF16, 2048);
-        check_norm(MB_BF16, 4096);
-        check_embed(MB_BF16, 2048);
-        check_sample(VOCAB);
-    }
+    check_rope(32, 4, 128, MB_BF16, MB_BF16, 1);
+    check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
+    check_norm(MB_BF16, 2048);
+    check_norm(MB_BF16, 4096);
+    check_embed(MB_BF16, 2048);
+    check_sample(VOCAB);
     if (flush)
         CUDA(cudaFree(flush));
     flush = NULL;

@@ -35,6 +35,9 @@ KERNELS = {"ops_check": [], "attention_check": ["--no-times"], "decode_check": [
            "rows_check": ["--check"], "grouped_gemm_check": ["--check"], "streams_check": [],
            "moe_check": ["--check"]}  # fmt: skip
 
+# What ops_check can run by itself.
+OPERATORS = ["embed", "norm", "gemm", "rope", "attention", "decode_attention", "sample", "moe_plan", "grouped_gemm", "moe", "bits"]
+
 
 @dataclasses.dataclass
 class Stage:
@@ -88,18 +91,7 @@ def stages(given, scratch):
 def sanitizer_stages(given):
     """The demo model from start to end, with graphs, in each type; then the kernels' small cases."""
     build, found = given.build, []
-    demo = [
-        f"{build}/moebius",
-        "run",
-        "models/demo",
-        "-p",
-        "What is 17 + 25?",
-        "-n",
-        12,
-        "--device",
-        given.device,
-        "--quiet",
-    ]
+    demo = [f"{build}/moebius", "run", "models/demo", "-p", "What is 17 + 25?", "--device", given.device, "--quiet"]
 
     def add(tool, name, program, *options):
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *options, *program]
@@ -108,13 +100,16 @@ def sanitizer_stages(given):
     kinds = {"demo": [], "demo_fp32": ["--dtype", "fp32"], "demo_fp8": ["--quant", "fp8", "--kv-dtype", "fp8"]}
     for tool in ("memcheck", "synccheck", "racecheck", "initcheck"):
         for name, options in kinds.items():
-            add(tool, name, demo + options, *(["--leak-check", "full"] if tool == "memcheck" else []))
-    small = {"ops_check": [], "api_check": [], "moe_check": ["--small", "--check", "--picked"], "activation_check": [],
+            n_new = 3 if tool == "racecheck" else 12  # racecheck is slow
+            add(tool, name, [*demo, "-n", n_new, *options], *(["--leak-check", "full"] if tool == "memcheck" else []))
+    small = {"api_check": [], "moe_check": ["--small", "--check", "--picked"], "activation_check": [],
              **{name: ["--small"] for name in ("attention_check", "decode_check", "front_check", "gemm_check",
                                                "grouped_gemm_check", "rows_check", "simt_check")}}  # fmt: skip
     for tool in ("memcheck", "synccheck", "racecheck", "initcheck"):
         for name, options in small.items():
             add(tool, name, [f"{build}/tests/{name}", *options])
+        for name in OPERATORS:  # the same program; all of it takes long
+            add(tool, f"ops_{name}", [f"{build}/tests/ops_check", name])
     return found
 
 

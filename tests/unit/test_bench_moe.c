@@ -1,4 +1,5 @@
 /* mb_bench_moe on the CPU: what it counts, what it refuses, and that every allocation may fail. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <cmocka.h>
 
 #include "bench/bench.h"
+#include "bench/random_arrays.h"
 #include "moebius/moebius.h"
 
 static long long n_calls, n_live, refused_call;
@@ -124,8 +126,40 @@ static void test_every_allocation_may_fail(void **state) {
     mb_set_allocator(NULL, NULL);
 }
 
+static int descending(const void *a, const void *b) {
+    return *(const int *)b - *(const int *)a;
+}
+
+/* The n-th most popular expert is the first choice of 1 / n of the tokens, by the sum of all 1 / n. */
+static void test_zipf(void **state) {
+    (void)state;
+    enum { T = 20000, E = 8 };
+    mb_bench_arrays arrays;
+    const void *array;
+    int counts[E] = {0};
+    double all = 0;
+    assert_int_equal(mb_bench_arrays_open(&arrays, "cpu", 1, 3), MB_OK);
+    assert_int_equal(mb_bench_zipf_logits(&arrays, T, E, &array), MB_OK);
+    for (int t = 0; t < T; t++) {
+        const float *row = (const float *)array + (size_t)t * E;
+        int best = 0;
+        for (int e = 0; e < E; e++)
+            best = row[e] > row[best] ? e : best;
+        counts[best]++;
+    }
+    mb_bench_arrays_close(&arrays);
+    qsort(counts, E, sizeof *counts, descending);
+    for (int n = 1; n <= E; n++)
+        all += 1.0 / n;
+    for (int n = 1; n <= E; n++) {
+        const double p = 1 / (n * all);
+        assert_true(fabs(counts[n - 1] - T * p) < 5 * sqrt(T * p * (1 - p)));
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_zipf),
         cmocka_unit_test(test_counts),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_every_allocation_may_fail),

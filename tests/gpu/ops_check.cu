@@ -314,11 +314,6 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
     free(part);
 }
 
-static int verdict(void) {
-    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
-    return wrong ? 1 : 0;
-}
-
 int main(int argc, char **argv) {
     only = argc > 1 ? argv[1] : NULL;
     MB(mb_device_open_cuda(0, &gpu));
@@ -337,7 +332,8 @@ int main(int argc, char **argv) {
     if (only && strcmp(only, "bits") != 0) {
         if (n_run == 0)
             complain(only, "there is no such operator", 0);
-        return verdict();
+        printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+        return wrong ? 1 : 0;
     }
     check_attention_bits(32, 4, 128, 700);
     check_attention_bits(8, 8, 128, 300);
@@ -348,5 +344,6 @@ int main(int argc, char **argv) {
     check_gemm_bits(136, 72);
     check_gemm_fp8(512, 2048);
     check_gemm_fp8(264, 400);
-    return verdict();
+    printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
+    return wrong ? 1 : 0;
 }

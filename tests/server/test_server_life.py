@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,6 +95,14 @@ def test_the_context_can_be_cut(start):
     assert server.get("/v1/models").json()["data"][0]["max_model_len"] == 100
     assert server.post("/v1/completions", {"prompt": "Hi", "max_tokens": 100}).error()["param"] == "max_tokens"
     assert server.complete("Once", max_tokens=90, ignore_eos=True)["usage"]["completion_tokens"] == 90
+
+
+def test_random_weights_need_no_checkpoint(start, tmp_path):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, tmp_path)
+    answers = [start(tmp_path, "--random-weights").complete("Once", max_tokens=8, ignore_eos=True) for _ in range(2)]
+    assert answers[0]["usage"]["completion_tokens"] == 8
+    assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
 
 
 @pytest.mark.parametrize("options", [

@@ -3,7 +3,7 @@
  * A row's bits must be the same alone and among thousands, and the same whether it is moved 16 bytes at a time or
  * by single elements, which an address that is not a multiple of 16 asks for. Then their times.
  *
- * --check: no times.
+ * --check: no times. --small: small shapes alone, and no times (for compute-sanitizer).
  */
 #include "ops/embed/embed.h"
 #include "ops/norm/norm.h"
@@ -264,7 +264,7 @@ static void check_embed(mb_dtype dtype, int64_t hidden) {
 
 /* ---- sampler */
 
-enum { ROWS = 80, N_BIAS = 3 };
+enum { ROWS = 256, N_BIAS = 3 };
 
 typedef struct sampling {
     mb_sample_args args;
@@ -285,7 +285,7 @@ static void launch_log_softmax(const void *context, cudaStream_t stream) {
 static mb_sample_row row_of(int r, int32_t vocab, int32_t *seen, const int32_t *bias_ids, const float *biases,
                             const uint32_t *allowed) {
     mb_sample_row row = {};
-    row.temperature = r % 4 == 0 ? 0 : 0.6f + 0.1f * r;
+    row.temperature = r % 4 == 0 ? 0 : 0.6f + 0.1f * (r % 16);
     row.top_p = r % 3 == 1 ? 0.95f : 1;
     row.top_k = r % 5 == 2 ? 20 : 0;
     row.min_p = r % 7 == 3 ? 0.05f : 0;
@@ -329,7 +329,7 @@ static void check_sample(int32_t vocab) {
     const sampling all = s;
 
     /* together, then in smaller batches, each from the same counts */
-    static const int sizes[] = {ROWS, 1, 2, 16, 17, 33, 40, 66};
+    static const int sizes[] = {ROWS, 1, 2, 8, 9, 33, 64, 66, 100};
     int32_t *whole = NULL;
     for (int size : sizes) {
         CUDA(cudaMemset(seen, 0x01, seen_bytes));
@@ -371,7 +371,7 @@ static void check_sample(int32_t vocab) {
     }
     compare(name, "log_softmax: a row alone has other bits", out, alone, (int64_t)ROWS * vocab, MB_F32);
 
-    static const int64_t batches[] = {1, 4, 16, 64, ROWS};
+    static const int64_t batches[] = {1, 8, 16, 64, ROWS};
     static const char *kinds[] = {"sample, greedy", "sample, all", "sample, top_k 20 top_p", "log_softmax"};
     for (int kind = 0; kind < 4 && flush; kind++) {
         for (int r = 0; r < ROWS; r++) {
@@ -399,15 +399,120 @@ static void check_sample(int32_t vocab) {
         CUDA(cudaFree((void *)one));
 }
 
-int main(int argc, char **argv) {
-    if (argc < 2 || strcmp(argv[1], "--check") != 0)
-        flush = allocate(FLUSH_BYTES);
+/* ---- what top_k and top_p keep */
+
+enum { FILTERED = 256, COMPARED = 3, N_LOGITS = 5 };
+static const char *const logits_names[N_LOGITS] = {"random", "peaked", "nearly flat", "flat", "one-hot"};
+
+static __global__ void fill_logits(float *out, int64_t n, int32_t vocab, int kind) {
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x) {
+        const float value = random_value(77, (uint64_t)i);
+        const int32_t id = (int32_t)(i % vocab);
+        switch (kind) {
+        case 0: /* of a random model */
+            out[i] = 3 * value;
+            break;
+        case 1: /* of a model that is rather sure: some hundred tokens stand out */
+            out[i] = 2 * value + (id % 997 == 5 ? 14 + 2 * value : 0);
+            break;
+        case 2:
+            out[i] = 0.01f * value;
+            break;
+        case 3:
+            out[i] = 0.5f;
+            break;
+        default:
+            out[i] = id == vocab / 3 ? 100 : 0;
+        }
+    }
+}
+
+static const struct {
+    const char *name;
+    float temperature, top_p, min_p;
+    int32_t top_k;
+} filters[] = {
+    {"top_k 20 top_p 0.95 at 0.6", 0.6f, 0.95f, 0, 20}, {"top_p 0.95 at 0.6", 0.6f, 0.95f, 0, 0},
+    {"top_p 0.95 at 1", 1, 0.95f, 0, 0},                {"top_p 0.9 at 2", 2, 0.9f, 0, 0},
+    {"top_k 50 at 1", 1, 1, 0.01f, 50},                 {"top_k 3000 top_p 0.99 at 1", 1, 0.99f, 0, 3000},
+    {"top_k 3000 at 1", 1, 1, 0, 3000},
+};
+
+/* The tokens are the reference's; and the times. */
+static void check_filters(int32_t vocab) {
+    sampling s = {};
+    const int64_t n = (int64_t)FILTERED * vocab;
+    float *logits = (float *)allocate(sizeof(float) * (size_t)n), log_probs[COMPARED];
+    float *host_logits = (float *)host_allocate(sizeof(float) * COMPARED * (size_t)vocab);
+    mb_sample_row host[FILTERED], *rows = (mb_sample_row *)allocate(sizeof host);
+    s.args = {logits, rows, (int32_t *)allocate(sizeof(int32_t) * FILTERED),
+              (float *)allocate(sizeof(float) * FILTERED), FILTERED, vocab};
+    s.workspace_bytes = bytes_of(mb_sample_sm90_workspace, &s.args);
+    s.workspace = allocate(s.workspace_bytes);
+    int32_t ids[COMPARED], found[FILTERED];
+    mb_sample_args reference = {host_logits, host, ids, log_probs, COMPARED, vocab};
+    const size_t reference_bytes = bytes_of(mb_sample_ref_workspace, &reference);
+    void *reference_workspace = host_allocate(reference_bytes);
+    for (int kind = 0; kind < N_LOGITS; kind++) {
+        fill_logits<<<1024, 256>>>(logits, n, vocab, kind);
+        CUDA(cudaMemcpy(host_logits, logits, sizeof(float) * COMPARED * (size_t)vocab,
+                        cudaMemcpyDeviceToHost));
+        for (const auto &filter : filters) {
+            char name[100];
+            snprintf(name, sizeof name, "%s, %s", filter.name, logits_names[kind]);
+            for (int r = 0; r < FILTERED; r++) {
+                host[r] = row_of(0, vocab, NULL, NULL, NULL, NULL);
+                host[r].seed = 99u + (uint64_t)r;
+                host[r].temperature = filter.temperature;
+                host[r].top_k = filter.top_k;
+                host[r].top_p = filter.top_p;
+                host[r].min_p = filter.min_p;
+            }
+            CUDA(cudaMemcpy(rows, host, sizeof host, cudaMemcpyHostToDevice));
+            MB(mb_sample_ref(&reference, reference_workspace, reference_bytes, NULL));
+            int32_t whole[FILTERED];
+            static const int64_t batches[] = {FILTERED, 64, 16, 1};
+            for (int64_t n_rows : batches) {
+                s.args.n_rows = n_rows;
+                CUDA(cudaMemset(s.args.ids, 0xff, sizeof(int32_t) * FILTERED));
+                launch_sample(&s, NULL);
+                CUDA(cudaMemcpy(found, s.args.ids, sizeof found, cudaMemcpyDeviceToHost));
+                if (n_rows == FILTERED)
+                    memcpy(whole, found, sizeof found);
+                for (int64_t r = 0; r < n_rows; r++)
+                    if (found[r] != (r < COMPARED ? ids[r] : whole[r]))
+                        complain(name, "another token than the reference's, or in a batch of another size",
+                                 (double)r);
+                mb_op_cost cost = {};
+                cost.bytes = sizeof(float) * (double)n_rows * vocab;
+                report(name, n_rows, cost, launch_sample, &s);
+            }
+        }
+    }
+    free(host_logits);
+    free(reference_workspace);
+    const void *memory[] = {logits, rows, s.args.ids, s.args.logprobs, s.workspace};
+    for (const void *one : memory)
+        CUDA(cudaFree((void *)one));
+}
+
+static void check_real_shapes(void) {
     check_rope(32, 4, 128, MB_BF16, MB_BF16, 1);
     check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
     check_norm(MB_BF16, 2048);
     check_norm(MB_BF16, 4096);
     check_embed(MB_BF16, 2048);
     check_sample(VOCAB);
+    check_filters(VOCAB);
+}
+
+int main(int argc, char **argv) {
+    const char *const option = argc < 2 ? "" : argv[1];
+    if (strcmp(option, "") == 0)
+        flush = allocate(FLUSH_BYTES);
+    if (strcmp(option, "--small") != 0)
+        check_real_shapes();
     if (flush)
         CUDA(cudaFree(flush));
     flush = NULL;
@@ -421,6 +526,7 @@ int main(int argc, char **argv) {
     check_embed(MB_F16, 520);
     check_sample(503);
     check_sample(4096);
+    check_filters(5000);
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
     return wrong ? 1 : 0;
 }

@@ -84,6 +84,13 @@ static const front_shape front_shapes[] = {
     {{1, 128, 8, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, SMOOTH}, 1, 0, 128, 16, 8, 0, 0, 257},
     {{16, 128, 8, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 1, TIES}, 1, 32, 32, 16, 8, 2048, 1, 1000},
     {{16, 128, 8, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 1, TIES}, 0, 0, 128, 16, 8, 2048, 1, 1000},
+    /* at most 32 choices: foreign experts, all lanes, several tiles an expert, one expert, many experts */
+    {{3, 128, 8, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, TIES}, 1, 32, 64, 16, 8, 0, 0, 257},
+    {{4, 128, 8, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, SMOOTH}, 1, 0, 128, 16, 8, 2048, 0, 1000},
+    {{32, 2, 1, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, SMOOTH}, 0, 0, 2, 8, 8, 136, 0, 3},
+    {{16, 3, 2, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, SMOOTH}, 1, 0, 3, 8, 8, 0, 0, 3},
+    {{1, 1, 1, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, SMOOTH}, 1, 0, 1, 16, 8, 0, 0, 3},
+    {{3, 1024, 10, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, SMOOTH}, 0, 0, 1024, 16, 8, 256, 0, 70},
     {{33, 200, 31, MB_F32, MB_ROUTE_TOPK_SOFTMAX, 1, ODD_VALUES}, 1, 0, 200, 24, 8, 136, 0, 5},
     {{64, 256, 16, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 0, TIES}, 1, 0, 256, 32, 8, 0, 0, 0},
     {{8, 1024, 32, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 0, TIES}, 1, 0, 1024, 16, 8, 256, 0, 70},

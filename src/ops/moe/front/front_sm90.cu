@@ -8,9 +8,11 @@
 #include "base/status.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/arguments.h"
-#include "ops/moe/front/plan.cuh"
+#include "ops/moe/front/plan_warp.cuh"
 #include "ops/moe/front/quantize.cuh"
 #include "ops/moe/front/route.cuh"
+
+#include <stdlib.h>
 
 enum {
     FEW_ROUTED_EXPERTS = 256, /* more do not fit into the registers of a CTA of 1024 threads */
@@ -23,6 +25,7 @@ typedef struct few_params {
     mb_moe_route_args route; /* ids NULL: no router */
     plan_params plan;
     quantize_params quantize;
+    int trial_choices;
 } few_params;
 
 template <int experts_per_lane>
@@ -36,8 +39,12 @@ static __global__ void __launch_bounds__(MAX_THREADS) few(const __grid_constant_
         set_counters_zero(params.plan.counters, params.plan.n_counters, blockIdx.x - 1, n_others);
         return;
     }
-    clear_first_rows(&params.plan, shared);
+    const int is_of_warp = params.plan.n_choices <= (uint32_t)params.trial_choices;
+    if (!is_of_warp)
+        clear_first_rows(&params.plan, shared);
     mb_grid_wait();
+    if (n_others == 0 && is_of_warp)
+        set_counters_zero(params.plan.counters, params.plan.n_counters, 0, 1);
     const int32_t *ids = params.plan.plan.ids;
     if (params.route.ids) {
         int32_t *shared_ids = (int32_t *)(shared + params.plan.n_parts * params.plan.plan.n_local_experts);
@@ -45,6 +52,15 @@ static __global__ void __launch_bounds__(MAX_THREADS) few(const __grid_constant_
         ids = shared_ids;
     }
     __syncthreads();
+    if (is_of_warp) {
+        const uint32_t expert = expert_of_choice(&params.plan, ids, threadIdx.x % 32);
+        if (warp == 0)
+            place_by_lanes(&params.plan, expert);
+        if (warp > 0 || n_warps == 1)
+            write_offsets_by_lanes(&params.plan, expert, n_warps == 1 ? 0 : warp - 1,
+                                   n_warps == 1 ? 1 : n_warps - 1);
+        return;
+    }
     if (n_others == 0)
         set_counters_zero(params.plan.counters, params.plan.n_counters, 0, 1);
     place_choices(&params.plan, ids, shared, 0, 1);
@@ -86,6 +102,8 @@ static cudaError_t launch_few(const mb_moe_front_args *args, const quantize_para
     params.plan.counters = args->counters;
     params.plan.n_counters = args->n_counters;
     params.quantize = *quantize;
+    const char *trial = getenv("MB_FEW");
+    params.trial_choices = trial ? atoi(trial) : WARP_CHOICES;
     /* A thread for every expert, a warp for every part and, up to 32, for every token. */
     unsigned n_threads = ((unsigned)args->plan.n_local_experts + 31) / 32 * 32;
     if (n_threads < 32 * params.plan.n_parts)

@@ -51,6 +51,14 @@ static __device__ __forceinline__ uint32_t count_tiles(uint32_t n_rows, uint32_t
     return n_rows / tile_rows + (n_rows % tile_rows != 0);
 }
 
+/* Of a group's n_tiles tiles but the last: as even as tile_step allows. */
+static __device__ __forceinline__ uint32_t tile_size(uint32_t n_rows, uint32_t n_tiles, uint32_t tile_step) {
+    if (n_tiles <= 1)
+        return n_rows;
+    const uint32_t even = n_rows / n_tiles + (n_rows % n_tiles != 0);
+    return (even + tile_step - 1) / tile_step * tile_step;
+}
+
 /* Where the tiles of one CTA's groups go. */
 typedef struct tile_cut {
     mb_moe_token_tile *tiles;
@@ -91,9 +99,8 @@ static __device__ __forceinline__ void write_tiles(const tile_cut *cut, uint32_t
             else
                 beyond = middle;
         }
-        const uint32_t rows = group_rows[group], of_group = count_tiles(rows, cut->tile_rows);
-        const uint32_t even = rows / of_group + (rows % of_group != 0);
-        const uint32_t size = (even + cut->tile_step - 1) / cut->tile_step * cut->tile_step;
+        const uint32_t rows = group_rows[group];
+        const uint32_t size = tile_size(rows, count_tiles(rows, cut->tile_rows), cut->tile_step);
         const uint32_t begin = ((uint32_t)i - group_tile[group]) * size;
         store_tile(cut, (uint32_t)i, group, group_row[group] + begin, min(rows - begin, size));
     }

@@ -22,6 +22,8 @@
 #include "ops/moe/moe_sm90.h"
 #include "ops/moe/plain/router_parts.cuh"
 
+#include <stdlib.h>
+
 enum {
     RUN = 64,   /* columns of one chain */
     MMA_K = 16, /* columns of one mma */
@@ -47,6 +49,8 @@ typedef struct router_params {
     int32_t n_tokens, hidden, n_experts;
     int32_t pitch; /* elements from row to row of the parts */
 } router_params;
+
+#include "ops/moe/plain/router_whole.cuh"
 
 /* ---- few tokens ---- */
 
@@ -453,6 +457,21 @@ static cudaError_t launch_large(const router_params *p, void *workspace, mb_stre
                                           : launch_tiles<x_type, W, 128>(&large, stream);
 }
 
+static cudaError_t launch_trial(const router_params *p, int trial, mb_stream stream) {
+    switch (trial) {
+    case 1:
+        return launch_whole<16, 8>(p, stream);
+    case 2:
+        return launch_whole<16, 16>(p, stream);
+    case 3:
+        return launch_whole<16, 32>(p, stream);
+    case 4:
+        return launch_whole<32, 8>(p, stream);
+    default:
+        return launch_whole<32, 16>(p, stream);
+    }
+}
+
 template <class x_type>
 static cudaError_t launch(const router_params *p, mb_dtype weight_dtype, int large, void *workspace,
                           mb_stream stream) {
@@ -490,8 +509,11 @@ extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args
     p.n_experts = args->n_experts;
     p.pitch = pitch_of(args);
     const int large = is_large(args);
+    const char *trial = getenv("MB_ROUTER");
     const cudaError_t error =
-        args->dtype == MB_BF16  ? launch<__nv_bfloat16>(&p, args->weight_dtype, large, workspace, stream)
+        trial && atoi(trial) > 0 && args->dtype == MB_BF16 && args->weight_dtype == MB_BF16
+            ? launch_trial(&p, atoi(trial), stream)
+        : args->dtype == MB_BF16  ? launch<__nv_bfloat16>(&p, args->weight_dtype, large, workspace, stream)
         : args->dtype == MB_F16 ? launch<__half>(&p, args->weight_dtype, large, workspace, stream)
                                 : launch<float>(&p, args->weight_dtype, large, workspace, stream);
     if (error != cudaSuccess)

@@ -3,7 +3,7 @@
  * A row's bits must be the same alone and among thousands, and the same whether it is moved 16 bytes at a time or
  * by single elements, which an address that is not a multiple of 16 asks for. Then their times.
  *
- * --check: no times. --small: small shapes alone, and no times (for compute-sanitizer).
+ * --check: no times. --small: not the shapes of a model either (for compute-sanitizer).
  */
 #include "ops/embed/embed.h"
 #include "ops/norm/norm.h"
@@ -302,105 +302,6 @@ static mb_sample_row row_of(int r, int32_t vocab, int32_t *seen, const int32_t *
     return row;
 }
 
-static void check_sample(int32_t vocab) {
-    char name[80];
-    snprintf(name, sizeof name, "sample V=%d", vocab);
-    const size_t seen_bytes = sizeof(int32_t) * ROWS * (size_t)vocab;
-    const int32_t bias_ids[N_BIAS] = {vocab / 2, 3, vocab / 2};
-    const float biases[N_BIAS] = {2.5f, 1.5f, 1.25f};
-    int32_t *seen = (int32_t *)allocate(seen_bytes), *ids = upload(bias_ids, N_BIAS);
-    float *values = (float *)upload((const int32_t *)biases, N_BIAS);
-    const size_t mask_bytes = sizeof(uint32_t) * (size_t)((vocab + 31) / 32);
-    uint32_t *allowed = (uint32_t *)allocate(mask_bytes);
-    CUDA(cudaMemset(allowed, 0x5a, mask_bytes));
-    mb_sample_row host[ROWS], *rows = (mb_sample_row *)allocate(sizeof host);
-    for (int r = 0; r < ROWS; r++)
-        host[r] = row_of(r, vocab, seen, ids, values, allowed);
-    CUDA(cudaMemcpy(rows, host, sizeof host, cudaMemcpyHostToDevice));
-    sampling s = {};
-    s.args.logits = (const float *)random_values((int64_t)ROWS * vocab, MB_F32, 9, 3.0f);
-    s.args.rows = rows;
-    s.args.ids = (int32_t *)allocate(sizeof(int32_t) * ROWS);
-    s.args.logprobs = (float *)allocate(sizeof(float) * ROWS);
-    s.args.n_rows = ROWS;
-    s.args.vocab = vocab;
-    s.workspace_bytes = bytes_of(mb_sample_sm90_workspace, &s.args);
-    s.workspace = allocate(s.workspace_bytes);
-    const sampling all = s;
-
-    /* together, then in smaller batches, each from the same counts */
-    static const int sizes[] = {ROWS, 1, 2, 8, 9, 33, 64, 66, 100};
-    int32_t *whole = NULL;
-    for (int size : sizes) {
-        CUDA(cudaMemset(seen, 0x01, seen_bytes));
-        CUDA(cudaMemset(s.args.ids, 0xff, sizeof(int32_t) * ROWS));
-        CUDA(cudaMemset(s.args.logprobs, 0xff, sizeof(float) * ROWS));
-        for (int first = 0; first < ROWS; first += size) {
-            sampling part = all;
-            part.args.logits += (int64_t)first * vocab;
-            part.args.rows += first;
-            part.args.ids += first;
-            part.args.logprobs += first;
-            part.args.n_rows = first + size < ROWS ? size : ROWS - first;
-            launch_sample(&part, NULL);
-        }
-        CUDA(cudaDeviceSynchronize());
-        int32_t *found = (int32_t *)host_allocate(2 * sizeof(int32_t) * ROWS);
-        CUDA(cudaMemcpy(found, s.args.ids, sizeof(int32_t) * ROWS, cudaMemcpyDeviceToHost));
-        CUDA(cudaMemcpy(found + ROWS, s.args.logprobs, sizeof(float) * ROWS, cudaMemcpyDeviceToHost));
-        for (int r = 0; r < ROWS; r++) {
-            if (found[r] < 0 || found[r] >= vocab)
-                complain(name, "no token of the vocabulary", found[r]);
-            if (whole && (found[r] != whole[r] || found[ROWS + r] != whole[ROWS + r]))
-                complain(name, "another token or log-probability in a batch of another size", size);
-        }
-        if (whole)
-            free(found);
-        else
-            whole = found;
-    }
-    free(whole);
-
-    float *out = (float *)allocate(sizeof(float) * ROWS * (size_t)vocab);
-    float *alone = (float *)allocate(sizeof(float) * ROWS * (size_t)vocab);
-    mb_log_softmax_args softmax = {s.args.logits, out, ROWS, vocab};
-    launch_log_softmax(&softmax, NULL);
-    for (int64_t r = 0; r < ROWS; r++) {
-        const mb_log_softmax_args one = {s.args.logits + r * vocab, alone + r * vocab, 1, vocab};
-        launch_log_softmax(&one, NULL);
-    }
-    compare(name, "log_softmax: a row alone has other bits", out, alone, (int64_t)ROWS * vocab, MB_F32);
-
-    static const int64_t batches[] = {1, 8, 16, 64, ROWS};
-    static const char *kinds[] = {"sample, greedy", "sample, all", "sample, top_k 20 top_p", "log_softmax"};
-    for (int kind = 0; kind < 4 && flush; kind++) {
-        for (int r = 0; r < ROWS; r++) {
-            host[r] = row_of(r, vocab, NULL, NULL, NULL, NULL);
-            host[r].seen = NULL;
-            host[r].n_bias = 0;
-            host[r].temperature = kind == 0 ? 0 : 0.6f;
-            host[r].top_k = kind == 2 ? 20 : 0;
-            host[r].top_p = kind == 2 ? 0.95f : 1;
-            host[r].min_p = 0;
-        }
-        CUDA(cudaMemcpy(rows, host, sizeof host, cudaMemcpyHostToDevice));
-        for (int64_t n : batches) {
-            s.args.n_rows = softmax.n_rows = n;
-            mb_op_cost cost = {};
-            cost.bytes = (kind == 3 ? 2.0 : 1.0) * sizeof(float) * (double)n * vocab;
-            report(kinds[kind], n, cost, kind == 3 ? launch_log_softmax : launch_sample,
-                   kind == 3 ? (const void *)&softmax : &s);
-        }
-    }
-    const void *memory[] = {seen,        ids,           values,     allowed,
-                            rows,        s.args.logits, s.args.ids, s.args.logprobs,
-                            s.workspace, out,           alone};
-    for (const void *one : memory)
-        CUDA(cudaFree((void *)one));
-}
-
-/* ---- what top_k and top_p keep */
-
 enum { FILTERED = 256, COMPARED = 3, N_LOGITS = 5 };
 static const char *const logits_names[N_LOGITS] = {"random", "peaked", "nearly flat", "flat", "one-hot"};
 
@@ -497,22 +398,116 @@ static void check_filters(int32_t vocab) {
         CUDA(cudaFree((void *)one));
 }
 
-static void check_real_shapes(void) {
-    check_rope(32, 4, 128, MB_BF16, MB_BF16, 1);
-    check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
-    check_norm(MB_BF16, 2048);
-    check_norm(MB_BF16, 4096);
-    check_embed(MB_BF16, 2048);
-    check_sample(VOCAB);
-    check_filters(VOCAB);
+static void check_sample(int32_t vocab) {
+    char name[80];
+    snprintf(name, sizeof name, "sample V=%d", vocab);
+    const size_t seen_bytes = sizeof(int32_t) * ROWS * (size_t)vocab;
+    const int32_t bias_ids[N_BIAS] = {vocab / 2, 3, vocab / 2};
+    const float biases[N_BIAS] = {2.5f, 1.5f, 1.25f};
+    int32_t *seen = (int32_t *)allocate(seen_bytes), *ids = upload(bias_ids, N_BIAS);
+    float *values = (float *)upload((const int32_t *)biases, N_BIAS);
+    const size_t mask_bytes = sizeof(uint32_t) * (size_t)((vocab + 31) / 32);
+    uint32_t *allowed = (uint32_t *)allocate(mask_bytes);
+    CUDA(cudaMemset(allowed, 0x5a, mask_bytes));
+    mb_sample_row host[ROWS], *rows = (mb_sample_row *)allocate(sizeof host);
+    for (int r = 0; r < ROWS; r++)
+        host[r] = row_of(r, vocab, seen, ids, values, allowed);
+    CUDA(cudaMemcpy(rows, host, sizeof host, cudaMemcpyHostToDevice));
+    sampling s = {};
+    s.args.logits = (const float *)random_values((int64_t)ROWS * vocab, MB_F32, 9, 3.0f);
+    s.args.rows = rows;
+    s.args.ids = (int32_t *)allocate(sizeof(int32_t) * ROWS);
+    s.args.logprobs = (float *)allocate(sizeof(float) * ROWS);
+    s.args.n_rows = ROWS;
+    s.args.vocab = vocab;
+    s.workspace_bytes = bytes_of(mb_sample_sm90_workspace, &s.args);
+    s.workspace = allocate(s.workspace_bytes);
+    const sampling all = s;
+
+    /* together, then in smaller batches, each from the same counts */
+    static const int sizes[] = {ROWS, 1, 2, 8, 9, 33, 64, 66, 100};
+    int32_t *whole = NULL;
+    for (int size : sizes) {
+        CUDA(cudaMemset(seen, 0x01, seen_bytes));
+        CUDA(cudaMemset(s.args.ids, 0xff, sizeof(int32_t) * ROWS));
+        CUDA(cudaMemset(s.args.logprobs, 0xff, sizeof(float) * ROWS));
+        for (int first = 0; first < ROWS; first += size) {
+            sampling part = all;
+            part.args.logits += (int64_t)first * vocab;
+            part.args.rows += first;
+            part.args.ids += first;
+            part.args.logprobs += first;
+            part.args.n_rows = first + size < ROWS ? size : ROWS - first;
+            launch_sample(&part, NULL);
+        }
+        CUDA(cudaDeviceSynchronize());
+        int32_t *found = (int32_t *)host_allocate(2 * sizeof(int32_t) * ROWS);
+        CUDA(cudaMemcpy(found, s.args.ids, sizeof(int32_t) * ROWS, cudaMemcpyDeviceToHost));
+        CUDA(cudaMemcpy(found + ROWS, s.args.logprobs, sizeof(float) * ROWS, cudaMemcpyDeviceToHost));
+        for (int r = 0; r < ROWS; r++) {
+            if (found[r] < 0 || found[r] >= vocab)
+                complain(name, "no token of the vocabulary", found[r]);
+            if (whole && (found[r] != whole[r] || found[ROWS + r] != whole[ROWS + r]))
+                complain(name, "another token or log-probability in a batch of another size", size);
+        }
+        if (whole)
+            free(found);
+        else
+            whole = found;
+    }
+    free(whole);
+
+    float *out = (float *)allocate(sizeof(float) * ROWS * (size_t)vocab);
+    float *alone = (float *)allocate(sizeof(float) * ROWS * (size_t)vocab);
+    mb_log_softmax_args softmax = {s.args.logits, out, ROWS, vocab};
+    launch_log_softmax(&softmax, NULL);
+    for (int64_t r = 0; r < ROWS; r++) {
+        const mb_log_softmax_args one = {s.args.logits + r * vocab, alone + r * vocab, 1, vocab};
+        launch_log_softmax(&one, NULL);
+    }
+    compare(name, "log_softmax: a row alone has other bits", out, alone, (int64_t)ROWS * vocab, MB_F32);
+
+    static const int64_t batches[] = {1, 8, 16, 64, ROWS};
+    static const char *kinds[] = {"sample, greedy", "sample, all", "sample, top_k 20 top_p", "log_softmax"};
+    for (int kind = 0; kind < 4 && flush; kind++) {
+        for (int r = 0; r < ROWS; r++) {
+            host[r] = row_of(r, vocab, NULL, NULL, NULL, NULL);
+            host[r].seen = NULL;
+            host[r].n_bias = 0;
+            host[r].temperature = kind == 0 ? 0 : 0.6f;
+            host[r].top_k = kind == 2 ? 20 : 0;
+            host[r].top_p = kind == 2 ? 0.95f : 1;
+            host[r].min_p = 0;
+        }
+        CUDA(cudaMemcpy(rows, host, sizeof host, cudaMemcpyHostToDevice));
+        for (int64_t n : batches) {
+            s.args.n_rows = softmax.n_rows = n;
+            mb_op_cost cost = {};
+            cost.bytes = (kind == 3 ? 2.0 : 1.0) * sizeof(float) * (double)n * vocab;
+            report(kinds[kind], n, cost, kind == 3 ? launch_log_softmax : launch_sample,
+                   kind == 3 ? (const void *)&softmax : &s);
+        }
+    }
+    const void *memory[] = {seen,        ids,           values,     allowed,
+                            rows,        s.args.logits, s.args.ids, s.args.logprobs,
+                            s.workspace, out,           alone};
+    for (const void *one : memory)
+        CUDA(cudaFree((void *)one));
+    check_filters(vocab);
 }
 
 int main(int argc, char **argv) {
-    const char *const option = argc < 2 ? "" : argv[1];
-    if (strcmp(option, "") == 0)
+    const int is_small = argc > 1 && strcmp(argv[1], "--small") == 0;
+    if (!is_small && (argc < 2 || strcmp(argv[1], "--check") != 0))
         flush = allocate(FLUSH_BYTES);
-    if (strcmp(option, "--small") != 0)
-        check_real_shapes();
+    if (!is_small) {
+        check_rope(32, 4, 128, MB_BF16, MB_BF16, 1);
+        check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
+        check_norm(MB_BF16, 2048);
+        check_norm(MB_BF16, 4096);
+        check_embed(MB_BF16, 2048);
+        check_sample(VOCAB);
+    }
     if (flush)
         CUDA(cudaFree(flush));
     flush = NULL;
@@ -526,7 +521,6 @@ int main(int argc, char **argv) {
     check_embed(MB_F16, 520);
     check_sample(503);
     check_sample(4096);
-    check_filters(5000);
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
     return wrong ? 1 : 0;
 }

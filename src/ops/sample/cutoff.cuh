@@ -80,21 +80,34 @@ static __device__ __forceinline__ unsigned long long share_of(float top_p, unsig
     return share < 1 ? 1 : (unsigned long long)share;
 }
 
-/* visit(id, z, is_there) for the ids of this warp's pieces, 32 at a time; lanes that are out of ids visit too. The next
- * logits are on their way meanwhile. */
-template <class visitor>
-static __device__ __forceinline__ void each_candidate(const row_place *at, const scaled_row *row,
+/* visit(id, logit, is_there) for the ids of this warp's pieces, 32 at a time; lanes that are out of ids visit too. The
+ * next logits are on their way meanwhile. width: how many a lane loads at once, 4 or, where a visit takes many registers,
+ * 1. */
+template <int width, class visitor>
+static __device__ __forceinline__ void each_candidate(const row_place *at, const float *logits,
                                                       const visitor &visit) {
-    const int32_t lane = threadIdx.x % 32;
+    const int32_t my_first = width * (int32_t)(threadIdx.x % 32);
     for (int32_t p = at->first; p < N_PIECES; p += at->step) {
-        const int32_t begin = begin_of(at, p), end = begin_of(at, p + 1);
-        float next = begin + lane < end ? row->z[begin + lane] : 0;
+        const int32_t end = begin_of(at, p + 1);
+        float next[1][4];
+        const auto load = [&](int32_t i) {
+            if (width == 4)
+                load_chunk(logits, at->vocab, i, end, next);
+            else if (i + my_first < end)
+                next[0][0] = logits[i + my_first];
+        };
+        int32_t i = begin_of(at, p);
+        load(i);
 #pragma unroll 1
-        for (int32_t i = begin; i < end; i += 32) {
-            const float z = scaled(row, next);
-            if (i + 32 + lane < end)
-                next = row->z[i + 32 + lane];
-            visit(i + lane, z, i + lane < end);
+        for (; i < end; i += 32 * width) {
+            float these[width];
+#pragma unroll
+            for (int e = 0; e < width; e++)
+                these[e] = next[0][e];
+            load(i + 32 * width);
+#pragma unroll
+            for (int e = 0; e < width; e++)
+                visit(i + my_first + e, these[e], i + my_first + e < end);
         }
     }
 }
@@ -159,15 +172,25 @@ static __device__ __forceinline__ void add_candidates(histogram *mine, uint32_t 
     }
 }
 
+/* With weights or without. */
 static __device__ void count_by_z(const row_place *at, const scaled_row *row, int with_weights,
                                   histogram *mine) {
     uint32_t n_last = 0; /* most candidates of a model that is sure */
-    each_candidate(at, row, [&](int32_t, float z, int is_there) {
-        const uint32_t bin = bin_of(z);
-        const int is_counted = is_there && bin < LAST_BIN;
-        n_last += is_there && bin == LAST_BIN;
-        add_candidates(mine, is_counted ? bin : NO_BIN, is_counted && with_weights ? units_of(z) : 0);
-    });
+    if (with_weights)
+        each_candidate<1>(at, row->z, [&](int32_t, float logit, int is_there) {
+            const float z = scaled(row, logit);
+            const uint32_t bin = bin_of(z);
+            const int is_counted = is_there && bin < LAST_BIN;
+            n_last += is_there && bin == LAST_BIN;
+            add_candidates(mine, is_counted ? bin : NO_BIN, is_counted ? units_of(z) : 0);
+        });
+    else
+        each_candidate<1>(at, row->z, [&](int32_t, float logit, int is_there) {
+            const uint32_t bin = bin_of(scaled(row, logit));
+            n_last += is_there && bin == LAST_BIN;
+            if (is_there && bin < LAST_BIN)
+                atomicAdd(&mine->counts[bin], 1u);
+        });
     n_last = mb_warp_sum(n_last);
     if (threadIdx.x % 32 == 0 && n_last > 0)
         add_to_bin(mine, LAST_BIN, n_last, 0);
@@ -176,7 +199,8 @@ static __device__ void count_by_z(const row_place *at, const scaled_row *row, in
 /* The candidates whose key has `key` under `mask`, by the eight bits from `shift` on, largest first. */
 static __device__ void count_by_key(const row_place *at, const scaled_row *row, uint32_t key, uint32_t mask,
                                     int shift, histogram *mine) {
-    each_candidate(at, row, [&](int32_t, float z, int is_there) {
+    each_candidate<1>(at, row->z, [&](int32_t, float logit, int is_there) {
+        const float z = scaled(row, logit);
         const uint32_t this_key = key_of(z);
         const int is_counted = is_there && (this_key & mask) == key;
         add_candidates(mine, is_counted ? 255 - (this_key >> shift & 0xff) : NO_BIN,
@@ -251,9 +275,16 @@ static __device__ unsigned long long sort_words(unsigned long long word, uint32_
 static __device__ unsigned long long list_candidates(const row_place *at, const scaled_row *row,
                                                      uint32_t first, uint32_t last, uint32_t n,
                                                      cutoff_shared *s) {
-    each_candidate(at, row, [&](int32_t id, float z, int is_there) {
+    /* A logit below this one is beyond the last bin, however it was rounded on the way. */
+    const float span = row->temperature * ((float)(last + 1) / BINS_PER_UNIT);
+    const float least = last == LAST_BIN ? -CUDART_INF_F
+                                         : row->maximum - span - 1e-5f * (fabsf(row->maximum) + span);
+    each_candidate<4>(at, row->z, [&](int32_t id, float logit, int is_there) {
+        if (!is_there || logit < least)
+            return;
+        const float z = scaled(row, logit);
         const uint32_t bin = bin_of(z);
-        if (is_there && bin >= first && bin <= last)
+        if (bin >= first && bin <= last)
             s->list[atomicAdd(&s->n_listed, 1u)] =
                 (unsigned long long)key_of(z) << 32 | (0xffffffffu - (uint32_t)id);
     });

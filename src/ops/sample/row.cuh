@@ -45,12 +45,13 @@ static __device__ __forceinline__ int32_t id_of(int32_t chunk, int k) {
     return chunk + 128 * k + 4 * (threadIdx.x % 32);
 }
 
-/* The warp's logits of the ids chunk .. chunk + CHUNK - 1; from `end` on -infinity. */
+/* The warp's logits of the ids chunk .. chunk + 128 n - 1; from `end` on -infinity. */
+template <int n>
 static __device__ __forceinline__ void load_chunk(const float *z, int32_t vocab, int32_t chunk, int32_t end,
-                                                  float (&v)[AT_ONCE][4]) {
+                                                  float (&v)[n][4]) {
     if (((uintptr_t)z | (uint32_t)vocab * sizeof(float)) % 16 == 0) { /* end is a multiple of 4, then */
 #pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
+        for (int k = 0; k < n; k++) {
             float4 four = make_float4(-CUDART_INF_F, -CUDART_INF_F, -CUDART_INF_F, -CUDART_INF_F);
             if (id_of(chunk, k) < end)
                 four = *(const float4 *)(z + id_of(chunk, k));
@@ -59,7 +60,7 @@ static __device__ __forceinline__ void load_chunk(const float *z, int32_t vocab,
         return;
     }
 #pragma unroll
-    for (int k = 0; k < AT_ONCE; k++)
+    for (int k = 0; k < n; k++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
             v[k][e] = id_of(chunk, k) + e < end ? z[id_of(chunk, k) + e] : -CUDART_INF_F;

@@ -334,9 +334,12 @@ static const struct {
     float temperature, top_p, min_p;
     int32_t top_k;
 } filters[] = {
-    {"top_k 20 top_p 0.95 at 0.6", 0.6f, 0.95f, 0, 20}, {"top_p 0.95 at 0.6", 0.6f, 0.95f, 0, 0},
-    {"top_p 0.95 at 1", 1, 0.95f, 0, 0},                {"top_p 0.9 at 2", 2, 0.9f, 0, 0},
-    {"top_k 50 at 1", 1, 1, 0.01f, 50},                 {"top_k 3000 top_p 0.99 at 1", 1, 0.99f, 0, 3000},
+    {"top_k 20 top_p 0.95 at 0.6", 0.6f, 0.95f, 0, 20},
+    {"top_p 0.95 at 0.6", 0.6f, 0.95f, 0, 0},
+    {"top_p 0.95 at 1", 1, 0.95f, 0, 0},
+    {"top_p 0.9 at 2", 2, 0.9f, 0, 0},
+    {"top_k 50 at 1", 1, 1, 0.01f, 50},
+    {"top_k 3000 top_p 0.99 at 1", 1, 0.99f, 0, 3000},
     {"top_k 3000 at 1", 1, 1, 0, 3000},
 };
 
@@ -347,8 +350,12 @@ static void check_filters(int32_t vocab) {
     float *logits = (float *)allocate(sizeof(float) * (size_t)n), log_probs[COMPARED];
     float *host_logits = (float *)host_allocate(sizeof(float) * COMPARED * (size_t)vocab);
     mb_sample_row host[FILTERED], *rows = (mb_sample_row *)allocate(sizeof host);
-    s.args = {logits, rows, (int32_t *)allocate(sizeof(int32_t) * FILTERED),
-              (float *)allocate(sizeof(float) * FILTERED), FILTERED, vocab};
+    s.args = {logits,
+              rows,
+              (int32_t *)allocate(sizeof(int32_t) * FILTERED),
+              (float *)allocate(sizeof(float) * FILTERED),
+              FILTERED,
+              vocab};
     s.workspace_bytes = bytes_of(mb_sample_sm90_workspace, &s.args);
     s.workspace = allocate(s.workspace_bytes);
     int32_t ids[COMPARED], found[FILTERED];

@@ -277,8 +277,8 @@ static __device__ unsigned long long list_candidates(const row_place *at, const 
                                                      cutoff_shared *s) {
     /* A logit below this one is beyond the last bin, however it was rounded on the way. */
     const float span = row->temperature * ((float)(last + 1) / BINS_PER_UNIT);
-    const float least = last == LAST_BIN ? -CUDART_INF_F
-                                         : row->maximum - span - 1e-5f * (fabsf(row->maximum) + span);
+    const float least =
+        last == LAST_BIN ? -CUDART_INF_F : row->maximum - span - 1e-5f * (fabsf(row->maximum) + span);
     each_candidate<4>(at, row->z, [&](int32_t id, float logit, int is_there) {
         if (!is_there || logit < least)
             return;

@@ -12,8 +12,6 @@
 #include "ops/moe/front/quantize.cuh"
 #include "ops/moe/front/route.cuh"
 
-#include <stdlib.h>
-
 enum {
     FEW_ROUTED_EXPERTS = 256, /* more do not fit into the registers of a CTA of 1024 threads */
     FEW_ROUTED_TOKENS = 16,   /* one SM routes 32 tokens in 2 us, all SMs together in less */
@@ -25,7 +23,6 @@ typedef struct few_params {
     mb_moe_route_args route; /* ids NULL: no router */
     plan_params plan;
     quantize_params quantize;
-    int trial_choices;
 } few_params;
 
 template <int experts_per_lane>
@@ -39,7 +36,7 @@ static __global__ void __launch_bounds__(MAX_THREADS) few(const __grid_constant_
         set_counters_zero(params.plan.counters, params.plan.n_counters, blockIdx.x - 1, n_others);
         return;
     }
-    const int is_of_warp = params.plan.n_choices <= (uint32_t)params.trial_choices;
+    const int is_of_warp = params.plan.n_choices <= WARP_CHOICES;
     if (!is_of_warp)
         clear_first_rows(&params.plan, shared);
     mb_grid_wait();
@@ -56,9 +53,10 @@ static __global__ void __launch_bounds__(MAX_THREADS) few(const __grid_constant_
         const uint32_t expert = expert_of_choice(&params.plan, ids, threadIdx.x % 32);
         if (warp == 0)
             place_by_lanes(&params.plan, expert);
-        if (warp > 0 || n_warps == 1)
-            write_offsets_by_lanes(&params.plan, expert, n_warps == 1 ? 0 : warp - 1,
-                                   n_warps == 1 ? 1 : n_warps - 1);
+        if (n_warps == 1)
+            write_offsets_by_lanes(&params.plan, expert, 0, 1);
+        else if (warp > 0) /* beside the first one */
+            write_offsets_by_lanes(&params.plan, expert, warp - 1, n_warps - 1);
         return;
     }
     if (n_others == 0)
@@ -102,8 +100,6 @@ static cudaError_t launch_few(const mb_moe_front_args *args, const quantize_para
     params.plan.counters = args->counters;
     params.plan.n_counters = args->n_counters;
     params.quantize = *quantize;
-    const char *trial = getenv("MB_FEW");
-    params.trial_choices = trial ? atoi(trial) : WARP_CHOICES;
     /* A thread for every expert, a warp for every part and, up to 32, for every token. */
     unsigned n_threads = ((unsigned)args->plan.n_local_experts + 31) / 32 * 32;
     if (n_threads < 32 * params.plan.n_parts)

@@ -5,13 +5,14 @@
  * The products of parts i and j with i + j <= 2 are summed; what is left out is below 2^-24 of the product.
  *
  * The order of every output's sum is given by H alone: runs of 64 columns, each a chain of mma (16 columns at
- * a time, smallest parts first), then the runs' sums one after another, then the bias. Both kernels keep to
+ * a time, smallest parts first), then the runs' sums one after another, then the bias. All kernels keep to
  * it, so a token's logits have the same bits whatever T is:
  *
  *   few tokens    cluster of 8 CTAs = 16 tokens x 8 experts; a warp splits and multiplies a run of H; the
  *                 runs' sums go to the CTA that owns the token, which adds them up in order
  *   many tokens   the weight is split once into the workspace; CTA = 128 tokens x 128 (or 32) experts in
  *                 stages of 64 columns by cp.async, ldmatrix, mma
+ *   bf16 by bf16, up to 1024 tokens and H to which shared memory reaches: router_whole.cuh
  */
 #include "ops/common/workspace.h"
 #include "ops/hopper/cluster.cuh"
@@ -20,9 +21,7 @@
 #include "ops/hopper/memory.cuh"
 #include "ops/hopper/mma.cuh"
 #include "ops/moe/moe_sm90.h"
-#include "ops/moe/plain/router_parts.cuh"
-
-#include <stdlib.h>
+#include "ops/moe/plain/router_whole.cuh"
 
 enum {
     RUN = 64,   /* columns of one chain */
@@ -38,19 +37,11 @@ enum {
     LARGE_TOKENS = 128,
     LARGE_THREADS = 256,
     LARGE_SHARED_BYTES = 216 << 10, /* at most, for the stages */
+    WHOLE_TOKENS = 1024,            /* up to here it is quicker */
+    WHOLE_SHARED_BYTES = 227 << 10,
     SPLIT_THREADS = 256,
     MAX_HIDDEN = 16384,
 };
-
-typedef struct router_params {
-    const void *x, *weight; /* weight: [E, H], or the parts [W, E, pitch] in bf16 */
-    const float *bias;
-    float *logits;
-    int32_t n_tokens, hidden, n_experts;
-    int32_t pitch; /* elements from row to row of the parts */
-} router_params;
-
-#include "ops/moe/plain/router_whole.cuh"
 
 /* ---- few tokens ---- */
 
@@ -457,19 +448,14 @@ static cudaError_t launch_large(const router_params *p, void *workspace, mb_stre
                                           : launch_tiles<x_type, W, 128>(&large, stream);
 }
 
-static cudaError_t launch_trial(const router_params *p, int trial, mb_stream stream) {
-    switch (trial) {
-    case 1:
-        return launch_whole<16, 8>(p, stream);
-    case 2:
-        return launch_whole<16, 16>(p, stream);
-    case 3:
-        return launch_whole<16, 32>(p, stream);
-    case 4:
-        return launch_whole<32, 8>(p, stream);
-    default:
-        return launch_whole<32, 16>(p, stream);
-    }
+/* bf16 by bf16. Of the tiles that fit, those that were the quickest. */
+static int takes_whole(const mb_moe_router_gemm_args *args) {
+    return args->dtype == MB_BF16 && args->weight_dtype == MB_BF16 && args->n_tokens <= WHOLE_TOKENS &&
+           whole_bytes<16, 8>(args->hidden) <= WHOLE_SHARED_BYTES;
+}
+static cudaError_t launch_whole(const router_params *p, mb_stream stream) {
+    const int is_wide = p->n_tokens > 256 && whole_bytes<32, 16>(p->hidden) <= WHOLE_SHARED_BYTES;
+    return is_wide ? launch_whole_tiles<32, 16>(p, stream) : launch_whole_tiles<16, 8>(p, stream);
 }
 
 template <class x_type>
@@ -509,13 +495,11 @@ extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args
     p.n_experts = args->n_experts;
     p.pitch = pitch_of(args);
     const int large = is_large(args);
-    const char *trial = getenv("MB_ROUTER");
     const cudaError_t error =
-        trial && atoi(trial) > 0 && args->dtype == MB_BF16 && args->weight_dtype == MB_BF16
-            ? launch_trial(&p, atoi(trial), stream)
-        : args->dtype == MB_BF16  ? launch<__nv_bfloat16>(&p, args->weight_dtype, large, workspace, stream)
-        : args->dtype == MB_F16 ? launch<__half>(&p, args->weight_dtype, large, workspace, stream)
-                                : launch<float>(&p, args->weight_dtype, large, workspace, stream);
+        takes_whole(args)        ? launch_whole(&p, stream)
+        : args->dtype == MB_BF16 ? launch<__nv_bfloat16>(&p, args->weight_dtype, large, workspace, stream)
+        : args->dtype == MB_F16  ? launch<__half>(&p, args->weight_dtype, large, workspace, stream)
+                                 : launch<float>(&p, args->weight_dtype, large, workspace, stream);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_router_gemm: launch failed: %s", cudaGetErrorString(error));
     return MB_OK;

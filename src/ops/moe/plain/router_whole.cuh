@@ -18,6 +18,16 @@
 #include "ops/hopper/mma.cuh"
 #include "ops/moe/plain/router_parts.cuh"
 
+#include "moebius/ops.h"
+
+typedef struct router_params {
+    const void *x, *weight; /* weight: [E, H], or the parts [W, E, pitch] in bf16 */
+    const float *bias;
+    float *logits;
+    int32_t n_tokens, hidden, n_experts;
+    int32_t pitch; /* elements from row to row of the parts */
+} router_params;
+
 template <int tokens, int experts> struct whole_map {
     static constexpr int THREADS = 256, WARPS = THREADS / 32, RUN = 64;
     static constexpr int RUN_BYTES = (tokens + experts) * 128;
@@ -56,8 +66,8 @@ static __global__ void __launch_bounds__(whole_map<tokens, experts>::THREADS)
     const uint32_t runs = mb_shared_address(whole);
 
     mb_grid_launch_dependents();
-    copy_runs<experts, map::RUN_BYTES>((const __nv_bfloat16 *)p.weight + (int64_t)expert0 * p.hidden, p.hidden,
-                                       p.n_experts - expert0, runs + tokens * 128);
+    copy_runs<experts, map::RUN_BYTES>((const __nv_bfloat16 *)p.weight + (int64_t)expert0 * p.hidden,
+                                       p.hidden, p.n_experts - expert0, runs + tokens * 128);
     mb_grid_wait(); /* the weight is nobody's output; x may be */
     copy_runs<tokens, map::RUN_BYTES>((const __nv_bfloat16 *)p.x + (int64_t)token0 * p.hidden, p.hidden,
                                       p.n_tokens - token0, runs);
@@ -77,7 +87,8 @@ static __global__ void __launch_bounds__(whole_map<tokens, experts>::THREADS)
 #pragma unroll
             for (int half = 0; half < 2; half++)
                 mb_load_matrix_x4(b[block][half],
-                                  at + tokens * 128 + chunk_offset(block * 8 + lane % 8, half * 4 + lane / 8));
+                                  at + tokens * 128 +
+                                      chunk_offset(block * 8 + lane % 8, half * 4 + lane / 8));
         float sum[ROWS][BLOCKS][4] = {};
 #pragma unroll
         for (int step = 0; step < STEPS_OF_RUN; step++)
@@ -112,10 +123,14 @@ static __global__ void __launch_bounds__(whole_map<tokens, experts>::THREADS)
     }
 }
 
-template <int tokens, int experts>
-static cudaError_t launch_whole(const router_params *p, mb_stream stream) {
+template <int tokens, int experts> static inline int whole_bytes(int32_t hidden) {
     using map = whole_map<tokens, experts>;
-    const int shared_bytes = (p->hidden + map::RUN - 1) / map::RUN * map::RUN_BYTES;
+    return (hidden + map::RUN - 1) / map::RUN * map::RUN_BYTES;
+}
+
+template <int tokens, int experts>
+static cudaError_t launch_whole_tiles(const router_params *p, mb_stream stream) {
+    const int shared_bytes = whole_bytes<tokens, experts>(p->hidden);
     const auto kernel = router_gemm_whole<tokens, experts>;
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
@@ -125,7 +140,8 @@ static cudaError_t launch_whole(const router_params *p, mb_stream stream) {
                     (unsigned)((p->n_tokens + tokens - 1) / tokens));
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
-    mb_launch_config(&config, attributes, grid, map::THREADS, (size_t)shared_bytes, stream);
+    mb_launch_config(&config, attributes, grid, whole_map<tokens, experts>::THREADS, (size_t)shared_bytes,
+                     stream);
     return cudaLaunchKernelEx(&config, kernel, *p);
 }
 

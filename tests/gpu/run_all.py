@@ -2,10 +2,11 @@
 [--only NAME ...]
 
 --sanitize: the demo model from start to end, and every kernel's small cases, under compute-sanitizer in place
-of the checks; --jobs of them beside each other, as most of their time is the host's.
+of the checks.
 
-Builds nothing: --build says where the programs and the library are. Checks run one after the other, the
-engine's first, then the kernels', and random traffic has what time is left. What a stage prints goes to
+Builds nothing: --build says where the programs and the library are. The engine's checks come first, then the
+kernels', --jobs of them beside each other: nothing is timed, and much of their time is the host's. Random traffic,
+which watches the device's memory, runs alone and has what time is left. What a stage prints goes to
 OUT/NAME.log. OUT/summary.txt has a line for each stage, with its last line of output, and below it every line
 that says WRONG; OUT/summary.json has the same for programs. A stage that had no time, or what it needs is not
 installed, is LEFT OUT and said to be. Exit status: 0 when all that was to run is right, 1 when something is
@@ -192,11 +193,9 @@ def parse():
     parser.add_argument("--out", type=pathlib.Path, help="default BUILD/checks")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these stages, and no others")
     parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer in place of the checks")
-    parser.add_argument("--jobs", type=int, default=1, help="--sanitize: programs beside each other (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="stages beside each other (default 1)")
     parser.add_argument("--list", action="store_true", help="print the stages' names and commands")
     given = parser.parse_args()
-    if given.jobs != 1 and not given.sanitize:
-        parser.error("--jobs is for --sanitize: checks would disturb each other")
     given.build = (given.build or ROOT / "build" / ("cpu" if given.device == "cpu" else "cuda")).resolve()
     given.out = (given.out or given.build / "checks").resolve()
     return given, parser
@@ -230,12 +229,21 @@ def main():
         print(f"== {stage.name}, {left:.0f} s are left", flush=True)
         return run(with_minutes(stage, left, len(chosen) - i), left, given.out, environment)
 
-    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        for result in pool.map(result_of, range(len(chosen))):
-            results.append(result)
-            text, status = summary(results, given, time.monotonic() - begin)
-            (given.out / "summary.txt").write_text(text)  # after every stage: the machine may go away
-            (given.out / "summary.json").write_text(json.dumps(results, indent=1))
+    def run_stages(these, n_jobs):
+        """The summary's text and the exit status so far, which are kept after every stage: the machine may go away."""
+        text, status = "", 0
+        with concurrent.futures.ThreadPoolExecutor(n_jobs) as pool:
+            for result in pool.map(result_of, these):
+                results.append(result)
+                text, status = summary(results, given, time.monotonic() - begin)
+                (given.out / "summary.txt").write_text(text)
+                (given.out / "summary.json").write_text(json.dumps(results, indent=1))
+        return text, status
+
+    alone = [i for i, stage in enumerate(chosen) if stage.name.startswith("traffic")]
+    text, status = run_stages([i for i in range(len(chosen)) if i not in alone], given.jobs)
+    if alone:
+        text, status = run_stages(alone, 1)
     print(text, end="")
     return status
 

@@ -26,7 +26,7 @@ def program(path, text):
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def run_all_of(build, budget, *names):
+def run_all_of(build, budget, *names, jobs=1):
     command = [
         sys.executable,
         ROOT / "tests/gpu/run_all.py",
@@ -36,6 +36,8 @@ def run_all_of(build, budget, *names):
         build,
         "--budget",
         str(budget),
+        "--jobs",
+        str(jobs),
     ]
     done = subprocess.run([*command, "--only", *names], capture_output=True, text=True, timeout=60)
     return done.returncode, (build / "checks/summary.txt").read_text()
@@ -53,6 +55,13 @@ def test_run_all_tells_what_is_wrong_and_what_was_left_out(tmp_path):
     (tmp_path / "tests/test_golden").unlink()
     status, text = run_all_of(tmp_path, 60, "test_golden")
     assert status == 3 and "there is no " in text
+
+
+def test_run_all_runs_stages_beside_each_other(tmp_path):
+    for name, other in (("test_device", "test_golden"), ("test_golden", "test_device")):
+        program(tmp_path / "tests" / name, f"touch {tmp_path}/{name}; until [ -e {tmp_path}/{other} ]; do sleep 0.05; done")
+    status, text = run_all_of(tmp_path, 60, "test_device", "test_golden", jobs=2)
+    assert status == 0 and "2 good" in text
 
 
 def test_run_all_ends_what_hangs(tmp_path):

@@ -25,7 +25,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-LONG, SHARED = 4096, 0.8
+SHARED = 0.8
 
 
 class Server:
@@ -101,7 +101,7 @@ class Measurement:
 
     def long_prompts(self, server):
         n = max(1, self.given.batch // 2)
-        arrivals = ["--rate", 2, "--requests", 16, "--prompt-tokens", LONG, "--output-tokens", 4, "--warmup", 0]
+        arrivals = ["--rate", 2, "--requests", 16, "--prompt-tokens", self.given.long_tokens, "--output-tokens", 4, "--warmup", 0]
         decoders = self.start_load(server, ["--concurrency", n, "--requests", n, "--prompt-tokens", 256, "--output-tokens", 512,
                                             "--warmup", 0])  # fmt: skip
         time.sleep(1)
@@ -109,18 +109,19 @@ class Measurement:
         row = last_row(decoders.communicate()[0])
         self.rows.append(row)
         itl = row["itl_ms"]
-        self.say(f"between tokens of {n} requests while prompts of {LONG} arrive, 2 in a second",
+        self.say(f"between tokens of {n} requests while prompts of {self.given.long_tokens} arrive, 2 in a second",
                  f"p50 {itl['p50']:.2f} ms, p99 {itl['p99']:.2f} ms, most {itl['max']:.2f} ms", "p99 <= 2 p50",
                  itl["p99"] <= 2 * itl["p50"])  # fmt: skip
         print(f"        the long prompts' first token: p50 {prompts['ttft_ms']['p50']:.0f} ms", flush=True)
 
     def shared_prefix(self, server):
-        n_own = round(LONG * (1 - SHARED))
+        n = self.given.long_tokens
+        n_own = round(n * (1 - SHARED))
         alone = ["--concurrency", 1, "--requests", 8, "--output-tokens", 2, "--warmup", 2]
-        fresh = self.load(server, *alone, "--prompt-tokens", LONG)["ttft_ms"]["p50"]
-        shared = self.load(server, *alone, "--prompts", "shared-prefix", "--prefixes", 1, "--prefix-tokens", LONG - n_own,
+        fresh = self.load(server, *alone, "--prompt-tokens", n)["ttft_ms"]["p50"]
+        shared = self.load(server, *alone, "--prompts", "shared-prefix", "--prefixes", 1, "--prefix-tokens", n - n_own,
                            "--prompt-tokens", n_own)["ttft_ms"]["p50"]  # fmt: skip
-        self.say(f"first token of {LONG} tokens, {100 * SHARED:.0f} % of them shared",
+        self.say(f"first token of {n} tokens, {100 * SHARED:.0f} % of them shared",
                  f"{shared:.1f} ms, of a new prompt {fresh:.1f} ms: {fresh / shared:.2f} times sooner", ">= 3",
                  fresh >= 3 * shared)  # fmt: skip
 
@@ -131,6 +132,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--output-tokens", type=int, default=1024)
+    parser.add_argument("--long-tokens", type=int, default=4096, help="of the prompts that arrive, and that share (default 4096)")
     parser.add_argument("--quant", choices=["fp8"])
     parser.add_argument("--kv-dtype", choices=["fp8"])
     parser.add_argument("--only", choices=["throughput", "long", "prefix"], nargs="+", default=["throughput", "long", "prefix"])

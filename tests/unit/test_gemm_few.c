@@ -64,7 +64,8 @@ static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype we
         args.norm_weight =
             (mb_weight){.data = norm_weight, .count = 1, .rows = 1, .cols = cols, .dtype = MB_BF16};
     if (!mb_few_plan_of(&args, n_processors, &p)) {
-        assert_true(n_tokens > MB_FEW_TOKENS || (weights == MB_F8_E4M3 && cols > 16384));
+        const int is_fp8 = weights == MB_F8_E4M3;
+        assert_true(n_tokens > (is_fp8 ? MB_FEW_FP8_TOKENS : MB_FEW_TOKENS) || (is_fp8 && cols > 16384));
         return;
     }
     const int64_t row_bytes = (int64_t)mb_dtype_row_bytes(weights, cols);
@@ -152,7 +153,7 @@ static void test_known_plans(void **state) {
     }
 }
 
-/* No rows, too many, and fp32, whose multiplications are exact. */
+/* No rows, too many, many of fp8, and fp32, whose multiplications are exact. */
 static void test_refusals(void **state) {
     (void)state;
     mb_few_plan p;
@@ -160,6 +161,12 @@ static void test_refusals(void **state) {
     assert_false(mb_few_plan_of(&args, 132, &p));
     args.n_tokens = MB_FEW_TOKENS + 1;
     assert_false(mb_few_plan_of(&args, 132, &p));
+    args = args_of(MB_FEW_FP8_TOKENS + 1, 2048, 4096, MB_F8_E4M3);
+    assert_false(mb_few_plan_of(&args, 132, &p));
+    args.n_tokens = MB_FEW_FP8_TOKENS;
+    assert_true(mb_few_plan_of(&args, 132, &p));
+    args = args_of(MB_FEW_TOKENS, 5120, 2048, MB_F8_E4M3);
+    assert_true(mb_few_plan_of(&args, 132, &p));
     args = args_of(1, 2048, 2048, MB_F32);
     args.dtype = MB_F32;
     assert_false(mb_few_plan_of(&args, 132, &p));

@@ -9,6 +9,8 @@
 
 enum {
     MB_FEW_TOKENS = 64,              /* rows of x, at most */
+    MB_FEW_FP8_TOKENS = 32,          /* with fp8 weights: above both, the kernel of many rows is faster */
+    MB_FEW_FP8_NUMBERS = 1 << 17,    /* of x */
     MB_FEW_NORM_TOKENS = 8,          /* with a norm in front: rows of x that each CTA norms for itself, */
     MB_FEW_NORM_FP8_TOKENS = 4,      /* and that it then makes fp8 of, which takes longer */
     MB_FEW_NORM_BYTES = 64 << 10,    /* and what they take, normed, in shared memory */
@@ -48,8 +50,8 @@ typedef struct mb_few_plan {
 extern "C" {
 #endif
 
-/* Returns 0 where the kernel does not take the call. The call must be one that goes to the grouped GEMM
- * otherwise, with weights of 16 bits or of fp8. */
+/* Returns 0 where the kernel does not take the call, or is not the faster one. The call must be one that goes
+ * to the grouped GEMM otherwise, with weights of 16 bits or of fp8. */
 int mb_few_plan_of(const mb_gemm_args *args, int32_t n_processors, mb_few_plan *plan);
 
 /* The same with or without the norm in it, n_slots CTAs at most. For tests. */

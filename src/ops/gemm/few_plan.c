@@ -106,5 +106,8 @@ int mb_few_plan_with(const mb_gemm_args *args, int norms, int32_t n_slots, mb_fe
 }
 
 int mb_few_plan_of(const mb_gemm_args *args, int32_t n_processors, mb_few_plan *plan) {
+    if (args->weight.dtype == MB_F8_E4M3 && args->n_tokens > MB_FEW_FP8_TOKENS &&
+        args->n_tokens * args->weight.cols > MB_FEW_FP8_NUMBERS)
+        return 0;
     return mb_few_plan_with(args, 1, n_processors, plan) || mb_few_plan_with(args, 0, n_processors, plan);
 }

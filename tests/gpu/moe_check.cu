@@ -75,6 +75,8 @@ static const shape shapes[] = {
     {4, 144, 104, 9, 4, 128, 0, MB_ACT_GEGLU, SAME_EXPERTS, SHARED},
     {1, 64, 32, 16, 4, 128, 0, MB_ACT_SWIGLU, SHARD, RESIDUAL | NAN_LOGITS}, /* no expert is ours */
     {2, 64, 32, 300, 3, 128, 0, MB_ACT_SWIGLU, RANDOM, 0},
+    {512, 2048, 768, 128, 8, 128, ONE(BF16) | ONE(FP8_BLOCK), MB_ACT_SWIGLU, RANDOM, 0},
+    {1024, 2048, 768, 128, 8, 128, ONE(BF16) | ONE(FP8_BLOCK), MB_ACT_SWIGLU, RANDOM, 0},
 };
 
 /* The operator's own choice, where there are no tile rows to choose from (fp32). */

@@ -38,11 +38,14 @@ template <int dtype> static __global__ void __launch_bounds__(N_THREADS) widen(w
     if (threadIdx.x == 0 && !is_v)
         p.table[to_block] = (int32_t)to_block;
     const int64_t block = args.block_table[(int64_t)s * args.max_blocks + i];
-    const int32_t n_pieces = args.n_kv_heads * BLOCK * args.head_dim / PIECE;
+    const int32_t row_pieces = args.head_dim / PIECE, n_pieces = args.n_kv_heads * BLOCK * row_pieces;
+    const int32_t n_rows = args.kv_len[s] - i * BLOCK; /* what follows is old memory, which nobody uses */
     const uint4 *from = (const uint4 *)(is_v ? args.v_cache : args.k_cache) + block * n_pieces;
     uint4 *to = (uint4 *)(is_v ? p.v : p.k) + to_block * n_pieces * 2;
 #pragma unroll 4
     for (int32_t piece = threadIdx.x; piece < n_pieces; piece += N_THREADS) {
+        if (n_rows < BLOCK && piece / row_pieces % BLOCK >= n_rows)
+            continue;
         const uint4 x = from[piece];
         to[2 * piece] = make_uint4(widen_pair<dtype>(x.x & 0xffff), widen_pair<dtype>(x.x >> 16),
                                    widen_pair<dtype>(x.y & 0xffff), widen_pair<dtype>(x.y >> 16));

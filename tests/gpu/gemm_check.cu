@@ -1,13 +1,13 @@
 /*
  * gemm_check.cu - checks and times the dense layer of few rows of x on a GPU.
  *
- *   gemm_check [--check | --time] [--plans] [--tiles]
+ *   gemm_check [--check | --small | --time] [--dense] [--plans] [--tiles]
  *
  * Check: in bf16, fp16 and fp8 with block scales, with and without bias, residual and norm, out of x's type or
  * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM, behind the norm's own
  * launch; for few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
  * gives what it gives with a wait after each launch. (ops_check compares with fp64.) Exit status 1 when
- * anything is wrong.
+ * anything is wrong. --small checks small weights alone (for compute-sanitizer). --dense: more than 64 rows alone.
  *
  * Time: chains of layers of Qwen3's sizes, each link with weights of its own, captured as a graph: us a link,
  * alone, behind the norm and with the norm in it, and the share of the floor, bytes / 3.0 TB/s. --plans: the
@@ -25,7 +25,9 @@
 #include "ops/moe/moe_sm90.h"
 #include "ops/norm/norm.h"
 
-enum { ROWS = 80, GROUPED_ROWS = 1024 };
+enum { ROWS = 80, GROUPED_ROWS = 1024, MOST_SMALL = 10000 };
+
+static int is_small;
 
 /* ---- A layer */
 
@@ -465,8 +467,10 @@ static void check_all_dense(void) {
     } shapes[] = {{136, 72, 700},    {264, 400, 65}, {1064, 320, 1111}, {2048, 4096, 300},
                   {5120, 2048, 583}, {8, 16, 70},    {520, 64, 2500},   {9216, 1040, 129}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int extras = 0; extras < 4; extras++) {
+        for (int extras = 0; extras < 4; extras += is_small ? 3 : 1) {
             const int64_t n = shapes[s].n, k = shapes[s].k, rows = shapes[s].rows;
+            if (is_small && n * k > MOST_SMALL)
+                continue;
             check_dense(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras, rows);
             check_dense(MB_BF16, MB_BF16, MB_F32, n, k, 0, extras, rows);
             check_dense(MB_F16, MB_F16, MB_F16, n, k, 0, extras, rows);
@@ -486,8 +490,10 @@ static void check_all(void) {
     } shapes[] = {{136, 72, 1},    {264, 400, 1},  {16, 64, 0},     {1064, 320, 0},  {2048, 4096, 0},
                   {5120, 2048, 1}, {8456, 256, 0}, {9216, 1040, 0}, {10000, 512, 0}, {8, 8, 0}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int extras = 0; extras < 4; extras++) {
+        for (int extras = 0; extras < 4; extras += is_small ? 3 : 1) {
             const int64_t n = shapes[s].n, k = shapes[s].k;
+            if (is_small && n * k > MOST_SMALL)
+                continue;
             const int every = shapes[s].every && extras == 2;
             check_bits(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras, every);
             check_bits(MB_BF16, MB_BF16, MB_BF16, n, k, 0, extras ^ 4, every);
@@ -500,7 +506,7 @@ static void check_all(void) {
             }
         }
     static const int64_t tokens[] = {1, 3, 8, 16, 33, 64};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < (is_small ? 2 : 6); i++) {
         check_chain(MB_BF16, tokens[i]);
         check_chain(MB_F8_E4M3, tokens[i]);
     }
@@ -710,6 +716,8 @@ int main(int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "--check"))
             timed = 0;
+        else if (!strcmp(argv[i], "--small"))
+            is_small = 1, timed = 0;
         else if (!strcmp(argv[i], "--time"))
             check = 0;
         else if (!strcmp(argv[i], "--plans"))
@@ -719,7 +727,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "--dense"))
             dense = 1;
         else {
-            fprintf(stderr, "gemm_check [--check | --time] [--dense] [--plans] [--tiles]\n");
+            fprintf(stderr, "gemm_check [--check | --small | --time] [--dense] [--plans] [--tiles]\n");
             return 2;
         }
     }

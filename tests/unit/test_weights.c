@@ -305,6 +305,12 @@ static void test_random_weights(void **state) {
             assert_int_equal(
                 mb_weights_random(&config, device, (mb_weight_types){.matrix_dtype = &wanted[j]}, &a), MB_OK);
             assert_int_equal(a.lm_head.dtype, wanted[j]);
+            assert_int_equal(a.layers[1].input_norm.dtype,
+                             wanted[j]); /* some kernels have norms of 16 bits */
+            float one, tenth;
+            mb_load_f32(wanted[j], a.final_norm.data, config.hidden - 1, 1, &one);
+            mb_load_f32(wanted[j], a.layers[1].post_norm.data, config.hidden - 1, 1, &tenth);
+            assert_true(one == 1 && fabsf(tenth - 0.1f) < 1e-4f);
             assert_int_equal(a.layers[1].w13.dtype, i == 1 && wanted[j] == MB_F16 ? MB_F8_E4M3 : wanted[j]);
             mb_weights_free(&a);
         }

@@ -34,12 +34,13 @@ enum { N_REGIONS = 6 };
 #define ALL_REGIONS(r) \
     { &(r)->embedding, &(r)->plain, &(r)->fp8, &(r)->scales, &(r)->norms, &(r)->vectors }
 
-static mb_weight vector(mb_arena *region, int64_t n) {
-    return (mb_weight){.data = mb_arena_push(region, (size_t)n, sizeof(float)),
+/* Of the type that checkpoints have it in: kernels know ways for norms of 16 bits. */
+static mb_weight vector(const regions *r, mb_arena *region, int64_t n) {
+    return (mb_weight){.data = mb_arena_push(region, 1, mb_dtype_row_bytes(r->plain_dtype, n)),
                        .count = 1,
                        .rows = 1,
                        .cols = n,
-                       .dtype = MB_F32};
+                       .dtype = r->plain_dtype};
 }
 
 static mb_weight matrix(regions *r, mb_dtype dtype, int64_t count, int64_t rows, int64_t cols) {
@@ -67,22 +68,22 @@ static void cut(const mb_config *c, mb_weight_types types, regions *r, mb_weight
         mb_layer_weights *w = &weights->layers[l];
         int64_t n_experts = c->is_moe[l] ? c->n_experts : 1;
         int64_t inner = c->is_moe[l] ? mb_held_inner(c->moe_intermediate, types) : c->intermediate;
-        w->input_norm = vector(&r->norms, c->hidden);
-        w->post_norm = vector(&r->norms, c->hidden);
-        w->q_norm = vector(&r->vectors, c->head_dim);
-        w->k_norm = vector(&r->vectors, c->head_dim);
+        w->input_norm = vector(r, &r->norms, c->hidden);
+        w->post_norm = vector(r, &r->norms, c->hidden);
+        w->q_norm = vector(r, &r->vectors, c->head_dim);
+        w->k_norm = vector(r, &r->vectors, c->head_dim);
         w->qkv = matrix(r, r->quantized_dtype, 1, q + 2 * kv, c->hidden);
         w->o = matrix(r, r->quantized_dtype, 1, c->hidden, q);
         if (c->attention_bias) {
-            w->qkv_bias = vector(&r->vectors, q + 2 * kv);
-            w->o_bias = vector(&r->vectors, c->hidden);
+            w->qkv_bias = vector(r, &r->vectors, q + 2 * kv);
+            w->o_bias = vector(r, &r->vectors, c->hidden);
         }
         if (c->is_moe[l])
             w->router = matrix(r, r->plain_dtype, 1, c->n_experts, c->hidden);
         w->w13 = matrix(r, r->quantized_dtype, n_experts, 2 * inner, c->hidden);
         w->w2 = matrix(r, r->quantized_dtype, n_experts, c->hidden, inner);
     }
-    weights->final_norm = vector(&r->vectors, c->hidden);
+    weights->final_norm = vector(r, &r->vectors, c->hidden);
     weights->is_tied = c->tie_embeddings;
     if (!weights->is_tied)
         weights->lm_head = matrix(r, r->plain_dtype, 1, c->vocab, c->hidden);
@@ -111,10 +112,13 @@ static mb_status fill_random(mb_device *device, const mb_arena *region, mb_dtype
     return device->synchronize(device, stream);
 }
 
-static mb_status fill_constant(mb_device *device, const mb_arena *region, float value, mb_stream stream) {
+static mb_status fill_constant(mb_device *device, const mb_arena *region, mb_dtype dtype, float value,
+                               mb_stream stream) {
     if (region->used == 0)
         return MB_OK;
-    MB_TRY(device->fill(device, region->base, region->used, &value, sizeof value, stream));
+    float element; /* or as many of its bytes as dtype has */
+    mb_store_f32(dtype, &element, 0, 1, &value);
+    MB_TRY(device->fill(device, region->base, region->used, &element, mb_dtype_bytes(dtype), stream));
     return device->synchronize(device, stream);
 }
 
@@ -128,11 +132,11 @@ static mb_status fill(mb_device *device, const regions *r, void *block) {
     if (status == MB_OK)
         status = fill_random(device, &r->fp8, MB_F8_E4M3, FP8_DEVIATION, 3, block, stream);
     if (status == MB_OK)
-        status = fill_constant(device, &r->scales, DEVIATION / FP8_DEVIATION, stream);
+        status = fill_constant(device, &r->scales, MB_F32, DEVIATION / FP8_DEVIATION, stream);
     if (status == MB_OK)
-        status = fill_constant(device, &r->norms, BLOCK_NORM, stream);
+        status = fill_constant(device, &r->norms, r->plain_dtype, BLOCK_NORM, stream);
     if (status == MB_OK)
-        status = fill_constant(device, &r->vectors, 1.0f, stream);
+        status = fill_constant(device, &r->vectors, r->plain_dtype, 1.0f, stream);
     device->stream_close(device, stream);
     return status;
 }

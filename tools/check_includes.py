@@ -21,6 +21,8 @@ RULES = {
     # The dense layer on the GPU is the grouped GEMM of one group.
     "src/ops/gemm/gemm_sm90.cu": ["base/", "ops/hopper/", "ops/common/", "ops/moe/moe_sm90.h", "@own", PUBLIC],
     "src/ops/gemm/few_prepare.cuh": ["base/", "ops/hopper/", "ops/common/", "ops/moe/to_fp8.cuh", "@own", PUBLIC],
+    # A norm may make its rows in fp8.
+    "src/ops/norm/norm_sm90.cu": ["base/", "ops/hopper/", "ops/common/", "ops/moe/to_fp8.cuh", "@own", PUBLIC],
     # A norm may be in front of the dense layer.
     "src/ops/gemm/gemm.h": ["ops/common/", "ops/norm/norm.h", PUBLIC],
     "src/device/": ["base/", "ops/", "device/", PUBLIC],

@@ -240,6 +240,8 @@ typedef struct mb_moe_experts_args {
     mb_f32_math f32_math;
     const float *x_scale, *h_scale; /* [1] each, fp8 weights with per-tensor scales only */
     void *p;                        /* [R, 2I or I] dtype out, or NULL; see mb_moe_forward_args */
+    const void *x8;                 /* [T, H] MB_F8_E4M3, or NULL; see mb_moe_forward_args */
+    const float *x8_scale;          /* [T, ceil(H / 128)]; NULL with x8 NULL */
 } mb_moe_experts_args;
 MB_API mb_status mb_moe_experts_workspace(const mb_moe_experts_args *most, size_t *bytes);
 MB_API mb_status mb_moe_experts(const mb_moe_experts_args *args, void *workspace, size_t workspace_bytes,
@@ -301,6 +303,11 @@ typedef struct mb_moe_forward_args {
      * are not written. out has the same bits with p and without, and no call needs more workspace. On the
      * GPU not yet: MB_ERR_UNSUPPORTED. */
     void *p;
+    /* x in fp8 already, by what made x: e4m3 times one scale for each row and 128 columns, amax / 448, 1 when all
+     * are 0. A GPU then does not quantise x; with the scales and bytes that it would make the result has the same
+     * bits. The CPU widens x8, and reads it in place of x. A GPU takes it beside weights with block scales only. */
+    const void *x8;        /* [T, H] MB_F8_E4M3, or NULL */
+    const float *x8_scale; /* [T, ceil(H / 128)]; NULL with x8 NULL */
 } mb_moe_forward_args;
 MB_API mb_status mb_moe_forward_workspace(const mb_moe_forward_args *most, size_t *bytes);
 MB_API mb_status mb_moe_forward(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,

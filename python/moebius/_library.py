@@ -138,6 +138,8 @@ class ExpertsArgs(ctypes.Structure):
         ("x_scale", c_void_p),
         ("h_scale", c_void_p),
         ("p", c_void_p),
+        ("x8", c_void_p),
+        ("x8_scale", c_void_p),
     ]
 
 
@@ -187,6 +189,8 @@ class ForwardArgs(ctypes.Structure):
         ("h_scale", c_void_p),
         ("route", ctypes.POINTER(RouteArgs)),
         ("p", c_void_p),
+        ("x8", c_void_p),
+        ("x8_scale", c_void_p),
     ]
 
 

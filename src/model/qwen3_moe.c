@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "model/trace.h"
+#include "ops/common/dtype.h"
 #include "ops/op_table.h"
 
 /* ---- Arguments of each operator: made in one place, for the workspace query and for the run -------- */
@@ -172,6 +173,21 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
                                  .f32_math = MB_F32_EXACT};
 }
 
+/* ---- fp8 rows from what makes them ----------------------------------------------------------------------- */
+
+/* Whether the device wants x of a product with this weight in fp8. */
+static int wants_x8(const mb_forward *f, const mb_weight *weight, int64_t n_tokens) {
+    return f->ops->wants_x8 && f->ops->wants_x8(f->dtype, weight, n_tokens);
+}
+
+/* Columns of the rows in fp8 of a step; 0: no layer wants them. */
+static int64_t x8_width(const mb_forward *f) {
+    for (int i = 0; i < f->config->n_layers; i++)
+        if (wants_x8(f, &f->weights->layers[i].w13, f->limits.max_tokens))
+            return f->config->hidden;
+    return 0;
+}
+
 /* ---- Scratch memory -------------------------------------------------------------------------------- */
 
 /* Raises *size to what the operator wants for these arguments. */
@@ -263,6 +279,8 @@ static void cut_scratch(mb_forward *f, mb_arena *arena) {
     f->qkv = mb_arena_push(arena, n_tokens * (q_width + 2 * kv_width), element);
     f->q = mb_arena_push(arena, n_tokens * q_width, element);
     f->attended = mb_arena_push(arena, n_tokens * q_width, element);
+    f->x8 = mb_arena_push(arena, n_tokens, (size_t)x8_width(f));
+    f->x8_scale = mb_arena_push(arena, n_tokens, (size_t)mb_f8_blocks(x8_width(f)) * sizeof *f->x8_scale);
     f->gate_up = mb_arena_push(arena, n_tokens * 2 * dense, element);
     f->activated = mb_arena_push(arena, n_tokens * dense, element);
     f->router_logits = mb_arena_push(arena, n_tokens * n_experts, sizeof(float));
@@ -429,7 +447,7 @@ static mb_status attention_block(const pass *p, int layer) {
     return end_block(p, layer, "05-attention-out");
 }
 
-static mb_status moe_block(const pass *p, int layer) {
+static mb_status moe_block(const pass *p, int layer, int in_fp8) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
@@ -441,19 +459,27 @@ static mb_status moe_block(const pass *p, int layer) {
 
     mb_moe_route_args choose = route(f, n_tokens);
     mb_moe_forward_args combine = experts(f, w, &choose);
+    if (in_fp8) {
+        combine.x8 = f->x8;
+        combine.x8_scale = f->x8_scale;
+    }
     add_to_residual(p, &combine.residual, &combine.out);
     MB_TRY(p->ops->moe_forward(&combine, f->workspace, f->workspace_bytes, p->stream));
     trace(p, layer, "08-route-weights", f->route_weights, MB_F32, n_tokens, c->top_k);
     return end_block(p, layer, "09-experts-out");
 }
 
-static mb_status dense_block(const pass *p, int layer) {
+static mb_status dense_block(const pass *p, int layer, int in_fp8) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens;
 
     mb_gemm_args gate_up = linear(f, f->normed, &w->w13, f->gate_up, n_tokens);
+    if (in_fp8) {
+        gate_up.x8 = f->x8;
+        gate_up.x8_scale = f->x8_scale;
+    }
     MB_TRY(gemm(p, &gate_up));
     mb_gated_activation_args activate = {.x = f->gate_up,
                                          .out = f->activated,
@@ -499,9 +525,14 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
         MB_TRY(attention_block(&p, layer));
         mb_rms_norm_args post_norm =
             norm(f, f->x, &f->weights->layers[layer].post_norm, f->normed, batch->n_tokens);
+        int in_fp8 = wants_x8(f, &f->weights->layers[layer].w13, batch->n_tokens);
+        if (in_fp8) {
+            post_norm.out8 = f->x8;
+            post_norm.out8_scale = f->x8_scale;
+        }
         MB_TRY(p.ops->rms_norm(&post_norm, stream));
         trace(&p, layer, "06-post-norm", f->normed, f->dtype, batch->n_tokens, c->hidden);
-        MB_TRY(c->is_moe[layer] ? moe_block(&p, layer) : dense_block(&p, layer));
+        MB_TRY(c->is_moe[layer] ? moe_block(&p, layer, in_fp8) : dense_block(&p, layer, in_fp8));
     }
 
     mb_gemm_args head = linear_f32(f, f->x, &f->weights->lm_head, batch->logits, batch->n_logits);

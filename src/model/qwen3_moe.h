@@ -54,6 +54,8 @@ typedef struct mb_forward {
     void *x, *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;
     int32_t *route_ids;
+    void *x8; /* normed rows in fp8: [max_tokens, H] e4m3; where no layer wants them there is no room */
+    float *x8_scale;
     int32_t *attention_counters; /* (decode_attention.h) */
     void *workspace;
     size_t workspace_bytes;

@@ -10,6 +10,7 @@
 
 extern "C" {
 #include "device/device.h"
+#include "ops/common/dtype.h"
 }
 #include "ops/common/check.h"
 
@@ -233,6 +234,180 @@ static void check_gemm_bits(int64_t n, int64_t k) {
     free(part);
 }
 
+/* ---- fp8: rows that are given in it have the bits of rows that the operator quantises itself */
+
+typedef struct fp8_rows {
+    uint8_t *values; /* device [rows, cols] */
+    float *scale;    /* device [rows, ceil(cols / 128)] */
+} fp8_rows;
+
+/* Of rows in bf16 on the device, quantised by the host. */
+static fp8_rows quantised(const uint16_t *rows, int64_t n_rows, int64_t n_cols) {
+    const size_t n = (size_t)(n_rows * n_cols), n_scales = (size_t)(n_rows * mb_f8_blocks(n_cols));
+    fp8_rows f = {(uint8_t *)allocate(n), (float *)allocate(4 * n_scales)};
+    uint16_t *host = (uint16_t *)host_allocate(2 * n);
+    uint8_t *bytes = (uint8_t *)host_allocate(n);
+    float *scale = (float *)host_allocate(4 * n_scales), *row = (float *)host_allocate(4 * (size_t)n_cols);
+    CUDA(cudaMemcpy(host, rows, 2 * n, cudaMemcpyDeviceToHost));
+    for (int64_t r = 0; r < n_rows; r++) {
+        mb_load_f32(MB_BF16, host, r * n_cols, n_cols, row);
+        mb_store_f8_blocks(bytes, r * n_cols, n_cols, scale + r * mb_f8_blocks(n_cols), row);
+    }
+    CUDA(cudaMemcpy(f.values, bytes, n, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(f.scale, scale, 4 * n_scales, cudaMemcpyHostToDevice));
+    free(host);
+    free(bytes);
+    free(scale);
+    free(row);
+    return f;
+}
+
+/* e4m3 with block scales. */
+static mb_weight random_fp8_weight(int64_t count, int64_t rows, int64_t cols, uint64_t seed) {
+    const size_t n = (size_t)(count * rows * cols),
+                 n_scales = (size_t)(count * mb_f8_blocks(rows) * mb_f8_blocks(cols));
+    uint8_t *bytes = (uint8_t *)host_allocate(n);
+    float *scales = (float *)host_allocate(4 * n_scales);
+    for (size_t i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        bytes[i] = (uint8_t)(seed >> 56);
+        if ((bytes[i] & 0x7f) == 0x7f) /* NaN */
+            bytes[i] ^= 1;
+    }
+    for (size_t i = 0; i < n_scales; i++)
+        scales[i] = 0.0002f * (float)(i % 7 + 1);
+    mb_weight weight = {};
+    weight.count = count;
+    weight.rows = rows;
+    weight.cols = cols;
+    weight.scale_rows = weight.scale_cols = MB_F8_BLOCK;
+    weight.dtype = MB_F8_E4M3;
+    weight.data = allocate(n);
+    weight.scale = allocate(4 * n_scales);
+    CUDA(cudaMemcpy((void *)weight.data, bytes, n, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy((void *)weight.scale, scales, 4 * n_scales, cudaMemcpyHostToDevice));
+    free(bytes);
+    free(scales);
+    return weight;
+}
+
+/* The dense layer: x, the same x in fp8, and for qkv's sake with a norm in front beside the normed rows. */
+static void check_gemm_x8(int64_t n_tokens, int64_t n, int64_t k) {
+    const size_t n_bytes = 2 * (size_t)(n_tokens * n);
+    const mb_weight weight = random_fp8_weight(1, n, k, 21);
+    uint16_t *x = random_bf16(n_tokens * k, 22), *norm = random_bf16(k, 23);
+    uint16_t *normed = (uint16_t *)allocate(2 * (size_t)(n_tokens * k));
+    uint16_t *out = (uint16_t *)allocate(n_bytes), *host[2];
+    mb_gemm_args args = {};
+    args.weight = weight;
+    args.dtype = args.out_dtype = MB_BF16;
+    args.out = out;
+    args.n_tokens = n_tokens;
+    args.norm_weight.data = norm;
+    args.norm_weight.count = args.norm_weight.rows = 1;
+    args.norm_weight.cols = k;
+    args.norm_weight.dtype = MB_BF16;
+    args.eps = 1e-6f;
+    args.x = x;
+    const size_t bytes = bytes_of(mb_gemm_sm90_workspace, &args);
+    void *workspace = allocate(bytes);
+    const mb_rms_norm_args norm_alone = mb_gemm_norm(&args, normed);
+    MB(mb_rms_norm_sm90(&norm_alone, NULL));
+    CUDA(cudaDeviceSynchronize());
+    for (int with_norm = 0; with_norm < 2; with_norm++) {
+        const uint16_t *rows = with_norm ? normed : x;
+        const fp8_rows x8 = quantised(rows, n_tokens, k);
+        for (int given = 0; given < 2; given++) {
+            mb_gemm_args call = given       ? mb_gemm_of_normed(&args, NULL)
+                                : with_norm ? args
+                                            : mb_gemm_of_normed(&args, x);
+            call.x8 = given ? x8.values : NULL;
+            call.x8_scale = given ? x8.scale : NULL;
+            CUDA(cudaMemset(out, 0xff, n_bytes));
+            CUDA(cudaMemset(workspace, 0xff, bytes));
+            MB(mb_gemm_sm90(&call, workspace, bytes, NULL));
+            CUDA(cudaDeviceSynchronize());
+            host[given] = (uint16_t *)host_allocate(n_bytes);
+            CUDA(cudaMemcpy(host[given], out, n_bytes, cudaMemcpyDeviceToHost));
+        }
+        if (memcmp(host[0], host[1], n_bytes) != 0)
+            complain("gemm x8", with_norm ? "other bits than with the norm in front" : "other bits than of x",
+                     (double)n_tokens);
+        free(host[0]);
+        free(host[1]);
+        CUDA(cudaFree(x8.values));
+        CUDA(cudaFree(x8.scale));
+    }
+    CUDA(cudaFree((void *)weight.data));
+    CUDA(cudaFree((void *)weight.scale));
+    CUDA(cudaFree(x));
+    CUDA(cudaFree(norm));
+    CUDA(cudaFree(normed));
+    CUDA(cudaFree(out));
+    CUDA(cudaFree(workspace));
+}
+
+static void check_moe_x8(int32_t n_tokens) {
+    enum { HIDDEN = 320, INTERMEDIATE = 192, EXPERTS = 8, TOP_K = 2 };
+    const int64_t n = (int64_t)n_tokens * HIDDEN;
+    uint16_t *x = random_bf16(n, 31), *out = (uint16_t *)allocate(2 * (size_t)n), *host[2];
+    const fp8_rows x8 = quantised(x, n_tokens, HIDDEN);
+    const size_t n_choices = (size_t)n_tokens * TOP_K;
+    int32_t *ids = (int32_t *)host_allocate(4 * n_choices), *ids_there = (int32_t *)allocate(4 * n_choices);
+    float *weights = (float *)host_allocate(4 * n_choices), *weights_there = (float *)allocate(4 * n_choices);
+    for (size_t i = 0; i < n_choices; i++) {
+        ids[i] = (int32_t)((i / TOP_K * 5 + i % TOP_K * 3) % EXPERTS);
+        weights[i] = 0.1f * (float)(i % 9 + 1);
+    }
+    CUDA(cudaMemcpy(ids_there, ids, 4 * n_choices, cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy(weights_there, weights, 4 * n_choices, cudaMemcpyHostToDevice));
+    mb_moe_forward_args args = {};
+    args.x = x;
+    args.weights = weights_there;
+    args.ids = ids_there;
+    args.w13 = random_fp8_weight(EXPERTS, 2 * INTERMEDIATE, HIDDEN, 32);
+    args.w2 = random_fp8_weight(EXPERTS, HIDDEN, INTERMEDIATE, 33);
+    args.out = out;
+    args.n_tokens = n_tokens;
+    args.hidden = HIDDEN;
+    args.intermediate = INTERMEDIATE;
+    args.top_k = TOP_K;
+    args.n_experts = args.n_local_experts = EXPERTS;
+    args.dtype = MB_BF16;
+    args.activation = MB_ACT_SWIGLU;
+    const size_t bytes = bytes_of(gpu->ops->moe_forward_workspace, &args);
+    void *workspace = allocate(bytes);
+    for (int given = 0; given < 2; given++) {
+        args.x8 = given ? x8.values : NULL;
+        args.x8_scale = given ? x8.scale : NULL;
+        CUDA(cudaMemset(out, 0xff, 2 * (size_t)n));
+        CUDA(cudaMemset(workspace, 0xff, bytes));
+        MB(gpu->ops->moe_forward(&args, workspace, bytes, NULL));
+        CUDA(cudaDeviceSynchronize());
+        host[given] = (uint16_t *)host_allocate(2 * (size_t)n);
+        CUDA(cudaMemcpy(host[given], out, 2 * (size_t)n, cudaMemcpyDeviceToHost));
+    }
+    if (memcmp(host[0], host[1], 2 * (size_t)n) != 0)
+        complain("moe_forward x8", "other bits than of x", n_tokens);
+    void *const there[] = {x,
+                           out,
+                           x8.values,
+                           x8.scale,
+                           ids_there,
+                           weights_there,
+                           (void *)args.w13.data,
+                           (void *)args.w13.scale,
+                           (void *)args.w2.data,
+                           (void *)args.w2.scale,
+                           workspace};
+    for (size_t i = 0; i < sizeof there / sizeof *there; i++)
+        CUDA(cudaFree(there[i]));
+    free(host[0]);
+    free(host[1]);
+    free(ids);
+    free(weights);
+}
+
 /* ---- the dense layer with fp8 weights: near the exact product, and rows as in a larger batch */
 
 static void check_gemm_fp8(int64_t n, int64_t k) {
@@ -344,6 +519,12 @@ int main(int argc, char **argv) {
     check_gemm_bits(136, 72);
     check_gemm_fp8(512, 2048);
     check_gemm_fp8(264, 400);
+    static const int64_t token_counts[] = {1, 4, 7, 40, 64, 65, 300};
+    for (size_t i = 0; i < sizeof token_counts / sizeof *token_counts; i++) {
+        check_gemm_x8(token_counts[i], 512, 2048);
+        check_gemm_x8(token_counts[i], 264, 400);
+        check_moe_x8((int32_t)token_counts[i]);
+    }
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
     return wrong ? 1 : 0;
 }

@@ -41,6 +41,11 @@ static void norm(void **state) {
     mb_rms_norm_args args = {
         .weight = matrix(1, 1, 8, MB_F32), .n_rows = 2, .hidden = 8, .dtype = MB_BF16, .rows = rows};
     check(mb_rms_norm_cost(&args), 2 * 2 * 16 + 32 + 8, 4 * 16, 45);
+    int8_t out8[16];
+    args.out8 = out8; /* in place of out: 8 bytes and a scale a row */
+    check(mb_rms_norm_cost(&args), 2 * (16 + 8 + 4) + 32 + 8, 4 * 16, 45);
+    args.out = out8;
+    check(mb_rms_norm_cost(&args), 2 * (16 + 16 + 8 + 4) + 32 + 8, 4 * 16, 45);
     args.n_rows = 0;
     check(mb_rms_norm_cost(&args), 0, 0, 45);
 }
@@ -73,6 +78,9 @@ static void fp8_gemm(void **state) {
     args.weight.scale = &anything;
     args.weight.scale_rows = args.weight.scale_cols = 128;
     check(mb_gemm_cost(&args), 600 + 256 * 300 + 6 * 4 + 512, 2 * 256 * 300, 1400);
+    args.x8 = &anything; /* 300 bytes and three scales in place of 600 */
+    check(mb_gemm_cost(&args), 300 + 3 * 4 + 256 * 300 + 6 * 4 + 512, 2 * 256 * 300, 1400);
+    args.x8 = NULL;
     args.weight.scale_rows = args.weight.scale_cols = 0;
     check(mb_gemm_cost(&args), 600 + 256 * 300 + 4 + 512, 2 * 256 * 300, 1400);
 }

@@ -365,6 +365,8 @@ static void test_experts_refuse(void **state) {
     REFUSED(experts, experts, args.w2.data = NULL, "w2.data is NULL");
     REFUSED(experts, experts, args.y = NULL, "y is NULL");
     REFUSED(experts, experts, args.y = m.x, "y is x");
+    REFUSED(experts, experts, args.x8 = m.x, "x8_scale is NULL");
+    REFUSED(experts, experts, args.x8_scale = m.scales, "x8 is NULL");
     REFUSED(experts, experts, args.row_index = NULL, "row_index is NULL with n_tokens 5 and n_rows 10");
     int32_t falling[] = {0, 5, 4, R}, beyond[] = {0, 5, 6, R + 1};
     REFUSED(experts, experts, args.offsets = falling, "offsets[2] is 4");
@@ -494,6 +496,9 @@ static void test_forward_refuses(void **state) {
     REFUSED(forward, forward, args.w2.data = NULL, "w2.data is NULL");
     REFUSED(forward, forward, args.out = NULL, "out is NULL");
     REFUSED(forward, forward, args.out = m.x, "out is x");
+    REFUSED(forward, forward, args.x8 = m.x, "x8_scale is NULL");
+    REFUSED(forward, forward, (args.x8 = m.x, args.x8_scale = (const float *)((const char *)m.scales + 1)),
+            "x8_scale is not aligned");
 
     mb_moe_route_args router = route();
 #define BAD_ROUTE(change, word) \

@@ -219,6 +219,10 @@ static void test_refused_gemm(void **state) {
     static const int32_t rows[2];
     bad = good, bad.norm_rows = rows;
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_rows without norm_weight");
+    bad = good, bad.x8 = x;
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "one of x8 and x8_scale is NULL");
+    bad.x8_scale = scale, bad.norm_weight = (mb_weight){.data = w, .count = 1, .rows = 1, .cols = 8};
+    ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "x8 with a norm in front");
     bad = good, bad.norm_weight = (mb_weight){.data = w, .count = 1, .rows = 1, .cols = 8};
     bad.norm_weight.scale = scale;
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_weight");
@@ -246,6 +250,10 @@ static void test_refused_others(void **state) {
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out is x");
     norm.rows = NULL, norm.hidden = 9;
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "weight");
+    norm.hidden = 8, norm.out8 = out;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "one of out8 and out8_scale is NULL");
+    norm.out8_scale = inv_freq;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out8 beside a dtype of fp32");
 
     mb_qk_norm_rope_store_args rope = {.qkv = x,
                                        .positions = ids,
@@ -337,21 +345,30 @@ static void test_check_can_fail(void **state) {
     mb_check check = {.seed = 1};
     const double expected[] = {1, 2, 3};
     float right[] = {1, 2, 3}, off[] = {1, 2, 3.0001f}, lost[] = {1, NAN, 3};
-    mb_check_begin(&check, "meant to fail (1 of 3)");
+    mb_check_begin(&check, "meant to fail (1 of 4)");
     mb_check_compare(&check, "right", MB_F32, right, expected, 3);
     assert_int_equal(check.n_failed, 0);
     mb_check_compare(&check, "off", MB_F32, off, expected, 3);
     assert_int_equal(check.n_failed, 1);
     mb_check_end(&check, 0, 0);
-    mb_check_begin(&check, "meant to fail (2 of 3)");
+    mb_check_begin(&check, "meant to fail (2 of 4)");
     mb_check_compare(&check, "lost", MB_F32, lost, expected, 3);
     assert_int_equal(check.n_failed, 2);
     mb_check_end(&check, 0, 0);
-    mb_check_begin(&check, "meant to fail (3 of 3)");
+    mb_check_begin(&check, "meant to fail (3 of 4)");
     char *buffer = mb_check_alloc(&check, 10);
     buffer[10] = 0;
     mb_check_end(&check, 0, 0);
     assert_int_equal(check.n_failed, 3);
+    const float row[] = {1, -448, 0.5f}, one = 1, above = 1.0000001f;
+    const unsigned char in_fp8[] = {0x38, 0xfe, 0x30}, other[] = {0x38, 0xfe, 0x31};
+    mb_check_begin(&check, "meant to fail (4 of 4)");
+    mb_check_equal_quantised(&check, "right", in_fp8, &one, MB_F32, row, 1, 3);
+    assert_int_equal(check.n_failed, 3);
+    mb_check_equal_quantised(&check, "scale", in_fp8, &above, MB_F32, row, 1, 3);
+    mb_check_equal_quantised(&check, "value", other, &one, MB_F32, row, 1, 3);
+    assert_int_equal(check.n_failed, 4); /* cases, not faults */
+    mb_check_end(&check, 0, 0);
 }
 
 int main(void) {

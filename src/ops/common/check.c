@@ -298,3 +298,29 @@ void mb_check_compare_quantised(mb_check *check, const char *what, const unsigne
         }
     }
 }
+
+void mb_check_equal_quantised(mb_check *check, const char *what, const unsigned char *got,
+                              const float *scales, mb_dtype dtype, const void *rows, int64_t n_rows,
+                              int64_t n_cols) {
+    unsigned char expected[MB_F8_BLOCK];
+    float values[MB_F8_BLOCK], scale, largest;
+    for (int64_t row = 0; row < n_rows; row++)
+        for (int64_t col = 0; col < n_cols; col += MB_F8_BLOCK) {
+            int64_t first = row * n_cols + col, n = n_cols - col < MB_F8_BLOCK ? n_cols - col : MB_F8_BLOCK;
+            mb_load_f32(dtype, rows, first, n, values);
+            largest = 0;
+            for (int64_t i = 0; i < n; i++)
+                largest = fmaxf(largest, fabsf(values[i]));
+            scale = largest > 0 ? largest / 448 : 1;
+            for (int64_t i = 0; i < n; i++)
+                values[i] /= scale;
+            mb_store_f32(MB_F8_E4M3, expected, 0, n, values);
+            float got_scale = scales[row * mb_f8_blocks(n_cols) + col / MB_F8_BLOCK];
+            if (memcmp(&scale, &got_scale, sizeof scale) != 0 ||
+                memcmp(expected, got + first, (size_t)n) != 0) {
+                mb_check_fail(check, "%s: row %lld, columns from %lld: other bits (scale %g, expected %g)",
+                              what, (long long)row, (long long)col, (double)got_scale, (double)scale);
+                return;
+            }
+        }
+}

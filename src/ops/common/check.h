@@ -88,6 +88,11 @@ void mb_check_compare(mb_check *check, const char *what, mb_dtype dtype, const v
 void mb_check_compare_quantised(mb_check *check, const char *what, const unsigned char *got,
                                 const float *scales, const double *expected, int64_t n_rows, int64_t n_cols);
 
+/* The same, of rows that are given in bf16 or fp16: every byte and every scale's bits. */
+void mb_check_equal_quantised(mb_check *check, const char *what, const unsigned char *got,
+                              const float *scales, mb_dtype dtype, const void *rows, int64_t n_rows,
+                              int64_t n_cols);
+
 /* Fails the case when a byte of a poisoned buffer was written. */
 void mb_check_untouched(mb_check *check, const void *buffer, size_t first, size_t n_bytes);
 

@@ -14,6 +14,10 @@ double mb_weight_bytes(const mb_weight *weight, double count) {
     return count * bytes;
 }
 
+double mb_f8_rows_bytes(double n_rows, int64_t n_cols) {
+    return n_rows * (double)(n_cols + (n_cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK * (int64_t)sizeof(float));
+}
+
 double mb_product_tflops(mb_dtype activations, mb_dtype weights, mb_f32_math f32_math) {
     if (weights == MB_F8_E4M3)
         return MB_TFLOPS_F8;

@@ -39,6 +39,9 @@ extern "C" {
 /* Of `count` matrices of the weight, scales included. */
 double mb_weight_bytes(const mb_weight *weight, double count);
 
+/* Of n_rows rows in fp8 with a scale for each 128 columns. */
+double mb_f8_rows_bytes(double n_rows, int64_t n_cols);
+
 /* Of products of activations and weights, both factors as given. */
 double mb_product_tflops(mb_dtype activations, mb_dtype weights, mb_f32_math f32_math);
 

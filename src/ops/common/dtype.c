@@ -1,5 +1,9 @@
 #include "ops/common/dtype.h"
 
+#include <math.h>
+
+static const float F8_MAX = 448;
+
 static size_t bits_of(mb_dtype dtype) {
     switch (dtype) {
     case MB_F32:
@@ -94,6 +98,28 @@ void mb_store_f32(mb_dtype dtype, void *array, int64_t first, int64_t n, const f
     case MB_F8_E8M0:
     case MB_F4_E2M1: /* not types of results */
         break;
+    }
+}
+
+void mb_load_f8_blocks(const void *array, int64_t first, int64_t n, const float *scale, float *values) {
+    mb_load_f32(MB_F8_E4M3, array, first, n, values);
+    for (int64_t i = 0; i < n; i++)
+        values[i] *= scale[i / MB_F8_BLOCK];
+}
+
+void mb_store_f8_blocks(void *array, int64_t first, int64_t n, float *scale, const float *values) {
+    uint8_t *bytes = (uint8_t *)array + first;
+    for (int64_t begin = 0; begin < n; begin += MB_F8_BLOCK) {
+        int64_t end = n - begin < MB_F8_BLOCK ? n : begin + MB_F8_BLOCK;
+        float largest = 0;
+        for (int64_t i = begin; i < end; i++)
+            largest = fmaxf(largest, fabsf(values[i]));
+        float of_block = largest / F8_MAX;
+        if (of_block == 0) /* all zeros, or too small for a scale */
+            of_block = 1;
+        scale[begin / MB_F8_BLOCK] = of_block;
+        for (int64_t i = begin; i < end; i++)
+            bytes[i] = mb_f8_of_f32(values[i] / of_block);
     }
 }
 

@@ -108,6 +108,11 @@ void mb_load_f32(mb_dtype dtype, const void *array, int64_t first, int64_t n, fl
 /* values[i] to element first + i of an array, rounded. */
 void mb_store_f32(mb_dtype dtype, void *array, int64_t first, int64_t n, const float *values);
 
+/* The same of fp8 with one scale for each 128 elements, the last of which may be fewer: amax / 448, 1 when all are
+ * 0. `first` is where a scale begins, and scale[0] is that one. */
+void mb_load_f8_blocks(const void *array, int64_t first, int64_t n, const float *scale, float *values);
+void mb_store_f8_blocks(void *array, int64_t first, int64_t n, float *scale, const float *values);
+
 /* Each value becomes the nearest one that dtype can hold. */
 void mb_round_f32(mb_dtype dtype, int64_t n, float *values);
 

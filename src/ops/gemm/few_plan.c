@@ -49,7 +49,8 @@ static int can_norm(const mb_gemm_args *args) {
 /* Every CTA does it anew, so only as much as 8 warps load at once. */
 static int quantizes(const mb_gemm_args *args) {
     const int64_t row_units = (args->weight.cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK;
-    return args->n_tokens <= MB_FEW_QUANTIZED_TOKENS && args->n_tokens * row_units <= MB_FEW_QUANTIZED_UNITS;
+    return !args->x8 && args->n_tokens <= MB_FEW_QUANTIZED_TOKENS &&
+           args->n_tokens * row_units <= MB_FEW_QUANTIZED_UNITS;
 }
 
 static int32_t row_warps(int64_t n_tokens) {

@@ -1,10 +1,12 @@
 /*
  * gemm.h - dense linear layer: out = x W^T [+ bias] [+ residual], with an RMSNorm of x in front if wanted.
  *
+ * x may be given in fp8 (x8), by what made it: e4m3 times one scale for each row and 128 columns, amax / 448, 1 when
+ * all are 0. A GPU multiplies that as it is; the CPU widens it.
+ *
  * The norm has the bits of rms_norm, whose rows are rounded to x's type before they are multiplied.
  *
- * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to fp8 too, per row and 128 columns (amax
- * / 448; 1 when all are 0), where the weight has block scales of 8 rows or more, its rows are a multiple of
+ * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to such fp8 too, where the weight has block scales of 8 rows or more, its rows are a multiple of
  * 8 and its columns one of 16. The CPU leaves x as it is.
  *
  * On a GPU the weight, its scales and norm_weight may be read before the kernels in front of this call have
@@ -20,11 +22,15 @@
 #include "ops/norm/norm.h"
 
 typedef struct mb_gemm_args {
-    const void *x;        /* [T, K] dtype */
-    mb_weight weight;     /* [1, N, K], any dtype; accumulation in fp32 */
-    const void *bias;     /* [N] bias_dtype, or NULL */
-    const void *residual; /* [T, N] out_dtype, or NULL; may be out */
-    void *out;            /* [T, N] out_dtype */
+    const void *x; /* [T, K] dtype; may be NULL with x8 */
+    /* Or x in fp8; not with a norm. dtype is that of the rows that became x8. A GPU takes it where it would
+     * quantise x itself, and the result has the same bits. */
+    const void *x8;        /* [T, K] e4m3, or NULL */
+    const float *x8_scale; /* [T, ceil(K / 128)] */
+    mb_weight weight;      /* [1, N, K], any dtype; accumulation in fp32 */
+    const void *bias;      /* [N] bias_dtype, or NULL */
+    const void *residual;  /* [T, N] out_dtype, or NULL; may be out */
+    void *out;             /* [T, N] out_dtype */
     int64_t n_tokens;
     mb_dtype dtype, out_dtype, bias_dtype;
     mb_weight norm_weight; /* [1, 1, K] any dtype without scales: x is normed first; data NULL: it is not */
@@ -50,6 +56,8 @@ mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes);
 mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
 
 mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes);
+/* Whether x8 in place of x spares a launch: so many tokens beside such a weight. (mb_ops: wants_x8.) */
+int mb_gemm_sm90_wants_x8(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens);
 mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspace_bytes, mb_stream stream);
 
 #ifdef __cplusplus

@@ -1,4 +1,5 @@
 #include "ops/common/check.h"
+#include "ops/common/dtype.h"
 
 #include <math.h>
 
@@ -6,15 +7,17 @@ typedef struct shape {
     int64_t n_tokens, n, k;
 } shape;
 
-/* The rows that are multiplied: x, or normed and rounded as norm.h says. */
+/* The rows that are multiplied: x, x8, or normed and rounded as norm.h says. */
 static double *multiplied_rows(mb_check *check, const mb_gemm_args *args) {
     int64_t k_size = args->weight.cols;
     double *rows = mb_check_alloc(check, (size_t)(args->n_tokens * k_size) * sizeof *rows);
     for (int64_t t = 0; t < args->n_tokens; t++) {
         double *row = rows + t * k_size, squares = 0;
         for (int64_t k = 0; k < k_size; k++) {
-            row[k] =
-                mb_check_value(args->dtype, args->x, (args->norm_rows ? args->norm_rows[t] : t) * k_size + k);
+            int64_t source = args->norm_rows ? args->norm_rows[t] : t, i_scale = t * mb_f8_blocks(k_size);
+            row[k] = args->x8 ? mb_check_value(MB_F8_E4M3, args->x8, t * k_size + k) *
+                                    (double)args->x8_scale[i_scale + k / MB_F8_BLOCK]
+                              : mb_check_value(args->dtype, args->x, source * k_size + k);
             squares += row[k] * row[k];
         }
         for (int64_t k = 0; args->norm_weight.data && k < k_size; k++) {
@@ -26,12 +29,15 @@ static double *multiplied_rows(mb_check *check, const mb_gemm_args *args) {
     return rows;
 }
 
+/* How the rows are given. */
+typedef enum front { PLAIN, NORM, FP8 } front;
+
 static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dtype, mb_dtype weight_dtype,
-                       int with_extras, int with_norm) {
+                       int with_extras, front given) {
+    static const char *const names[] = {"", " norm", " x8"};
     mb_check_begin(check, "gemm x=%s w=%s out=%s T=%lld N=%lld K=%lld%s%s", mb_dtype_name(dtype),
                    mb_dtype_name(weight_dtype), mb_dtype_name(out_dtype), (long long)s.n_tokens,
-                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "",
-                   with_norm ? " norm" : "");
+                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "", names[given]);
     if (check->on_gpu && weight_dtype == MB_F8_E4M3 && dtype != MB_F32) /* tests/gpu/ops_check.cu has them */
         mb_check_skip(check, "x becomes fp8 on the GPU, which fp64 here does not");
     int64_t n_out = s.n_tokens * s.n;
@@ -46,7 +52,12 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dt
         .out_dtype = out_dtype,
         .bias_dtype = MB_BF16,
     };
-    if (with_norm) {
+    if (given == FP8) {
+        args.x = NULL;
+        args.x8 = mb_check_values(check, MB_F8_E4M3, s.n_tokens * s.k, -448, 448);
+        args.x8_scale = mb_check_values(check, MB_F32, s.n_tokens * mb_f8_blocks(s.k), 1 / 448.0, 2 / 448.0);
+    }
+    if (given == NORM) {
         args.norm_weight = mb_check_weight(check, dtype, 1, 1, s.k);
         args.eps = 1e-6f;
         int32_t *rows = mb_check_alloc(check, (size_t)s.n_tokens * sizeof *rows);
@@ -95,10 +106,13 @@ void mb_gemm_cases(mb_check *check) {
         for (int w = 0; w < 4; w++)
             for (int a = 0; a < 3; a++)
                 for (int extras = 0; extras < 2; extras++) {
-                    for (int norm = 0; norm <= (weights[w] == MB_BF16 && !extras); norm++)
+                    check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, PLAIN);
+                    if (weights[w] == MB_BF16 && !extras)
                         check_case(check, shapes[s], activations[a], activations[a], weights[w], extras,
-                                   norm);
+                                   NORM);
+                    if (weights[w] == MB_F8_E4M3)
+                        check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, FP8);
                     if (activations[a] != MB_F32)
-                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras, 0);
+                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras, PLAIN);
                 }
 }

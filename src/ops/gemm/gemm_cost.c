@@ -6,7 +6,9 @@ mb_op_cost mb_gemm_cost(const mb_gemm_args *args) {
     mb_op_cost cost = {.tflops = mb_product_tflops(args->dtype, args->weight.dtype, MB_F32_EXACT)};
     if (args->n_tokens <= 0)
         return cost;
-    cost.bytes = T * K * (double)mb_dtype_bytes(args->dtype) + mb_weight_bytes(&args->weight, 1) + out;
+    cost.bytes = mb_weight_bytes(&args->weight, 1) + out;
+    cost.bytes +=
+        args->x8 ? mb_f8_rows_bytes(T, args->weight.cols) : T * K * (double)mb_dtype_bytes(args->dtype);
     cost.bytes += args->bias ? N * (double)mb_dtype_bytes(args->bias_dtype) : 0;
     cost.bytes += args->residual ? out : 0;
     cost.flops = 2 * T * N * K + (args->bias ? T * N : 0) + (args->residual ? T * N : 0);

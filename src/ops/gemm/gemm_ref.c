@@ -15,7 +15,7 @@ enum { STRIP = 16 };
 
 /* fp32 rows of whole vectors are multiplied where they are; others are copied to the workspace. */
 static int needs_copy(const mb_gemm_args *args) {
-    return args->dtype != MB_F32 || args->weight.cols % MB_LANES != 0;
+    return args->x8 || args->dtype != MB_F32 || args->weight.cols % MB_LANES != 0;
 }
 
 static int64_t n_row_tiles(const mb_gemm_args *args) {
@@ -88,7 +88,9 @@ mb_status mb_gemm_ref_workspace(const mb_gemm_args *most, size_t *bytes) {
 mb_status mb_gemm_check(const mb_gemm_args *args) {
     MB_TRY(mb_gemm_check_sizes(args));
     MB_REQUIRE(args->weight.data, "gemm: weight.data is NULL");
-    MB_REQUIRE(args->n_tokens == 0 || (args->x && args->out), "gemm: x or out is NULL");
+    MB_REQUIRE(args->n_tokens == 0 || ((args->x || args->x8) && args->out), "gemm: x or out is NULL");
+    MB_REQUIRE(!args->x8 == !args->x8_scale, "gemm: one of x8 and x8_scale is NULL");
+    MB_REQUIRE(!args->x8 || !args->norm_weight.data, "gemm: x8 with a norm in front");
     return MB_OK;
 }
 
@@ -121,7 +123,11 @@ typedef struct multiplication {
 static void copy_row(const void *context, int64_t t) {
     const multiplication *m = context;
     int64_t k = m->args->weight.cols, stride = mb_pad_lanes(k);
-    mb_load_f32(m->args->dtype, m->args->x, t * k, k, m->copy + t * stride);
+    if (m->args->x8)
+        mb_load_f8_blocks(m->args->x8, t * k, k, m->args->x8_scale + t * mb_f8_blocks(k),
+                          m->copy + t * stride);
+    else
+        mb_load_f32(m->args->dtype, m->args->x, t * k, k, m->copy + t * stride);
     memset(m->copy + t * stride + k, 0, (size_t)(stride - k) * sizeof *m->copy);
 }
 

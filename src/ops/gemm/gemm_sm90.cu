@@ -159,6 +159,13 @@ static mb_status quantize(const mb_gemm_args *args, const layout *l, mb_stream s
     return mb_moe_quantize_sm90(&q, stream);
 }
 
+int mb_gemm_sm90_wants_x8(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens) {
+    mb_gemm_args args = {};
+    args.weight = *weight;
+    args.dtype = dtype;
+    return n_tokens > MB_FEW_TOKENS && is_quantized(&args);
+}
+
 mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes) {
     *bytes = 0;
     MB_TRY(mb_gemm_check_sizes(most));
@@ -176,24 +183,36 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
     const int64_t n_rows = args->n_tokens, n_cols = args->weight.rows;
     if (n_rows == 0)
         return MB_OK;
+    if (args->x8 && !is_quantized(args))
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "gemm: x8 is given, but x is not multiplied in fp8 by this weight");
     size_t needed;
     MB_TRY(mb_gemm_sm90_workspace(args, &needed));
     MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
-    const layout l = cut(args, workspace);
+    layout l = cut(args, workspace);
     mb_few_plan few;
     const int is_few = is_grouped(args) && mb_few_plan_of(args, mb_n_processors(), &few);
+    const int makes_x8 = is_quantized(args) && !args->x8 && !(is_few && few.quantizes);
     mb_gemm_args of_normed;
     if (args->norm_weight.data && !(is_few && few.norms)) {
-        const mb_rms_norm_args norm = mb_gemm_norm(args, l.normed);
-        MB_TRY(mb_rms_norm_sm90(&norm, stream));
+        mb_rms_norm_args norm = mb_gemm_norm(args, l.normed);
         of_normed = mb_gemm_of_normed(args, l.normed);
+        if (makes_x8) {
+            norm.out = NULL;
+            of_normed.x8 = norm.out8 = l.x8;
+            of_normed.x8_scale = norm.out8_scale = l.x_scale;
+        }
+        MB_TRY(mb_rms_norm_sm90(&norm, stream));
         args = &of_normed;
     }
     if (!is_grouped(args)) {
         const dim3 grid((unsigned)((n_cols + TILE - 1) / TILE), (unsigned)((n_rows + TILE - 1) / TILE));
         return mb_launch("gemm", gemm_any, grid, N_THREADS, 0, stream, args);
     }
-    if (is_quantized(args) && !(is_few && few.quantizes))
+    if (args->x8) {
+        l.x8 = (void *)args->x8;
+        l.x_scale = (float *)args->x8_scale;
+    } else if (makes_x8)
         MB_TRY(quantize(args, &l, stream));
     if (is_few)
         return mb_few_sm90(args, &few, l.x8, l.x_scale, stream);

@@ -236,6 +236,11 @@ mb_status mb_moe_experts_check_sizes(const mb_moe_experts_args *args) {
     REQUIRE_ALIGNED(op, bias2, mb_dtype_bytes(args->dtype));  \
     REQUIRE_ALIGNED(op, p, mb_dtype_bytes(args->dtype))
 
+#define REQUIRE_BOTH_OF_X8(op)                                                                       \
+    MB_REQUIRE(!args->x8 == !args->x8_scale, op ": %s is NULL, the other of x8 and x8_scale is not", \
+               args->x8 ? "x8_scale" : "x8");                                                        \
+    REQUIRE_ALIGNED_4(op, x8_scale)
+
 mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
     MB_TRY(mb_moe_experts_check_sizes(args));
     if (args->n_rows == 0)
@@ -246,6 +251,7 @@ mb_status mb_moe_experts_check(const mb_moe_experts_args *args) {
     REQUIRE_POINTER("moe_experts", w2.data);
     REQUIRE_POINTER("moe_experts", y);
     MB_REQUIRE(args->y != args->x, "moe_experts: y is x");
+    REQUIRE_BOTH_OF_X8("moe_experts");
     MB_REQUIRE(!args->p || (args->p != args->x && args->p != args->y), "moe_experts: p is x or y");
     REQUIRE_ALIGNED_OF_EXPERTS("moe_experts");
     REQUIRE_ALIGNED_4("moe_experts", row_index);
@@ -272,7 +278,9 @@ mb_moe_experts_args mb_moe_forward_experts(const mb_moe_forward_args *args) {
                                  .f32_math = args->f32_math,
                                  .x_scale = args->x_scale,
                                  .h_scale = args->h_scale,
-                                 .p = args->p};
+                                 .p = args->p,
+                                 .x8 = args->x8,
+                                 .x8_scale = args->x8_scale};
 }
 
 mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args) {
@@ -305,6 +313,7 @@ mb_status mb_moe_forward_check(const mb_moe_forward_args *args) {
     REQUIRE_POINTER("moe_forward", w2.data);
     REQUIRE_POINTER("moe_forward", out);
     MB_REQUIRE(args->out != args->x, "moe_forward: out is x");
+    REQUIRE_BOTH_OF_X8("moe_forward");
     MB_REQUIRE(!args->p || (args->p != args->x && args->p != args->out), "moe_forward: p is x or out");
     REQUIRE_ALIGNED_OF_EXPERTS("moe_forward");
     REQUIRE_ALIGNED_4("moe_forward", weights);

@@ -190,6 +190,10 @@ static mb_status check_expert_pointers(const char *op, const mb_moe_experts_args
                        args->w13.scale ? "w2" : "w13");
     if (args->w13.dtype == MB_F8_E4M3 && !has_block_scales(&args->w13) && (!args->x_scale || !args->h_scale))
         return mb_fail(MB_ERR_ARGUMENT, "%s: x_scale or h_scale is NULL; per-tensor fp8 needs both", op);
+    if (args->x8 && !has_block_scales(&args->w13))
+        return mb_fail(MB_ERR_UNSUPPORTED, "%s: x8 is given, but w13 is not fp8 with block scales", op);
+    if (!is_aligned(args->x8))
+        return mb_fail(MB_ERR_ARGUMENT, "%s: x8 must be 16-byte aligned", op);
     if (!is_aligned(args->x) || !is_aligned(args->w13.data) || !is_aligned(args->w2.data) ||
         !is_aligned(args->y))
         return mb_fail(MB_ERR_ARGUMENT, "%s: x, w13, w2 and y must be 16-byte aligned", op);
@@ -223,6 +227,10 @@ mb_moe_experts_layout mb_moe_experts_sm90_layout(const mb_moe_experts_args *args
         l.h8 = mb_arena_push(arena, n_rows, mb_dtype_row_bytes(MB_F8_E4M3, args->intermediate));
     }
     l.h = mb_arena_push(arena, n_rows, mb_dtype_row_bytes(args->dtype, args->intermediate));
+    if (args->x8) { /* the workspace does with and without */
+        l.x8 = (void *)args->x8;
+        l.x_scale = (float *)args->x8_scale;
+    }
     return l;
 }
 
@@ -245,7 +253,7 @@ mb_status mb_moe_experts_sm90_most_bytes(const mb_moe_experts_args *most, size_t
 
 mb_moe_quantize_args mb_moe_experts_quantize(const mb_moe_experts_args *args,
                                              const mb_moe_experts_layout *layout) {
-    if (args->w13.dtype != MB_F8_E4M3)
+    if (args->w13.dtype != MB_F8_E4M3 || args->x8)
         return (mb_moe_quantize_args){0};
     return (mb_moe_quantize_args){.x = args->x,
                                   .out = layout->x8,

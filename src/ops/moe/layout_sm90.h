@@ -47,7 +47,7 @@ mb_status mb_grouped_gemm_sm90_most_bytes(const mb_grouped_gemm_args *most, size
 
 typedef struct mb_moe_experts_layout {
     mb_experts_tiles tiles;
-    void *x8;       /* [T, H] fp8, with fp8 weights */
+    void *x8;       /* [T, H] fp8, with fp8 weights; the caller's where given */
     float *x_scale; /* [T, ceil(H / 128)] with block scales; per tensor the caller's */
     void *h;        /* [R, I] dtype */
     void *h8;       /* [R, I] fp8, with fp8 weights */
@@ -56,7 +56,8 @@ typedef struct mb_moe_experts_layout {
 mb_moe_experts_layout mb_moe_experts_sm90_layout(const mb_moe_experts_args *args, int tile, mb_arena *arena);
 mb_status mb_moe_experts_sm90_most_bytes(const mb_moe_experts_args *most, size_t *bytes);
 
-/* The arguments for x to fp8; their x is NULL when the weights are not fp8. */
+/* The arguments for x to fp8; their x is NULL when the weights are not fp8, or x is given in
+ * it. */
 mb_moe_quantize_args mb_moe_experts_quantize(const mb_moe_experts_args *args,
                                              const mb_moe_experts_layout *layout);
 

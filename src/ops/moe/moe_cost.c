@@ -43,7 +43,7 @@ static int32_t count_experts_hit(const mb_moe_forward_args *args, int64_t *n_row
 
 mb_op_cost mb_moe_forward_cost(const mb_moe_forward_args *args) {
     double T = (double)args->n_tokens, H = args->hidden, I = args->intermediate, K = args->top_k;
-    double element = (double)mb_dtype_bytes(args->dtype), hidden_rows = 2; /* x, out */
+    double element = (double)mb_dtype_bytes(args->dtype), hidden_rows = args->x8 ? 1 : 2; /* x, out */
     double matrices = mb_activation_is_gated(args->activation) ? 3 : 2;
     mb_op_cost cost = {.tflops = mb_product_tflops(args->dtype, args->w13.dtype, args->f32_math)};
     int64_t n_rows;
@@ -52,6 +52,7 @@ mb_op_cost mb_moe_forward_cost(const mb_moe_forward_args *args) {
     double n_hit = count_experts_hit(args, &n_rows);
     hidden_rows += (args->residual ? 1 : 0) + (args->shared ? 1 : 0);
     cost.bytes = mb_weight_bytes(&args->w13, n_hit) + mb_weight_bytes(&args->w2, n_hit);
+    cost.bytes += args->x8 ? mb_f8_rows_bytes(T, args->hidden) : 0;
     cost.bytes += args->bias13 ? n_hit * (double)args->w13.rows * element : 0;
     cost.bytes += args->bias2 ? n_hit * H * element : 0;
     cost.bytes += hidden_rows * T * H * element + T * K * (sizeof *args->ids + sizeof *args->weights);

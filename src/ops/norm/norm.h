@@ -9,11 +9,14 @@ typedef struct mb_rms_norm_args {
     const void *x;       /* [*, H] dtype */
     const int32_t *rows; /* [n_rows] row of x for each row of out, or NULL: the same row */
     mb_weight weight;    /* [1, 1, H] any dtype without scales. A GPU may read it early, as gemm.h says */
-    void *out;           /* [n_rows, H] dtype; may be x when rows is NULL */
+    void *out;           /* [n_rows, H] dtype; may be x when rows is NULL; may be NULL with out8 */
     int64_t n_rows;
     int32_t hidden;
     float eps;
     mb_dtype dtype; /* arithmetic is fp32; x / rms is rounded to dtype before it is scaled by w, as in HF */
+    /* The rows of out, rounded to dtype, in fp8 too, as gemm.h's x8; or NULL. dtype is MB_BF16 or MB_F16 then. */
+    void *out8;        /* [n_rows, H] e4m3 */
+    float *out8_scale; /* [n_rows, ceil(H / 128)] */
 } mb_rms_norm_args;
 
 #ifdef __cplusplus

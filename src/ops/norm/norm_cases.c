@@ -1,6 +1,25 @@
 #include "ops/common/check.h"
+#include "ops/common/dtype.h"
 
 #include <math.h>
+#include <string.h>
+
+/* The same rows in fp8: beside those of args->out, then in their place. */
+static void check_fp8(mb_check *check, mb_rms_norm_args args) {
+    size_t n_values = (size_t)args.n_rows * (size_t)args.hidden;
+    const void *rows = args.out;
+    for (int alone = 0; alone < 2; alone++) {
+        args.out = alone ? NULL : mb_check_alloc(check, n_values * mb_dtype_bytes(args.dtype));
+        args.out8 = mb_check_alloc(check, n_values);
+        args.out8_scale = mb_check_alloc(check, (size_t)args.n_rows * (size_t)mb_f8_blocks(args.hidden) *
+                                                    sizeof *args.out8_scale);
+        MB_CHECK_CALL(check, check->ops->rms_norm(&args, check->stream));
+        mb_check_equal_quantised(check, alone ? "out8 alone" : "out8", args.out8, args.out8_scale, args.dtype,
+                                 rows, args.n_rows, args.hidden);
+        if (!alone && memcmp(args.out, rows, n_values * mb_dtype_bytes(args.dtype)) != 0)
+            mb_check_fail(check, "out has other bits beside out8");
+    }
+}
 
 static void check_case(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype, int64_t n_rows, int32_t hidden,
                        int gathered) {
@@ -32,6 +51,8 @@ static void check_case(mb_check *check, mb_dtype dtype, mb_dtype weight_dtype, i
     }
     MB_CHECK_CALL(check, check->ops->rms_norm(&args, check->stream));
     mb_check_compare(check, "out", dtype, args.out, expected, n_rows * hidden);
+    if (dtype != MB_F32)
+        check_fp8(check, args);
     double n = (double)n_rows * hidden;
     mb_check_end(check, 4 * n, 2 * n * (double)mb_dtype_bytes(dtype));
 }
@@ -41,7 +62,7 @@ void mb_norm_cases(mb_check *check) {
     static const struct {
         int64_t n_rows;
         int32_t hidden;
-    } shapes[] = {{0, 64}, {1, 1}, {1, 2048}, {3, 17}, {37, 300}, {256, 2048}};
+    } shapes[] = {{0, 64}, {1, 1}, {1, 2048}, {3, 17}, {37, 300}, {256, 2048}, {2, 4008}};
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (int a = 0; a < 3; a++)
             for (int b = 0; b < 3; b++)

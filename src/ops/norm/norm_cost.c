@@ -6,7 +6,9 @@ mb_op_cost mb_rms_norm_cost(const mb_rms_norm_args *args) {
     mb_op_cost cost = {.tflops = MB_TFLOPS_F32};
     if (args->n_rows <= 0)
         return cost;
-    cost.bytes = 2 * n * H * element + mb_weight_bytes(&args->weight, 1);
+    cost.bytes = n * H * element + mb_weight_bytes(&args->weight, 1);
+    cost.bytes += args->out || !args->out8 ? n * H * element : 0;
+    cost.bytes += args->out8 ? mb_f8_rows_bytes(n, args->hidden) : 0;
     cost.bytes += args->rows ? n * sizeof *args->rows : 0;
     cost.flops = 4 * n * H;
     return cost;

@@ -42,7 +42,12 @@ static void norm_row(const void *context, int64_t row) {
         mb_round_f32(args->dtype, n, piece);
         for (int64_t j = 0; j < n; j++)
             piece[j] *= weight[j];
-        mb_store_f32(args->dtype, args->out, row * args->hidden + i, n, piece);
+        mb_round_f32(args->dtype, n, piece);
+        if (args->out)
+            mb_store_f32(args->dtype, args->out, row * args->hidden + i, n, piece);
+        if (args->out8)
+            mb_store_f8_blocks(args->out8, row * args->hidden + i, n,
+                               args->out8_scale + row * mb_f8_blocks(args->hidden) + i / MB_F8_BLOCK, piece);
     }
 }
 
@@ -54,7 +59,9 @@ mb_status mb_rms_norm_check(const mb_rms_norm_args *args) {
     MB_TRY(mb_weight_check(&args->weight, "rms_norm: weight", 1, 1, args->hidden, 0));
     if (args->n_rows == 0)
         return MB_OK;
-    MB_REQUIRE(args->x && args->out, "rms_norm: x or out is NULL");
+    MB_REQUIRE(args->x && (args->out || args->out8), "rms_norm: x or out is NULL");
+    MB_REQUIRE(!args->out8 == !args->out8_scale, "rms_norm: one of out8 and out8_scale is NULL");
+    MB_REQUIRE(!args->out8 || args->dtype != MB_F32, "rms_norm: out8 beside a dtype of fp32");
     MB_REQUIRE(!args->rows || args->out != args->x, "rms_norm: out is x although rows are gathered");
     return MB_OK;
 }

@@ -2,13 +2,39 @@
  * norm_sm90.cu - RMSNorm. The sum of squares is one fixed tree over 256 threads, so a row's bits depend on the row
  * alone. A row of 16-bit elements has a warp, which keeps it in registers: a lane has eight neighbouring elements of
  * every 256, and so the sums of eight of the tree's threads. Other rows have a CTA each.
+ *
+ * fp8: half a warp has the 128 columns of a scale, as to_fp8.cuh wants; of other rows four of the CTA's warps.
  */
 #include "ops/common/element.cuh"
 #include "ops/common/packed.cuh"
 #include "ops/hopper/launch.cuh"
+#include "ops/moe/to_fp8.cuh"
 #include "ops/norm/norm.h"
 
 enum { N_THREADS = 256, N_WARPS = N_THREADS / 32, MOST_PIECES = 16 };
+
+/* 256 columns of the row, a value in each thread: all threads call it. largest_of: shared, one a warp. */
+static __device__ __forceinline__ void store_fp8(const mb_rms_norm_args *args, int64_t row, int32_t column,
+                                                 float value, float *largest_of) {
+    constexpr int block_warps = MB_F8_BLOCK / 32;
+    const int is_there = column < args->hidden, first_warp = threadIdx.x / MB_F8_BLOCK * block_warps;
+    const float largest = mb_warp_max(is_there ? fabsf(value) : 0);
+    __syncthreads(); /* all have read what was there */
+    if (threadIdx.x % 32 == 0)
+        largest_of[threadIdx.x / 32] = largest;
+    __syncthreads();
+    float of_block = 0;
+#pragma unroll
+    for (int i = 0; i < block_warps; i++)
+        of_block = fmaxf(of_block, largest_of[first_warp + i]);
+    if (!is_there)
+        return;
+    const float scale = scale_of_unit(of_block);
+    ((uint8_t *)args->out8)[row * args->hidden + column] = (uint8_t)mb_to_e4m3x2(__fdiv_rn(value, scale), 0);
+    if (column % MB_F8_BLOCK == 0)
+        args->out8_scale[row * ((args->hidden + MB_F8_BLOCK - 1) / MB_F8_BLOCK) + column / MB_F8_BLOCK] =
+            scale;
+}
 
 template <int dtype_number>
 static __global__ void __launch_bounds__(N_THREADS) rms_norm(mb_rms_norm_args args) {
@@ -24,15 +50,22 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm(mb_rms_norm_args ar
     }
     sum = mb_cta_sum<N_THREADS>(sum, scratch);
     const float scale = 1.0f / sqrtf(sum / (float)args.hidden + args.eps);
-    for (int32_t i = threadIdx.x; i < args.hidden; i += N_THREADS) {
-        const float value = mb_element_load(dtype, args.x, source * hidden + i) * scale;
-        const float weight = mb_element_load(args.weight.dtype, args.weight.data, i);
-        mb_element_store(dtype, args.out, row * hidden + i, mb_element_round(dtype, value) * weight);
+    for (int32_t first = 0; first < args.hidden; first += N_THREADS) {
+        const int32_t i = first + (int32_t)threadIdx.x;
+        float value = 0;
+        if (i < args.hidden) {
+            value = mb_element_load(dtype, args.x, source * hidden + i) * scale;
+            value = mb_element_round(dtype, value) * mb_element_load(args.weight.dtype, args.weight.data, i);
+            if (args.out)
+                mb_element_store(dtype, args.out, row * hidden + i, value);
+        }
+        if (args.out8)
+            store_fp8(&args, row, i, mb_element_round(dtype, value), scratch);
     }
 }
 
-/* n_pieces: 16-byte pieces of a row that a lane has at most. */
-template <int dtype, int n_pieces>
+/* n_pieces: 16-byte pieces of a row that a lane has at most. to_fp8: there is an out8. */
+template <int dtype, int n_pieces, int to_fp8>
 static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(mb_rms_norm_args args) {
     __shared__ uint4 weight[n_pieces * 32];
     mb_grid_launch_dependents();
@@ -67,32 +100,51 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(mb_rms_norm_ar
     for (int i = 0; i < N_WARPS; i++)
         sum += __shfl_sync(0xffffffff, of_four, 4 * i);
     const float scale = 1.0f / sqrtf(sum / (float)args.hidden + args.eps);
-    uint4 *to = (uint4 *)args.out + row * n;
 #pragma unroll
-    for (int i = 0; i < n_pieces; i++)
-        if (lane + 32 * i < n) {
-            float v[8], w[8];
+    for (int i = 0; i < n_pieces; i++) {
+        const int at = lane + 32 * i, is_there = at < n;
+        uint4 normed = make_uint4(0, 0, 0, 0);
+        float v[8], w[8];
+        if (is_there) {
             mb_unpack<dtype>(packed[i], v);
-            mb_unpack<dtype>(weight[lane + 32 * i], w);
+            mb_unpack<dtype>(weight[at], w);
 #pragma unroll
             for (int e = 0; e < 8; e++)
                 v[e] = mb_element_round((mb_dtype)dtype, v[e] * scale) * w[e];
-            to[lane + 32 * i] = mb_pack<dtype>(v);
+            normed = mb_pack<dtype>(v);
+            if (!to_fp8 || args.out)
+                ((uint4 *)args.out)[row * n + at] = normed;
         }
+        if constexpr (to_fp8) {
+            mb_unpack<dtype>(normed, v);
+            const float largest = largest_of_unit(v), unit_scale = scale_of_unit(largest);
+            if (is_there)
+                ((uint2 *)args.out8)[row * n + at] =
+                    divide_to_e4m3(v, unit_scale, is_tame(unit_scale, largest));
+            if (is_there && lane % 16 == 0)
+                args.out8_scale[row * ((n + 15) / 16) + at / 16] = unit_scale;
+        }
+    }
 }
 
 typedef void (*kernel_of_norm)(mb_rms_norm_args args);
 
+template <int dtype, int n_pieces> static kernel_of_norm rows_kernel(int to_fp8) {
+    return to_fp8 ? rms_norm_rows<dtype, n_pieces, 1> : rms_norm_rows<dtype, n_pieces, 0>;
+}
+
 /* NULL: rows that are not moved 16 bytes at a time, or not kept in the registers of a warp. */
 static kernel_of_norm pick_rows(const mb_rms_norm_args *args) {
-    const uintptr_t addresses = (uintptr_t)args->x | (uintptr_t)args->out | (uintptr_t)args->weight.data;
+    const uintptr_t addresses =
+        (uintptr_t)args->x | (uintptr_t)args->out | (uintptr_t)args->out8 | (uintptr_t)args->weight.data;
     if (args->dtype == MB_F32 || args->weight.dtype != args->dtype || args->hidden % 8 != 0 ||
         args->hidden > MOST_PIECES * 256 || addresses % 16 != 0)
         return NULL;
-    const int is_short = args->hidden <= MOST_PIECES / 2 * 256;
+    const int is_short = args->hidden <= MOST_PIECES / 2 * 256, to_fp8 = args->out8 != NULL;
     if (args->dtype == MB_BF16)
-        return is_short ? rms_norm_rows<MB_BF16, MOST_PIECES / 2> : rms_norm_rows<MB_BF16, MOST_PIECES>;
-    return is_short ? rms_norm_rows<MB_F16, MOST_PIECES / 2> : rms_norm_rows<MB_F16, MOST_PIECES>;
+        return is_short ? rows_kernel<MB_BF16, MOST_PIECES / 2>(to_fp8)
+                        : rows_kernel<MB_BF16, MOST_PIECES>(to_fp8);
+    return is_short ? rows_kernel<MB_F16, MOST_PIECES / 2>(to_fp8) : rows_kernel<MB_F16, MOST_PIECES>(to_fp8);
 }
 
 mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream) {

@@ -1,5 +1,7 @@
 #include "ops/moe/cases/cases.h"
 
+#include "ops/common/dtype.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -194,11 +196,26 @@ static mb_weight make_weight(mb_check *check, weight_kind kind, int64_t count, i
 /* tests/gpu/moe_check.cu has them. */
 static const char F8_REASON[] = "x and the activated product become fp8 on the GPU, which fp64 here does not";
 
-typedef enum extras { PLAIN, ADDENDS, ROUTED } extras;
+typedef enum extras { PLAIN, ADDENDS, ROUTED, FP8 } extras;
+
+/* x in fp8: any numbers, not those of x, which is not read then. */
+static const void *random_x8(mb_check *check, int64_t n_tokens, int64_t hidden, const float **scale) {
+    *scale = mb_check_values(check, MB_F32, n_tokens * mb_f8_blocks(hidden), 1 / 448.0, 2 / 448.0);
+    return mb_check_values(check, MB_F8_E4M3, n_tokens * hidden, -448, 448);
+}
+
+/* Row t of x, or of x8. */
+static void read_row(mb_dtype dtype, const void *x, const void *x8, const float *scale, int64_t t,
+                     int64_t hidden, double *row) {
+    for (int64_t i = 0; i < hidden; i++)
+        row[i] = x8 ? mb_check_value(MB_F8_E4M3, x8, t * hidden + i) *
+                          (double)scale[t * mb_f8_blocks(hidden) + i / MB_F8_BLOCK]
+                    : mb_check_value(dtype, x, t * hidden + i);
+}
 
 static void check_forward(mb_check *check, const shape *s, mb_activation activation, mb_dtype dtype,
                           weight_kind kind, extras with) {
-    static const char *const names[] = {"", " bias residual shared", " routed"};
+    static const char *const names[] = {"", " bias residual shared", " routed", " x8"};
     mb_check_begin(check, "moe_forward act=%d %s w=%s%s T=%lld H=%d I=%d K=%d E=%d local=%d+%d routing=%d%s",
                    (int)activation, mb_dtype_name(dtype), mb_dtype_name(kind.dtype),
                    kind.per_tensor ? "/tensor" : "", (long long)s->n_tokens, s->hidden, s->intermediate,
@@ -232,6 +249,8 @@ static void check_forward(mb_check *check, const shape *s, mb_activation activat
     };
     if (check->on_gpu && kind.dtype == MB_F8_E4M3)
         mb_check_skip(check, F8_REASON);
+    if (with == FP8)
+        args.x8 = random_x8(check, s->n_tokens, s->hidden, &args.x8_scale);
     mb_moe_route_args route = {0};
     if (with == ROUTED) {
         route = route_in_front(check, s);
@@ -263,9 +282,9 @@ static void check_forward(mb_check *check, const shape *s, mb_activation activat
     double n_used = 0;
     for (int64_t t = 0; t < s->n_tokens; t++) {
         double *out = expected + t * s->hidden;
+        read_row(dtype, args.x, args.x8, args.x8_scale, t, s->hidden, x);
         for (int32_t i = 0; i < s->hidden; i++) {
             int64_t at = t * s->hidden + i;
-            x[i] = mb_check_value(dtype, args.x, at);
             out[i] = with_extras
                          ? mb_check_value(dtype, args.residual, at) + mb_check_value(dtype, args.shared, at)
                          : 0;
@@ -307,12 +326,12 @@ static int32_t *random_offsets(mb_check *check, const expert_rows *s) {
 }
 
 static void check_experts(mb_check *check, const expert_rows *s, mb_activation activation, mb_dtype dtype,
-                          weight_kind kind, int with_bias) {
-    mb_check_begin(check, "moe_experts act=%d %s w=%s%s R=%lld (%lld+..+%lld) T=%lld H=%d I=%d E=%d%s",
+                          weight_kind kind, int with_bias, int in_fp8) {
+    mb_check_begin(check, "moe_experts act=%d %s w=%s%s R=%lld (%lld+..+%lld) T=%lld H=%d I=%d E=%d%s%s",
                    (int)activation, mb_dtype_name(dtype), mb_dtype_name(kind.dtype),
                    kind.per_tensor ? "/tensor" : "", (long long)s->n_rows, (long long)s->n_in_front,
                    (long long)s->n_behind, (long long)s->n_tokens, s->hidden, s->intermediate, s->n_experts,
-                   with_bias ? " bias" : "");
+                   with_bias ? " bias" : "", in_fp8 ? " x8" : "");
     int64_t n13 = (int64_t)s->intermediate * (mb_case_is_gated(activation) ? 2 : 1), h = s->hidden;
     int64_t n_x_rows = s->n_tokens > 0 ? s->n_tokens : s->n_rows, n = s->n_rows * h;
     int32_t *row_index = mb_check_alloc(check, (size_t)s->n_rows * sizeof *row_index);
@@ -339,14 +358,15 @@ static void check_experts(mb_check *check, const expert_rows *s, mb_activation a
     };
     if (check->on_gpu && kind.dtype == MB_F8_E4M3)
         mb_check_skip(check, F8_REASON);
+    if (in_fp8)
+        args.x8 = random_x8(check, n_x_rows, h, &args.x8_scale);
     double *expected = mb_check_alloc(check, (size_t)n * sizeof *expected);
     double *x = mb_check_alloc(check, (size_t)h * sizeof *x);
     double *scratch = mb_check_alloc(check, (size_t)(n13 + s->intermediate) * sizeof *scratch);
     memset(expected, 0, (size_t)n * sizeof *expected);
     for (int32_t e = 0; e < s->n_experts; e++)
         for (int64_t r = args.offsets[e]; r < args.offsets[e + 1]; r++) {
-            for (int64_t i = 0; i < h; i++)
-                x[i] = mb_check_value(dtype, args.x, row_index[r] * h + i);
+            read_row(dtype, args.x, args.x8, args.x8_scale, row_index[r], h, x);
             add_expert(check, &args, e, 1, x, scratch, expected + r * h);
         }
     size_t workspace_bytes = 0;
@@ -442,8 +462,9 @@ void mb_moe_cases(mb_check *check) {
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         for (int a = 0; a < 3; a++)
             for (int w = 0; w < 5; w++)
-                for (int with = PLAIN; with <= (w == a ? ROUTED : ADDENDS); with++)
-                    check_forward(check, &shapes[i], MB_ACT_SWIGLU, dtypes[a], weights[w], (extras)with);
+                for (int with = PLAIN; with <= FP8; with++)
+                    if ((with != ROUTED || w == a) && (with != FP8 || w == 3))
+                        check_forward(check, &shapes[i], MB_ACT_SWIGLU, dtypes[a], weights[w], (extras)with);
     for (int activation = MB_ACT_GEGLU; activation <= MB_ACT_RELU2; activation++)
         for (int a = 0; a < 3; a++)
             check_forward(check, &shapes[5], (mb_activation)activation, dtypes[a], weights[a], ADDENDS);
@@ -455,8 +476,9 @@ void mb_moe_cases(mb_check *check) {
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         for (int a = 0; a < 3; a++)
             for (int w = 0; w < 5; w++)
-                check_experts(check, &rows[i], w % 2 ? MB_ACT_RELU2 : MB_ACT_SWIGLU, dtypes[a], weights[w],
-                              i % 2 == 0);
+                for (int in_fp8 = 0; in_fp8 <= (w == 3); in_fp8++)
+                    check_experts(check, &rows[i], w % 2 ? MB_ACT_RELU2 : MB_ACT_SWIGLU, dtypes[a],
+                                  weights[w], i % 2 == 0, in_fp8);
 
     static const int32_t sums[][3] = {{0, 16, 2}, {1, 1, 1}, {7, 300, 1}, {33, 520, 8}, {5, 64, 32}};
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)

@@ -53,7 +53,10 @@ mb_status mb_moe_experts_ref_workspace(const mb_moe_experts_args *most, size_t *
 static void widen_token(const void *context, int64_t t) {
     const experts *f = context;
     int64_t h = f->args->hidden, stride = mb_pad_lanes(h);
-    mb_load_f32(f->args->dtype, f->args->x, t * h, h, f->x + t * stride);
+    if (f->args->x8)
+        mb_load_f8_blocks(f->args->x8, t * h, h, f->args->x8_scale + t * mb_f8_blocks(h), f->x + t * stride);
+    else
+        mb_load_f32(f->args->dtype, f->args->x, t * h, h, f->x + t * stride);
     memset(f->x + t * stride + h, 0, (size_t)(stride - h) * sizeof *f->x);
 }
 

@@ -9,16 +9,12 @@
 #include "ops/moe/ref/activation.h"
 #include "ops/moe/ref/ref.h"
 
-#include <math.h>
-
 /*
  * Schedule: the rows of a, gathered, become fp32 in the workspace, times their scales. Each group's rows are
  * cut into tiles; an item is a tile by 128 columns of out, which is what one scale of an fp8 out covers. A
  * gated item multiplies the same columns of gate and up. Scales of b are applied as its rows are widened.
  */
 enum { COLUMNS = MB_F8_BLOCK, TILE_STEP = 4 };
-
-static const float F8_MAX = 448;
 
 typedef struct multiplication {
     const mb_grouped_gemm_args *args;
@@ -96,19 +92,6 @@ static void multiply(const multiplication *m, const mb_moe_token_tile *tile, int
     }
 }
 
-/* One scale for up to 128 values, so that the largest becomes fp8's largest. */
-static float quantise(int32_t n, float *values) {
-    float largest = 0;
-    for (int32_t i = 0; i < n; i++)
-        largest = fmaxf(largest, fabsf(values[i]));
-    float scale = largest / F8_MAX;
-    if (scale == 0) /* all zeros, or too small for a scale */
-        scale = 1;
-    for (int32_t i = 0; i < n; i++)
-        values[i] /= scale;
-    return scale;
-}
-
 static void multiply_block(const void *context, int64_t item) {
     const multiplication *m = context;
     const mb_grouped_gemm_args *args = m->args;
@@ -127,8 +110,10 @@ static void multiply_block(const void *context, int64_t item) {
             for (int32_t c = 0; c < n; c++)
                 values[c] *= args->row_weight[r];
         if (args->out_dtype == MB_F8_E4M3)
-            args->out_scale[r * n_blocks(width) + i_block] = quantise(n, values);
-        mb_store_f32(args->out_dtype, args->out, r * width + first, n, values);
+            mb_store_f8_blocks(args->out, r * width + first, n,
+                               &args->out_scale[r * n_blocks(width) + i_block], values);
+        else
+            mb_store_f32(args->out_dtype, args->out, r * width + first, n, values);
     }
 }
 

@@ -5,6 +5,9 @@
  *
  *   decode_check            checks and times
  *   decode_check --check    checks
+ *   decode_check --small    checks small shapes: for compute-sanitizer
+ *   decode_check --layers 48  checks and times a cache whose blocks have all layers' K and V together, of which one
+ *                           layer is read, against one of this layer alone
  *   decode_check 256 4096   checks and times one shape, of a 16-bit cache: for a profiler
  */
 #include "ops/attention/decode_parts.h"
@@ -14,7 +17,8 @@ enum { HEADS = 32, KV_HEADS = 4, D = 128, BLOCK = 64 };
 
 typedef struct problem {
     mb_decode_attention_args args;
-    int32_t n_pool, n_spans;
+    int32_t n_pool;
+    void *cache; /* what k_cache and v_cache are parts of */
     void *workspace, *q, *parts_out, *parts_workspace;
     size_t workspace_bytes, parts_bytes;
 } problem;
@@ -45,8 +49,9 @@ static const int32_t *upload(const int32_t *host, size_t n) {
     return device;
 }
 
-/* n sequences of `length` positions, one token each; of every third the length is cut when is_ragged. */
-static problem make(int32_t n, int32_t length, mb_dtype cache_dtype, int is_ragged) {
+/* n sequences of `length` positions, one token each; of every third the length is cut when is_ragged.
+ * n_layers: 0, or of the cache [blocks, layers, K and V, kv heads, 64, D], of which the middle layer is used. */
+static problem make(int32_t n, int32_t length, mb_dtype cache_dtype, int is_ragged, int32_t n_layers) {
     problem p = {};
     mb_decode_attention_args *a = &p.args;
     const int is_e4m3 = cache_dtype == MB_F8_E4M3;
@@ -61,19 +66,21 @@ static problem make(int32_t n, int32_t length, mb_dtype cache_dtype, int is_ragg
         positions[s] = kv_len[s] - 1;
         q_start[s + 1] = s + 1;
         span_start[s + 1] = span_start[s] + (kv_len[s] + MB_DECODE_SPAN - 1) / MB_DECODE_SPAN;
-        for (int32_t i = 0; i < max_blocks; i++) /* scattered: 7919 is prime */
-            table[s * max_blocks + i] = (int32_t)(((int64_t)s * max_blocks + i) * 7919 % p.n_pool);
+        for (int32_t i = 0; i < max_blocks; i++) { /* scattered: 7919 is prime */
+            const int32_t block = (int32_t)(((int64_t)s * max_blocks + i) * 7919 % p.n_pool);
+            table[s * max_blocks + i] = n_layers ? 2 * (block * n_layers + n_layers / 2) : block;
+        }
         slots[s] = table[s * max_blocks + positions[s] / BLOCK] * BLOCK + positions[s] % BLOCK;
     }
     if (p.n_pool % 7919 == 0)
         complain("decode_check", "blocks are not dealt out once each", p.n_pool);
-    p.n_spans = span_start[n];
     float inv_freq[D / 2];
     for (int i = 0; i < D / 2; i++)
         inv_freq[i] = (float)pow(1e6, -2.0 * i / D);
     float *frequencies = (float *)allocate(sizeof inv_freq);
     CUDA(cudaMemcpy(frequencies, inv_freq, sizeof inv_freq, cudaMemcpyHostToDevice));
-    const int64_t n_cache = (int64_t)p.n_pool * KV_HEADS * BLOCK * D;
+    const int64_t n_block = (int64_t)KV_HEADS * BLOCK * D, n_cache = n_block * p.n_pool;
+    p.cache = random_numbers(2 * n_cache * (n_layers ? n_layers : 1), is_e4m3, 4);
     a->qkv = random_numbers((int64_t)n * (HEADS + 2 * KV_HEADS) * D, 0, 1);
     a->q_norm.data = random_numbers(D, 0, 2);
     a->k_norm.data = random_numbers(D, 0, 3);
@@ -83,8 +90,8 @@ static problem make(int32_t n, int32_t length, mb_dtype cache_dtype, int is_ragg
     a->positions = upload(positions, (size_t)n);
     a->slots = upload(slots, (size_t)n);
     a->inv_freq = frequencies;
-    a->k_cache = random_numbers(n_cache, is_e4m3, 4);
-    a->v_cache = random_numbers(n_cache, is_e4m3, 5);
+    a->k_cache = p.cache;
+    a->v_cache = (char *)p.cache + (n_layers ? n_block : n_cache) * (int64_t)mb_dtype_bytes(cache_dtype);
     a->q_start = upload(q_start, (size_t)n + 1);
     a->kv_len = upload(kv_len, (size_t)n);
     a->span_start = upload(span_start, (size_t)n + 1);
@@ -119,10 +126,10 @@ static problem make(int32_t n, int32_t length, mb_dtype cache_dtype, int is_ragg
 
 static void release(const problem *p) {
     const mb_decode_attention_args *a = &p->args;
-    const void *all[] = {a->qkv,        a->q_norm.data, a->k_norm.data,    a->positions, a->slots,
-                         a->inv_freq,   a->k_cache,     a->v_cache,        a->q_start,   a->kv_len,
-                         a->span_start, a->block_table, a->counters,       a->out,       p->workspace,
-                         p->q,          p->parts_out,   p->parts_workspace};
+    const void *all[] = {a->qkv,         a->q_norm.data,    a->k_norm.data, a->positions, a->slots,
+                         a->inv_freq,    p->cache,          a->q_start,     a->kv_len,    a->span_start,
+                         a->block_table, a->counters,       a->out,         p->workspace, p->q,
+                         p->parts_out,   p->parts_workspace};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         CUDA(cudaFree((void *)all[i]));
 }
@@ -214,37 +221,57 @@ static void check(const char *name, problem *p) {
     free(expected);
 }
 
-int main(int argc, char **argv) {
-    static const struct {
-        int32_t n, length;
-        mb_dtype cache;
-        int is_ragged;
-    } shapes[] = {{1, 512, MB_BF16, 0},      {1, 1024, MB_BF16, 0},      {1, 8192, MB_BF16, 0},
-                  {1, 65536, MB_BF16, 0},    {16, 1024, MB_BF16, 0},     {64, 1024, MB_BF16, 0},
-                  {64, 4096, MB_BF16, 0},    {256, 1024, MB_BF16, 0},    {256, 4096, MB_BF16, 0},
-                  {100, 3000, MB_BF16, 1},   {1, 1024, MB_F8_E4M3, 0},   {1, 8192, MB_F8_E4M3, 0},
-                  {64, 4096, MB_F8_E4M3, 0}, {256, 1024, MB_F8_E4M3, 0}, {256, 4096, MB_F8_E4M3, 0},
-                  {100, 3000, MB_F8_E4M3, 1}};
-    const int is_timed = !(argc > 1 && strcmp(argv[1], "--check") == 0);
-    const int n = argc == 3 ? atoi(argv[1]) : 0, length = argc == 3 ? atoi(argv[2]) : 0;
-    void *flush = is_timed ? allocate(FLUSH_BYTES) : NULL;
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        char name[80];
-        if (n && (n != shapes[i].n || length != shapes[i].length || shapes[i].cache != MB_BF16))
-            continue;
-        problem p = make(shapes[i].n, shapes[i].length, shapes[i].cache, shapes[i].is_ragged);
-        snprintf(name, sizeof name, "%4d x %5d%s cache %-8s", shapes[i].n, shapes[i].length,
-                 shapes[i].is_ragged ? " ragged" : "       ", mb_dtype_name(shapes[i].cache));
-        check(name, &p);
-        if (is_timed && !shapes[i].is_ragged) {
-            const double bytes =
-                2.0 * shapes[i].n * shapes[i].length * KV_HEADS * D * mb_dtype_bytes(shapes[i].cache);
-            const double us = time_graph(run_one, &p, flush), parts_us = time_graph(run_parts, &p, flush);
-            printf("%s  %8.2f us  %5.2f TB/s   the two operators: %8.2f us\n", name, us, bytes / us * 1e-6,
-                   parts_us);
-        }
-        release(&p);
+typedef struct shape {
+    int32_t n, length;
+    mb_dtype cache;
+    int is_ragged;
+} shape;
+
+static void take(const shape *shape, int32_t n_layers, int is_timed, void *flush) {
+    char name[80], layers[24] = "";
+    problem p = make(shape->n, shape->length, shape->cache, shape->is_ragged, n_layers);
+    if (n_layers)
+        snprintf(layers, sizeof layers, " of %d layers", n_layers);
+    snprintf(name, sizeof name, "%4d x %5d%s cache %-8s%s", shape->n, shape->length,
+             shape->is_ragged ? " ragged" : "       ", mb_dtype_name(shape->cache), layers);
+    check(name, &p);
+    if (is_timed && !shape->is_ragged) {
+        const double bytes = 2.0 * shape->n * shape->length * KV_HEADS * D * mb_dtype_bytes(shape->cache);
+        const double us = time_graph(run_one, &p, flush), parts_us = time_graph(run_parts, &p, flush);
+        printf("%s  %8.2f us  %5.2f TB/s   the two operators: %8.2f us\n", name, us, bytes / us * 1e-6,
+               parts_us);
     }
+    release(&p);
+}
+
+int main(int argc, char **argv) {
+    static const shape shapes[] = {
+        {1, 512, MB_BF16, 0},      {1, 1024, MB_BF16, 0},      {1, 8192, MB_BF16, 0},
+        {1, 65536, MB_BF16, 0},    {16, 1024, MB_BF16, 0},     {64, 1024, MB_BF16, 0},
+        {64, 4096, MB_BF16, 0},    {256, 1024, MB_BF16, 0},    {256, 4096, MB_BF16, 0},
+        {100, 3000, MB_BF16, 1},   {1, 1024, MB_F8_E4M3, 0},   {1, 8192, MB_F8_E4M3, 0},
+        {64, 4096, MB_F8_E4M3, 0}, {256, 1024, MB_F8_E4M3, 0}, {256, 4096, MB_F8_E4M3, 0},
+        {100, 3000, MB_F8_E4M3, 1}};
+    /* One span; a cluster; counted; merged by a second launch; chains. */
+    static const shape small[] = {{1, 200, MB_BF16, 0},    {3, 1000, MB_BF16, 1}, {3, 1000, MB_F8_E4M3, 1},
+                                  {1, 2500, MB_BF16, 0},   {1, 8500, MB_BF16, 0}, {80, 400, MB_BF16, 1},
+                                  {80, 400, MB_F8_E4M3, 1}};
+    const char *option = argc > 1 && argv[1][0] == '-' ? argv[1] : "";
+    const int is_timed = strcmp(option, "--check") != 0 && strcmp(option, "--small") != 0;
+    const int n = argc == 3 && !*option ? atoi(argv[1]) : 0, length = n ? atoi(argv[2]) : 0;
+    void *flush = is_timed ? allocate(FLUSH_BYTES) : NULL;
+    if (strcmp(option, "--small") == 0)
+        for (size_t i = 0; i < sizeof small / sizeof *small; i++)
+            take(&small[i], 0, 0, NULL);
+    else if (strcmp(option, "--layers") == 0)
+        for (int i = 0; i < 2; i++) {
+            static const shape long_one = {64, 4096, MB_BF16, 0};
+            take(&long_one, i == 0 || argc < 3 ? 0 : atoi(argv[2]), 1, flush);
+        }
+    else
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            if (!n || (n == shapes[i].n && length == shapes[i].length && shapes[i].cache == MB_BF16))
+                take(&shapes[i], 0, is_timed, flush);
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);
     return wrong ? 1 : 0;
 }

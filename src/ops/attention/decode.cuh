@@ -13,14 +13,17 @@ enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, CTAS_PER_SM = 2 };
  * of new tokens. */
 enum { PRODUCER = N_WARPS, FINDER, COUNTER, MAKER, N_THREADS = (MAKER + 1) * 32 };
 /* Registers of a thread: 128 at the launch, of which the consumers get some of the others. */
-enum { CONSUMER_REGISTERS = 184, OTHER_REGISTERS = 72 };
+enum { CONSUMER_REGISTERS = 192, OTHER_REGISTERS = 64 };
 enum { ROWS = MB_DECODE_ROWS, TOKENS = MB_DECODE_TOKENS, SPAN_BLOCKS = SPAN / BLOCK };
 /* An item's place is free again when the item after it is finished: two are in use while the next is looked for. */
 enum { ITEM_SLOTS = 3, CONSUMERS_BARRIER = 1 };
 /* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight heads of
- * D = 128. If one sequence can have more, merge_long merges those of all. */
-enum { MERGED_HERE = 32 };
-enum { MERGED_AT_ONCE = 12, MERGED_LONG = 32 }; /* whose loads are under way together */
+ * D = 128. If one sequence can have more (and of few items, whose merge nothing hides, more than MERGED_OF_FEW),
+ * merge_long merges those of all. */
+enum { MERGED_HERE = 32, MERGED_OF_FEW = 16 };
+enum { MERGED_AT_ONCE = 12 }; /* whose loads are under way together */
+enum { CHAIN_REST = 4 };      /* one in so many spans of the batch is not of a chain */
+enum { MOST_CLUSTER = 8 };
 
 typedef struct decode_params {
     mb_qk_norm_rope_store_args rope;
@@ -35,6 +38,10 @@ typedef struct decode_params {
     int32_t n_tiles;   /* of 16 rows, of a sequence and kv head */
     int32_t most_rows; /* of a sequence and kv head */
     int32_t merges_here;
+    int32_t n_ctas;
+    /* Above 0: the kernel of few items, whose CTAs with the same sequence, kv head and tile are a cluster of that many:
+     * one for each span that a sequence can have. */
+    int32_t cluster;
 } decode_params;
 
 typedef struct item {
@@ -46,6 +53,10 @@ typedef struct item {
     int32_t i_span, n_spans; /* of the sequence */
     int32_t first_span;      /* of the sequence, among those of the batch */
     int32_t n_blocks;        /* in the span */
+    /* The first spans of a sequence may be a chain: one CTA has them one after the other and keeps what they come to as
+     * if it were the last one's. So a sequence's spans are merged from first_kept on. */
+    int32_t first_kept;
+    int32_t is_begun, is_left; /* the chain began before; it goes on after the span */
     int32_t blocks[SPAN_BLOCKS];
 } item;
 
@@ -64,8 +75,9 @@ template <int cache_dtype, int dim> struct block_shape {
 };
 
 template <class shape, int dim> struct shared_map {
-    /* P of the span [16, 256]. Before that the queries [16, D], and behind their 4 KB the tokens' cosines and
-     * sines [2, 8, D / 2]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. */
+    /* Queries [16, D] and P of the span [16, 256]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. Before P
+     * the tokens' cosines and sines [2, 8, D / 2] are there, behind 4 KB; after P a cluster's sums [16, D]. */
+    unsigned char queries[ROWS * dim * 2];
     unsigned char weights[ROWS * SPAN * 2];
     unsigned char fresh[ITEM_SLOTS][2][TOKENS]
                        [shape::row_bytes]; /* new tokens' k and v, as the cache has them */

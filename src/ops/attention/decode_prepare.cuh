@@ -252,7 +252,7 @@ static __device__ __forceinline__ void prepare(const decode_params *p, shared_ma
     for (int i = 0; i < most_rows; i++) {
         if (warp + i * N_WARPS >= n_rows)
             heads[i] = {};
-        store_query<dtype, dim>(s->weights, warp + i * N_WARPS, &heads[i]);
+        store_query<dtype, dim>(s->queries, warp + i * N_WARPS, &heads[i]);
     }
     sync_consumers();
 }

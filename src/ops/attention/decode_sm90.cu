@@ -5,7 +5,7 @@
  * An item is a span of 256 positions (order.cuh) of a sequence and kv head, and up to 16 rows (a row: one query
  * head of one token). A CTA has four warps that compute and four that help them:
  *
- *   finder      which item is next                                  some items ahead
+ *   finder      which item is next (decode_items.cuh)               some items ahead
  *   producer    requests blocks of K, then of V (TMA)               as the ring has room
  *   maker       norm, rotation, store of new tokens' k and v
  *   consumers   norm, rotate q;  S = Q K^T      largest   P       O += P V
@@ -20,11 +20,16 @@
  * A sequence's spans are merged by the CTA that finishes last, in order of spans; nobody waits for another. That a span
  * is stored must be visible before it is counted, which takes microseconds while the memory is busy. So the counter
  * waits for that, the consumers have the next item meanwhile, and merge when they have finished it. (Where a sequence
- * can be long, the merge is a second launch: decode_spans.cuh.)
+ * can be long, the merge is a second launch: decode_spans.cuh.) Of many sequences the first spans are one CTA's, which
+ * adds them up in registers.
+ *
+ * Few items have a kernel of their own, in which the CTAs of a sequence and kv head are a cluster: they merge from each
+ * other's shared memory, and a CTA's number says which item it has.
  *
  * A warp of the tensor cores' accumulators has 16 rows; those that are not there are zeros.
  */
 #include "base/status.h"
+#include "ops/attention/decode_items.cuh"
 #include "ops/attention/decode_prepare.cuh"
 #include "ops/attention/decode_products.cuh"
 #include "ops/attention/decode_spans.cuh"
@@ -33,112 +38,6 @@
 #include "ops/hopper/tensor_map.cuh"
 
 /* ---- producer */
-
-/* Whose span it is: the largest s with span_start[s] <= span. The whole warp looks. */
-static __device__ __forceinline__ int32_t find_sequence(const int32_t *span_start, int32_t n, int32_t span) {
-    const int32_t lane = threadIdx.x % 32;
-    int32_t low = 0, high = n; /* span_start[low] <= span < span_start[high] */
-    while (high - low > 1) {
-        const int32_t stride = (high - low + 31) / 32, at = low + lane * stride;
-        const uint32_t before = __ballot_sync(0xffffffff, at < high && span_start[at] <= span);
-        low += (31 - __clz((int)before)) * stride;
-        high = min(low + stride, high);
-    }
-    return low;
-}
-
-/* Of a batch below 32 sequences: the lane's, loaded at once. */
-typedef struct lane_sequence {
-    int32_t span_start, q_start, kv_len;
-} lane_sequence;
-
-static __device__ __forceinline__ item item_of(const decode_params *p, const lane_sequence *small,
-                                               int32_t i) {
-    const mb_attention_args *args = &p->attend;
-    const int32_t per_span = args->n_kv_heads * p->n_tiles, span = i / per_span, rest = i % per_span;
-    const int32_t n = args->n_sequences, lane = threadIdx.x % 32;
-    item it;
-    it.kv_head = rest / p->n_tiles;
-    it.first = rest % p->n_tiles * ROWS;
-    it.group = args->n_heads / args->n_kv_heads;
-    int32_t q_end;
-    if (n < 32) {
-        const int32_t s = 31 - __clz((int)__ballot_sync(0xffffffff, lane < n && small->span_start <= span));
-        it.sequence = s;
-        it.q_base = __shfl_sync(0xffffffff, small->q_start, s);
-        q_end = __shfl_sync(0xffffffff, small->q_start, s + 1);
-        it.kv_len = __shfl_sync(0xffffffff, small->kv_len, s);
-        it.first_span = __shfl_sync(0xffffffff, small->span_start, s);
-    } else {
-        const int32_t s = find_sequence(p->span_start, n, span);
-        it.sequence = s;
-        it.q_base = args->q_start[s];
-        q_end = args->q_start[s + 1];
-        it.kv_len = args->kv_len[s];
-        it.first_span = p->span_start[s];
-    }
-    it.q_len = q_end - it.q_base;
-    it.i_span = span - it.first_span;
-    it.n_spans = (it.kv_len + SPAN - 1) / SPAN;
-    it.n_blocks = min((int32_t)SPAN_BLOCKS, (it.kv_len - it.i_span * SPAN + BLOCK - 1) / BLOCK);
-    return it;
-}
-
-/*
- * The warp that looks for items, some ahead of the others. A CTA's first item is its own number; the others are taken
- * one by one by whoever has time, because SMs are not equally fast.
- *
- * If every CTA has one at most, nothing of this waits for the kernels in front.
- */
-template <class shape, int dim>
-static __device__ __forceinline__ void find_items(const decode_params *p, shared_map<shape, dim> *s) {
-    const mb_attention_args *args = &p->attend;
-    const int lane = threadIdx.x % 32;
-    const int32_t n = args->n_sequences;
-    const int32_t n_ctas = gridDim.x, own = min(lane, n);
-    const lane_sequence small = {p->span_start[own], args->q_start[own], args->kv_len[min(own, n - 1)]};
-    const int32_t n_spans = n < 32 ? __shfl_sync(0xffffffff, small.span_start, n) : p->span_start[n];
-    const int32_t n_items = n_spans * args->n_kv_heads * p->n_tiles;
-    uint32_t i_item = 0;
-    int32_t i = blockIdx.x, is_waited = 0;
-    while (i < n_items) {
-        item it = item_of(p, &small, i);
-        /* (What is beyond the batch's largest is left out.) */
-        if (it.first < it.q_len * it.group && it.q_len <= args->max_q_len && it.kv_len <= args->max_kv_len) {
-            const int32_t *table = args->block_table + (int64_t)it.sequence * args->max_blocks;
-            const int32_t mine = lane < it.n_blocks ? table[it.i_span * SPAN_BLOCKS + lane] : 0;
-            const uint32_t slot = i_item % ITEM_SLOTS;
-#pragma unroll
-            for (int b = 0; b < SPAN_BLOCKS; b++)
-                it.blocks[b] = __shfl_sync(0xffffffff, mine, b);
-            if (lane == 0) {
-                mb_mbarrier_wait(&s->item_empty[slot], ~(i_item / ITEM_SLOTS) & 1);
-                s->items[slot] = it;
-                mb_mbarrier_arrive(&s->item_full[slot]);
-            }
-            __syncwarp();
-            i_item++;
-        }
-        if (n_items <= n_ctas)
-            break;
-        if (!is_waited)
-            mb_grid_wait(); /* the kernels in front may be of this kind and use the counter */
-        is_waited = 1;
-        if (lane == 0) {
-            i = n_ctas + atomicAdd(p->next_item, 1);
-            if (i ==
-                n_ctas + n_items - 1) /* every CTA takes one that is not there; this was the last of them */
-                *p->next_item = 0;
-        }
-        i = __shfl_sync(0xffffffff, i, 0);
-    }
-    if (lane == 0) {
-        const uint32_t slot = i_item % ITEM_SLOTS;
-        mb_mbarrier_wait(&s->item_empty[slot], ~(i_item / ITEM_SLOTS) & 1);
-        s->items[slot].sequence = -1;
-        mb_mbarrier_arrive(&s->item_full[slot]);
-    }
-}
 
 template <class shape, int dim>
 static __device__ __forceinline__ void produce(const decode_params *p, shared_map<shape, dim> *s) {
@@ -174,102 +73,172 @@ static __device__ __forceinline__ void produce(const decode_params *p, shared_ma
 
 /* ---- consumers */
 
+/* A span: the sums of its rows, and each one's maximum and total. */
 template <int dtype, int cache_dtype, int dim, class shape>
-static __device__ __forceinline__ void consume(const decode_params *p, shared_map<shape, dim> *s) {
+static __device__ __forceinline__ void
+multiply_span(const decode_params *p, shared_map<shape, dim> *s, const item *it, uint32_t i_item, ring *at,
+              float (&sums)[dim / N_WARPS / 8][4], float2 (&scales)[2]) {
     constexpr int n_dims = dim / N_WARPS, pieces = n_dims * shape::element_bytes / 16;
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const uint32_t weights = mb_shared_address(s->weights);
-    load_constants(&p->rope, s);
-    mb_grid_wait();
-    ring at = {0, 0};
-    uint32_t i_item = 0;
-#pragma unroll 1
-    for (;; i_item++) {
-        mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
-        const item *it = &s->items[i_item % ITEM_SLOTS];
-        if (it->sequence < 0)
-            break;
-        prepare<dtype, dim>(p, s, it);
-        const new_tokens fresh = find_new(it);
-        uint32_t q[dim / 16][4];
-        load_queries<dim>(weights, q);
+    const new_tokens fresh = find_new(it);
+    uint32_t q[dim / 16][4];
+    load_queries<dim>(mb_shared_address(s->queries), q);
 
-        float scores[SPAN_STEPS][QUARTER / 8][4] = {};
+    float scores[SPAN_STEPS][QUARTER / 8][4] = {};
 #pragma unroll
-        for (int step = 0; step < SPAN_STEPS; step++)
+    for (int step = 0; step < SPAN_STEPS; step++)
 #pragma unroll 1
-            for (int i = 0; i < STEP_BLOCKS; i++) {
-                const int block = step * STEP_BLOCKS + i, first = warp % 2 * QUARTER;
-                if (block >= it->n_blocks)
-                    break;
-                mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
-                if (warp / 2 == i) {
-                    unsigned char *stage = stage_of(s, at.stage);
-                    patch(s, stage, 0, i_item, &fresh, block, first, first + QUARTER, 0,
-                          shape::row_bytes / 16);
-                    multiply_keys<dtype, cache_dtype, dim, shape>(q, stage, first, scores[step]);
-                }
-                __syncwarp();
-                if (lane == 0)
-                    mb_mbarrier_arrive(&s->empty[at.stage]);
-                advance<shape>(&at);
-            }
-
-        const int32_t row = it->first + lane / 4, last = it->q_len * it->group - 1;
-        const int32_t before = it->kv_len - it->q_len - it->i_span * SPAN + 1;
-        const int32_t n_visible[2] = {before + token_of_row(it, min(row, last)),
-                                      before + token_of_row(it, min(row + 8, last))};
-        span_factors f;
-        soften<dtype>(s, n_visible, score_factor(&p->attend, it->kv_head), scores, &f);
-
-        float sums[n_dims / 8][4] = {};
-#pragma unroll 1
-        for (int block = 0; block < it->n_blocks; block++) {
-            if (block == STEP_BLOCKS)
-#pragma unroll
-                for (int n = 0; n < n_dims / 8; n++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        sums[n][i] = __fmul_rn(sums[n][i], f.steps[1][i / 2].correction);
-            const int32_t n = min((int32_t)BLOCK, it->kv_len - it->i_span * SPAN - block * BLOCK);
-            const int lane_now = lane_again();
-            unsigned char *stage = stage_of(s, at.stage);
-            mb_mbarrier_wait(&s->full[at.stage], at.round & 1);
-            patch(s, stage, 1, i_item, &fresh, block, 0, BLOCK, warp * pieces, pieces);
-            if (n % 16) { /* behind the sequence's end is old memory; 0 times NaN would be NaN */
-                for (int i = lane; i < (16 - n % 16) * pieces; i += 32)
-                    *(uint4 *)(stage + place_of<shape>(n + i / pieces, warp * pieces + i % pieces)) =
-                        make_uint4(0, 0, 0, 0);
-                mb_fence_async_shared();
-                __syncwarp();
-            }
-            const uint32_t a = weights_of_block(weights, block, lane_now), values = mb_shared_address(stage);
-            if (n == BLOCK) {
-#pragma unroll
-                for (int k = 0; k < BLOCK / 16; k++)
-                    multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
-            } else {
-#pragma unroll 1
-                for (int k = 0; k * 16 < n; k++)
-                    multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
+        for (int i = 0; i < STEP_BLOCKS; i++) {
+            const int block = step * STEP_BLOCKS + i, first = warp % 2 * QUARTER;
+            if (block >= it->n_blocks)
+                break;
+            mb_mbarrier_wait(&s->full[at->stage], at->round & 1);
+            if (warp / 2 == i) {
+                unsigned char *stage = stage_of(s, at->stage);
+                patch(s, stage, 0, i_item, &fresh, block, first, first + QUARTER, 0, shape::row_bytes / 16);
+                multiply_keys<dtype, cache_dtype, dim, shape>(q, stage, first, scores[step]);
             }
             __syncwarp();
             if (lane == 0)
-                mb_mbarrier_arrive(&s->empty[at.stage]);
-            advance<shape>(&at);
+                mb_mbarrier_arrive(&s->empty[at->stage]);
+            advance<shape>(at);
         }
-        store_rows<dtype, cache_dtype, dim>(p, s, it, &f, sums);
+
+    const int32_t row = it->first + lane / 4, last = it->q_len * it->group - 1;
+    const int32_t before = it->kv_len - it->q_len - it->i_span * SPAN + 1;
+    const int32_t n_visible[2] = {before + token_of_row(it, min(row, last)),
+                                  before + token_of_row(it, min(row + 8, last))};
+    span_factors f;
+    soften<dtype>(s, n_visible, score_factor(&p->attend, it->kv_head), scores, &f);
+
+#pragma unroll
+    for (int n = 0; n < n_dims / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sums[n][i] = 0;
+#pragma unroll 1
+    for (int block = 0; block < it->n_blocks; block++) {
+        if (block == STEP_BLOCKS)
+#pragma unroll
+            for (int n = 0; n < n_dims / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sums[n][i] = __fmul_rn(sums[n][i], f.steps[1][i / 2].correction);
+        const int32_t n = min((int32_t)BLOCK, it->kv_len - it->i_span * SPAN - block * BLOCK);
+        const int lane_now = lane_again();
+        unsigned char *stage = stage_of(s, at->stage);
+        mb_mbarrier_wait(&s->full[at->stage], at->round & 1);
+        patch(s, stage, 1, i_item, &fresh, block, 0, BLOCK, warp * pieces, pieces);
+        if (n % 16) { /* behind the sequence's end is old memory; 0 times NaN would be NaN */
+            for (int i = lane; i < (16 - n % 16) * pieces; i += 32)
+                *(uint4 *)(stage + place_of<shape>(n + i / pieces, warp * pieces + i % pieces)) =
+                    make_uint4(0, 0, 0, 0);
+            mb_fence_async_shared();
+            __syncwarp();
+        }
+        const uint32_t a = weights_of_block(weights, block, lane_now), values = mb_shared_address(stage);
+        if (n == BLOCK) {
+#pragma unroll
+            for (int k = 0; k < BLOCK / 16; k++)
+                multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
+        } else {
+#pragma unroll 1
+            for (int k = 0; k * 16 < n; k++)
+                multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
+        }
         __syncwarp();
         if (lane == 0)
-            mb_mbarrier_arrive(&s->stored[i_item % 2]);
-        if (i_item > 0)
-            settle<dtype>(p, s, i_item - 1);
+            mb_mbarrier_arrive(&s->empty[at->stage]);
+        advance<shape>(at);
     }
-    if (i_item > 0)
-        settle<dtype>(p, s, i_item - 1);
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        scales[r] = make_float2(f.steps[SPAN_STEPS - 1][r].maximum, total_of(s, &f, r));
+    /* (A span without new tokens has not waited for them. The maker came here long before.) */
+    mb_mbarrier_wait(&s->fresh_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
 }
 
-template <int dtype, int cache_dtype, int dim>
+/* sums and scales: what the chain came to so far, if the span is not its first; then with the span. */
+template <int n>
+static __device__ __forceinline__ void append(int is_begun, const float (&next)[n][4],
+                                              const float2 (&next_scales)[2], float (&sums)[n][4],
+                                              float2 (&scales)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const merge_factors by = factors_of(scales[r].x, next_scales[r].x);
+        scales[r] =
+            is_begun ? make_float2(by.maximum, merge(&by, scales[r].y, next_scales[r].y)) : next_scales[r];
+#pragma unroll
+        for (int d = 0; d < n; d++)
+#pragma unroll
+            for (int i = 2 * r; i < 2 * r + 2; i++)
+                sums[d][i] = is_begun ? merge(&by, sums[d][i], next[d][i]) : next[d][i];
+    }
+}
+
+template <int dtype, int cache_dtype, int dim, class shape>
+static __device__ __forceinline__ void consume(const decode_params *p, shared_map<shape, dim> *s) {
+    constexpr int n_dims = dim / N_WARPS;
+    load_constants(&p->rope, s);
+    mb_grid_wait();
+    ring at = {0, 0};
+    float sums[n_dims / 8][4] = {};
+    float2 scales[2] = {};
+#pragma unroll 1
+    for (uint32_t i_item = 0;; i_item++) {
+        mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
+        const item *it = &s->items[i_item % ITEM_SLOTS];
+        const int is_end = it->sequence < 0;
+        if (!is_end) {
+            if (!it->is_begun)
+                prepare<dtype, dim>(p, s, it);
+            float next[n_dims / 8][4];
+            float2 next_scales[2];
+            multiply_span<dtype, cache_dtype, dim>(p, s, it, i_item, &at, next, next_scales);
+            append(it->is_begun, next, next_scales, sums, scales);
+            if (!it->is_left)
+                store_rows<dtype, cache_dtype, dim>(p, it, scales, sums);
+            __syncwarp();
+            if (threadIdx.x % 32 == 0)
+                mb_mbarrier_arrive(&s->stored[i_item % 2]);
+        }
+        if (i_item > 0)
+            settle<dtype>(p, s, i_item - 1);
+        if (is_end)
+            break;
+    }
+}
+
+/* The same for a CTA with one item at most, whose sequence is its cluster's. */
+template <int dtype, int cache_dtype, int dim, class shape>
+static __device__ __forceinline__ void consume_one(const decode_params *p, shared_map<shape, dim> *s) {
+    load_constants(&p->rope, s);
+    mb_grid_wait();
+    mb_mbarrier_wait(&s->item_full[0], 0);
+    const item *it = &s->items[0];
+    if (it->sequence < 0)
+        return;
+    if (it->i_span >= it->n_spans) {
+        if (it->n_spans > 1) { /* as often as in merge_cluster */
+            mb_cluster_sync();
+            mb_cluster_sync();
+        }
+        return;
+    }
+    prepare<dtype, dim>(p, s, it);
+    float sums[dim / N_WARPS / 8][4];
+    float2 scales[2];
+    ring at = {0, 0};
+    multiply_span<dtype, cache_dtype, dim>(p, s, it, 0, &at, sums, scales);
+    if (it->n_spans == 1)
+        store_rows<dtype, cache_dtype, dim>(p, it, scales, sums);
+    else
+        merge_cluster<dtype, cache_dtype, dim>(p, s, it, scales, sums);
+}
+
+/* is_few: a CTA has one item at most. */
+template <int dtype, int cache_dtype, int dim, int is_few>
 static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
     decode(const __grid_constant__ decode_params p) {
     typedef block_shape<cache_dtype, dim> shape;
@@ -295,18 +264,23 @@ static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
     __syncthreads();
     if (threadIdx.x < N_CONSUMERS) {
         mb_setmaxnreg_increase<CONSUMER_REGISTERS>();
-        consume<dtype, cache_dtype, dim, shape>(&p, s);
+        if (is_few)
+            consume_one<dtype, cache_dtype, dim>(&p, s);
+        else
+            consume<dtype, cache_dtype, dim>(&p, s);
     } else {
         mb_setmaxnreg_decrease<OTHER_REGISTERS>();
         const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
         if (warp == PRODUCER)
             produce<shape, dim>(&p, s);
+        else if (warp == FINDER && is_few)
+            find_one<shape, dim>(&p, s);
         else if (warp == FINDER)
             find_items<shape, dim>(&p, s);
-        else if (warp == COUNTER)
-            count_spans<shape, dim>(&p, s);
-        else
+        else if (warp == MAKER)
             make_tokens<dtype, cache_dtype, dim>(&p, s);
+        else if (!is_few)
+            count_spans<shape, dim>(&p, s);
     }
 }
 
@@ -388,27 +362,50 @@ static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, c
     return MB_OK;
 }
 
+/* CTAs of a cluster, which has a CTA for each span; 0: not in clusters. Two CTAs of several clusters on an SM wait for
+ * each other, so there is one an SM, and not on all SMs. */
+static int32_t cluster_of(int64_t n_tiles, int64_t n_spans) {
+    int32_t cluster = 1;
+    while (cluster < n_spans)
+        cluster *= 2;
+    return cluster <= MOST_CLUSTER && n_tiles * cluster <= mb_n_processors() / 2 ? cluster : 0;
+}
+
 template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_params *p, mb_stream stream) {
     typedef block_shape<cache_dtype, dim> shape;
     const mb_attention_args *args = &p->attend;
     constexpr size_t shared_bytes = stages_at<shape, dim> + shape::n_stages * shape::n_bytes;
     static_assert(CTAS_PER_SM * (shared_bytes + 1024) <= 228 * 1024, "the CTAs do not fit onto an SM");
-    const int64_t n_items =
-        (int64_t)args->n_sequences * ((args->max_kv_len + SPAN - 1) / SPAN) * args->n_kv_heads * p->n_tiles;
-    const int64_t n_ctas = (int64_t)mb_n_processors() * CTAS_PER_SM;
-    MB_REQUIRE(n_items <= INT32_MAX - n_ctas, "decode_attention: %d sequences of %d positions are too many",
-               args->n_sequences, args->max_kv_len);
+    const int64_t n_spans = ((int64_t)args->max_kv_len + SPAN - 1) / SPAN;
+    const int64_t n_tiles = (int64_t)args->n_sequences * args->n_kv_heads * p->n_tiles;
+    const int64_t n_slots = (int64_t)mb_n_processors() * CTAS_PER_SM;
+    MB_REQUIRE(n_tiles * n_spans <= INT32_MAX - n_slots,
+               "decode_attention: %d sequences of %d positions are too many", args->n_sequences,
+               args->max_kv_len);
     MB_TRY(encode_cache<shape>(&p->k, args, args->k_cache));
     MB_TRY(encode_cache<shape>(&p->v, args, args->v_cache));
-    MB_TRY(mb_launch_shared_bytes("decode_attention", decode<dtype, cache_dtype, dim>, shared_bytes));
-    MB_TRY(mb_launch("decode_attention", decode<dtype, cache_dtype, dim>,
-                     dim3((unsigned)(n_items < n_ctas ? n_items : n_ctas)), N_THREADS, shared_bytes, stream,
-                     (const decode_params *)p));
+    p->cluster = cluster_of(n_tiles, n_spans);
+    const int64_t n_ctas = p->cluster > 0 ? n_tiles * p->cluster : n_tiles * n_spans;
+    p->n_ctas = (int32_t)(n_ctas < n_slots ? n_ctas : n_slots);
+    p->merges_here = n_spans <= MERGED_OF_FEW || (n_spans <= MERGED_HERE && n_tiles * n_spans > 4 * n_slots);
+    void (*const kernel)(const decode_params) =
+        p->cluster > 0 ? decode<dtype, cache_dtype, dim, 1> : decode<dtype, cache_dtype, dim, 0>;
+    MB_TRY(mb_launch_shared_bytes("decode_attention", kernel, shared_bytes));
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attributes[2];
+    mb_launch_config(&config, attributes, dim3((unsigned)p->n_ctas), N_THREADS, shared_bytes, stream);
+    if (p->cluster > 1)
+        mb_launch_clusters(&config, (unsigned)p->cluster);
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, *(const decode_params *)p);
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, "decode_attention: launch of %d CTAs in clusters of %d failed: %s",
+                       p->n_ctas, p->cluster, cudaGetErrorString(error));
     if (p->merges_here)
         return MB_OK;
     return mb_launch("decode_attention", merge_long<dtype, dim>,
-                     dim3((unsigned)p->most_rows, (unsigned)args->n_kv_heads, (unsigned)args->n_sequences),
-                     dim, 0, stream, (const decode_params *)p);
+                     dim3((unsigned)p->most_rows * (dim / MERGED_COLUMNS), (unsigned)args->n_kv_heads,
+                          (unsigned)args->n_sequences),
+                     MERGING_WARPS * 32, 0, stream, (const decode_params *)p);
 }
 
 template <int dtype, int cache_dtype> static mb_status launch_dim(decode_params *p, mb_stream stream) {
@@ -435,7 +432,6 @@ mb_status mb_decode_attention_sm90(const mb_decode_attention_args *args, void *w
     p.sums = (float *)workspace;
     p.scales = (float2 *)(p.sums + most_kept(args) * (size_t)args->head_dim);
     p.most_rows = most_rows(args);
-    p.merges_here = most_spans(args) <= MERGED_HERE;
     p.n_tiles = (p.most_rows + ROWS - 1) / ROWS;
     if (args->dtype == MB_BF16)
         return args->cache_dtype == MB_BF16 ? launch_dim<MB_BF16, MB_BF16>(&p, stream)

@@ -88,6 +88,20 @@ static __device__ __forceinline__ uint32_t mb_load_cluster_u32(const uint32_t *f
     return value;
 }
 
+/* Two numbers from the shared memory of the CTA of that rank, where this CTA has from_shared. */
+static __device__ __forceinline__ float2 mb_load_cluster_8(uint32_t from_shared, uint32_t cta_rank) {
+    float2 value;
+    asm volatile("{\n"
+                 ".reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %2, %3;\n"
+                 "ld.shared::cluster.v2.f32 {%0, %1}, [remote];\n"
+                 "}"
+                 : "=f"(value.x), "=f"(value.y)
+                 : "r"(from_shared), "r"(cta_rank)
+                 : "memory");
+    return value;
+}
+
 /* One arrival at the mbarrier of the CTA of that rank, where this CTA has `barrier`. (Not .release.cluster,
  * which costs a fence of the whole GPU and is not needed to say that shared memory has been read.) */
 static __device__ __forceinline__ void mb_mbarrier_arrive_cluster(uint64_t *barrier, uint32_t cta_rank) {

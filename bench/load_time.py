@@ -9,6 +9,7 @@ removed at the end. --layers: fewer than the shape has, if there is no place for
 """
 
 import argparse
+import datetime
 import json
 import math
 import multiprocessing
@@ -115,6 +116,10 @@ def first_token(program, folder, options):
     return time.monotonic() - begin
 
 
+def output_of(*command):
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=pathlib.Path, default=ROOT / "bench/shapes/qwen3-30b-a3b")
@@ -124,6 +129,8 @@ def main():
     parser.add_argument("--moebius", type=pathlib.Path, default=ROOT / "build/cuda/moebius")
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, help="append a row as JSON")
+    parser.add_argument("--card", help="what the model runs on, for the row; default: as nvidia-smi names it")
+    parser.add_argument("--commit", help="of the program, for the row; default: of this folder")
     parser.add_argument("options", nargs="*", help="further options of moebius run, behind --")
     given = parser.parse_args()
     config = json.loads((given.shape / "config.json").read_text())
@@ -138,8 +145,11 @@ def main():
             seconds.append(first_token(given.moebius, folder, given.options))
             print(f"start to end with one token: {seconds[-1]:.2f} s, {n_bytes / seconds[-1] / 1e9:.1f} GB/s", flush=True)
     if given.output:
-        row = {"bench": "load", "who": "moebius", "shape": given.shape.name, "layers": config["num_hidden_layers"],
-               "bytes": n_bytes, "options": given.options, "seconds": seconds}  # fmt: skip
+        card = given.card or output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()[0]
+        row = {"bench": "load", "who": "moebius", "commit": given.commit or output_of("git", "-C", ROOT, "describe", "--always"),
+               "card": card, "date": str(datetime.date.today()), "model": given.shape.name, "dtype": "bf16",
+               "weights": " ".join(["bf16", *given.options]), "shape": {"layers": config["num_hidden_layers"], "files": given.files},
+               "bytes": n_bytes, "seconds": seconds, "how": f"wall clock of the process, checkpoint in {given.folder}"}  # fmt: skip
         with open(given.output, "a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -93,6 +93,11 @@ def moe_table(rows):
                 yield from [f"![Time against T, {family}, {layer}]({picture})", ""]
 
 
+def moe_zipf_table(rows):
+    for dtype in dict.fromkeys(r["dtype"] for r in rows):
+        yield from [f"### {dtype}", "", *moe_dtype_table(rows, dtype), ""]
+
+
 def moe_block_table(rows):
     yield "| pass | tokens | H, I, E, K | who | dtype | µs | tokens/s | against HF eager | commit |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -114,6 +119,15 @@ def engine_table(rows):
         share = f"{100 * r['floor_us'] / r['step_us']:.0f}" if "floor_us" in r else ""
         yield (f"| {r['who']} | {r['model']} | {r['shape']['batch']} | {r['shape']['context']} | {r['dtype']} | {r['weights']} | {r['kv']} "
                f"| {r['tok_s']:.0f} | {step} | {share} | {r['commit']} |")
+
+
+def load_table(rows):
+    yield "| who | model | weights | GB | seconds | GB/s | commit |"
+    yield "|---|---|---|---|---|---|---|"
+    for r in rows:
+        seconds = ", ".join(f"{s:.2f}" for s in r["seconds"])
+        yield (f"| {r['who']} | {r['model']} | {r['weights']} | {r['bytes'] / 1e9:.1f} | {seconds} "
+               f"| {r['bytes'] / min(r['seconds']) / 1e9:.1f} | {r['commit']} |")
 
 
 def serve_load(shape):
@@ -147,6 +161,8 @@ SECTIONS = [
      "floor follows which experts the random logits hit, so compare the shares, not the times. moebius: `moebius bench moe` and "
      "`build/cuda/tests/moe_check --output FILE`; the others: `bench/moe_sweep.py`.",
      moe_table),
+    ("moe_zipf", "The MoE layer with skewed routing", "As above, but the most popular expert is chosen twice as often as the second, "
+     "three times as often as the third, and so on (Zipf). `moebius bench moe --routing zipf --output FILE`.", moe_zipf_table),
     ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
      "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
@@ -156,6 +172,8 @@ SECTIONS = [
      engine_table),
     ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`; Hugging Face beside "
      "it: `bench/engine_vs_hf.py`.", engine_table),
+    ("load", "Loading", "From the start of `moebius run` to its end after one token, with a checkpoint in the page cache; every run "
+     "in its turn. `python bench/load_time.py --output FILE`.", load_table),
     ("serve", "Serving", "What the clients of a server see. `moebius bench serve --output FILE`; bench/README.md tells what is "
      "measured.", serve_table),
 ]

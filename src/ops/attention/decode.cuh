@@ -71,7 +71,14 @@ template <int cache_dtype, int dim> struct block_shape {
     static constexpr int element_bytes = cache_dtype == MB_F8_E4M3 ? 1 : 2, row_bytes = dim * element_bytes;
     static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128, n_panels = row_bytes / panel_bytes;
     static constexpr int n_bytes = BLOCK * row_bytes;
-    static constexpr int n_stages = 80 * 1024 / n_bytes < 14 ? 80 * 1024 / n_bytes : 14;
+    /* Of e4m3 the consumers are the limit, not memory: a third CTA has work for the SM while the others wait. */
+    static constexpr int is_e4m3 = cache_dtype == MB_F8_E4M3, ctas_per_sm = is_e4m3 ? 3 : CTAS_PER_SM;
+    static constexpr int ring_bytes = (is_e4m3 ? 48 : 80) * 1024;
+    static constexpr int n_stages = ring_bytes / n_bytes < 14 ? ring_bytes / n_bytes : 14;
+    /* Of a thread; three CTAs have 80 at the launch. */
+    static constexpr int consumer_registers = is_e4m3 ? 120 : CONSUMER_REGISTERS;
+    static constexpr int other_registers = is_e4m3 ? 40 : OTHER_REGISTERS;
+    static constexpr int merged_at_once = is_e4m3 ? 4 : MERGED_AT_ONCE;
 };
 
 template <class shape, int dim> struct shared_map {
@@ -112,6 +119,12 @@ template <class shape> static __device__ __forceinline__ void advance(ring *at) 
         at->stage = 0;
         at->round++;
     }
+}
+
+/* The column of A that has dimension d of a query. Where an e4m3 block is read, four dimensions come together: of each
+ * sixteen lane c of a quad has 4 c .. 4 c + 3. (The order within sixteen does not change the bits of their sum.) */
+template <class shape> static __device__ __forceinline__ int column_of(int d) {
+    return shape::is_e4m3 ? d / 16 * 16 + d % 4 / 2 * 8 + d % 16 / 4 * 2 + d % 2 : d;
 }
 
 static __device__ __forceinline__ void sync_consumers(void) {

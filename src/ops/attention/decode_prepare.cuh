@@ -81,7 +81,7 @@ static __device__ __forceinline__ void store_head(void *to, int64_t at, float sc
 }
 
 /* Queries as the tensor cores' A reads them. */
-template <int dtype, int dim>
+template <int dtype, int dim, class shape>
 static __device__ __forceinline__ void store_query(unsigned char *queries, int r,
                                                    const mb_head<dim / 64> *head) {
     const int lane = threadIdx.x % 32;
@@ -89,7 +89,7 @@ static __device__ __forceinline__ void store_query(unsigned char *queries, int r
     for (int i = 0; i < dim / 64; i++)
 #pragma unroll
         for (int is_high = 0; is_high < 2; is_high++) {
-            const int d = lane + 32 * i + is_high * (dim / 2);
+            const int d = column_of<shape>(lane) + 32 * i + is_high * (dim / 2);
             mb_element_store((mb_dtype)dtype, queries + r * 2 * dim + (d / 8 ^ r % 8) * 16, d % 8,
                              is_high ? head->high[i] : head->low[i]);
         }
@@ -252,7 +252,7 @@ static __device__ __forceinline__ void prepare(const decode_params *p, shared_ma
     for (int i = 0; i < most_rows; i++) {
         if (warp + i * N_WARPS >= n_rows)
             heads[i] = {};
-        store_query<dtype, dim>(s->queries, warp + i * N_WARPS, &heads[i]);
+        store_query<dtype, dim, shape>(s->queries, warp + i * N_WARPS, &heads[i]);
     }
     sync_consumers();
 }

@@ -21,13 +21,19 @@ static __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t 
         mb_mma_f16(sum, a, b0, b1);
 }
 
-/* Two numbers of e4m3, exactly. */
-template <int dtype> static __device__ __forceinline__ uint32_t widen(uint32_t pair) {
-    const uint32_t halves = mb_from_e4m3x2((uint16_t)pair);
-    if constexpr (dtype == MB_F16)
-        return halves;
-    const float2 wide = __half22float2(*(const __half2 *)&halves);
-    return pack<MB_BF16>(wide.x, wide.y);
+/* Four numbers of e4m3, exactly: to the pairs 0, 1 and 2, 3, or (is_transposed) 0, 2 and 1, 3. */
+template <int dtype, int is_transposed>
+static __device__ __forceinline__ void widen(uint32_t four, uint32_t *first, uint32_t *second) {
+    uint32_t low, high;
+    mb_from_e4m3x4(four, &low, &high);
+    if constexpr (dtype == MB_F16) {
+        *first = is_transposed ? __byte_perm(low, high, 0x5410) : low;
+        *second = is_transposed ? __byte_perm(low, high, 0x7632) : high;
+    } else {
+        const float2 a = __half22float2(*(const __half2 *)&low), b = __half22float2(*(const __half2 *)&high);
+        *first = is_transposed ? pack<MB_BF16>(a.x, b.x) : pack<MB_BF16>(a.x, a.y);
+        *second = is_transposed ? pack<MB_BF16>(a.y, b.y) : pack<MB_BF16>(b.x, b.y);
+    }
 }
 
 /* Addresses within a block or P follow from the lane alone. The lane is read again for each, so that they are not
@@ -42,31 +48,39 @@ static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint32_t rows, i
     mb_load_matrix_x4(a, rows + r * 2 * columns + (piece ^ r % 8) * 16);
 }
 
-/* All of the queries as A. */
-template <int dim>
+/* All of the queries as A. (Of an e4m3 cache they are loaded by multiply_keys: registers are scarce there.) */
+template <int dim, class shape>
 static __device__ __forceinline__ void load_queries(uint32_t queries, uint32_t (&q)[dim / 16][4]) {
-    const int lane = lane_again();
+    if constexpr (!shape::is_e4m3) {
+        const int lane = lane_again();
 #pragma unroll
-    for (int k = 0; k < dim / 16; k++)
-        load_a(q[k], queries, dim, k, lane);
+        for (int k = 0; k < dim / 16; k++)
+            load_a(q[k], queries, dim, k, lane);
+    }
 }
 
 /* Scores of the block's positions [first, first + 32). */
 template <int dtype, int cache_dtype, int dim, class shape>
-static __device__ __forceinline__ void multiply_keys(const uint32_t (&q)[dim / 16][4],
+static __device__ __forceinline__ void multiply_keys(uint32_t queries, const uint32_t (&q)[dim / 16][4],
                                                      const unsigned char *keys, int first,
                                                      float (&scores)[QUARTER / 8][4]) {
     const int lane = lane_again(), matrix = lane / 8;
     if constexpr (cache_dtype == MB_F8_E4M3) {
+        /* A matrix: eight positions by sixteen dimensions, which are a piece. */
+        static_assert(QUARTER == 32, "four matrices at once");
+        const uint32_t from = mb_shared_address(keys) + place_of<shape>(first + lane, 0);
 #pragma unroll
-        for (int k = 0; k < dim / 16; k++)
+        for (int k = 0; k < dim / 16; k++) {
+            uint32_t a[4], x[4];
+            load_a(a, queries, dim, k, lane);
+            mb_load_matrix_x4(x, from ^ k * 16);
 #pragma unroll
             for (int j = 0; j < QUARTER / 8; j++) {
-                const unsigned char *from =
-                    keys + place_of<shape>(first + 8 * j + lane / 4, k) + lane % 4 * 2;
-                multiply<dtype>(scores[j], q[k], widen<dtype>(*(const uint16_t *)from),
-                                widen<dtype>(*(const uint16_t *)(from + 8)));
+                uint32_t low, high;
+                widen<dtype, 0>(x[j], &low, &high);
+                multiply<dtype>(scores[j], a, low, high);
             }
+        }
     } else {
         /* Pieces of 16 dimensions differ in bits 5 and 6 of the address, which the swizzle of the row changes:
          * exclusive or, and the panel. Of b: positions 0 - 7 of sixteen by dimensions 0 - 7, 8 - 15; then
@@ -112,10 +126,11 @@ static __device__ __forceinline__ void multiply_values(uint32_t weights, uint32_
         mb_load_matrix_transposed_x4(x, values + place_of<shape>(r, piece));
 #pragma unroll
         for (int t = 0; t < n_dims / 16; t++) {
-            const uint32_t low = __byte_perm(x[2 * t], 0, 0x3120),
-                           high = __byte_perm(x[2 * t + 1], 0, 0x3120);
-            multiply<dtype>(sums[2 * t], a, widen<dtype>(low), widen<dtype>(high));
-            multiply<dtype>(sums[2 * t + 1], a, widen<dtype>(low >> 16), widen<dtype>(high >> 16));
+            uint32_t even[2], odd[2];
+            widen<dtype, 1>(x[2 * t], &even[0], &odd[0]);
+            widen<dtype, 1>(x[2 * t + 1], &even[1], &odd[1]);
+            multiply<dtype>(sums[2 * t], a, even[0], even[1]);
+            multiply<dtype>(sums[2 * t + 1], a, odd[0], odd[1]);
         }
     } else {
         static_assert(n_dims <= 32, "two sixteens differ in bit 5 of the address");
@@ -152,26 +167,33 @@ typedef struct span_factors {
     step_factors steps[SPAN_STEPS][2];
 } span_factors;
 
-/* The warp's scores become P in shared memory. All consumers call it; afterwards they see P and quarters. */
-template <int dtype, class shape, int dim>
-static __device__ __forceinline__ void soften(shared_map<shape, dim> *s, const int32_t (&n_visible)[2],
-                                              float factor, float (&scores)[SPAN_STEPS][QUARTER / 8][4],
-                                              span_factors *f) {
+/* The warp's scores become P in shared memory. All consumers call it; afterwards they see P and quarters. n: the lane's
+ * rows that may be there, one or two; of the other P is what was there, and nothing of its sums is used. */
+template <int dtype, int n, class shape, int dim>
+static __device__ __forceinline__ void
+soften_rows(shared_map<shape, dim> *s, int is_masked, const int32_t (&n_visible)[2], float factor,
+            float (&scores)[SPAN_STEPS][QUARTER / 8][4], span_factors *f) {
     const int warp = threadIdx.x / 32, lane = lane_again(), g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int step = 0; step < SPAN_STEPS; step++) {
         float largest[2] = {-CUDART_INF_F, -CUDART_INF_F};
+        if (is_masked) {
+#pragma unroll
+            for (int j = 0; j < QUARTER / 8; j++)
+#pragma unroll
+                for (int i = 0; i < 2 * n; i++) {
+                    const int position = step * STEP + warp * QUARTER + 8 * j + 2 * c + i % 2;
+                    float *score = &scores[step][j][i];
+                    *score = position < n_visible[i / 2] ? *score : -CUDART_INF_F;
+                }
+        }
 #pragma unroll
         for (int j = 0; j < QUARTER / 8; j++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int position = step * STEP + warp * QUARTER + 8 * j + 2 * c + i % 2;
-                float *score = &scores[step][j][i];
-                *score = position < n_visible[i / 2] ? *score : -CUDART_INF_F;
-                largest[i / 2] = fmaxf(largest[i / 2], *score);
-            }
+            for (int i = 0; i < 2 * n; i++)
+                largest[i / 2] = fmaxf(largest[i / 2], scores[step][j][i]);
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
+        for (int r = 0; r < n; r++) {
             largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffff, largest[r], 1));
             largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffff, largest[r], 2));
             if (c == 0)
@@ -182,7 +204,7 @@ static __device__ __forceinline__ void soften(shared_map<shape, dim> *s, const i
 #pragma unroll
     for (int step = 0; step < SPAN_STEPS; step++)
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
+        for (int r = 0; r < n; r++) {
             const int row = g + 8 * r;
             const float4 of_warps = *(const float4 *)s->largest[step][row];
             const float largest = fmaxf(fmaxf(of_warps.x, of_warps.y), fmaxf(of_warps.z, of_warps.w));
@@ -202,6 +224,24 @@ static __device__ __forceinline__ void soften(shared_map<shape, dim> *s, const i
             s->quarters[step][warp][row][c] = quarter;
         }
     sync_consumers();
+}
+
+/* Of an e4m3 cache no work for rows that are not there, nor for positions that are hidden from nobody. (Of 16 bits
+ * memory is the limit, and one copy is shorter.) */
+template <int dtype, class shape, int dim>
+static __device__ __forceinline__ void soften(shared_map<shape, dim> *s, const item *it,
+                                              const int32_t (&n_visible)[2], float factor,
+                                              float (&scores)[SPAN_STEPS][QUARTER / 8][4], span_factors *f) {
+    if constexpr (shape::is_e4m3) {
+        const int is_masked = it->kv_len - it->q_len - it->i_span * SPAN + 1 < SPAN;
+        *f = {};
+        if (it->q_len * it->group - it->first <= 8)
+            soften_rows<dtype, 1>(s, is_masked, n_visible, factor, scores, f);
+        else
+            soften_rows<dtype, 2>(s, is_masked, n_visible, factor, scores, f);
+    } else {
+        soften_rows<dtype, 2>(s, 1, n_visible, factor, scores, f);
+    }
 }
 
 /* Of the span, of the lane's row. */

@@ -82,8 +82,9 @@ multiply_span(const decode_params *p, shared_map<shape, dim> *s, const item *it,
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const uint32_t weights = mb_shared_address(s->weights);
     const new_tokens fresh = find_new(it);
+    const uint32_t queries = mb_shared_address(s->queries);
     uint32_t q[dim / 16][4];
-    load_queries<dim>(mb_shared_address(s->queries), q);
+    load_queries<dim, shape>(queries, q);
 
     float scores[SPAN_STEPS][QUARTER / 8][4] = {};
 #pragma unroll
@@ -97,7 +98,7 @@ multiply_span(const decode_params *p, shared_map<shape, dim> *s, const item *it,
             if (warp / 2 == i) {
                 unsigned char *stage = stage_of(s, at->stage);
                 patch(s, stage, 0, i_item, &fresh, block, first, first + QUARTER, 0, shape::row_bytes / 16);
-                multiply_keys<dtype, cache_dtype, dim, shape>(q, stage, first, scores[step]);
+                multiply_keys<dtype, cache_dtype, dim, shape>(queries, q, stage, first, scores[step]);
             }
             __syncwarp();
             if (lane == 0)
@@ -110,7 +111,7 @@ multiply_span(const decode_params *p, shared_map<shape, dim> *s, const item *it,
     const int32_t n_visible[2] = {before + token_of_row(it, min(row, last)),
                                   before + token_of_row(it, min(row + 8, last))};
     span_factors f;
-    soften<dtype>(s, n_visible, score_factor(&p->attend, it->kv_head), scores, &f);
+    soften<dtype>(s, it, n_visible, score_factor(&p->attend, it->kv_head), scores, &f);
 
 #pragma unroll
     for (int n = 0; n < n_dims / 8; n++)
@@ -239,7 +240,7 @@ static __device__ __forceinline__ void consume_one(const decode_params *p, share
 
 /* is_few: a CTA has one item at most. */
 template <int dtype, int cache_dtype, int dim, int is_few>
-static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
+static __global__ void __launch_bounds__(N_THREADS, block_shape<cache_dtype, dim>::ctas_per_sm)
     decode(const __grid_constant__ decode_params p) {
     typedef block_shape<cache_dtype, dim> shape;
     extern __shared__ __align__(1024) unsigned char memory[];
@@ -263,13 +264,13 @@ static __global__ void __launch_bounds__(N_THREADS, CTAS_PER_SM)
     }
     __syncthreads();
     if (threadIdx.x < N_CONSUMERS) {
-        mb_setmaxnreg_increase<CONSUMER_REGISTERS>();
+        mb_setmaxnreg_increase<shape::consumer_registers>();
         if (is_few)
             consume_one<dtype, cache_dtype, dim>(&p, s);
         else
             consume<dtype, cache_dtype, dim>(&p, s);
     } else {
-        mb_setmaxnreg_decrease<OTHER_REGISTERS>();
+        mb_setmaxnreg_decrease<shape::other_registers>();
         const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
         if (warp == PRODUCER)
             produce<shape, dim>(&p, s);
@@ -375,10 +376,10 @@ template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_pa
     typedef block_shape<cache_dtype, dim> shape;
     const mb_attention_args *args = &p->attend;
     constexpr size_t shared_bytes = stages_at<shape, dim> + shape::n_stages * shape::n_bytes;
-    static_assert(CTAS_PER_SM * (shared_bytes + 1024) <= 228 * 1024, "the CTAs do not fit onto an SM");
+    static_assert(shape::ctas_per_sm * (shared_bytes + 1024) <= 228 * 1024, "the CTAs do not fit onto an SM");
     const int64_t n_spans = ((int64_t)args->max_kv_len + SPAN - 1) / SPAN;
     const int64_t n_tiles = (int64_t)args->n_sequences * args->n_kv_heads * p->n_tiles;
-    const int64_t n_slots = (int64_t)mb_n_processors() * CTAS_PER_SM;
+    const int64_t n_slots = (int64_t)mb_n_processors() * shape::ctas_per_sm;
     MB_REQUIRE(n_tiles * n_spans <= INT32_MAX - n_slots,
                "decode_attention: %d sequences of %d positions are too many", args->n_sequences,
                args->max_kv_len);

@@ -53,10 +53,10 @@ static __device__ __forceinline__ void merge_spans(const decode_params *p, share
         float4 sum = {};
         float2 scale = {};
 #pragma unroll 1
-        for (int32_t first = 0; first < n_spans; first += MERGED_AT_ONCE) {
-            float4 next[MERGED_AT_ONCE];
+        for (int32_t first = 0; first < n_spans; first += shape::merged_at_once) {
+            float4 next[shape::merged_at_once];
 #pragma unroll
-            for (int j = 0; j < MERGED_AT_ONCE; j++)
+            for (int j = 0; j < shape::merged_at_once; j++)
                 if (first + j < n_spans) {
                     next[j] = __ldcg(from);
                     from += stride;
@@ -64,7 +64,7 @@ static __device__ __forceinline__ void merge_spans(const decode_params *p, share
             if (begin == 0 && first == 0)
                 sync_consumers(); /* the scales are there, which were under way with the first sums */
 #pragma unroll
-            for (int j = 0; j < MERGED_AT_ONCE; j++)
+            for (int j = 0; j < shape::merged_at_once; j++)
                 if (first + j == 0) {
                     sum = next[j];
                     scale = scales[r];

@@ -1,4 +1,4 @@
-/* fp8.cuh - conversion to OCP e4m3, saturating, and from it, two at a time. */
+/* fp8.cuh - conversion to OCP e4m3, saturating, and from it, two or four at a time. */
 #ifndef MB_OPS_HOPPER_FP8_CUH
 #define MB_OPS_HOPPER_FP8_CUH
 
@@ -16,6 +16,18 @@ static __device__ __forceinline__ uint32_t mb_from_e4m3x2(uint16_t pair) {
     uint32_t halves;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(pair));
     return halves;
+}
+
+/* Four numbers likewise: low has the first two. (The upper half of a register needs no shift.) */
+static __device__ __forceinline__ void mb_from_e4m3x4(uint32_t four, uint32_t *low, uint32_t *high) {
+    asm("{\n"
+        ".reg .b16 first, second;\n"
+        "mov.b32 {first, second}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, first;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, second;\n"
+        "}"
+        : "=r"(*low), "=r"(*high)
+        : "r"(four));
 }
 
 #endif

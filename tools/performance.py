@@ -161,8 +161,8 @@ SECTIONS = [
      "floor follows which experts the random logits hit, so compare the shares, not the times. moebius: `moebius bench moe` and "
      "`build/cuda/tests/moe_check --output FILE`; the others: `bench/moe_sweep.py`.",
      moe_table),
-    ("moe_zipf", "The MoE layer with skewed routing", "As above, but the most popular expert is chosen twice as often as the second, "
-     "three times as often as the third, and so on (Zipf). `moebius bench moe --routing zipf --output FILE`.", moe_zipf_table),
+    ("moe_zipf", "The MoE layer with skewed routing", "As above, but a token's first choice is the most popular expert twice as often as "
+     "the second, three times as often as the third, and so on (Zipf); its other choices are drawn from the rest. `moebius bench moe --routing zipf --output FILE`.", moe_zipf_table),
     ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
      "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",

@@ -305,7 +305,8 @@ typedef struct mb_moe_forward_args {
     void *p;
     /* x in fp8 already, by what made x: e4m3 times one scale for each row and 128 columns, amax / 448, 1 when all
      * are 0. A GPU then does not quantise x; with the scales and bytes that it would make the result has the same
-     * bits. The CPU widens x8, and reads it in place of x. A GPU takes it beside weights with block scales only. */
+     * bits. The CPU widens x8, and reads it in place of x. A GPU takes it beside weights with block scales only.
+     * x must be given all the same. */
     const void *x8;        /* [T, H] MB_F8_E4M3, or NULL */
     const float *x8_scale; /* [T, ceil(H / 128)]; NULL with x8 NULL */
 } mb_moe_forward_args;

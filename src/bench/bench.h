@@ -13,8 +13,8 @@ typedef struct mb_bench_moe_args {
     const char *dtype; /* "bf16", "fp16", "tf32", "fp32", "fp8_block", "fp8_tensor" (the last two: of weights,
                           with bf16 tokens) */
     mb_activation activation;
-    int has_bias;  /* both matrices have biases */
-    int is_zipf;   /* routing: expert number n, in random order, is chosen with a probability of 1 / n */
+    int has_bias; /* both matrices have biases */
+    int is_zipf; /* routing: a token draws experts, without putting back, in proportion to 1 / n (n: 1, 2, ...) */
     int n_repeats; /* 0: 31 on a GPU, 5 on the CPU */
     int n_threads; /* of the CPU; 0: one per core that the process may use */
     uint64_t seed;

@@ -81,7 +81,8 @@ mb_status mb_bench_random_array(mb_bench_arrays *arrays, mb_dtype dtype, int64_t
 static void shuffle(uint64_t *state, int32_t *places, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         int32_t j = (int32_t)(mb_random(state) % (uint64_t)(i + 1));
-        places[i] = places[j];
+        if (j != i)
+            places[i] = places[j];
         places[j] = i + 1;
     }
 }

@@ -63,8 +63,8 @@ static const cli_option options[] = {
      .choices = "uniform|zipf",
      .fallback = "uniform",
      .help =
-         "How tokens choose experts. zipf: the most popular expert is chosen twice as often as the second, three "
-         "times as often as the third, and so on."},
+         "How tokens choose experts. zipf: a token's first choice is the most popular expert twice as often as the "
+         "second, three times as often as the third, and so on. Its other choices are drawn from the rest."},
     {.name = "device",
      .value_name = "DEVICE",
      .kind = CLI_CHOICE,

@@ -103,7 +103,7 @@ const cli_option cli_engine_options[] = {
      .kind = CLI_FLAG,
      .offset = FIELD(random_weights),
      .help =
-         "To measure a server without a checkpoint: DIR needs a config.json and a tokenizer, random weights of "
+         "To measure a server without a checkpoint: DIR needs a config.json and a tokenizer. Random weights of "
          "its shape are made on the device, always the same ones."},
     {0},
 };

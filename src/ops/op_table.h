@@ -52,7 +52,7 @@
 
 typedef struct mb_ops {
     const char *name; /* "cpu", "sm90" */
-    /* Whether gemm and moe_forward, beside such a weight and so many tokens, had rather have x in fp8 from what makes
+    /* Whether gemm and moe_forward, beside such a weight and so many tokens, would rather have x in fp8 from what makes
      * it (rms_norm) than in dtype. NULL: never. */
     int (*wants_x8)(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens);
     MB_OPERATORS(MB_OP_PLAIN, MB_OP_WITH_WORKSPACE)

@@ -253,7 +253,7 @@ static void test_refused_others(void **state) {
     norm.hidden = 8, norm.out8 = out;
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "one of out8 and out8_scale is NULL");
     norm.out8_scale = inv_freq;
-    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out8 beside a dtype of fp32");
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out8 is given, but dtype is fp32");
 
     mb_qk_norm_rope_store_args rope = {.qkv = x,
                                        .positions = ids,

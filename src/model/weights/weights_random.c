@@ -34,7 +34,7 @@ enum { N_REGIONS = 6 };
 #define ALL_REGIONS(r) \
     { &(r)->embedding, &(r)->plain, &(r)->fp8, &(r)->scales, &(r)->norms, &(r)->vectors }
 
-/* Of the type that checkpoints have it in: kernels know ways for norms of 16 bits. */
+/* Of the type that checkpoints have it in: some kernels are faster with norms of 16 bits. */
 static mb_weight vector(const regions *r, mb_arena *region, int64_t n) {
     return (mb_weight){.data = mb_arena_push(region, 1, mb_dtype_row_bytes(r->plain_dtype, n)),
                        .count = 1,

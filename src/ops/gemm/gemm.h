@@ -6,8 +6,8 @@
  *
  * The norm has the bits of rms_norm, whose rows are rounded to x's type before they are multiplied.
  *
- * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to such fp8 too, where the weight has block scales of 8 rows or more, its rows are a multiple of
- * 8 and its columns one of 16. The CPU leaves x as it is.
+ * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to such fp8 too, where the weight has block
+ * scales of 8 rows or more, its rows are a multiple of 8 and its columns one of 16. The CPU leaves x as it is.
  *
  * On a GPU the weight, its scales and norm_weight may be read before the kernels in front of this call have
  * ended: none of those that let the next one start early may write them.

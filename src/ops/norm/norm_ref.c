@@ -61,7 +61,8 @@ mb_status mb_rms_norm_check(const mb_rms_norm_args *args) {
         return MB_OK;
     MB_REQUIRE(args->x && (args->out || args->out8), "rms_norm: x or out is NULL");
     MB_REQUIRE(!args->out8 == !args->out8_scale, "rms_norm: one of out8 and out8_scale is NULL");
-    MB_REQUIRE(!args->out8 || args->dtype != MB_F32, "rms_norm: out8 beside a dtype of fp32");
+    MB_REQUIRE(!args->out8 || args->dtype != MB_F32,
+               "rms_norm: out8 is given, but dtype is fp32; it must be bf16 or fp16");
     MB_REQUIRE(!args->rows || args->out != args->x, "rms_norm: out is x although rows are gathered");
     return MB_OK;
 }

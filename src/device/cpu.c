@@ -22,7 +22,7 @@
 const mb_ops mb_cpu_ops = {.name = "cpu",
 #define PLAIN(op) .op = mb_##op##_ref,
 #define WITH_WORKSPACE(op) .op##_workspace = mb_##op##_ref_workspace, .op = mb_##op##_ref,
-                           MB_OPERATORS(PLAIN, WITH_WORKSPACE)
+                           MB_OPERATORS(PLAIN, WITH_WORKSPACE) MB_TRAINING_OPERATORS(PLAIN, WITH_WORKSPACE)
 #undef PLAIN
 #undef WITH_WORKSPACE
 };

@@ -1,102 +1,91 @@
-/* training.c - the public training operators: they run on the CPU, and refuse memory of a GPU. */
+/*
+ * training.c - the public training operators: they look where the memory is, and call that place's op table.
+ * A GPU's table may lack some of them.
+ */
 #include "base/status.h"
-#include "device/device.h"
+#include "device/place.h"
 #include "ops/common/tensor.h"
-#include "ops/moe/train.h"
 
-/* The first pointer that is not NULL says where the memory is. */
-static mb_status need_cpu(const char *op, const void *const *pointers, int n_pointers) {
-    const void *first = NULL;
-    for (int i = 0; i < n_pointers && !first; i++)
-        first = pointers[i];
-#ifdef MOEBIUS_WITH_CUDA
-    const mb_ops *gpu_ops = NULL;
-    int former = 0;
-    if (first)
-        MB_TRY(mb_device_cuda_enter(first, &gpu_ops, &former));
-    if (gpu_ops) {
-        mb_device_cuda_leave(former);
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: the memory is a GPU's, and this operator runs on the CPU only; pass host memory",
-                       op);
-    }
-#else
-    (void)op;
-#endif
-    return MB_OK;
+static mb_status refuse(const mb_place *where, const char *op) {
+    return mb_place_leave(
+        where,
+        mb_fail(MB_ERR_UNSUPPORTED,
+                "%s: the memory is a GPU's, and this operator runs on the CPU only; pass host memory", op));
 }
 
-#define NEED_CPU(op, ...)                                   \
-    MB_TRY(need_cpu(op, (const void *const[]){__VA_ARGS__}, \
-                    (int)(sizeof((const void *const[]){__VA_ARGS__}) / sizeof(void *))))
+/* Returns from the calling function with what the place's operator gives. */
+#define RETURN_CALL(where, op, name, ...) \
+    return (where).ops->op ? mb_place_leave(&(where), (where).ops->op(__VA_ARGS__)) : refuse(&(where), name)
 
-static mb_status check_workspace(const char *op, const void *workspace) {
-    enum { ALIGNMENT = 256 };
-    MB_REQUIRE((uintptr_t)workspace % ALIGNMENT == 0, "%s: workspace is not aligned to %d bytes", op,
-               ALIGNMENT);
-    return MB_OK;
-}
+/* ---- The experts' backward ----------------------------------------------------------------------------- */
 
-static mb_status enter_backward(const mb_moe_backward_args *args) {
+static mb_status enter_backward(const mb_moe_backward_args *args, mb_place *where) {
     MB_TRY(mb_need(args, "moe_backward: args"));
-    NEED_CPU("moe_backward", args->x, args->weights, args->ids, args->w13.data, args->w2.data, args->d_out,
-             args->dx, args->dweights, args->dw13, args->dw2, args->dbias13, args->dbias2);
-    return MB_OK;
+    return MB_PLACE_ENTER(where, args->x, args->weights, args->ids, args->w13.data, args->w2.data,
+                          args->d_out, args->dx, args->dweights, args->dw13, args->dw2, args->dbias13,
+                          args->dbias2);
 }
 
 mb_status mb_moe_backward_workspace(const mb_moe_backward_args *most, size_t *bytes) {
+    mb_place where;
     MB_TRY(mb_need(bytes, "moe_backward: bytes"));
-    MB_TRY(enter_backward(most));
-    return mb_moe_backward_ref_workspace(most, bytes);
+    MB_TRY(enter_backward(most, &where));
+    RETURN_CALL(where, moe_backward_workspace, "moe_backward", most, bytes);
 }
 
 mb_status mb_moe_backward(const mb_moe_backward_args *args, void *workspace, size_t workspace_bytes,
                           mb_stream stream) {
-    MB_TRY(check_workspace("moe_backward", workspace));
-    MB_TRY(enter_backward(args));
-    return mb_moe_backward_ref(args, workspace, workspace_bytes, stream);
+    mb_place where;
+    MB_TRY(mb_place_check_workspace("moe_backward", workspace));
+    MB_TRY(enter_backward(args, &where));
+    RETURN_CALL(where, moe_backward, "moe_backward", args, workspace, workspace_bytes, stream);
 }
 
-static mb_status enter_router_losses(const mb_moe_router_losses_args *args) {
+/* ---- Router -------------------------------------------------------------------------------------------- */
+
+static mb_status enter_router_losses(const mb_moe_router_losses_args *args, mb_place *where) {
     MB_TRY(mb_need(args, "moe_router_losses: args"));
-    NEED_CPU("moe_router_losses", args->logits, args->ids, args->counts);
-    return MB_OK;
+    return MB_PLACE_ENTER(where, args->logits, args->ids, args->counts);
 }
 
 mb_status mb_moe_router_losses_workspace(const mb_moe_router_losses_args *most, size_t *bytes) {
+    mb_place where;
     MB_TRY(mb_need(bytes, "moe_router_losses: bytes"));
-    MB_TRY(enter_router_losses(most));
-    return mb_moe_router_losses_ref_workspace(most, bytes);
+    MB_TRY(enter_router_losses(most, &where));
+    RETURN_CALL(where, moe_router_losses_workspace, "moe_router_losses", most, bytes);
 }
 
 mb_status mb_moe_router_losses(const mb_moe_router_losses_args *args, void *workspace, size_t workspace_bytes,
                                mb_stream stream) {
-    MB_TRY(check_workspace("moe_router_losses", workspace));
-    MB_TRY(enter_router_losses(args));
-    return mb_moe_router_losses_ref(args, workspace, workspace_bytes, stream);
+    mb_place where;
+    MB_TRY(mb_place_check_workspace("moe_router_losses", workspace));
+    MB_TRY(enter_router_losses(args, &where));
+    RETURN_CALL(where, moe_router_losses, "moe_router_losses", args, workspace, workspace_bytes, stream);
 }
 
 mb_status mb_moe_route_backward(const mb_moe_route_backward_args *args, mb_stream stream) {
+    mb_place where;
     MB_TRY(mb_need(args, "moe_route_backward: args"));
-    NEED_CPU("moe_route_backward", args->logits, args->ids, args->dlogits);
-    return mb_moe_route_backward_ref(args, stream);
+    MB_TRY(MB_PLACE_ENTER(&where, args->logits, args->ids, args->dlogits));
+    RETURN_CALL(where, moe_route_backward, "moe_route_backward", args, stream);
 }
 
-static mb_status enter_token_rounding(const mb_moe_token_rounding_args *args) {
+static mb_status enter_token_rounding(const mb_moe_token_rounding_args *args, mb_place *where) {
     MB_TRY(mb_need(args, "moe_token_rounding: args"));
-    NEED_CPU("moe_token_rounding", args->logits, args->ids, args->out_ids, args->out_weights, args->counts);
-    return MB_OK;
+    return MB_PLACE_ENTER(where, args->logits, args->ids, args->out_ids, args->out_weights, args->counts);
 }
 
 mb_status mb_moe_token_rounding_workspace(const mb_moe_token_rounding_args *most, size_t *bytes) {
+    mb_place where;
     MB_TRY(mb_need(bytes, "moe_token_rounding: bytes"));
-    MB_TRY(enter_token_rounding(most));
-    return mb_moe_token_rounding_ref_workspace(most, bytes);
+    MB_TRY(enter_token_rounding(most, &where));
+    RETURN_CALL(where, moe_token_rounding_workspace, "moe_token_rounding", most, bytes);
 }
 
 mb_status mb_moe_token_rounding(const mb_moe_token_rounding_args *args, void *workspace,
                                 size_t workspace_bytes, mb_stream stream) {
-    MB_TRY(check_workspace("moe_token_rounding", workspace));
-    MB_TRY(enter_token_rounding(args));
-    return mb_moe_token_rounding_ref(args, workspace, workspace_bytes, stream);
+    mb_place where;
+    MB_TRY(mb_place_check_workspace("moe_token_rounding", workspace));
+    MB_TRY(enter_token_rounding(args, &where));
+    RETURN_CALL(where, moe_token_rounding, "moe_token_rounding", args, workspace, workspace_bytes, stream);
 }

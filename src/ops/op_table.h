@@ -1,9 +1,9 @@
 /*
- * op_table.h - the operators that a forward pass calls, as one struct of function pointers.
+ * op_table.h - the operators that a forward pass or a training step calls, as one struct of function pointers.
  *
  * A device fills the table: the CPU with the C references, a GPU with kernels. The model calls the table
  * and nothing else, so a backend is added without touching model/. A table may have holes while a backend
- * is being written; mb_ops_missing names them.
+ * is being written; mb_ops_missing names those that a model would fall into.
  *
  * Every operator takes a struct of shapes and pointers and runs on `stream`. It never allocates,
  * synchronises, prints or exits. T = 0 is legal and does nothing. `workspace` is device memory. The
@@ -20,6 +20,7 @@
 #include "ops/embed/embed.h"
 #include "ops/gemm/gemm.h"
 #include "ops/moe/moe.h"
+#include "ops/moe/train.h"
 #include "ops/norm/norm.h"
 #include "ops/rope/rope.h"
 #include "ops/sample/sample.h"
@@ -45,6 +46,13 @@
     WITH_WORKSPACE(sample)                  \
     PLAIN(log_softmax)
 
+/* Likewise, of training. No model calls them, so mb_ops_missing does not ask for them. */
+#define MB_TRAINING_OPERATORS(PLAIN, WITH_WORKSPACE) \
+    WITH_WORKSPACE(moe_backward)                     \
+    WITH_WORKSPACE(moe_router_losses)                \
+    PLAIN(moe_route_backward)                        \
+    WITH_WORKSPACE(moe_token_rounding)
+
 #define MB_OP_PLAIN(op) mb_status (*op)(const mb_##op##_args *args, mb_stream stream);
 #define MB_OP_WITH_WORKSPACE(op)                                            \
     mb_status (*op##_workspace)(const mb_##op##_args *most, size_t *bytes); \
@@ -56,12 +64,13 @@ typedef struct mb_ops {
      * it (rms_norm) than in dtype. NULL: never. */
     int (*wants_x8)(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens);
     MB_OPERATORS(MB_OP_PLAIN, MB_OP_WITH_WORKSPACE)
+    MB_TRAINING_OPERATORS(MB_OP_PLAIN, MB_OP_WITH_WORKSPACE)
 } mb_ops;
 
 #undef MB_OP_PLAIN
 #undef MB_OP_WITH_WORKSPACE
 
-/* How many operators the table lacks; their names go to `names`, cut off at its end: "embed, gemm". */
+/* How many of MB_OPERATORS the table lacks; their names go to `names`, cut off at its end: "embed, gemm". */
 int mb_ops_missing(const mb_ops *ops, char *names, size_t capacity);
 
 #endif

@@ -13,6 +13,11 @@ static void test_the_cpu_lacks_nothing(void **state) {
     char names[512] = "x";
     assert_int_equal(mb_ops_missing(&mb_cpu_ops, names, sizeof names), 0);
     assert_string_equal(names, "");
+#define PLAIN(op) assert_non_null(mb_cpu_ops.op);
+#define WITH_WORKSPACE(op) assert_non_null(mb_cpu_ops.op##_workspace), assert_non_null(mb_cpu_ops.op);
+    MB_TRAINING_OPERATORS(PLAIN, WITH_WORKSPACE)
+#undef PLAIN
+#undef WITH_WORKSPACE
 }
 
 static void test_what_is_missing_is_named(void **state) {

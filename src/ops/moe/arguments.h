@@ -9,7 +9,7 @@
 #ifndef MB_OPS_MOE_ARGUMENTS_H
 #define MB_OPS_MOE_ARGUMENTS_H
 
-#include "moebius/ops.h"
+#include "moebius/train.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -34,6 +34,9 @@ mb_status mb_moe_reduce_check(const mb_moe_reduce_args *args);
 
 mb_status mb_moe_forward_check_sizes(const mb_moe_forward_args *args);
 mb_status mb_moe_forward_check(const mb_moe_forward_args *args);
+
+mb_status mb_moe_backward_check_sizes(const mb_moe_backward_args *args);
+mb_status mb_moe_backward_check(const mb_moe_backward_args *args);
 
 /* The arguments of moe_experts for a layer's experts. The caller fills in row_index, offsets and y. */
 mb_moe_experts_args mb_moe_forward_experts(const mb_moe_forward_args *args);

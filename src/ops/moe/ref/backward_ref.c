@@ -2,7 +2,6 @@
 #include "base/status.h"
 #include "ops/common/dtype.h"
 #include "ops/common/parallel.h"
-#include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
@@ -31,67 +30,6 @@ typedef struct backward {
     void *workspace;     /* of one operator after another */
     size_t workspace_bytes;
 } backward;
-
-/* ---- Arguments ----------------------------------------------------------------------------------------- */
-
-static mb_status check_sizes(const mb_moe_backward_args *args) {
-    const mb_moe_forward_args forward = {.w13 = args->w13,
-                                         .w2 = args->w2,
-                                         .n_tokens = args->n_tokens,
-                                         .hidden = args->hidden,
-                                         .intermediate = args->intermediate,
-                                         .top_k = args->top_k,
-                                         .n_experts = args->n_experts,
-                                         .first_expert = args->first_expert,
-                                         .n_local_experts = args->n_local_experts,
-                                         .dtype = args->dtype,
-                                         .activation = args->activation};
-    mb_status status = mb_moe_forward_check_sizes(&forward);
-    if (status != MB_OK)
-        return mb_fail_context(status, "moe_backward");
-    MB_REQUIRE(args->w13.dtype == args->dtype, "moe_backward: w13.dtype is %s, not dtype's %s",
-               mb_dtype_name(args->w13.dtype), mb_dtype_name(args->dtype));
-    MB_REQUIRE(args->w2.dtype == args->dtype, "moe_backward: w2.dtype is %s, not dtype's %s",
-               mb_dtype_name(args->w2.dtype), mb_dtype_name(args->dtype));
-    MB_REQUIRE(args->grad_dtype == MB_F32 || args->grad_dtype == args->dtype,
-               "moe_backward: grad_dtype is %s (%d), not fp32 or dtype's %s", mb_dtype_name(args->grad_dtype),
-               (int)args->grad_dtype, mb_dtype_name(args->dtype));
-    MB_REQUIRE(args->accumulate == 0 || args->accumulate == 1, "moe_backward: accumulate is %d, not 0 or 1",
-               args->accumulate);
-    return MB_OK;
-}
-
-static mb_status check_array(const char *name, const void *array, size_t alignment, int may_be_null) {
-    MB_REQUIRE(array || may_be_null, "moe_backward: %s is NULL", name);
-    MB_REQUIRE((uintptr_t)array % alignment == 0, "moe_backward: %s is not aligned to %zu bytes, its type",
-               name, alignment);
-    return MB_OK;
-}
-
-static mb_status check(const mb_moe_backward_args *args) {
-    MB_TRY(check_sizes(args));
-    size_t element = mb_dtype_bytes(args->dtype), grad = mb_dtype_bytes(args->grad_dtype);
-    MB_TRY(check_array("dw13", args->dw13, grad, 1));
-    MB_TRY(check_array("dw2", args->dw2, grad, 1));
-    MB_TRY(check_array("dbias13", args->dbias13, grad, 1));
-    MB_TRY(check_array("dbias2", args->dbias2, grad, 1));
-    if (args->n_tokens == 0)
-        return MB_OK;
-    MB_TRY(check_array("x", args->x, element, 0));
-    MB_TRY(check_array("weights", args->weights, sizeof(float), 0));
-    MB_TRY(check_array("ids", args->ids, sizeof(int32_t), 0));
-    MB_TRY(check_array("w13.data", args->w13.data, element, 0));
-    MB_TRY(check_array("w2.data", args->w2.data, element, 0));
-    MB_TRY(check_array("bias13", args->bias13, element, 1));
-    MB_TRY(check_array("bias2", args->bias2, element, 1));
-    MB_TRY(check_array("p", args->p, element, 1));
-    MB_TRY(check_array("d_out", args->d_out, element, 0));
-    MB_TRY(check_array("dx", args->dx, element, 1));
-    MB_TRY(check_array("dweights", args->dweights, sizeof(float), 1));
-    MB_REQUIRE(!args->dx || args->dx != args->x, "moe_backward: dx is x");
-    MB_REQUIRE(!args->dx || args->dx != args->d_out, "moe_backward: dx is d_out");
-    return MB_OK;
-}
 
 /* ---- Workspace ----------------------------------------------------------------------------------------- */
 
@@ -135,7 +73,7 @@ static mb_status cut_workspace(const mb_moe_backward_args *args, mb_arena *arena
 }
 
 mb_status mb_moe_backward_ref_workspace(const mb_moe_backward_args *most, size_t *bytes) {
-    MB_TRY(check_sizes(most));
+    MB_TRY(mb_moe_backward_check_sizes(most));
     mb_arena arena;
     backward b;
     mb_arena_measure(&arena);
@@ -345,7 +283,7 @@ static void clear_gradients(const mb_moe_backward_args *args) {
 
 mb_status mb_moe_backward_ref(const mb_moe_backward_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream) {
-    MB_TRY(check(args));
+    MB_TRY(mb_moe_backward_check(args));
     if (args->n_tokens == 0) {
         if (!args->accumulate)
             clear_gradients(args);

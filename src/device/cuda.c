@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "base/status.h"
 #include "device/device.h"
+#include "ops/moe/backward/backward_sm90.h"
 #include "ops/moe/moe_sm90.h"
 
 #include <cuda_runtime.h>
@@ -43,6 +44,8 @@ static const mb_ops sm90_ops = {
     .moe_reduce = mb_moe_reduce_sm90,
     .moe_forward_workspace = mb_moe_forward_sm90_workspace,
     .moe_forward = mb_moe_forward_sm90,
+    .moe_backward_workspace = mb_moe_backward_sm90_workspace,
+    .moe_backward = mb_moe_backward_sm90,
     .count_tokens = mb_count_tokens_sm90,
     .sample_workspace = mb_sample_sm90_workspace,
     .sample = mb_sample_sm90,

@@ -6,9 +6,8 @@
  * R = T*K rows. The first pointer says where an operator runs, `workspace` is 256-byte aligned, no call
  * allocates memory, and the same inputs give the same bits with any number of threads.
  *
- * These operators run on the CPU only, where they are the reference for kernels to come. A pointer to a GPU's
- * memory is refused with MB_ERR_UNSUPPORTED. Errors are otherwise those of ops.h. Every array is aligned as
- * its type. Outputs may not overlap inputs or each other.
+ * Errors are those of ops.h. Every array is aligned as its type; on the GPU the matrices (x, d_out, dx, p, w13,
+ * w2 and their gradients) are 16-byte aligned. Outputs may not overlap inputs or each other.
  */
 #ifndef MOEBIUS_TRAIN_H
 #define MOEBIUS_TRAIN_H
@@ -33,6 +32,9 @@ extern "C" {
  *     dw2[e]  = sum of s d_out[t] h^T   dbias2[e]  = sum of s d_out[t]
  * relu's derivative at 0 is 0. Values between the sums (h, dp) are fp32; sums are fp64, and each result is
  * rounded once. A row of dx and of dweights does not depend on the other tokens, bit for bit.
+ *
+ * On the GPU dtype is MB_BF16 or MB_F16, hidden and intermediate are multiples of 8 and 16 at least, and x takes
+ * at most 4 GiB. There s h, dp and each choice's part of dx are rounded to dtype, and sums are fp32.
  *
  * residual and shared have no part here: the gradient of each is d_out.
  *
@@ -66,8 +68,8 @@ typedef struct mb_moe_backward_args {
     mb_dtype dtype;      /* MB_F32, MB_BF16 or MB_F16 */
     mb_dtype grad_dtype; /* of dw13, dw2 and the biases' gradients: MB_F32 or dtype */
     mb_activation activation;
-    /* 1: the weights' and biases' gradients are added to what is there, in fp64, and rounded once. 0: they
-     * replace it. dx and dweights always replace. */
+    /* 1: the weights' and biases' gradients are added to what is there, in fp64 (fp32 on the GPU), and rounded
+     * once. 0: they replace it. dx and dweights always replace. */
     int32_t accumulate;
 } mb_moe_backward_args;
 MB_API mb_status mb_moe_backward_workspace(const mb_moe_backward_args *most, size_t *bytes);

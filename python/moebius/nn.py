@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer for PyTorch that trains (docs/training.md). On the CPU, until its kernels exist."""
+"""A mixture-of-experts layer for PyTorch that trains, on the CPU and on a Hopper GPU (docs/training.md)."""
 
 from typing import Any, Literal, NamedTuple, get_args
 

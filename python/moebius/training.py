@@ -1,5 +1,5 @@
 """
-The operators of training, on NumPy arrays and PyTorch tensors, on the CPU (docs/training.md).
+The operators of training, on NumPy arrays and PyTorch tensors (docs/training.md).
 
 moebius.nn.MoE is the layer made of them. On tensors moe, route, router_gemm, router_losses and token_rounding have
 gradients of their own; the backwards are for those who do without autograd.

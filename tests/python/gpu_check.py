@@ -364,6 +364,96 @@ def check_current_stream():
     same_bits("side stream", got, expected)
 
 
+def training_layer(dtype, activation, bias):
+    """x, w13, w2 and biases on the GPU as leaves, and routing; rows of w13 as the activation has them."""
+    rows = 2 * I if activation.endswith("glu") else I
+    shapes = [(T, H), (E, rows, H), (E, H, I)] + ([(E, rows), (E, H)] if bias else [])
+    leaves = [(normal(*shape) / (H**0.5 if len(shape) == 3 else 1)).to(dtype).requires_grad_() for shape in shapes]
+    weights, ids = routing()
+    return leaves, weights.requires_grad_(), ids
+
+
+def moe_step(leaves, weights, ids, d_out, activation):
+    """moe's result and the gradients of the leaves and of the weights."""
+    x, w13, w2, *biases = leaves
+    terms = dict(zip(("bias13", "bias2"), biases, strict=False))
+    out = moebius.moe(x, w13, w2, weights, ids, activation=activation, **terms)
+    return [out.detach(), *torch.autograd.grad(out, [*leaves, weights], d_out)]
+
+
+def check_gradients_of_moe():
+    """Against the CPU's in float32 of the same values, and the same bits again."""
+    names = ("out", "x", "w13", "w2", "bias13", "bias2")
+    for dtype in (torch.bfloat16, torch.float16):
+        for activation in ("swiglu", "geglu", "reglu", "silu", "gelu", "relu", "relu2"):
+            leaves, weights, ids = training_layer(dtype, activation, bias=activation != "swiglu")
+            d_out = normal(T, H).to(dtype)
+            got = moe_step(leaves, weights, ids, d_out, activation)
+            again = moe_step(leaves, weights, ids, d_out, activation)
+            on_cpu = [leaf.detach().cpu().float().requires_grad_() for leaf in leaves]
+            wide = weights.detach().cpu().requires_grad_()
+            expected = moe_step(on_cpu, wide, ids.cpu(), d_out.cpu().float(), activation)
+            labels = [*names[: len(leaves) + 1], "weights"]
+            for name, one, two, right in zip(labels, got, again, expected, strict=True):
+                close(f"{dtype} {activation} {name}", one, right, 1e-4)
+                same_bits(f"{dtype} {activation} {name}", one, two)
+
+
+def check_training_layer():
+    """moebius.nn.MoE: top-k and token rounding, checkpoints, main_grad, a side stream, torch.compile."""
+    from moebius.nn import MoE
+    from torch.utils.checkpoint import checkpoint
+
+    x = normal(256, H).to(torch.bfloat16)
+
+    def gradients(module, forward=None):
+        leaf = x.clone().requires_grad_()
+        module.zero_grad()
+        out, routed = (forward or module)(leaf, return_routing=True)
+        (out.float().square().mean() + 0.01 * routed.load_balance + 0.001 * routed.z).backward()
+        found = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
+        return {"x": leaf.grad, **found}
+
+    for options in ({}, {"routing": "rounding", "tile_rows": 16}, {"activation": "relu2", "order": "topk_softmax"}):
+        module = MoE(H, I, E, K, bias=True, device=DEVICE, dtype=torch.bfloat16, **options)
+        expected = gradients(module)
+        on_cpu = MoE(H, I, E, K, bias=True, **options)
+        on_cpu.load_state_dict({name: value.cpu().float() for name, value in module.state_dict().items()})
+        leaf = x.cpu().float().requires_grad_()
+        with torch.no_grad():  # the choices of the GPU: of nearly equal logits either may be the larger
+            ids = module(x, return_routing=True)[1].ids.cpu()
+        if not options.get("routing"):
+            out, routed = on_cpu(leaf, ids=ids, return_routing=True)
+            (out.square().mean() + 0.01 * routed.load_balance + 0.001 * routed.z).backward()
+            wanted = {"x": leaf.grad, **{name: value.grad for name, value in on_cpu.named_parameters()}}
+            for name, value in expected.items():
+                close(f"{options} {name}", value, wanted[name], 1e-3)
+
+        def all_same(what, found, expected=expected):
+            for name, value in expected.items():
+                same_bits(f"{what} {name}", found[name], value)
+
+        all_same("again", gradients(module))
+        all_same("checkpoint", gradients(module, lambda v, **o: checkpoint(module, v, use_reentrant=False, **o)))
+        module.recompute = True
+        all_same("recompute", gradients(module))
+        module.recompute = False
+        all_same("compiled", gradients(module, torch.compile(module, fullgraph=True)))
+        torch._dynamo.reset()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            found = gradients(module)
+        stream.synchronize()
+        all_same("side stream", found)
+        module.keep_main_grads()
+        for _ in range(2):
+            gradients(module)
+        for name in ("w13", "w2", "bias13", "bias2"):
+            close(f"main_grad of {name}", getattr(module, name).main_grad, 2 * expected[name].float(), 1e-5)
+
+
 def check_compile():
     def block(x, router, w13, w2):
         logits = moebius.router_gemm(x, router)

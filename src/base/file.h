@@ -8,7 +8,8 @@
 #include "base/status.h"
 
 /* Reads a regular file of at most max_bytes. *bytes is zero-terminated (not counted), freed with mb_free.
- * MB_ERR_NOT_FOUND: there is none. MB_ERR_IO: also a link to no file. MB_ERR_FORMAT: larger than max_bytes, or not a regular file. */
+ * MB_ERR_NOT_FOUND: there is none. MB_ERR_IO: also a link to no file. MB_ERR_FORMAT: larger than max_bytes, or
+ * not a regular file. */
 mb_status mb_file_read(const char *path, size_t max_bytes, char **bytes, size_t *n_bytes);
 
 typedef struct mb_small_file {

@@ -26,6 +26,12 @@ mb_status mb_file_read_optional(const char *directory, const char *name, size_t 
  * cloned without its large files. */
 mb_status mb_lfs_pointer_check(const char *path, const char *bytes, size_t n_bytes);
 
+/* Whether text begins with a byte order mark (BOM), of UTF-8 or of UTF-16, as some editors and shells of Windows
+ * write one. Python's json refuses such files, so checkpoints and requests have none. */
+int mb_begins_with_bom(const char *bytes, size_t n_bytes);
+/* MB_ERR_FORMAT with a sentence when they do; `what` names them in it: a path mostly. */
+mb_status mb_bom_check(const char *what, const char *bytes, size_t n_bytes);
+
 /* Writes "directory/name" to path. MB_ERR_ARGUMENT when it does not fit. */
 mb_status mb_path_join(char *path, size_t capacity, const char *directory, const char *name);
 

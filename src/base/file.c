@@ -75,6 +75,19 @@ mb_status mb_lfs_pointer_check(const char *path, const char *bytes, size_t n_byt
         path);
 }
 
+int mb_begins_with_bom(const char *bytes, size_t n_bytes) {
+    static const char utf8[] = "\xef\xbb\xbf", little[] = "\xff\xfe", big[] = "\xfe\xff";
+    return (n_bytes >= 3 && memcmp(bytes, utf8, 3) == 0) ||
+           (n_bytes >= 2 && (memcmp(bytes, little, 2) == 0 || memcmp(bytes, big, 2) == 0));
+}
+
+mb_status mb_bom_check(const char *what, const char *bytes, size_t n_bytes) {
+    if (!mb_begins_with_bom(bytes, n_bytes))
+        return MB_OK;
+    return mb_fail(MB_ERR_FORMAT, "%s: begins with a byte order mark (BOM); save it as UTF-8 without one",
+                   what);
+}
+
 mb_status mb_path_join(char *path, size_t capacity, const char *directory, const char *name) {
     int n = snprintf(path, capacity, "%s/%s", directory, name);
     if (n < 0 || (size_t)n >= capacity)

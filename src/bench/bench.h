@@ -34,13 +34,14 @@ typedef struct mb_bench_moe_result {
  * clock. Some runs warm up. Errors as mb_moe_forward, and MB_ERR_MEMORY when the shape does not fit. */
 mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *result);
 
-/* The same layer trained: forward, backward, and the router's gradient. Gradients of weights are fp32. */
+/* The same layer trained: forward, backward, and the router's gradient. */
 typedef struct mb_bench_train_args {
     int64_t n_tokens;
     int32_t hidden, intermediate, n_experts, top_k;
     const char *device; /* as above; training runs on the CPU only so far */
     const char *dtype;  /* "bf16", "fp16", "fp32" */
     mb_activation activation;
+    int narrow_gradients; /* of weights and biases: of dtype, not fp32 */
     int has_bias;
     mb_rounding rounding; /* of each expert's count of tokens to a multiple of tile_rows */
     int32_t tile_rows;

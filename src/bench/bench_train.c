@@ -95,7 +95,7 @@ static mb_status make_backward(training *t, const mb_bench_train_args *args) {
     mb_bench_layer *l = &t->layer;
     const mb_moe_forward_args *f = &l->forward;
     const size_t E = (size_t)args->n_experts, H = (size_t)args->hidden, I = (size_t)args->intermediate;
-    const size_t n_tokens = (size_t)args->n_tokens, rows13 = (size_t)f->w13.rows, width = sizeof(float);
+    const size_t n_tokens = (size_t)args->n_tokens, rows13 = (size_t)f->w13.rows;
     mb_moe_backward_args *b = &l->backward;
     *b = (mb_moe_backward_args){.x = f->x,
                                 .weights = f->weights,
@@ -112,11 +112,12 @@ static mb_status make_backward(training *t, const mb_bench_train_args *args) {
                                 .n_experts = f->n_experts,
                                 .n_local_experts = f->n_local_experts,
                                 .dtype = f->dtype,
-                                .grad_dtype = MB_F32,
+                                .grad_dtype = args->narrow_gradients ? f->dtype : MB_F32,
                                 .activation = f->activation};
     MB_TRY(mb_bench_random_array(&t->arrays, f->dtype, f->n_tokens * args->hidden, MB_NORMAL, 1, &b->d_out));
     MB_TRY(mb_bench_allocate(&t->arrays, n_tokens * H * mb_dtype_bytes(f->dtype), &b->dx));
-    MB_TRY(mb_bench_allocate(&t->arrays, n_tokens * (size_t)f->top_k * width, (void **)&b->dweights));
+    const size_t width = mb_dtype_bytes(b->grad_dtype);
+    MB_TRY(mb_bench_allocate(&t->arrays, n_tokens * (size_t)f->top_k * sizeof(float), (void **)&b->dweights));
     MB_TRY(mb_bench_allocate(&t->arrays, E * rows13 * H * width, &b->dw13));
     MB_TRY(mb_bench_allocate(&t->arrays, E * H * I * width, &b->dw2));
     if (args->has_bias) {
@@ -132,7 +133,7 @@ static mb_status make_backward(training *t, const mb_bench_train_args *args) {
                                                      .logits_dtype = MB_F32,
                                                      .order = l->route.order,
                                                      .renormalize = l->route.renormalize};
-    return mb_bench_allocate(&t->arrays, n_tokens * E * width, (void **)&l->route_backward.dlogits);
+    return mb_bench_allocate(&t->arrays, n_tokens * E * sizeof(float), (void **)&l->route_backward.dlogits);
 }
 
 /* One for all operators, which run one after another. */
@@ -255,7 +256,8 @@ static mb_status measure(training *t, const mb_bench_train_args *args, const dty
     result->limit = dtype->limit;
     result->is_right = 1;
     if (!args->skip_check)
-        MB_TRY(mb_bench_check_training(&t->layer, &t->arrays, result->checks, &result->n_checks));
+        MB_TRY(mb_bench_check_training(&t->layer, &t->arrays, args->n_threads, result->checks,
+                                       &result->n_checks));
     for (int i = 0; i < result->n_checks; i++)
         if (!(result->checks[i].mean_relative <= result->limit))
             result->is_right = 0;

@@ -68,7 +68,7 @@ static mb_status copy_inputs(reference *r, const mb_bench_layer *layer, mb_bench
     to->weights = weights;
     to->ids = ids;
     to->p = NULL;
-    to->dtype = to->w13.dtype = to->w2.dtype = MB_F32;
+    to->dtype = to->grad_dtype = to->w13.dtype = to->w2.dtype = MB_F32;
     MB_TRY(allocate(r, (size_t)n_x * sizeof(float), &to->dx));
     MB_TRY(allocate(r, (size_t)n_choices * sizeof(float), (void **)&to->dweights));
     MB_TRY(allocate(r, (size_t)n_values(&b->w13) * sizeof(float), &to->dw13));
@@ -89,9 +89,7 @@ static mb_status copy_inputs(reference *r, const mb_bench_layer *layer, mb_bench
                     (void **)&copy->route_backward.dlogits);
 }
 
-/* A CPU's stream brings its threads; beside a GPU the calling thread computes alone. */
-static mb_status run_reference(reference *r, const mb_bench_layer *copy) {
-    mb_stream stream = r->arrays->device->n_sms > 0 ? NULL : r->arrays->stream;
+static mb_status run_on_stream(reference *r, const mb_bench_layer *copy, mb_stream stream) {
     size_t forward_bytes, backward_bytes;
     void *memory = NULL;
     MB_TRY(mb_moe_forward_workspace(&copy->forward, &forward_bytes));
@@ -103,6 +101,19 @@ static mb_status run_reference(reference *r, const mb_bench_layer *copy) {
     MB_TRY(mb_moe_forward(&copy->forward, workspace, bytes, stream));
     MB_TRY(mb_moe_backward(&copy->backward, workspace, bytes, stream));
     return mb_moe_route_backward(&copy->route_backward, stream);
+}
+
+/* Beside a GPU too on all threads. */
+static mb_status run_reference(reference *r, const mb_bench_layer *copy, int n_threads) {
+    mb_device *cpu = NULL;
+    mb_stream stream = NULL;
+    MB_TRY(mb_device_open("cpu", n_threads, NULL, &cpu));
+    mb_status status = cpu->stream_open(cpu, &stream);
+    if (status == MB_OK)
+        status = run_on_stream(r, copy, stream);
+    cpu->stream_close(cpu, stream);
+    mb_device_close(cpu);
+    return status;
 }
 
 static void compare(const char *name, const float *got, const float *expected, int64_t n,
@@ -153,13 +164,13 @@ static mb_status compare_all(reference *r, const mb_bench_layer *layer, const mb
     return MB_OK;
 }
 
-mb_status mb_bench_check_training(const mb_bench_layer *layer, const mb_bench_arrays *arrays,
+mb_status mb_bench_check_training(const mb_bench_layer *layer, const mb_bench_arrays *arrays, int n_threads,
                                   mb_bench_check *checks, int *n_checks) {
     reference r = {.arrays = arrays};
     mb_bench_layer copy;
     mb_status status = copy_inputs(&r, layer, &copy);
     if (status == MB_OK)
-        status = run_reference(&r, &copy);
+        status = run_reference(&r, &copy, n_threads);
     if (status == MB_OK)
         status = compare_all(&r, layer, &copy, checks, n_checks);
     for (int i = 0; i < r.n_blocks; i++)

@@ -13,8 +13,9 @@ typedef struct mb_bench_layer {
     mb_moe_route_backward_args route_backward;
 } mb_bench_layer;
 
-/* After forward and backward have run. The reference has the same values, choices and routing weights. */
-mb_status mb_bench_check_training(const mb_bench_layer *layer, const mb_bench_arrays *arrays,
+/* After forward and backward have run. The reference has the same values, choices and routing weights, and
+ * n_threads threads of the CPU (0: one for each core). */
+mb_status mb_bench_check_training(const mb_bench_layer *layer, const mb_bench_arrays *arrays, int n_threads,
                                   mb_bench_check *checks, int *n_checks);
 
 #endif

@@ -13,7 +13,7 @@
 
 typedef struct settings {
     cli_ids shapes; /* five numbers each */
-    const char *dtype, *activation, *routing, *device, *output;
+    const char *dtype, *grad_dtype, *activation, *routing, *device, *output;
     int has_bias, skip_check, json;
     cli_integer tile_rows, n_repeat, n_threads, seed;
 } settings;
@@ -54,7 +54,15 @@ static const cli_option options[] = {
      .offset = offsetof(settings, dtype),
      .choices = "bf16|fp16|fp32",
      .fallback = "bf16",
-     .help = "Type of tokens and weights. Gradients of weights are fp32."},
+     .help = "Type of tokens and weights."},
+    {.name = "grad-dtype",
+     .value_name = "TYPE",
+     .kind = CLI_CHOICE,
+     .offset = offsetof(settings, grad_dtype),
+     .choices = "fp32|same",
+     .fallback = "fp32",
+     .help =
+         "Type of the gradients of weights and biases; same: that of the weights, which is less to write."},
     {.name = "activation",
      .value_name = "NAME",
      .kind = CLI_CHOICE,
@@ -149,9 +157,10 @@ static void print_head(const settings *given, const mb_bench_train_args *args,
     char card[128], how[128];
     cli_bench_card(result->device, card, sizeof card);
     describe_how(given, result, how, sizeof how);
-    cli_print("%s\nT %lld, H %d, I %d, E %d, K %d, %s, %s%s, %s\n%s\n", card, (long long)args->n_tokens,
-              (int)args->hidden, (int)args->intermediate, (int)args->n_experts, (int)args->top_k,
-              given->dtype, given->activation, given->has_bias ? " with biases" : "", given->routing, how);
+    cli_print("%s\nT %lld, H %d, I %d, E %d, K %d, %s, gradients %s, %s%s, %s\n%s\n", card,
+              (long long)args->n_tokens, (int)args->hidden, (int)args->intermediate, (int)args->n_experts,
+              (int)args->top_k, given->dtype, args->narrow_gradients ? given->dtype : "fp32",
+              given->activation, given->has_bias ? " with biases" : "", given->routing, how);
 }
 
 static void print_checks(const mb_bench_train_result *result) {
@@ -205,15 +214,15 @@ static json_t *pack_row(const settings *given, const mb_bench_train_args *args,
     describe_how(given, result, how, sizeof how);
     const mb_moe_rounding_report *report = &result->report;
     return json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:{s:I, s:i, s:i, s:i, s:i}, s:s, s:s, s:s, s:b, s:f, s:f,"
+        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:I, s:i, s:i, s:i, s:i}, s:s, s:s, s:s, s:b, s:f, s:f,"
         " s:I, s:I, s:f, s:o, s:s}",
         "bench", "train", "who", "moebius", "commit", cli_bench_commit(), "card", card, "date", date, "dtype",
-        args->dtype, "shape", "T", (json_int_t)args->n_tokens, "H", args->hidden, "I", args->intermediate,
-        "E", args->n_experts, "K", args->top_k, "pass", passes[pass].key, "routing", given->routing,
-        "activation", given->activation, "bias", args->has_bias, "us", result->us[pass], "tflops",
-        tflops(result, pass), "processed", (json_int_t)report->processed, "hardware",
-        (json_int_t)report->hardware, "wasted_ratio", report->wasted_ratio, "checks", pack_checks(result),
-        "how", how);
+        args->dtype, "grad_dtype", args->narrow_gradients ? args->dtype : "fp32", "shape", "T",
+        (json_int_t)args->n_tokens, "H", args->hidden, "I", args->intermediate, "E", args->n_experts, "K",
+        args->top_k, "pass", passes[pass].key, "routing", given->routing, "activation", given->activation,
+        "bias", args->has_bias, "us", result->us[pass], "tflops", tflops(result, pass), "processed",
+        (json_int_t)report->processed, "hardware", (json_int_t)report->hardware, "wasted_ratio",
+        report->wasted_ratio, "checks", pack_checks(result), "how", how);
 }
 
 static int run_shape(const settings *given, const int32_t *shape, cli_bench_rows *rows, int is_first) {
@@ -226,6 +235,7 @@ static int run_shape(const settings *given, const int32_t *shape, cli_bench_rows
         .device = given->device,
         .dtype = given->dtype,
         .activation = cli_bench_activation(given->activation),
+        .narrow_gradients = strcmp(given->grad_dtype, "same") == 0,
         .has_bias = given->has_bias,
         .rounding = strcmp(given->routing, "topk") == 0 ? MB_ROUNDING_NONE : MB_ROUNDING_NEAREST,
         .tile_rows = (int32_t)given->tile_rows.value,
@@ -284,8 +294,8 @@ const cli_command cli_bench_train_command = {
     .name = "bench train",
     .summary = "check and measure the training of an MoE layer",
     .synopsis = "moebius bench train [--thiek T,H,I,E,K] ... [--routing topk|rounding]\n"
-                "                    [--dtype TYPE] [--activation NAME] [--add-bias]\n"
-                "                    [--skip-test] [--json] [--output FILE]",
+                "                    [--dtype TYPE] [--grad-dtype TYPE] [--activation NAME]\n"
+                "                    [--add-bias] [--skip-test] [--json] [--output FILE]",
     .description =
         "Trains one MoE layer for a step, on random weights with uniform routing, and compares the output and all "
         "gradients with the CPU's reference in fp32 of the same values: dw1 is the gradient of the first matrix "

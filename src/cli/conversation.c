@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 #include "cli/output.h"
 
 int cli_conversation_open(cli_conversation *conversation) {
@@ -18,6 +19,10 @@ void cli_conversation_close(cli_conversation *conversation) {
 
 /* A message; NULL after a reported failure. */
 static json_t *make_message(const char *what, const char *role, const char *text, size_t n_bytes) {
+    if (mb_begins_with_bom(text, n_bytes)) {
+        cli_failure("%s begins with a byte order mark (BOM); save it as UTF-8 without one", what);
+        return NULL;
+    }
     const char *zero = n_bytes > 0 ? memchr(text, 0, n_bytes) : NULL;
     if (zero != NULL) {
         cli_failure("%s has a zero byte at offset %zu; is it text?", what, (size_t)(zero - text));

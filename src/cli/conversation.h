@@ -15,7 +15,8 @@ typedef struct cli_conversation {
 int cli_conversation_open(cli_conversation *conversation);
 void cli_conversation_close(cli_conversation *conversation);
 
-/* Refuses text with zero bytes, and text that is not UTF-8. `what` names it in the sentence. */
+/* Refuses text with zero bytes, text that is not UTF-8, and text that begins with a byte order mark, which the
+ * model would read. `what` names it in the sentence. */
 int cli_check_text(const char *what, const char *text, size_t n_bytes);
 
 /* `what` names the text in the sentence about text that is not UTF-8. The text may be empty, and then

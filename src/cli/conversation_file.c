@@ -23,6 +23,11 @@ static json_t *read_array(const char *path, const char *name, const char *wanted
         cli_report_failure();
         return NULL;
     }
+    if (mb_bom_check(path, bytes, n_bytes) != MB_OK) {
+        mb_free(bytes);
+        cli_report_failure();
+        return NULL;
+    }
     json_t *document = json_loadb(bytes, n_bytes, 0, &error);
     mb_free(bytes);
     json_t *array = json_is_object(document) ? json_object_get(document, name) : document;

@@ -130,6 +130,8 @@ static int read_keys(const settings *given, key_list *found) {
         return status;
     if (mb_file_read(given->api_key_file, MAX_KEY_FILE, &found->text, &n_bytes) != MB_OK)
         return cli_report_failure();
+    if (mb_bom_check(given->api_key_file, found->text, n_bytes) != MB_OK)
+        return cli_report_failure();
     size_t before = found->count;
     for (char *rest = found->text, *key; (key = strtok_r(rest, "\r\n", &rest)) != NULL && status == CLI_OK;) {
         key += strspn(key, " \t");

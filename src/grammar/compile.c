@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 #include "grammar/ebnf.h"
 #include "grammar/json_text.h"
 #include "grammar/regex.h"
@@ -24,7 +25,9 @@ static const mb_expr *parse_regex(mb_builder *builder, const char *text, size_t 
 }
 
 static const mb_expr *parse_ebnf(mb_builder *builder, const char *text, size_t n_bytes) {
-    builder->pool.status = check_utf8(text, n_bytes);
+    builder->pool.status = mb_bom_check("the grammar", text, n_bytes);
+    if (builder->pool.status == MB_OK)
+        builder->pool.status = check_utf8(text, n_bytes);
     return builder->pool.status == MB_OK ? mb_ebnf_parse(builder, text, n_bytes) : NULL;
 }
 

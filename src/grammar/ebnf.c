@@ -1,5 +1,6 @@
 #include "grammar/ebnf.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -28,6 +29,16 @@ static const mb_expr *fail_at(parser *p, mb_status status, size_t at, const char
     if (p->builder->pool.status == MB_OK)
         p->builder->pool.status = mb_fail(status, "the grammar: line %zu, column %zu: %s", line, column, why);
     return NULL;
+}
+
+/* Where a rule's name stands. Names of any length are allowed; the sentence has the beginning of a long one. */
+static void fail_at_name(parser *p, size_t name, size_t n_name, const char *why) {
+    enum { MAX_SHOWN = 60 };
+    char sentence[MAX_SHOWN + 64];
+    snprintf(sentence, sizeof sentence, "the rule \"%.*s%s\" is %s",
+             n_name < MAX_SHOWN ? (int)n_name : MAX_SHOWN, p->text + name, n_name > MAX_SHOWN ? "..." : "",
+             why);
+    fail_at(p, MB_ERR_FORMAT, name, sentence);
 }
 
 static int is_good(const parser *p) {
@@ -360,7 +371,7 @@ static void parse_rule(parser *p) {
     }
     mb_ebnf_rule *rule = rule_named(p, name, n_name);
     if (rule && rule->is_defined)
-        fail_at(p, MB_ERR_FORMAT, name, "this rule is defined a second time");
+        fail_at_name(p, name, n_name, "defined a second time");
     if (!rule || !is_good(p))
         return;
     size_t index = (size_t)(rule - p->rules.items), first_call = p->rules.n_calls;
@@ -384,7 +395,7 @@ static const mb_expr *parse_grammar(parser *p) {
     for (size_t i = 0; i < p->rules.n && is_good(p); i++) {
         mb_ebnf_rule *rule = &p->rules.items[i];
         if (!rule->is_defined)
-            fail_at(p, MB_ERR_FORMAT, rule->name, "this rule is called, but defined nowhere");
+            fail_at_name(p, rule->name, rule->n_name, "called, but defined nowhere");
         if (rule->n_name == 4 && memcmp(p->text + rule->name, "root", 4) == 0)
             root = rule;
     }

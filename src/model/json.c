@@ -29,6 +29,7 @@ static mb_status parse(const char *path, const char *bytes, size_t n_bytes, int 
                        json_t **root) {
     *root = NULL;
     MB_TRY(mb_lfs_pointer_check(path, bytes, n_bytes));
+    MB_TRY(mb_bom_check(path, bytes, n_bytes));
     mb_json_text text;
     json_error_t error = {0};
     mb_status status = mb_json_prepare(path, bytes, n_bytes, &text);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "moebius/moebius.h"
 
@@ -61,6 +62,11 @@ json_t *server_json_parse(const char *bytes, size_t n_bytes, server_problem *pro
     json_error_t error;
     if (n_bytes == 0) {
         server_refuse(problem, 400, NULL, "the request has no body; send a JSON object");
+        return NULL;
+    }
+    if (mb_begins_with_bom(bytes, n_bytes)) {
+        server_refuse(problem, 400, NULL,
+                      "the body begins with a byte order mark (BOM); send it as UTF-8 without one");
         return NULL;
     }
     if (server_json_check_extent(bytes, n_bytes, problem) != 0)

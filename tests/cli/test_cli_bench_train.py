@@ -18,7 +18,7 @@ def test_manual_page(moebius):
     page = moebius("bench", "train", "--help").stdout.decode()
     assert "moebius bench train - " in page and moebius("help", "bench", "train").stdout.decode() == page
     options = re.findall(r"^ {7}(?:-\w, )?(--[a-z-]+)(?: (\S+))?$", page, re.M)
-    assert len(options) >= 12
+    assert len(options) >= 13
     for option, value in options:
         if option != "--help":
             result = moebius("bench", "train", option if value else option + "=x")
@@ -42,6 +42,16 @@ def test_rows(moebius, dtype, limit):
         for name, check in row["checks"].items():
             assert check["max_reference"] > check["mean_reference"] > 0, name
             assert check["mean_relative"] <= limit and (check["max_difference"] > 0) == (limit > 0 and name != "db2"), name
+
+
+@pytest.mark.parametrize("dtype, limit", [("bf16", 3e-2), ("fp16", 4e-3)])
+def test_gradients_of_the_weights_type(moebius, dtype, limit):
+    narrow = rows_of(moebius("bench", "train", *SMALL, "--dtype", dtype, "--grad-dtype", "same", "--add-bias", "--json"))
+    wide = rows_of(moebius("bench", "train", *SMALL, "--dtype", dtype, "--add-bias", "--json"))
+    assert (narrow[0]["grad_dtype"], wide[0]["grad_dtype"]) == (dtype, "fp32")
+    for name, check in narrow[0]["checks"].items():  # db2 in fp32 is the reference's own
+        is_rounded = name in ("dw1", "dw2", "db1", "db2")
+        assert check["mean_relative"] <= limit and (check != wide[0]["checks"][name]) == is_rounded, name
 
 
 def test_token_rounding_and_an_activation_without_gate(moebius):
@@ -69,6 +79,7 @@ def test_tables_and_file(moebius, tmp_path):
 MISTAKES = [
     (["--thiek", "1,2,3,4"], '--thiek: "1,2,3,4" is not understood'),
     (["--dtype", "fp8_block"], '--dtype: "fp8_block" is not understood; give one of bf16|fp16|fp32'),
+    (["--grad-dtype", "bf16"], '--grad-dtype: "bf16" is not understood; give one of fp32|same'),
     (["--routing", "hash"], '--routing: "hash" is not understood; give one of topk|rounding'),
     (["--tile-rows", "0"], '--tile-rows: "0" is out of range'),
     (["train"], '"train" is one operand too many'),

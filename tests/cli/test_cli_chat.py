@@ -73,6 +73,7 @@ def test_zero_bytes_in_an_answer_keep_the_conversation(moebius):
 
 @pytest.mark.parametrize("bad, sentence", [(b"caf\xe9", "the question is not valid UTF-8"), (b"a\0b", "the question has a zero byte at offset 1"),
                                            (b"/think caf\xe9", "the question is not valid UTF-8"),
+                                           (b"\xef\xbb\xbfHi", "the question begins with a byte order mark (BOM); save it"),
                                            (b"/system caf\xe9", "the system message is not valid UTF-8")])  # fmt: skip
 def test_a_failed_question_is_taken_back_and_told(moebius, bad, sentence):
     """The sentence names it, the next question is answered as if it had not been asked, and the exit status says it."""

@@ -193,7 +193,8 @@ def test_save_and_load(chat, tmp_path):
     two.ask(f"/load {tmp_path}/request.json", "of 2 messages")
     two.ask("/regen", "generated tokens")  # the question that had no answer yet
     assert two.messages(tmp_path / "again.json") == saved
-    for text, sentence in [("[1, 2", "line 1"), ("{}", "there are no messages"), ('[{"role": 5}]', "role"), ("\xff", "UTF-8|line 1")]:
+    for text, sentence in [("[1, 2", "line 1"), ("{}", "there are no messages"), ('[{"role": 5}]', "role"), ("\xff", "UTF-8|line 1"),
+                           ("\xef\xbb\xbf[]", "begins with a byte order mark")]:
         (tmp_path / "bad.json").write_bytes(text.encode("latin-1"))
         two.ask(f"/load {tmp_path}/bad.json", sentence)
     two.ask(f"/load {tmp_path}/nothing.json", "No such file")

@@ -37,6 +37,16 @@ def test_grammar(moebius, tmp_path):
     assert done.returncode == 1 and b"line 2, column 5: a group" in done.stderr, done.stderr
 
 
+def test_a_byte_order_mark_is_named(moebius, tmp_path):
+    path = tmp_path / "from windows"
+    for option, text in (("--grammar", 'root ::= "a"'), ("--json-schema", "{}")):
+        for encoding in ("utf-8-sig", "utf-16"):
+            path.write_text(text, encoding=encoding)
+            done = moebius("run", DEMO, *ARGUMENTS, option, path)
+            assert done.returncode == 1 and done.stderr.count(b"\n") == 1
+            assert b"from windows: " in done.stderr and b"begins with a byte order mark (BOM); save it as UTF-8" in done.stderr
+
+
 def test_what_is_wrong(moebius, tmp_path):
     path = tmp_path / "schema.json"
     path.write_text('{"properties": {"a": {"not": {}}}}')

@@ -105,7 +105,7 @@ DO(f_event_query, (mb_device * device, mb_event *event, int *was_reached),
    real.event_query(device, event, was_reached))
 DO(f_replay, (mb_device * device, mb_graph *graph, mb_stream stream), real.replay(device, graph, stream))
 
-/* A stream of the CPU may be NULL: all that were opened are counted. */
+/* stream_close takes NULL, as after an open that failed: that closes no stream, and counts as none. */
 static void f_stream_close(mb_device *device, mb_stream stream) {
     if (stream)
         atomic_fetch_sub(&n_live, 1);

@@ -1,6 +1,6 @@
 /*
- * A device may want the rows of a product in fp8 from what makes them. The norm then writes fp8, and the next layer reads
- * it. Here the CPU wants that.
+ * A device may want the rows that a product reads in fp8, from the operator that makes them. The norm then
+ * writes fp8, and the next layer reads these. Here the CPU wants that.
  */
 #include "model/qwen3_moe.h"
 #include "ops/op_table.h"

@@ -204,7 +204,7 @@ def parse():
 
 def main():
     given, parser = parse()
-    begin, results = time.monotonic(), []
+    begin, results = time.monotonic(), {}  # by the stage's place in `chosen`
     chosen = sanitizer_stages(given) if given.sanitize else stages(given, given.out)
     if given.only:
         unknown = set(given.only) - {stage.name for stage in chosen}
@@ -231,14 +231,17 @@ def main():
         return run(with_minutes(stage, left, len(chosen) - i), left, given.out, environment)
 
     def run_stages(these, n_jobs):
-        """The summary's text and the exit status so far, which are kept after every stage: the machine may go away."""
+        """The summary's text and the exit status so far, which are kept after every stage: the machine may go away.
+        The summary has the stages in their order, whichever ended first."""
         text, status = "", 0
         with concurrent.futures.ThreadPoolExecutor(n_jobs) as pool:
-            for result in pool.map(result_of, these):
-                results.append(result)
-                text, status = summary(results, given, time.monotonic() - begin)
+            running = {pool.submit(result_of, i): i for i in these}
+            for ended in concurrent.futures.as_completed(running):
+                results[running[ended]] = ended.result()
+                so_far = [results[i] for i in sorted(results)]
+                text, status = summary(so_far, given, time.monotonic() - begin)
                 (given.out / "summary.txt").write_text(text)
-                (given.out / "summary.json").write_text(json.dumps(results, indent=1))
+                (given.out / "summary.json").write_text(json.dumps(so_far, indent=1))
         return text, status
 
     alone = [i for i, stage in enumerate(chosen) if stage.name.startswith("traffic")]

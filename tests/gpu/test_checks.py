@@ -64,6 +64,15 @@ def test_run_all_runs_stages_beside_each_other(tmp_path):
     assert status == 0 and "2 good" in text
 
 
+def test_the_summary_has_every_stage_that_ended_in_the_order_of_the_list(tmp_path):
+    """The first stage ends when the summary tells of the second, at the latest after 20 s."""
+    wait = f"for i in $(seq 400); do grep -q test_golden {tmp_path}/checks/summary.txt && exit 0; sleep 0.05; done; exit 1"
+    program(tmp_path / "tests/test_device", wait)
+    program(tmp_path / "tests/test_golden", "echo all right")
+    status, text = run_all_of(tmp_path, 60, "test_device", "test_golden", jobs=2)
+    assert status == 0 and text.index("test_device") < text.index("test_golden")
+
+
 def test_run_all_ends_what_hangs(tmp_path):
     program(tmp_path / "hangs", "echo begun\nsleep 1000 & wait")
     result = run_all.run(run_all.Stage("hangs", [tmp_path / "hangs"], 0, 1), 100, tmp_path, {})

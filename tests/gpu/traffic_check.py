@@ -10,6 +10,10 @@ or released while they wait or run. What must hold:
 - a round ends when nothing is left to do: then every block is free, and nothing runs or waits;
 - host and device memory of the last quarter of the run are those of the second, but for 16 MiB.
 
+--beside-others: for a run by hand on a GPU that other programs use meanwhile. What they take is missing from the
+device's free memory too, so growth of device memory is not judged; all else is. Without others leave it out:
+run_all.py, which runs this check alone, never gives it.
+
 --model: a checkpoint, or a folder with a config.json alone, whose weights are then random; default: the demo
 model.
 """
@@ -183,7 +187,7 @@ def main():
     parser.add_argument("--context", type=int, default=8192, help="most tokens of prompt and answer (default 8192)")
     parser.add_argument("--model", type=pathlib.Path, default=DEMO)
     parser.add_argument(
-        "--beside-others", action="store_true", help="others use the device: its free memory says nothing"
+        "--beside-others", action="store_true", help="other programs use the device: do not judge its free memory"
     )
     given = parser.parse_args()
     load = LOAD_ALL if list(given.model.glob("*.safetensors")) else LOAD_RANDOM

@@ -169,6 +169,14 @@ def test_memory_does_not_grow_with_finer_experts():
     assert sizes[1] - sizes[0] == 64 * 8 * 7
 
 
+def test_memory_of_token_rounding():
+    """Every place of a token has its row of p, also one that stays empty; the router's ids are kept for the losses."""
+    module = MoE(HIDDEN, 32, 16, 8, routing="rounding", tile_rows=16, dtype=torch.bfloat16)
+    places = 10  # a quarter more than top_k
+    size = saved_bytes(module, tokens(64, torch.bfloat16))
+    assert size == 64 * (2 * 2 * places * 32 + 8 * places + 4 * 16 + 4 * 8)
+
+
 def test_gradient_accumulation():
     """Two parts of a batch: autograd adds; main_grad adds in float32 with one rounding."""
     module = make(bias=True, dtype=torch.bfloat16)

@@ -137,6 +137,12 @@ def test_the_character_zero(server):
         assert "\\u0000" in message and "take it out" in message and "JSON_ALLOW_NUL" not in message
 
 
+def test_a_byte_order_mark_is_named(server):
+    for encoding in ("utf-8-sig", "utf-16"):
+        reply = server.post("/v1/completions", '{"prompt": "a"}'.encode(encoding))
+        assert reply.status == 400 and "begins with a byte order mark (BOM); send it" in reply.error()["message"]
+
+
 def test_without_max_tokens_the_context_ends_an_answer(server):
     """The usual 16 tokens are no demand: with less room than that, the answer is shorter."""
     reply = server.complete([5] * 2045, ignore_eos=True)

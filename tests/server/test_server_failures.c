@@ -1,6 +1,6 @@
 /*
- * What clients and routers see when steps fail, when a request leaves no token to draw, and when the server ends streams: on a
- * device that fails when it is told to.
+ * What clients and routers see when steps fail, when a request leaves no token to draw, and when the server ends
+ * streams: on a device that fails when it is told to.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>

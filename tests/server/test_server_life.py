@@ -53,6 +53,9 @@ def test_a_key_file_without_a_key_is_refused(tmp_path):
     assert result.returncode == 1 and b"has no API key" in result.stderr
     result = run("--api-key-file", tmp_path / "missing")
     assert result.returncode == 1 and b"missing" in result.stderr
+    empty.write_text("key\n", encoding="utf-8-sig")  # its first key would be one that nobody sends
+    result = run("--api-key-file", empty)
+    assert result.returncode == 1 and b"empty: begins with a byte order mark (BOM); save it as UTF-8" in result.stderr
     assert run("--api-key", "").returncode == 2
 
 

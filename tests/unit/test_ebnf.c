@@ -358,6 +358,8 @@ static void refuse(const char *text, mb_status wanted, const char *sentence) {
     assert_null(grammar);
 }
 
+#define LONG_NAME "sixty-letters-are-shown-of-a-name-that-has-more-of-them-----" /* 60 letters */
+
 static void test_refusals(void **state) {
     (void)state;
     static const struct {
@@ -368,9 +370,12 @@ static void test_refusals(void **state) {
         {"", MB_ERR_FORMAT, "line 1, column 1: there is no rule root"},
         {"start: \"a\"", MB_ERR_FORMAT, "line 1, column 1: a rule must begin with its name and ::="},
         {"# c\nroot ::= \"\xc3\xa9\" b\nc ::= \"\"", MB_ERR_FORMAT,
-         "line 2, column 14: this rule is called, but defined"},
+         "line 2, column 14: the rule \"b\" is called, but defined nowhere"},
+        {"root ::= a", MB_ERR_FORMAT, "line 1, column 10: the rule \"a\" is called, but defined nowhere"},
+        {"root ::= " LONG_NAME "rest", MB_ERR_FORMAT,
+         "line 1, column 10: the rule \"" LONG_NAME "...\" is called, but defined nowhere"},
         {"root ::= \"a\"\nroot ::= \"b\"", MB_ERR_FORMAT,
-         "line 2, column 1: this rule is defined a second time"},
+         "line 2, column 1: the rule \"root\" is defined a second time"},
         {"root ::= \"a\n\"", MB_ERR_FORMAT, "line 1, column 10: a text without its closing quote"},
         {"root ::= [a", MB_ERR_FORMAT, "line 1, column 10: a set without its closing bracket"},
         {"root ::= []", MB_ERR_FORMAT, "column 10: a set without characters"},
@@ -391,6 +396,8 @@ static void test_refusals(void **state) {
         {"root ::= \"a\" root", MB_ERR_FORMAT, "matches no text at all"},
         {"root ::= root", MB_ERR_FORMAT, "matches no text at all"},
         {"root ::= \"\xff\"", MB_ERR_FORMAT, "not UTF-8 at byte 10"},
+        {"\xef\xbb\xbfroot ::= \"a\"", MB_ERR_FORMAT, "the grammar: begins with a byte order mark (BOM)"},
+        {"\xff\xfer", MB_ERR_FORMAT, "the grammar: begins with a byte order mark (BOM); save it as UTF-8"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         refuse(cases[i].text, cases[i].status, cases[i].sentence);

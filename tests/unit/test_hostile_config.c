@@ -50,6 +50,11 @@ static const config_case config_cases[] = {
     {NULL, "{\"a\": \"\xff\xfe\"}", MB_ERR_FORMAT, "unable to decode byte 0xff"},
     {NULL, "{\"a\": \"\\ud800\"}", MB_ERR_FORMAT, "not valid JSON"},
     {NULL, "{\"a\\u0000b\": 1}", MB_ERR_FORMAT, "not valid JSON"},
+    {NULL, "\xef\xbb\xbf{}", MB_ERR_FORMAT,
+     "config.json: begins with a byte order mark (BOM); save it as UTF-8 without one"},
+    {NULL, "\xff\xfe{", MB_ERR_FORMAT, "begins with a byte order mark (BOM)"}, /* UTF-16, little-endian */
+    {NULL, "\xfe\xff", MB_ERR_FORMAT, "begins with a byte order mark (BOM)"},  /* big-endian */
+    {NULL, "\xef\xbb", MB_ERR_FORMAT, "not valid JSON"},
     {NULL, "{\"hidden_size\": 0x20}", MB_ERR_FORMAT, "not valid JSON"},
     {NULL, "{\"hidden_size\": 32,}", MB_ERR_FORMAT, "not valid JSON"},
     /* another model */

@@ -28,6 +28,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 import data
+import loading
 import tasks
 
 DOCUMENTS_PER_ROW = 40  # room for the document starts of a batch; more than this many in a row do not occur
@@ -92,7 +93,8 @@ def produce(tokenizer_file, seed, n_rows, focus, into):
         into.put(batch)
 
 
-def to_device(batch, device, packed):
+def prepare(batch, packed):
+    """What the model reads, as tensors in host memory."""
     ids = torch.from_numpy(batch["ids"].astype(np.int64))
     # the label of a token is the next one, when that one counts and belongs to the same document
     labels = torch.full_like(ids, -100)
@@ -108,18 +110,16 @@ def to_device(batch, device, packed):
         inputs["cu_seq_lens_q"] = torch.from_numpy(bounds)
         ids, position = ids.reshape(1, -1), position.reshape(1, -1)
     inputs.update(input_ids=ids, position_ids=position, labels=labels.reshape(-1), document=document)
-    if device.type == "cuda":
-        inputs = {k: v.pin_memory().to(device, non_blocking=True) for k, v in inputs.items()}
     return inputs
 
 
-def prefetch(source, device, packed, depth=4):
-    """Copies batches to the device in a thread, ahead of the training loop."""
+def prefetch(source, packed, depth=4):
+    """Prepares batches in a thread, ahead of the training loop."""
     ready = queue.Queue(depth)
 
     def work():
         while True:
-            ready.put(to_device(source.get(), device, packed))
+            ready.put(prepare(source.get(), packed))
 
     threading.Thread(target=work, daemon=True).start()
     while True:
@@ -248,7 +248,7 @@ def main():
         for layer in model.model.layers:  # one layer's code serves all
             layer.compile()
     adam = optimiser(model, arguments.rate, device.type == "cuda")
-    source = prefetch(batches, device, packed)
+    source = loading.on_device(prefetch(batches, packed), device)
     budget = 60 * arguments.minutes
     start = saved = time.time()
     step = tokens = 0
@@ -284,7 +284,7 @@ def main():
     print(f"{step} steps, {tokens / 1e6:.0f} M tokens, {seconds:.1f} s", flush=True)
     for producer in producers:
         producer.kill()
-    os._exit(0)  # without waiting for the thread that copies batches
+    os._exit(0)  # without waiting for the thread that prepares batches
 
 
 if __name__ == "__main__":

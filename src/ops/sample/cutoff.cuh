@@ -80,9 +80,9 @@ static __device__ __forceinline__ unsigned long long share_of(float top_p, unsig
     return share < 1 ? 1 : (unsigned long long)share;
 }
 
-/* visit(id, logit, is_there) for the ids of this warp's pieces, 32 at a time; lanes that are out of ids visit too. The
- * next logits are on their way meanwhile. width: how many a lane loads at once, 4 or, where a visit takes many registers,
- * 1. */
+/* visit(id, logit, is_there) for the ids of this warp's pieces, 32 at a time; lanes that are out of ids visit
+ * too. The next logits are on their way meanwhile. width: how many logits a lane loads at once: 4, or 1 where a
+ * visit takes many registers. */
 template <int width, class visitor>
 static __device__ __forceinline__ void each_candidate(const row_place *at, const float *logits,
                                                       const visitor &visit) {

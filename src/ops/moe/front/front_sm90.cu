@@ -1,9 +1,9 @@
 /*
  * front_sm90.cu - all that comes before the experts: router, plan, x to fp8, counters to 0.
  *
- *   few choices     one launch: CTA 0 routes (a token a warp), sorts in shared memory and cuts tiles; the
- * other CTAs quantise, which needs no order more            router and x to fp8 side by side in one launch,
- * then the plan's one, two or three
+ *   few choices     one launch: CTA 0 routes (a token a warp), sorts in shared memory and cuts tiles; the other
+ *                   CTAs quantise, which needs no order
+ *   more            router and x to fp8 side by side in one launch, then the plan's one, two or three
  */
 #include "base/status.h"
 #include "ops/hopper/launch.cuh"

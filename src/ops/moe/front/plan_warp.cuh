@@ -1,6 +1,6 @@
 /*
- * plan_warp.cuh - the plan of at most 32 choices: a lane has a choice and compares it with all others. Nothing is counted
- * in shared memory, and no sums go from warp to warp.
+ * plan_warp.cuh - the plan of at most 32 choices: a lane has a choice and compares it with all others. Nothing
+ * is counted in shared memory, and no sums go from warp to warp.
  */
 #ifndef MB_OPS_MOE_PLAN_WARP_CUH
 #define MB_OPS_MOE_PLAN_WARP_CUH
@@ -9,8 +9,8 @@
 
 enum { WARP_CHOICES = 32 };
 
-/* What one warp writes: rows, and tiles. expert: of the choice that is this lane's; UINT32_MAX when it is not local, or
- * when the lane has none. */
+/* What one warp writes: rows, and tiles. expert: of the choice that is this lane's; UINT32_MAX when it is not
+ * local, or when the lane has none. */
 static __device__ __forceinline__ void place_by_lanes(const plan_params *params, uint32_t expert) {
     const mb_moe_plan_args *plan = &params->plan;
     const uint32_t lane = threadIdx.x % 32, n = params->n_choices;

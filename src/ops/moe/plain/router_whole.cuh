@@ -1,11 +1,11 @@
 /*
- * router_whole.cuh - router GEMM of bf16 by bf16 where all of a CTA's x and weight fit into shared memory: everything is
- * asked for at once, the weight before the wait for the kernel in front.
+ * router_whole.cuh - router GEMM of bf16 by bf16 where all of a CTA's x and weight fit into shared memory:
+ * everything is asked for at once, the weight before the wait for the kernel in front.
  *
  *   CTA    `tokens` x `experts` outputs, 8 warps; warp w has the runs w, w + 8, ... of H
- *   run    its columns of x and of the weight by cp.async, 128-byte swizzle; ldmatrix, 4 mma each 16 x 8 outputs; the sums
- *          take the place of what was read
- *   end    a thread an output adds the runs' sums, in order
+ *   run    its columns of x and of the weight by cp.async, 128-byte swizzle; ldmatrix, and 4 mma for each
+ *          16 x 8 outputs; the sums take the place of what was read
+ *   end    for each output a thread adds the runs' sums, in order
  *
  * The order of a sum is that of router_gemm_sm90.cu.
  */
@@ -35,8 +35,8 @@ template <int tokens, int experts> struct whole_map {
     static_assert(tokens % 16 == 0 && experts % 8 == 0 && tokens * PITCH * 4 <= RUN_BYTES, "a run's sums");
 };
 
-/* The columns of this warp's runs, of up to `rows` rows. What lies behind column H is 0; rows that are not there are left
- * alone, since a row of mma's operands touches its own sums only. */
+/* The columns of this warp's runs, of up to `rows` rows. What lies behind column H is 0; rows that are not there
+ * are left alone, since a row of mma's operands touches its own sums only. */
 template <int rows, int run_bytes>
 static __device__ __forceinline__ void copy_runs(const __nv_bfloat16 *from, int32_t hidden, int32_t n_rows,
                                                  uint32_t to) {

@@ -38,7 +38,7 @@ mb_status mb_bench_moe(const mb_bench_moe_args *args, mb_bench_moe_result *resul
 typedef struct mb_bench_train_args {
     int64_t n_tokens;
     int32_t hidden, intermediate, n_experts, top_k;
-    const char *device; /* as above; training runs on the CPU only so far */
+    const char *device; /* as above */
     const char *dtype;  /* "bf16", "fp16", "fp32" */
     mb_activation activation;
     int narrow_gradients; /* of weights and biases: of dtype, not fp32 */
@@ -71,6 +71,8 @@ typedef struct mb_bench_train_result {
     char device[128];
     double us[MB_N_PASSES];    /* medians */
     double flops[MB_N_PASSES]; /* of the experts' matrices; of rows that are computed, without padding */
+    /* On a GPU, while the pass runs again and again; 0: not known. */
+    double sm_mhz[MB_N_PASSES], watts[MB_N_PASSES], limit_watts;
     int n_repeats;
     mb_moe_rounding_report report; /* of the training forward; hardware: in tiles of tile_rows */
     double saved_bytes;            /* p */

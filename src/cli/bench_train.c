@@ -86,7 +86,7 @@ static const cli_option options[] = {
      .offset = offsetof(settings, device),
      .choices = "cpu|cuda|cuda:N",
      .fallback = "cpu",
-     .help = "Where it runs. The training operators run on the CPU only so far."},
+     .help = "Where it runs."},
     {.name = "threads",
      .value_name = "N",
      .kind = CLI_INTEGER,
@@ -177,6 +177,22 @@ static void print_checks(const mb_bench_train_result *result) {
     }
 }
 
+static void print_times(const mb_bench_train_result *result) {
+    int has_power = result->limit_watts > 0;
+    cli_print("  %-20s %12s  %9s%s\n", "", "us", "TFLOP/s", has_power ? "    MHz     W" : "");
+    for (int pass = 0; pass < MB_N_PASSES; pass++) {
+        cli_print("  %-20s %12.1f  %9.3f", passes[pass].name, result->us[pass], tflops(result, pass));
+        if (has_power)
+            cli_print("  %5.0f  %4.0f", result->sm_mhz[pass], result->watts[pass]);
+        cli_print("\n");
+    }
+    if (has_power)
+        cli_print(
+            "\n  SM clock and power in half a second of each pass; the power limit is %.0f W. At the limit "
+            "the clock falls,\n  so compare within a run.\n",
+            result->limit_watts);
+}
+
 static void print_result(const settings *given, const mb_bench_train_args *args,
                          const mb_bench_train_result *result) {
     print_head(given, args, result);
@@ -186,9 +202,7 @@ static void print_result(const settings *given, const mb_bench_train_args *args,
               (long long)report->routed, (long long)report->processed, (long long)report->hardware,
               (int)args->tile_rows, report->wasted_ratio);
     cli_print("  kept for the backward: %.2f MiB (p)\n\n", result->saved_bytes / (1 << 20));
-    cli_print("  %-20s %12s  %9s\n", "", "us", "TFLOP/s");
-    for (int pass = 0; pass < MB_N_PASSES; pass++)
-        cli_print("  %-20s %12.1f  %9.3f\n", passes[pass].name, result->us[pass], tflops(result, pass));
+    print_times(result);
     cli_flush();
 }
 
@@ -206,6 +220,14 @@ static json_t *pack_checks(const mb_bench_train_result *result) {
     return checks;
 }
 
+static void add_power(json_t *row, const mb_bench_train_result *result, int pass) {
+    if (result->limit_watts <= 0)
+        return;
+    json_object_set_new(row, "sm_mhz", json_real(result->sm_mhz[pass]));
+    json_object_set_new(row, "watts", json_real(result->watts[pass]));
+    json_object_set_new(row, "limit_watts", json_real(result->limit_watts));
+}
+
 static json_t *pack_row(const settings *given, const mb_bench_train_args *args,
                         const mb_bench_train_result *result, int pass) {
     char card[128], date[16], how[128];
@@ -213,7 +235,7 @@ static json_t *pack_row(const settings *given, const mb_bench_train_args *args,
     cli_bench_date(date, sizeof date);
     describe_how(given, result, how, sizeof how);
     const mb_moe_rounding_report *report = &result->report;
-    return json_pack(
+    json_t *row = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:I, s:i, s:i, s:i, s:i}, s:s, s:s, s:s, s:b, s:f, s:f,"
         " s:I, s:I, s:f, s:o, s:s}",
         "bench", "train", "who", "moebius", "commit", cli_bench_commit(), "card", card, "date", date, "dtype",
@@ -223,6 +245,8 @@ static json_t *pack_row(const settings *given, const mb_bench_train_args *args,
         "bias", args->has_bias, "us", result->us[pass], "tflops", tflops(result, pass), "processed",
         (json_int_t)report->processed, "hardware", (json_int_t)report->hardware, "wasted_ratio",
         report->wasted_ratio, "checks", pack_checks(result), "how", how);
+    add_power(row, result, pass);
+    return row;
 }
 
 static int run_shape(const settings *given, const int32_t *shape, cli_bench_rows *rows, int is_first) {

@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "base/status.h"
 #include "device/device.h"
+#include "device/nvml.h"
 #include "ops/moe/backward/backward_sm90.h"
 #include "ops/moe/moe_sm90.h"
 
@@ -17,6 +18,7 @@ typedef struct cuda_device {
     mb_device base;
     int ordinal;
     char name[256];
+    mb_nvml *nvml; /* NULL: not asked for yet, or not there */
 } cuda_device;
 
 static const mb_ops sm90_ops = {
@@ -110,6 +112,14 @@ static mb_status cuda_memory(mb_device *device, uint64_t *total_bytes, uint64_t 
     *total_bytes = total;
     *free_bytes = left;
     return MB_OK;
+}
+
+static void cuda_state(mb_device *device, mb_device_state *state) {
+    cuda_device *cuda = (cuda_device *)device;
+    char pci_bus_id[32];
+    if (!cuda->nvml && cudaDeviceGetPCIBusId(pci_bus_id, sizeof pci_bus_id, cuda->ordinal) == cudaSuccess)
+        cuda->nvml = mb_nvml_open(pci_bus_id);
+    mb_nvml_read(cuda->nvml, state);
 }
 
 /* ---- Streams --------------------------------------------------------------------------------------- */
@@ -245,6 +255,7 @@ static void cuda_graph_close(mb_device *device, mb_graph *graph) {
 }
 
 static void cuda_close(mb_device *device) {
+    mb_nvml_close(((cuda_device *)device)->nvml);
     mb_free(device);
 }
 
@@ -318,6 +329,7 @@ mb_status mb_device_open_cuda(int ordinal, mb_device **device) {
         .allocate_pinned = cuda_allocate_pinned,
         .free_pinned = cuda_free_pinned,
         .memory = cuda_memory,
+        .state = cuda_state,
         .stream_open = cuda_stream_open,
         .stream_close = cuda_stream_close,
         .synchronize = cuda_synchronize,

@@ -23,6 +23,11 @@ typedef struct mb_device mb_device;
 typedef struct mb_event mb_event; /* a point in a stream's work */
 typedef struct mb_graph mb_graph; /* work that was captured, to be enqueued again at once */
 
+/* A GPU as its driver tells it at this moment; 0: not known. */
+typedef struct mb_device_state {
+    double sm_mhz, watts, limit_watts; /* power: drawn (a mean of the last second), and allowed */
+} mb_device_state;
+
 struct mb_device {
     const char *name;        /* "cpu", or the card's name */
     const mb_ops *ops;       /* may have holes: mb_ops_missing */
@@ -38,6 +43,8 @@ struct mb_device {
     mb_status (*allocate_pinned)(mb_device *device, size_t n_bytes, void **pointer);
     void (*free_pinned)(mb_device *device, void *pointer); /* NULL allowed */
     mb_status (*memory)(mb_device *device, uint64_t *total_bytes, uint64_t *free_bytes);
+    void (*state)(mb_device *device,
+                  mb_device_state *state); /* NULL: not a GPU. The first call takes long. */
 
     /* ---- Streams ---- */
 

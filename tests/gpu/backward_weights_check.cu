@@ -12,9 +12,7 @@
  * Times are those of a layer's dw13 and dw2. Exit status 1 when anything is wrong. --small checks a few problems (for
  * compute-sanitizer), --check times nothing.
  */
-#include "ops/moe/backward/weights.h"
-#include "timing.cuh"
-#include "values.cuh"
+#include "backward_weights_times.cuh"
 
 enum { PAD_ROWS = 70, GUARD_BYTES = 4096 };
 
@@ -153,6 +151,8 @@ typedef struct comparison {
 static __global__ void compare(mb_moe_backward_weights_args args, const void *before, const double *sums,
                                const double *sizes, double unit, comparison *found) {
     const int64_t per_expert = (int64_t)args.m * args.n, n = per_expert * args.n_experts;
+    const double least = args.out_dtype == MB_F16 ? 0x1p-25 : 0; /* half the smallest number */
+    comparison mine = {};
     for (int64_t at = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; at < n;
          at += (int64_t)gridDim.x * blockDim.x) {
         const int64_t e = at / per_expert, n_rows = args.offsets[e + 1] - args.offsets[e];
@@ -160,17 +160,19 @@ static __global__ void compare(mb_moe_backward_weights_args args, const void *be
         const double expected = sums[at] + old, value = (double)load_value(args.out, at, args.out_dtype);
         const double most = n_rows == 0
                                 ? 0
-                                : unit * fabs(expected) +
+                                : least + unit * fabs(expected) +
                                       sizes[at] * (double)(n_rows / 16 + 4) * 0x1p-22 + fabs(old) * 0x1p-22;
-        if (!(fabs(value - expected) <= most))
-            atomicAdd(&found->n_wrong, 1);
-        atomicAdd(&found->apart, (value - expected) * (value - expected));
-        atomicAdd(&found->size, expected * expected);
+        mine.n_wrong += !(fabs(value - expected) <= most);
+        mine.apart += (value - expected) * (value - expected);
+        mine.size += expected * expected;
     }
+    atomicAdd(&found->n_wrong, mine.n_wrong);
+    atomicAdd(&found->apart, mine.apart);
+    atomicAdd(&found->size, mine.size);
 }
 
 static double unit_of(mb_dtype dtype) { /* half a unit in the last place, and a little */
-    return dtype == MB_F32 ? 0x1p-23 : dtype == MB_BF16 ? 0x1.01p-9 * 2 : 0x1.01p-11 * 2;
+    return dtype == MB_F32 ? 0x1.01p-24 : dtype == MB_BF16 ? 0x1.01p-8 : 0x1.01p-11;
 }
 
 /* ---- Checks */
@@ -192,8 +194,7 @@ static void poison(const guarded *g) {
 
 static void check_guards(const char *subject, const guarded *g) {
     for (int side = 0; side < 2; side++) {
-        unsigned char *bytes =
-            (unsigned char *)download(side ? g->out + g->n_bytes : g->all, GUARD_BYTES);
+        unsigned char *bytes = (unsigned char *)download(side ? g->out + g->n_bytes : g->all, GUARD_BYTES);
         int n = 0;
         for (int i = 0; i < GUARD_BYTES; i++)
             n += bytes[i] != 0xff;
@@ -253,7 +254,7 @@ static void check_result(const problem *p, mb_dtype out_dtype, int accumulate, c
         complain(subject, "elements have other bits in a second run", n_differ);
     check_guards(subject, &g);
     if (!accumulate)
-        for (int32_t e = 0; e < p->n_experts; e += p->n_experts > 3 ? 3 : 1)
+        for (int32_t e = 0; e<p->n_experts; e += p->n_experts> 3 ? 3 : 1)
             check_alone(p, out_dtype, &g, e);
     CUDA(cudaFree(before));
     CUDA(cudaFree(g.all));
@@ -295,9 +296,8 @@ static void check_neighbours(const problem *p, mb_dtype out_dtype) {
     CUDA(cudaMemset(spoilt, 0xff, n_bytes));
     MB(mb_moe_backward_weights_sm90(&args, NULL));
     for (int32_t e = 0; e < p->n_experts; e += 2) {
-        const double n_differ =
-            differences(clean + expert_bytes * (size_t)e, spoilt + expert_bytes * (size_t)e, per_expert,
-                        out_dtype);
+        const double n_differ = differences(clean + expert_bytes * (size_t)e,
+                                            spoilt + expert_bytes * (size_t)e, per_expert, out_dtype);
         if (n_differ > 0)
             complain(p->subject, "elements changed by the NaN of a neighbour's rows", n_differ);
     }
@@ -354,123 +354,8 @@ static void check_refusals(void) {
     free_problem(&p);
 }
 
-/* ---- Times */
-
-typedef struct layer_shape {
-    int32_t n_tokens, hidden, intermediate, n_experts, top_k;
-    int is_rounded; /* counts are multiples of 128 */
-} layer_shape;
-static const layer_shape layers[] = {
-    {32768, 4096, 1024, 128, 8, 0}, {32768, 2048, 768, 128, 8, 0}, {4096, 4096, 1024, 128, 8, 0},
-    {24576, 1536, 256, 128, 8, 0},  {32768, 4096, 512, 128, 8, 0}, {32768, 4096, 2048, 64, 4, 0},
-    {24576, 1536, 1024, 32, 2, 0},  {4096, 4096, 1024, 256, 8, 0}, {16384, 4096, 1024, 256, 8, 1}};
-
-/* Offsets and tokens of random routing: each token takes top_k experts, one after another from a random one by a
- * random odd step, so they differ. Rounded: blocks of 128 rows, of random tokens. */
-static void route(const layer_shape *s, int32_t *offsets, int32_t *index) {
-    const int64_t n_rows = (int64_t)s->n_tokens * s->top_k;
-    int32_t *ids = (int32_t *)host_allocate(sizeof(int32_t) * (size_t)n_rows);
-    uint64_t z = 12345;
-    for (int64_t t = 0; t < s->n_tokens; t++) {
-        if (t % (s->is_rounded ? 128 : 1) == 0)
-            z = z * 6364136223846793005ull + 1442695040888963407ull;
-        const uint32_t first = (uint32_t)(z >> 33), step = (uint32_t)(z >> 20) | 1;
-        for (int32_t k = 0; k < s->top_k; k++)
-            ids[t * s->top_k + k] = (int32_t)((first + (uint32_t)k * step) % (uint32_t)s->n_experts);
-    }
-    memset(offsets, 0, sizeof(int32_t) * (size_t)(s->n_experts + 1));
-    for (int64_t i = 0; i < n_rows; i++)
-        offsets[ids[i] + 1]++;
-    for (int32_t e = 0; e < s->n_experts; e++)
-        offsets[e + 1] += offsets[e];
-    int32_t *next = (int32_t *)host_allocate(sizeof(int32_t) * (size_t)s->n_experts);
-    memcpy(next, offsets, sizeof(int32_t) * (size_t)s->n_experts);
-    for (int64_t i = 0; i < n_rows; i++)
-        index[next[ids[i]]++] = (int32_t)(i / s->top_k);
-    free(next);
-    free(ids);
-}
-
-static void launch(const void *context, cudaStream_t stream) {
-    MB(mb_moe_backward_weights_sm90((const mb_moe_backward_weights_args *)context, stream));
-}
-
-/* A few elements against sums on the host: the large problems are right too. */
-static void spot_check(const char *subject, const mb_moe_backward_weights_args *args, const int32_t *offsets,
-                       const int32_t *index) {
-    const int32_t step = args->n_experts / 3;
-    for (int32_t e = 0; e < args->n_experts; e += step) {
-        const int32_t i = (e * 37 + 11) % args->m, j = (e * 101 + 7) % args->n;
-        double sum = 0, size = 0;
-        for (int64_t r = offsets[e]; r < offsets[e + 1]; r++) {
-            const int64_t a_row = args->a_index ? index[r] : r, b_row = args->b_index ? index[r] : r;
-            uint16_t a, b;
-            CUDA(cudaMemcpy(&a, (const uint16_t *)args->a + a_row * args->m + i, 2, cudaMemcpyDeviceToHost));
-            CUDA(cudaMemcpy(&b, (const uint16_t *)args->b + b_row * args->n + j, 2, cudaMemcpyDeviceToHost));
-            const uint32_t wide_a = (uint32_t)a << 16, wide_b = (uint32_t)b << 16; /* bf16 */
-            float x, y;
-            memcpy(&x, &wide_a, sizeof x);
-            memcpy(&y, &wide_b, sizeof y);
-            sum += (double)x * y;
-            size += fabs((double)x * y);
-        }
-        const int64_t at = ((int64_t)e * args->m + i) * args->n + j;
-        float *found = download_rows((const char *)args->out + at * (int64_t)mb_dtype_bytes(args->out_dtype),
-                                     1, 1, 1, args->out_dtype);
-        if (!(fabs(*found - sum) <= 0x1p-8 * fabs(sum) + 1e-4 * size))
-            complain(subject, "an element's distance from the sum in fp64", *found - sum);
-        free(found);
-    }
-}
-
-static void time_layer(const layer_shape *s, void *flush) {
-    const int64_t n_rows = (int64_t)s->n_tokens * s->top_k, width13 = 2 * s->intermediate;
-    int32_t *offsets = (int32_t *)host_allocate(sizeof(int32_t) * (size_t)(s->n_experts + 1));
-    int32_t *index = (int32_t *)host_allocate(sizeof(int32_t) * (size_t)n_rows);
-    route(s, offsets, index);
-    int32_t *offsets_device = (int32_t *)allocate(sizeof(int32_t) * (size_t)(s->n_experts + 1));
-    int32_t *index_device = (int32_t *)allocate(sizeof(int32_t) * (size_t)n_rows);
-    CUDA(cudaMemcpy(offsets_device, offsets, sizeof(int32_t) * (size_t)(s->n_experts + 1),
-                    cudaMemcpyHostToDevice));
-    CUDA(cudaMemcpy(index_device, index, sizeof(int32_t) * (size_t)n_rows, cudaMemcpyHostToDevice));
-    void *tokens = random_values((int64_t)s->n_tokens * s->hidden, MB_BF16, 5, 1);
-    void *rows = random_values(n_rows * width13, MB_BF16, 6, 1);
-    void *out = allocate(sizeof(float) * (size_t)s->n_experts * (size_t)width13 * (size_t)s->hidden);
-    printf("%6d %5d %5d %4d %2d%s", s->n_tokens, s->hidden, s->intermediate, s->n_experts, s->top_k,
-           s->is_rounded ? " r" : "  ");
-    for (int is_w2 = 0; is_w2 < 2; is_w2++)
-        for (int how = 0; how < 3; how++) { /* bf16, fp32, fp32 added */
-            mb_moe_backward_weights_args args = {};
-            args.a = is_w2 ? tokens : rows;
-            args.b = is_w2 ? rows : tokens;
-            args.a_index = is_w2 ? index_device : NULL;
-            args.b_index = is_w2 ? NULL : index_device;
-            args.offsets = offsets_device;
-            args.out = out;
-            args.n_experts = s->n_experts;
-            args.m = is_w2 ? s->hidden : (int32_t)width13;
-            args.n = is_w2 ? s->intermediate : s->hidden;
-            args.dtype = MB_BF16;
-            args.out_dtype = how == 0 ? MB_BF16 : MB_F32;
-            args.accumulate = how == 2;
-            const double us = time_graph(launch, &args, flush);
-            printf(" | %7.0f us %4.0f", us, 2e-6 * (double)n_rows * args.m * args.n / us);
-            if (how < 2)
-                spot_check("times", &args, offsets, index);
-            fflush(stdout);
-        }
-    printf("\n");
-    free(offsets);
-    free(index);
-    CUDA(cudaFree(offsets_device));
-    CUDA(cudaFree(index_device));
-    CUDA(cudaFree(tokens));
-    CUDA(cudaFree(rows));
-    CUDA(cudaFree(out));
-}
-
 int main(int argc, char **argv) {
-    static const int32_t sizes[][2] = {{8, 8},    {128, 256},  {256, 128}, {264, 520},
+    static const int32_t sizes[][2] = {{8, 8},     {128, 256},  {256, 128}, {264, 520},
                                        {72, 1000}, {1000, 136}, {600, 344}};
     int is_small = 0, is_check = 0;
     for (int i = 1; i < argc; i++) {
@@ -491,8 +376,8 @@ int main(int argc, char **argv) {
     printf("%llu problems\n", (unsigned long long)seed - 1);
     if (!is_small && !is_check) {
         void *flush = allocate(FLUSH_BYTES);
-        printf("us and TFLOP/s: T H I E K | dw13 to bf16 | to fp32 | added to fp32 | dw2, the same\n");
-        for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
+        print_times_head();
+        for (size_t i = 0; i < N_LAYERS; i++)
             time_layer(&layers[i], flush);
         CUDA(cudaFree(flush));
     }

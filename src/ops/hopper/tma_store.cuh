@@ -8,9 +8,8 @@
 
 /* One box of a three-dimensional tensor; what lies outside of the tensor is not written. In L2 it makes room
  * before anything else does: for results that are read again only after much else. */
-static __device__ __forceinline__ void mb_tma_store_3d_evict_first(const CUtensorMap *map,
-                                                                   uint32_t from_shared, int x0, int x1,
-                                                                   int x2) {
+static __device__ __forceinline__ void
+mb_tma_store_3d_evict_first(const CUtensorMap *map, uint32_t from_shared, int x0, int x1, int x2) {
     asm volatile("{\n"
                  ".reg .b64 policy;\n"
                  "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"

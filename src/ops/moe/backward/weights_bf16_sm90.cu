@@ -2,6 +2,6 @@
 #include "ops/moe/backward/weights_kernel.cuh"
 
 cudaError_t mb_backward_weights_launch_bf16(const weights_params *params, int out_is_f32, int n_processors,
-                                         mb_stream stream) {
+                                            mb_stream stream) {
     return launch_weights<MB_BF16>(params, out_is_f32, n_processors, stream);
 }

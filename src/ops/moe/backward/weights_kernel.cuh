@@ -26,6 +26,12 @@
 #include "ops/moe/backward/weights_multiply.cuh"
 #include "ops/moe/backward/weights_store.cuh"
 
+/* A CTA starts with 168 registers a thread, the most for three warpgroups. What the producers give back must be
+ * as many as the consumers take, or they wait for ever. */
+enum { START_REGISTERS = 168, PRODUCER_REGISTERS = 88, CONSUMER_REGISTERS = 208 };
+static_assert(PRODUCER_REGISTERS + N_CONSUMERS * CONSUMER_REGISTERS <= (N_CONSUMERS + 1) * START_REGISTERS,
+              "consumers would wait for registers");
+
 /* The consumers' role. */
 template <int dtype, int out_is_f32, class shared>
 static __device__ __forceinline__ void consume_items(const weights_params *p, shared *s, int warpgroup,
@@ -43,8 +49,7 @@ static __device__ __forceinline__ void consume_items(const weights_params *p, sh
         for (int i = 0; i < 128; i++)
             sum[i] = 0;
         multiply<dtype>(s, warpgroup, n_rows, &stage, sum);
-        const weights_tile tile = {item / p->n_tiles,
-                                   p_of_item(p, item) + rank * CTA_P + warpgroup * GROUP_P,
+        const weights_tile tile = {item / p->n_tiles, p_of_item(p, item) + rank * CTA_P + warpgroup * GROUP_P,
                                    q_of_item(p, item)};
         if (p->turned)
             store_pieces<dtype, out_is_f32, 1, 0>(p, s, warpgroup, &tile, sum);
@@ -79,10 +84,10 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     const int rank = mb_cluster_rank();
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
     if (warpgroup == N_CONSUMERS) {
-        mb_setmaxnreg_decrease<80>();
+        mb_setmaxnreg_decrease<PRODUCER_REGISTERS>();
         load_steps(&p, s, rank);
     } else {
-        mb_setmaxnreg_increase<216>();
+        mb_setmaxnreg_increase<CONSUMER_REGISTERS>();
         consume_items<dtype, out_is_f32>(&p, s, warpgroup, rank);
     }
     mb_cluster_sync(); /* neither ends while the other may still write to it */

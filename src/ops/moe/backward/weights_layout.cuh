@@ -14,13 +14,14 @@
 #endif
 
 enum {
-    LINE_BYTES = 128,              /* the width of the swizzle */
-    STEP = 64,                     /* rows of an expert in a stage */
-    PANEL = 64,                    /* columns of an operand in a line */
+    LINE_BYTES = 128, /* the width of the swizzle */
+    STEP = 64,        /* rows of an expert in a stage */
+    PANEL = 64,       /* columns of an operand in a line */
     PANEL_BYTES = STEP * LINE_BYTES,
-    CTA_P = 128, PAIR_P = 2 * CTA_P, /* columns of the gathered operand: of a CTA, of a pair */
-    PAIR_Q = 256,                    /* of the other operand: both CTAs have all of them */
-    GROUP_P = 64,                    /* of the gathered operand, a consumer warpgroup */
+    CTA_P = 128,
+    PAIR_P = 2 * CTA_P, /* columns of the gathered operand: of a CTA, of a pair */
+    PAIR_Q = 256,       /* of the other operand: both CTAs have all of them */
+    GROUP_P = 64,       /* of the gathered operand, a consumer warpgroup */
     P_BYTES = CTA_P / PANEL * PANEL_BYTES,
     Q_BYTES = PAIR_Q / PANEL * PANEL_BYTES,
     STAGE_BYTES = P_BYTES + Q_BYTES,
@@ -63,7 +64,8 @@ MB_BOTH uint32_t floats_at(uint32_t warp, uint32_t lane, uint32_t j) {
 /* Where one fp32 sum goes: right: 1 for the second of Q, below: 1 for the second of P. */
 MB_BOTH uint32_t turned_float_at(uint32_t warp, uint32_t lane, uint32_t j, uint32_t right, uint32_t below) {
     return warp / 2 * (PIECE_BYTES / 2) +
-           chunk_of_line(8 * j + 2 * (lane % 4) + right, warp % 2 * 4 + lane / 16 + 2 * below) + lane / 4 % 4 * 4;
+           chunk_of_line(8 * j + 2 * (lane % 4) + right, warp % 2 * 4 + lane / 16 + 2 * below) +
+           lane / 4 % 4 * 4;
 }
 
 #endif

@@ -63,9 +63,9 @@ static __device__ __forceinline__ void load_q(const weights_params *p, shared *s
 #pragma unroll
     for (int i = 0; i < n_panels; i++) {
         const int panel = rank * n_panels + i;
-        mb_tma_load_5d_multicast(s->q[stage] + panel * PANEL_BYTES, &p->q, &s->full[stage],
-                                 (1 << N_CTAS) - 1, step->q + panel * PANEL, ROWS_END - n_rows + step->first,
-                                 step->rows.end, ROWS_END, 0);
+        mb_tma_load_5d_multicast(s->q[stage] + panel * PANEL_BYTES, &p->q, &s->full[stage], (1 << N_CTAS) - 1,
+                                 step->q + panel * PANEL, ROWS_END - n_rows + step->first, step->rows.end,
+                                 ROWS_END, 0);
     }
 }
 
@@ -96,8 +96,7 @@ static __device__ __forceinline__ void load_steps(const weights_params *p, share
         const unsigned char *from = p->p + (is_inside ? column * 2 : 0);
 #pragma unroll
         for (int i = 0; i < N_COPIES; i++) /* past the expert's rows and the last column: zeros */
-            mb_cp_async_16(to + i * LOAD_ROWS * LINE_BYTES,
-                           from + (int64_t)max(index[i], 0) * p->p_row_bytes,
+            mb_cp_async_16(to + i * LOAD_ROWS * LINE_BYTES, from + (int64_t)max(index[i], 0) * p->p_row_bytes,
                            is_inside && index[i] >= 0 ? 16 : 0);
         mb_cp_async_arrive(&s->full[stage.at]);
         advance<shared::n_stages>(&stage);

@@ -22,9 +22,9 @@ static __device__ __forceinline__ stage_operands wait_stage(shared *s, int warpg
                                                             const ring_cursor *stage) {
     mb_mbarrier_wait(&s->full[stage->at], stage->parity);
     mb_fence_async_shared(); /* cp.async wrote P by ordinary stores */
-    return {mb_wgmma_descriptor_across(mb_shared_address(s->p[stage->at]) + warpgroup * PANEL_BYTES,
-                                       PANEL_BYTES),
-            mb_wgmma_descriptor_across(mb_shared_address(s->q[stage->at]), PANEL_BYTES)};
+    return {
+        mb_wgmma_descriptor_across(mb_shared_address(s->p[stage->at]) + warpgroup * PANEL_BYTES, PANEL_BYTES),
+        mb_wgmma_descriptor_across(mb_shared_address(s->q[stage->at]), PANEL_BYTES)};
 }
 
 /* sum += the products of all rows, 16 by 16. A stage is given back only when the next one's wgmma are under way.

@@ -19,7 +19,8 @@ static mb_status check_pointer(const char *name, const void *pointer) {
 static mb_status check(const mb_moe_backward_weights_args *args) {
     if (args->n_experts < 1 || args->m < 8 || args->n < 8 || args->m % 8 != 0 || args->n % 8 != 0)
         return mb_fail(MB_ERR_ARGUMENT,
-                       NAME ": n_experts %d, m %d, n %d; m and n must be multiples of 8, all of them positive",
+                       NAME
+                       ": n_experts %d, m %d, n %d; m and n must be multiples of 8, all of them positive",
                        args->n_experts, args->m, args->n);
     if (args->dtype != MB_BF16 && args->dtype != MB_F16)
         return mb_fail(MB_ERR_UNSUPPORTED, NAME ": dtype %s; bf16 and f16 are multiplied",
@@ -75,8 +76,8 @@ static mb_status encode_out(CUtensorMap *map, const mb_moe_backward_weights_args
                              {(cuuint64_t)args->n, (cuuint64_t)args->m, (cuuint64_t)args->n_experts},
                              {row_bytes, (cuuint64_t)args->m * row_bytes},
                              {line, turned && args->out_dtype == MB_F32 ? 32u : 64u, 1}};
-    const CUtensorMapDataType type = args->out_dtype == MB_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-                                                               : mb_tensor_map_type(args->out_dtype);
+    const CUtensorMapDataType type =
+        args->out_dtype == MB_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : mb_tensor_map_type(args->out_dtype);
     return encode(map, type, args->out, &shape);
 }
 

@@ -53,8 +53,7 @@ static __device__ __forceinline__ void stage_piece(uint32_t to, const float (&su
             uint32_t matrices[4];
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                matrices[i] =
-                    mb_pack_pair<dtype>(sum[first + 4 * j + 2 * i], sum[first + 4 * j + 2 * i + 1]);
+                matrices[i] = mb_pack_pair<dtype>(sum[first + 4 * j + 2 * i], sum[first + 4 * j + 2 * i + 1]);
             if constexpr (turned)
                 mb_store_matrix_transposed_x4(to + turned_matrices_at(warp, lane, j), matrices);
             else

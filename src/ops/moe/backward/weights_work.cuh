@@ -11,7 +11,7 @@ enum {
     WARPGROUP = 128,
     N_CONSUMERS = 2, /* warpgroups */
     N_THREADS = (N_CONSUMERS + 1) * WARPGROUP,
-    N_CTAS = 2, /* of a pair */
+    N_CTAS = 2,        /* of a pair */
     STORE_BARRIER = 1, /* and + 1: named barriers, of each consumer warpgroup */
 };
 

@@ -1,16 +1,17 @@
 /*
- * backward_weights_check.cu - checks and times the gradients of the experts' weights (mb_moe_backward_weights_sm90).
+ * backward_weights_check.cu - checks and times the gradients of the experts' weights
+ * (mb_moe_backward_weights_sm90).
  *
  *   backward_weights_check [--small] [--check] [--time]
  *
  * Ugly problems: empty experts, one expert that has all rows, counts at the edges of steps, sizes that are no
- * multiples of a tile, either operand gathered or none, both dtypes, results in fp32 and in dtype, added to what is
- * there or not. Every element is compared with a sum in fp64. Results are poisoned before, and what lies in
- * front of and behind them must stay. Rows that belong to another expert or to none are NaN where a leak would
- * show. An expert alone gives the bits that it gives among the others, and so does a second run.
+ * multiples of a tile, either operand gathered or none, both dtypes, results in fp32 and in dtype, added to
+ * what is there or not. Every element is compared with a sum in fp64. Results are poisoned before, and what
+ * lies in front of and behind them must stay. Rows that belong to another expert or to none are NaN where a
+ * leak would show. An expert alone gives the bits that it gives among the others, and so does a second run.
  *
- * Times are those of a layer's dw13 and dw2. Exit status 1 when anything is wrong. --small checks a few problems (for
- * compute-sanitizer), --check times nothing, --time does nothing else.
+ * Times are those of a layer's dw13 and dw2. Exit status 1 when anything is wrong. --small checks a few
+ * problems (for compute-sanitizer), --check times nothing, --time does nothing else.
  */
 #include "backward_weights_times.cuh"
 
@@ -146,8 +147,9 @@ typedef struct comparison {
     double apart, size; /* squares */
 } comparison;
 
-/* An element is right within the rounding of the result and of the sum: the tensor cores' sums are of 16 products,
- * whose bits below 2^-22 of the largest may be lost. Empty experts must be exact: 0, or as before. */
+/* An element is right within the rounding of the result and of the sum: the tensor cores' sums are of 16
+ * products, whose bits below 2^-22 of the largest may be lost. Empty experts must be exact: 0, or as
+ * before. */
 static __global__ void compare(mb_moe_backward_weights_args args, const void *before, const double *sums,
                                const double *sizes, double unit, comparison *found) {
     const int64_t per_expert = (int64_t)args.m * args.n, n = per_expert * args.n_experts;

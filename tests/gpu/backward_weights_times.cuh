@@ -1,4 +1,5 @@
-/* backward_weights_times.cuh - times of a layer's dw13 and dw2, for the shapes that training is measured with. */
+/* backward_weights_times.cuh - times of a layer's dw13 and dw2, for the shapes that training is measured
+ * with. */
 #ifndef MB_TESTS_BACKWARD_WEIGHTS_TIMES_CUH
 #define MB_TESTS_BACKWARD_WEIGHTS_TIMES_CUH
 
@@ -16,9 +17,9 @@ static const layer_shape layers[] = {
     {24576, 1536, 1024, 32, 2, 0},  {4096, 4096, 1024, 256, 8, 0}, {16384, 4096, 1024, 256, 8, 1}};
 static const size_t N_LAYERS = sizeof layers / sizeof *layers;
 
-/* Offsets and tokens of random routing: each token takes top_k experts, one after another from a random one by a
- * random odd step, so they differ (n_experts is a power of two). Rounded: every expert has the same number of tokens,
- * from all over. */
+/* Offsets and tokens of random routing: each token takes top_k experts, one after another from a random one
+ * by a random odd step, so they differ (n_experts is a power of two). Rounded: every expert has the same
+ * number of tokens, from all over. */
 static inline void route(const layer_shape *s, int32_t *offsets, int32_t *index) {
     const int64_t n_rows = (int64_t)s->n_tokens * s->top_k;
     int32_t *ids = (int32_t *)host_allocate(sizeof(int32_t) * (size_t)n_rows);

@@ -1,7 +1,7 @@
 /*
- * wgmma_across.cuh - the warpgroup's matrix multiply with both operands read across: in shared memory the rows of
- * 128 bytes are K, and 64 of A's (of B's) rows lie in one of them (mb_wgmma_descriptor_across). 64 rows of A
- * times 256 rows of B, bf16 or fp16, summed in fp32 registers.
+ * wgmma_across.cuh - the warpgroup's matrix multiply with both operands read across: in shared memory the
+ * rows of 128 bytes are K, and 64 of A's (of B's) rows lie in one of them (mb_wgmma_descriptor_across). 64
+ * rows of A times 256 rows of B, bf16 or fp16, summed in fp32 registers.
  *
  * The 64 rows of A are one panel, so A's panel_bytes is not read. The next 16 of K are 128 further in the low
  * word of both. Accumulators lie as wgmma.cuh says.

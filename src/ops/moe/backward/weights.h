@@ -1,4 +1,5 @@
-/* weights.h - gradients of the experts' weights on Hopper: a grouped GEMM whose K are the rows of an expert. */
+/* weights.h - gradients of the experts' weights on Hopper: a grouped GEMM whose K are the rows of an
+ * expert. */
 #ifndef MB_OPS_MOE_BACKWARD_WEIGHTS_H
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_H
 
@@ -15,8 +16,8 @@ extern "C" {
  *     dw13 [2I or I, H]: a = dp, b = x,   b_index = row_token
  *     dw2  [H, I]:       a = d_out,       b = hs, a_index = row_token
  *
- * Experts without rows get zeros; with accumulate they are left as they are. The same inputs give the same bits,
- * and an expert's gradient does not depend on the other experts.
+ * Experts without rows get zeros; with accumulate they are left as they are. The same inputs give the same
+ * bits, and an expert's gradient does not depend on the other experts.
  *
  * accumulate: the sum is added to what is there in fp32 and rounded once. (out in fp32: a result below the
  * smallest normal number becomes 0.)

@@ -1,6 +1,6 @@
 /*
- * weights_kernel.cuh - gradients of the experts' weights: a grouped GEMM whose K are the rows of an expert, one
- * persistent launch. README.weights.md has the numbers and the reasons.
+ * weights_kernel.cuh - gradients of the experts' weights: a grouped GEMM whose K are the rows of an expert,
+ * one persistent launch. README.weights.md has the numbers and the reasons.
  *
  * Items, in order: for every expert all pair tiles, 256 columns of P by 256 of Q. Pair of CTAs number i works
  * on items i, i + the number of pairs, and so on. So pairs that run together share an expert's rows in L2. No
@@ -15,6 +15,8 @@
  *
  *   stage   P: 2 panels of 64 columns | Q: 4 panels; a panel is 64 rows of 128 bytes, swizzled by 128 bytes
  *
+ * The first warpgroup is a step ahead of the second one, so one of them stores while the other multiplies.
+ *
  * Rows are K, and both operands lie with K across: memory has them so, and wgmma transposes on the way.
  * An output is summed over its expert's rows in order, whatever the other experts have.
  */
@@ -26,8 +28,8 @@
 #include "ops/moe/backward/weights_multiply.cuh"
 #include "ops/moe/backward/weights_store.cuh"
 
-/* A CTA starts with 168 registers a thread, the most for three warpgroups. What the producers give back must be
- * as many as the consumers take, or they wait for ever. */
+/* A CTA starts with 168 registers a thread, the most for three warpgroups. What the producers give back
+ * must be as many as the consumers take, or they wait for ever. */
 enum { START_REGISTERS = 168, PRODUCER_REGISTERS = 88, CONSUMER_REGISTERS = 208 };
 static_assert(PRODUCER_REGISTERS + N_CONSUMERS * CONSUMER_REGISTERS <= (N_CONSUMERS + 1) * START_REGISTERS,
               "consumers would wait for registers");
@@ -38,6 +40,9 @@ static __device__ __forceinline__ void consume_items(const weights_params *p, sh
                                                      int rank) {
     ring_cursor stage = {0, 0};
     row_range next = rows_of_item(p, first_item());
+    int32_t lead_left = warpgroup == 0 ? shared::lead : 0;
+    if (shared::lead > 0 && warpgroup > 0)
+        mb_named_barrier_sync(LEAD_BARRIER, N_CONSUMERS * WARPGROUP);
 #pragma unroll 1
     for (int32_t item = first_item(); item < p->n_items; item += n_pairs()) {
         const int32_t n_rows = next.end - next.begin;
@@ -48,7 +53,7 @@ static __device__ __forceinline__ void consume_items(const weights_params *p, sh
 #pragma unroll
         for (int i = 0; i < 128; i++)
             sum[i] = 0;
-        multiply<dtype>(s, warpgroup, n_rows, &stage, sum);
+        multiply<dtype>(s, warpgroup, n_rows, &stage, &lead_left, sum);
         const weights_tile tile = {item / p->n_tiles, p_of_item(p, item) + rank * CTA_P + warpgroup * GROUP_P,
                                    q_of_item(p, item)};
         if (p->turned)
@@ -56,6 +61,8 @@ static __device__ __forceinline__ void consume_items(const weights_params *p, sh
         else
             store_pieces<dtype, out_is_f32, 0, 0>(p, s, warpgroup, &tile, sum);
     }
+    if (lead_left > 0) /* all steps were fewer */
+        mb_named_barrier_arrive(LEAD_BARRIER, N_CONSUMERS * WARPGROUP);
     if (threadIdx.x % WARPGROUP == 0)
         mb_tma_store_wait_read<0>(); /* shared memory is read to the end */
 }
@@ -68,10 +75,10 @@ template <class shared> static __device__ __forceinline__ void init_barriers(sha
     mb_mbarrier_init_fence();
 }
 
-template <int dtype, int out_is_f32, int n_stages, int n_pieces>
+template <int dtype, int out_is_f32, int n_stages, int n_pieces, int lead>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     backward_weights(const __grid_constant__ weights_params p) {
-    typedef weights_shared<n_stages, n_pieces> shared;
+    typedef weights_shared<n_stages, n_pieces, lead> shared;
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     shared *s = (shared *)shared_bytes;
     if (threadIdx.x == 0) {
@@ -93,11 +100,11 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     mb_cluster_sync(); /* neither ends while the other may still write to it */
 }
 
-template <int dtype, int out_is_f32, int n_stages, int n_pieces>
+template <int dtype, int out_is_f32, int n_stages, int n_pieces, int lead>
 static cudaError_t launch_weights(const weights_params *params, int n_processors, mb_stream stream) {
-    typedef weights_shared<n_stages, n_pieces> shared;
+    typedef weights_shared<n_stages, n_pieces, lead> shared;
     static_assert(sizeof(shared) <= 227 * 1024, "the stages do not fit into shared memory");
-    auto kernel = backward_weights<dtype, out_is_f32, n_stages, n_pieces>;
+    auto kernel = backward_weights<dtype, out_is_f32, n_stages, n_pieces, lead>;
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     if (error != cudaSuccess)
@@ -114,8 +121,8 @@ static cudaError_t launch_weights(const weights_params *params, int n_processors
 template <int dtype>
 static cudaError_t launch_weights(const weights_params *params, int out_is_f32, int n_processors,
                                   mb_stream stream) {
-    return out_is_f32 ? launch_weights<dtype, 1, 3, 4>(params, n_processors, stream)
-                      : launch_weights<dtype, 0, 4, 2>(params, n_processors, stream);
+    return out_is_f32 ? launch_weights<dtype, 1, 3, 4, 1>(params, n_processors, stream)
+                      : launch_weights<dtype, 0, 4, 2, 1>(params, n_processors, stream);
 }
 
 #endif

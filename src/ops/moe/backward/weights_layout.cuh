@@ -40,9 +40,9 @@ MB_BOTH uint32_t gathered_at(uint32_t row, uint32_t chunk) {
 }
 
 /*
- * A piece of the finished tile: lines of 128 bytes, swizzled, rows of `out`. Not turned, lines are of P: 64 lines of
- * 64 (16-bit) or 32 (fp32) of Q. Turned, lines are of Q: 64 lines of 64 of P, or 32 lines of 32 of P and then
- * 32 lines of the next 32 of P.
+ * A piece of the finished tile: lines of 128 bytes, swizzled, rows of `out`. Not turned, lines are of P: 64
+ * lines of 64 (16-bit) or 32 (fp32) of Q. Turned, lines are of Q: 64 lines of 64 of P, or 32 lines of 32 of
+ * P and then 32 lines of the next 32 of P.
  *
  * The accumulators of warp w, lane l are of P 16 w + l / 4 and + 8, and of Q 8 j + 2 (l % 4) and + 1, with
  * j = 0, 1 ... counted from the piece's first.

@@ -1,9 +1,9 @@
 /*
- * weights_load.cuh - the producers' warpgroup: all of its threads copy rows of P by index, and one of them asks the
- * copy engine for Q.
+ * weights_load.cuh - the producers' warpgroup: all of its threads copy rows of P by index, and one of them
+ * asks the copy engine for Q.
  *
- * Steps are one stream over all items of the pair, so the row indices of a step are loaded while the producers
- * wait for the stage of the step before, also from one item to the next.
+ * Steps are one stream over all items of the pair, so the row indices of a step are loaded while the
+ * producers wait for the stage of the step before, also from one item to the next.
  */
 #ifndef MB_OPS_MOE_BACKWARD_WEIGHTS_LOAD_CUH
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_LOAD_CUH
@@ -30,8 +30,8 @@ static __device__ __forceinline__ load_step first_step_of(const weights_params *
     return {item, p_of_item(p, item), q_of_item(p, item), rows, 0};
 }
 
-/* Goes on to the next item that has rows, if this one has none left. `next`: the rows of the item after this one,
- * loaded an item ahead. */
+/* Goes on to the next item that has rows, if this one has none left. `next`: the rows of the item after
+ * this one, loaded an item ahead. */
 static __device__ __forceinline__ void skip_finished(const weights_params *p, load_step *step,
                                                      row_range *next) {
     while (step->item < p->n_items && step->first >= step->rows.end - step->rows.begin) {

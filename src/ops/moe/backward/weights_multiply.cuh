@@ -1,4 +1,5 @@
-/* weights_multiply.cuh - a consumer warpgroup's product: 64 columns of P by all 256 of the pair's Q, over the rows. */
+/* weights_multiply.cuh - a consumer warpgroup's product: 64 columns of P by all 256 of the pair's Q, over
+ * the rows. */
 #ifndef MB_OPS_MOE_BACKWARD_WEIGHTS_MULTIPLY_CUH
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_MULTIPLY_CUH
 
@@ -27,11 +28,18 @@ static __device__ __forceinline__ stage_operands wait_stage(shared *s, int warpg
         mb_wgmma_descriptor_across(mb_shared_address(s->q[stage->at]), PANEL_BYTES)};
 }
 
-/* sum += the products of all rows, 16 by 16. A stage is given back only when the next one's wgmma are under way.
- * What the last stage has above the last 16 rows is not multiplied. */
+/* Of the steps that the first warpgroup has to be ahead of the second one, those left; where it has got there it
+ * says so, once. */
+static __device__ __forceinline__ void count_lead(int32_t *lead_left) {
+    if (*lead_left > 0 && --*lead_left == 0)
+        mb_named_barrier_arrive(LEAD_BARRIER, N_CONSUMERS * WARPGROUP);
+}
+
+/* sum += the products of all rows, 16 by 16. A stage is given back only when the next one's wgmma are under
+ * way. What the last stage has above the last 16 rows is not multiplied. */
 template <int dtype, class shared>
 static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_t n_rows, ring_cursor *stage,
-                                                float (&sum)[128]) {
+                                                int32_t *lead_left, float (&sum)[128]) {
     constexpr int type = dtype == MB_BF16 ? MB_WGMMA_BF16 : MB_WGMMA_F16;
     const int32_t n_k16 = (n_rows + 15) / 16, n_whole = n_k16 / (STEP / 16), n_rest = n_k16 % (STEP / 16);
     uint64_t *previous = nullptr;
@@ -45,6 +53,7 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
             mb_wgmma_both_across<type>(sum, of.a + k * MB_WGMMA_ACROSS_K16, of.b + k * MB_WGMMA_ACROSS_K16);
         mb_wgmma_commit();
         mb_wgmma_pin(sum);
+        count_lead(lead_left);
         if (previous) {
             mb_wgmma_wait<1>();
             release_stage(previous);
@@ -62,6 +71,7 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
             mb_wgmma_commit();
             mb_wgmma_pin(sum);
         }
+        count_lead(lead_left);
         if (previous) {
             mb_wgmma_wait<1>();
             release_stage(previous);

@@ -8,13 +8,13 @@
 #include <cuda_runtime.h>
 
 /*
- * P is the operand whose rows are gathered (or a, where none is), Q the other one. P is wgmma's M and Q its N, so
- * where b is gathered the product is that of the transposed gradient, and `turned` is set.
+ * P is the operand whose rows are gathered (or a, where none is), Q the other one. P is wgmma's M and Q its
+ * N, so where b is gathered the product is that of the transposed gradient, and `turned` is set.
  *
- * The map of q has an expert's rows end where they end. Its dimensions are: column, row x of 2^30, row y, a step
- * back by 2^30 rows. The row first + r of an expert of n rows that begin at `first` is x = 2^30 - n + r,
- * y = first + n, and one step back: sums of addresses wrap around at 2^64. Rows r >= n have x >= 2^30, so
- * they lie outside of the tensor and become 0. (The idea is Triton's, triton/tools/ragged_tma.py.)
+ * The map of q has an expert's rows end where they end. Its dimensions are: column, row x of 2^30, row y, a
+ * step back by 2^30 rows. The row first + r of an expert of n rows that begin at `first` is x = 2^30 - n +
+ * r, y = first + n, and one step back: sums of addresses wrap around at 2^64. Rows r >= n have x >= 2^30,
+ * so they lie outside of the tensor and become 0. (The idea is Triton's, triton/tools/ragged_tma.py.)
  */
 typedef struct weights_params {
     CUtensorMap q, out;

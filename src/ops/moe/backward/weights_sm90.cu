@@ -1,4 +1,5 @@
-/* weights_sm90.cu - host side of the weights' gradients: checks, tensor maps, the launch of the dtype's kernel. */
+/* weights_sm90.cu - host side of the weights' gradients: checks, tensor maps, the launch of the dtype's
+ * kernel. */
 #include "ops/moe/backward/weights.h"
 
 #include "ops/hopper/launch.cuh"

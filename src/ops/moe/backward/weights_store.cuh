@@ -1,7 +1,7 @@
 /*
- * weights_store.cuh - a consumer warpgroup's finished tile goes to memory in pieces of 8 KB: registers, shared
- * memory, copy engine. The engine stores while the warpgroup multiplies its next tile. A piece waits only
- * until the engine has read the piece that had its place before.
+ * weights_store.cuh - a consumer warpgroup's finished tile goes to memory in pieces of 8 KB: registers,
+ * shared memory, copy engine. The engine stores while the warpgroup multiplies its next tile. A piece waits
+ * only until the engine has read the piece that had its place before.
  */
 #ifndef MB_OPS_MOE_BACKWARD_WEIGHTS_STORE_CUH
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_STORE_CUH

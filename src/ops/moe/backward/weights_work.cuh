@@ -1,4 +1,5 @@
-/* weights_work.cuh - what all roles of the weights' gradient kernel know: shared memory, items, the ring of stages. */
+/* weights_work.cuh - what all roles of the weights' gradient kernel know: shared memory, items, the ring of
+ * stages. */
 #ifndef MB_OPS_MOE_BACKWARD_WEIGHTS_WORK_CUH
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_WORK_CUH
 
@@ -12,11 +13,14 @@ enum {
     N_CONSUMERS = 2, /* warpgroups */
     N_THREADS = (N_CONSUMERS + 1) * WARPGROUP,
     N_CTAS = 2,        /* of a pair */
+    LEAD_BARRIER = 3,  /* named barrier: the first warpgroup is ahead of the second one */
     STORE_BARRIER = 1, /* and + 1: named barriers, of each consumer warpgroup */
 };
 
-template <int stages, int pieces> struct weights_shared {
-    static constexpr int n_stages = stages, n_pieces = pieces;
+/* lead: steps that the first consumer warpgroup is ahead of the second one. */
+template <int stages, int pieces, int lead_steps> struct weights_shared {
+    static constexpr int n_stages = stages, n_pieces = pieces, lead = lead_steps;
+    static_assert(lead < stages, "the first warpgroup would wait for a stage that the second one has");
     unsigned char p[stages][P_BYTES];
     unsigned char q[stages][Q_BYTES];
     unsigned char staged[N_CONSUMERS][pieces][PIECE_BYTES];

@@ -55,6 +55,14 @@ static __device__ __forceinline__ void mb_store_shared_16(uint32_t to_shared, ui
                  : "memory");
 }
 
+static __device__ __forceinline__ void mb_store_shared_8(uint32_t to_shared, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(to_shared), "f"(x), "f"(y) : "memory");
+}
+
+static __device__ __forceinline__ void mb_store_shared_4(uint32_t to_shared, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to_shared), "f"(value) : "memory");
+}
+
 static __device__ __forceinline__ void mb_store_shared_2(uint32_t to_shared, uint16_t value) {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(to_shared), "h"(value) : "memory");
 }
@@ -77,6 +85,12 @@ static __device__ __forceinline__ void mb_store_matrix_transposed_x2(uint32_t to
                                                                      uint32_t b) {
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to_shared), "r"(a),
                  "r"(b)
+                 : "memory");
+}
+static __device__ __forceinline__ void mb_store_matrix_transposed_x4(uint32_t to_shared,
+                                                                     const uint32_t (&a)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to_shared),
+                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
                  : "memory");
 }
 

@@ -1,0 +1,116 @@
+/* weights_sm90.cu - host side of the weights' gradients: checks, tensor maps, the launch of the dtype's
+ * kernel. */
+#include "ops/moe/backward/weights.h"
+
+#include "ops/hopper/launch.cuh"
+#include "ops/hopper/tensor_map.cuh"
+#include "ops/moe/backward/weights_layout.cuh"
+#include "ops/moe/backward/weights_params.cuh"
+
+#define NAME "moe_backward_weights"
+
+static mb_status check_pointer(const char *name, const void *pointer) {
+    if (!pointer)
+        return mb_fail(MB_ERR_ARGUMENT, NAME ": %s is NULL", name);
+    if ((uintptr_t)pointer % 16 != 0)
+        return mb_fail(MB_ERR_ARGUMENT, NAME ": %s is not 16-byte aligned", name);
+    return MB_OK;
+}
+
+static mb_status check(const mb_moe_backward_weights_args *args) {
+    if (args->n_experts < 1 || args->m < 8 || args->n < 8 || args->m % 8 != 0 || args->n % 8 != 0)
+        return mb_fail(MB_ERR_ARGUMENT,
+                       NAME
+                       ": n_experts %d, m %d, n %d; m and n must be multiples of 8, all of them positive",
+                       args->n_experts, args->m, args->n);
+    if (args->dtype != MB_BF16 && args->dtype != MB_F16)
+        return mb_fail(MB_ERR_UNSUPPORTED, NAME ": dtype %s; bf16 and f16 are multiplied",
+                       mb_dtype_name(args->dtype));
+    if (args->out_dtype != MB_F32 && args->out_dtype != args->dtype)
+        return mb_fail(MB_ERR_ARGUMENT, NAME ": out_dtype %s is neither f32 nor dtype, %s",
+                       mb_dtype_name(args->out_dtype), mb_dtype_name(args->dtype));
+    if (args->a_index && args->b_index)
+        return mb_fail(MB_ERR_UNSUPPORTED, NAME ": a and b have an index; at most one of them can");
+    if (!args->offsets)
+        return mb_fail(MB_ERR_ARGUMENT, NAME ": offsets is NULL");
+    MB_TRY(check_pointer("a", args->a));
+    MB_TRY(check_pointer("b", args->b));
+    return check_pointer("out", args->out);
+}
+
+typedef struct map_shape {
+    cuuint32_t rank;
+    cuuint64_t sizes[5], strides[4];
+    cuuint32_t box[5];
+} map_shape;
+
+static mb_status encode(CUtensorMap *map, CUtensorMapDataType type, const void *data,
+                        const map_shape *shape) {
+    const mb_tensor_map_encode encoder = mb_tensor_map_encoder();
+    if (!encoder)
+        return mb_fail(MB_ERR_DEVICE, NAME ": the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
+    const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
+    const CUresult result =
+        encoder(map, type, shape->rank, (void *)data, shape->sizes, shape->strides, shape->box,
+                element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result == CUDA_SUCCESS)
+        return MB_OK;
+    return mb_fail(MB_ERR_ARGUMENT, NAME ": no tensor map for rows of %llu elements at %p (driver error %d)",
+                   (unsigned long long)shape->sizes[0], data, (int)result);
+}
+
+/* Rows of Q that end where their expert's end (weights_params.cuh). */
+static mb_status encode_q(CUtensorMap *map, mb_dtype dtype, const void *data, int32_t columns) {
+    const cuuint64_t row_bytes = (cuuint64_t)columns * 2, rows = 0x7fff0000;
+    const map_shape shape = {5,
+                             {(cuuint64_t)columns, ROWS_END, rows, rows, 1},
+                             {row_bytes, row_bytes, (1ull << 34) - row_bytes, row_bytes},
+                             {PANEL, STEP, 1, 1, 1}};
+    return encode(map, mb_tensor_map_type(dtype), data, &shape);
+}
+
+static mb_status encode_out(CUtensorMap *map, const mb_moe_backward_weights_args *args, int turned) {
+    const cuuint64_t row_bytes = mb_dtype_row_bytes(args->out_dtype, args->n);
+    const cuuint32_t line = LINE_BYTES / (cuuint32_t)mb_dtype_bytes(args->out_dtype);
+    const map_shape shape = {3,
+                             {(cuuint64_t)args->n, (cuuint64_t)args->m, (cuuint64_t)args->n_experts},
+                             {row_bytes, (cuuint64_t)args->m * row_bytes},
+                             {line, turned && args->out_dtype == MB_F32 ? 32u : 64u, 1}};
+    const CUtensorMapDataType type =
+        args->out_dtype == MB_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : mb_tensor_map_type(args->out_dtype);
+    return encode(map, type, args->out, &shape);
+}
+
+extern "C" mb_status mb_moe_backward_weights_sm90(const mb_moe_backward_weights_args *args,
+                                                  mb_stream stream) {
+    MB_TRY(check(args));
+    const int turned = args->b_index != NULL;
+    weights_params params = {};
+    params.p = (const unsigned char *)(turned ? args->b : args->a);
+    params.p_index = turned ? args->b_index : args->a_index;
+    params.offsets = args->offsets;
+    params.p_columns = turned ? args->n : args->m;
+    params.q_columns = turned ? args->m : args->n;
+    params.p_row_bytes = params.p_columns * 2;
+    params.n_tiles_q = (params.q_columns + PAIR_Q - 1) / PAIR_Q;
+    params.n_tiles = (params.p_columns + PAIR_P - 1) / PAIR_P * params.n_tiles_q;
+    params.turned = turned;
+    params.accumulate = args->accumulate != 0;
+    params.old = args->accumulate && args->out_dtype != MB_F32 ? args->out : NULL;
+    const int64_t n_items = (int64_t)args->n_experts * params.n_tiles;
+    if (n_items > INT32_MAX / 2)
+        return mb_fail(MB_ERR_ARGUMENT, NAME ": %d experts of %d x %d are too many tiles", args->n_experts,
+                       args->m, args->n);
+    params.n_items = (int32_t)n_items;
+    MB_TRY(encode_q(&params.q, args->dtype, turned ? args->a : args->b, params.q_columns));
+    MB_TRY(encode_out(&params.out, args, turned));
+    const int out_is_f32 = args->out_dtype == MB_F32;
+    const cudaError_t error =
+        args->dtype == MB_BF16
+            ? mb_backward_weights_launch_bf16(&params, out_is_f32, mb_n_processors(), stream)
+            : mb_backward_weights_launch_f16(&params, out_is_f32, mb_n_processors(), stream);
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, NAME ": launch failed: %s", cudaGetErrorString(error));
+    return MB_OK;
+}

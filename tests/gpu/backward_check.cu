@@ -378,12 +378,13 @@ static void check_no_tokens(const backward_problem *p) {
         free(host);
     }
     reset_outputs(p, 1);
-    const prints before = take_prints(p, "the start values");
+    print before[N_GRADIENTS];
+    for (int i = DW13; i < N_GRADIENTS; i++)
+        before[i] = print_of(&p->out[i]);
     a.accumulate = 1;
     run(p, &a);
-    const prints after = take_prints(p, "an empty sum");
     for (int i = DW13; i < N_GRADIENTS; i++)
-        if (before.of[i].sum != after.of[i].sum)
+        if (before[i].sum != print_of(&p->out[i]).sum)
             complain(p->name, "without tokens something was added", i);
     check_guards(p);
 }

@@ -11,6 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum { MB_ARENA_ALIGNMENT = 256 };
 
 typedef struct mb_arena {
@@ -34,5 +38,9 @@ void mb_arena_pop_to(mb_arena *arena, size_t used);
 /* 0 when every red zone is whole; else the offset where the first piece that was overrun ends. Release
  * builds have no red zones and return 0. */
 size_t mb_arena_check(const mb_arena *arena);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

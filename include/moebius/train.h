@@ -150,7 +150,8 @@ typedef struct mb_moe_rounding_report {
  * Token rounding: each expert's count of choices becomes a multiple of tile_rows, so that no tile of its
  * GEMM is padded (SonicMoE, arXiv 2512.14080). Rounding down drops the chosen tokens of least probability,
  * of equal ones the last. Rounding up adds the tokens of largest probability that had not chosen the
- * expert, of equal ones the first. The probability is the softmax over E of the token's logits.
+ * expert, of equal ones the first. The probability is the softmax over E of the token's logits;
+ * probabilities that differ by less than one part in 2^35 may count as equal.
  *
  * Experts are rounded in order. A kept choice keeps its place among its token's K. A dropped one becomes
  * id -1 with weight 0. An added one takes the token's first free place of [K, max_choices). A token

@@ -19,6 +19,7 @@ typedef struct settings {
     const char *host, *api_key_file;
     cli_integer port, max_queue, shutdown_timeout, receive_timeout;
     cli_texts api_keys, names;
+    cli_number max_decode_slowdown;
     int access_log;
     cli_engine_settings engine;
     cli_model_settings model;
@@ -94,8 +95,24 @@ static const cli_option http_options[] = {
     {0},
 };
 
+static const cli_option schedule_options[] = {
+    {.name = "max-decode-slowdown",
+     .value_name = "FACTOR",
+     .kind = CLI_NUMBER,
+     .offset = offsetof(settings, max_decode_slowdown),
+     .minimum = 0,
+     .maximum = 1000,
+     .fallback = "2",
+     .help =
+         "While answers are written, so much of waiting prompts is taken into a step as lets it last FACTOR times "
+         "as long as without. Smaller: answers flow more evenly; larger: first tokens come sooner. More than 1, or "
+         "0 for no limit. While more prompts wait than answers are written, a GPU takes whole steps of them."},
+    {0},
+};
+
 static const cli_group groups[] = {
     {"HTTP", http_options, 0},
+    {"Scheduling", schedule_options, 0},
     {"Answers", cli_answer_options, offsetof(settings, engine)},
     {"Engine", cli_engine_options, offsetof(settings, engine)},
     {"Model", cli_model_options, offsetof(settings, model)},
@@ -185,6 +202,7 @@ static int serve(const settings *given, const char *directory, const key_list *k
     int status = cli_apply_engine(&given->engine, model, &wanted.session, &wanted.formats);
     if (status != CLI_OK)
         return status;
+    wanted.session.max_decode_slowdown = (float)given->max_decode_slowdown.value;
     cli_name_of_path(directory, name, sizeof name);
     if (given->names.count > 0) {
         all_names = mb_calloc(given->names.count + 1, sizeof *all_names);
@@ -211,6 +229,13 @@ static int serve(const settings *given, const char *directory, const key_list *k
     return status;
 }
 
+static int check_slowdown(const settings *given) {
+    double slowdown = given->max_decode_slowdown.value;
+    if (slowdown == 0 || slowdown > 1)
+        return -1;
+    return cli_usage_error(&cli_serve_command, "--max-decode-slowdown: give more than 1, or 0 for no limit");
+}
+
 static int check_names(const settings *given, const char *directory) {
     for (size_t i = 0; i < given->names.count; i++)
         if (!cli_is_utf8(given->names.items[i]))
@@ -227,6 +252,8 @@ static int serve_main(int argc, char **argv) {
     if (status >= 0)
         return status;
     status = cli_check_engine(&cli_serve_command, &given.engine);
+    if (status < 0)
+        status = check_slowdown(&given);
     if (status < 0)
         status = check_names(&given, directory);
     if (status == CLI_OK)

@@ -13,7 +13,8 @@ enum {
 void mb_scheduler_init(mb_scheduler *scheduler, mb_arena *arena, const mb_schedule_limits *limits,
                        mb_kv *kv) {
     *scheduler = (mb_scheduler){.limits = *limits, .kv = kv, .share = FIRST_SHARE};
-    mb_pace_init(&scheduler->pace, limits->max_decode_slowdown, limits->double_at);
+    mb_pace_init(&scheduler->pace, limits->max_decode_slowdown, limits->double_at,
+                 limits->least_prompt_tokens);
     /* Preempted jobs wait too, even when the queue is full. */
     mb_waiting_init(&scheduler->waiting, arena, limits->max_queued + limits->max_sequences);
     scheduler->found = mb_arena_push(arena, (size_t)kv->max_blocks, sizeof *scheduler->found);
@@ -240,6 +241,7 @@ typedef struct budget {
     int32_t tokens, prompt_logits;
     double work;    /* of prompts; 0: they pause */
     double spent;   /* of the work */
+    int is_paced;   /* the work is what those who decode can wait for */
     int has_prompt; /* one got tokens */
 } budget;
 
@@ -295,13 +297,27 @@ static void grant(const mb_scheduler *scheduler, mb_job *job, budget *left, int6
     left->has_prompt = 1;
 }
 
-/* The step's room for prompts, when n_decoding jobs decode. */
-static budget room_for_prompts(mb_scheduler *scheduler, int32_t n_decoding) {
+/* Whether prompts outnumber the sequences that decode: those that run, and those that wait and have a place and,
+ * as it seems, blocks. Of the running jobs n_prompts are prompts. */
+static int prompts_are_more(const mb_scheduler *scheduler, int32_t n_prompts) {
+    int32_t n_decoding = scheduler->running.n - n_prompts;
+    int32_t n_places = scheduler->limits.max_sequences - scheduler->running.n;
+    int64_t n_admissible = scheduler->is_full ? 0 : least(n_places, scheduler->waiting.n);
+    return n_prompts + n_admissible > n_decoding;
+}
+
+/* The step's room for prompts. Of the running jobs n_prompts are prompts, and the step has n_decoding of the
+ * others. */
+static budget room_for_prompts(mb_scheduler *scheduler, int32_t n_decoding, int32_t n_prompts) {
     const mb_schedule_limits *limits = &scheduler->limits;
-    budget room = {limits->max_step_tokens - n_decoding, limits->max_prompt_logits, INFINITY, 0, 0};
-    int has_prompts = scheduler->running.n > n_decoding || scheduler->waiting.n > 0;
-    if (n_decoding > 0 && has_prompts)
+    budget room = {limits->max_step_tokens - n_decoding, limits->max_prompt_logits, INFINITY, 0, 0, 0};
+    if (n_decoding == 0 || (n_prompts == 0 && scheduler->waiting.n == 0))
+        return room;
+    room.is_paced = limits->least_prompt_tokens <= 1 || !prompts_are_more(scheduler, n_prompts);
+    if (room.is_paced)
         room.work = mb_pace_prefill_work(&scheduler->pace, n_decoding);
+    else if (limits->max_decode_slowdown > 0) /* no longer than a step full of short prompts */
+        room.work = limits->max_step_tokens;
     return room;
 }
 
@@ -315,18 +331,20 @@ static void grant_half(mb_scheduler *scheduler, mb_job *job, budget *left) {
 /* Sets n_granted of all running jobs, and admits jobs as long as tokens are left for them. Returns how many
  * decode. */
 static int32_t share_step(mb_scheduler *scheduler) {
-    int32_t n_decoding = 0;
+    int32_t n_decoding = 0, n_prompts = 0;
     for (mb_job *job = scheduler->running.first; job; job = job->next) {
         job->n_granted = is_decoding(job);
         n_decoding += is_decoding(job);
+        n_prompts += tokens_missing(job) > 1;
     }
-    budget left = room_for_prompts(scheduler, n_decoding);
+    budget left = room_for_prompts(scheduler, n_decoding, n_prompts);
     for (mb_job *job = scheduler->running.first; job; job = job->next)
         if (!is_decoding(job))
             grant_half(scheduler, job, &left);
     while (left.tokens > 0 && left.work > 0 && scheduler->waiting.n > 0) {
         mb_job *job = mb_waiting_first(&scheduler->waiting);
-        if (!admit(scheduler, job))
+        scheduler->is_full = !admit(scheduler, job);
+        if (scheduler->is_full)
             break;
         job->n_granted = 0;
         grant_half(scheduler, job, &left);
@@ -334,7 +352,7 @@ static int32_t share_step(mb_scheduler *scheduler) {
     for (mb_job *job = scheduler->running.first; job && left.tokens > 0 && left.work > 0; job = job->next)
         if (job->n_granted < tokens_missing(job) && !job->is_held)
             grant(scheduler, job, &left, left.tokens, left.work);
-    if (n_decoding > 0 && left.has_prompt)
+    if (left.is_paced && left.has_prompt)
         mb_pace_spend(&scheduler->pace, left.spent);
     return n_decoding;
 }

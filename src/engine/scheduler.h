@@ -9,6 +9,11 @@
  * waiting by a long one; what nobody needs goes to the first. Of prompts that begin alike the first
  * computes the blocks that they share.
  *
+ * The share protects the many from the few, not the few from the many. Where a step's time is that of reading
+ * weights, a step for a few sequences costs nearly as much as one for many. As long as prompts outnumber
+ * the sequences that decode, each step that holds them back costs more people more time than it saves. So they
+ * take whole steps then: as much work as a step full of short prompts.
+ *
  * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be
  * drawn. Most answers end long before max_new_tokens, so reserving the worst case would leave most of the
  * pool empty; reserving nothing would preempt all the time. What is right depends on the requests, so the
@@ -38,6 +43,7 @@ typedef struct mb_schedule_limits {
     int32_t max_prompt_logits;             /* rows of logits in one step beyond one per sequence */
     int32_t prefix_caching;                /* blocks enter the prefix cache, and are looked up */
     double max_decode_slowdown, double_at; /* of mb_pace_init */
+    int32_t least_prompt_tokens; /* the same; 1, or 0: a step takes time for each row, not for weights */
 } mb_schedule_limits;
 
 typedef struct mb_planned {
@@ -55,6 +61,7 @@ typedef struct mb_scheduler {
     mb_waiting_jobs waiting;
     mb_running_jobs running;
     uint64_t last_arrival;
+    int is_full;            /* when a job was last to be admitted, it had to wait */
     int32_t n_leaving;      /* jobs that run no more but hold blocks until their steps are collected */
     int32_t share;          /* of the tokens that a job may still draw, in 1/1024: reserved at admission */
     int32_t *found;         /* [kv->max_blocks] cached blocks of the job being admitted */

@@ -110,7 +110,7 @@ def test_random_weights_need_no_checkpoint(start, tmp_path):
 
 @pytest.mark.parametrize("options", [
     ("--port", "65536"), ("--max-queue", "-1"), ("--kv-cache-dtype", "int3"), ("--enable-prefix-caching", "--no-enable-prefix-caching"),
-    ("--kv-tokens", "64", "--gpu-memory-utilization", "0.5"),
+    ("--kv-tokens", "64", "--gpu-memory-utilization", "0.5"), ("--max-decode-slowdown", "0.5"), ("--max-decode-slowdown", "1"),
 ])  # fmt: skip
 def test_wrong_options(options):
     result = run(*options)

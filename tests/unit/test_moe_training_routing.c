@@ -392,6 +392,38 @@ static void rounding_by_hand(void **state) {
     assert_int_equal(report.routed, 0);
 }
 
+/* Tokens of equal probability, but with their other logits in another order: the sums of their exponentials
+ * round differently. They are equal all the same: the last is dropped, the first is added. */
+static void equal_in_another_order(void **state) {
+    (void)state;
+    enum { TRIALS = 300, N = 8 };
+    for (int trial = 0; trial < TRIALS; trial++) {
+        float logits[4 * N], weights[4 * 2];
+        int32_t ids[4] = {0, 0, 0, 1}, out[4 * 2], counts[N];
+        for (int e = 0; e < N; e++) { /* experts 0 and 1 have the same logits in all tokens */
+            logits[e] = e < 2 ? 1 : 4 * uniform();
+            logits[N + (e < 2 ? e : N + 1 - e)] = logits[e];
+        }
+        memcpy(logits + 2 * N, logits, 2 * N * sizeof(float));
+        mb_moe_token_rounding_args args = {.logits = logits,
+                                           .ids = ids,
+                                           .out_ids = out,
+                                           .out_weights = weights,
+                                           .counts = counts,
+                                           .n_tokens = 4,
+                                           .n_experts = N,
+                                           .top_k = 1,
+                                           .max_choices = 2,
+                                           .tile_rows = 2};
+        for (int mode = MB_ROUNDING_UP; mode <= MB_ROUNDING_DOWN; mode++) {
+            args.rounding = (mb_rounding)mode;
+            assert_int_equal(mb_moe_token_rounding(&args, workspace, sizeof workspace, NULL), MB_OK);
+            const int32_t up[] = {0, 1, 0, -1, 0, -1, 1, 0}, down[] = {0, -1, 0, -1, -1, -1, -1, -1};
+            assert_memory_equal(out, mode == MB_ROUNDING_UP ? up : down, sizeof up);
+        }
+    }
+}
+
 /* Logits in bf16 give the bits of the same logits in fp32. */
 static void bf16_logits(void **state) {
     (void)state;
@@ -500,6 +532,7 @@ int main(void) {
         cmocka_unit_test(balanced_keeps_the_expected_total),
         cmocka_unit_test(no_rounding_is_the_router),
         cmocka_unit_test(rounding_by_hand),
+        cmocka_unit_test(equal_in_another_order),
         cmocka_unit_test(bf16_logits),
         cmocka_unit_test(refusals),
     };

@@ -2,27 +2,15 @@
 #include "base/status.h"
 #include "ops/common/dtype.h"
 #include "ops/common/parallel.h"
-#include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
-#include "ops/moe/arguments.h"
 #include "ops/moe/ref/softmax_row.h"
+#include "ops/moe/routing_arguments.h"
 #include "ops/moe/train.h"
 
 /* The router's losses, and the gradient of its logits. */
 
 static int is_expert(int32_t id, int32_t n_experts) {
     return id >= 0 && id < n_experts;
-}
-
-static mb_status check_routing(const char *op, int64_t n_tokens, int32_t n_experts, int32_t top_k,
-                               mb_dtype logits_dtype, mb_route_order order) {
-    const mb_moe_route_args route = {.n_tokens = n_tokens,
-                                     .n_experts = n_experts,
-                                     .top_k = top_k,
-                                     .logits_dtype = logits_dtype,
-                                     .order = order};
-    mb_status status = mb_moe_route_check_sizes(&route);
-    return status == MB_OK ? MB_OK : mb_fail_context(status, "%s", op);
 }
 
 /* ---- Losses -------------------------------------------------------------------------------------------- */
@@ -41,8 +29,7 @@ static losses cut_losses(const mb_moe_router_losses_args *args, mb_arena *arena)
 }
 
 mb_status mb_moe_router_losses_ref_workspace(const mb_moe_router_losses_args *most, size_t *bytes) {
-    MB_TRY(check_routing("moe_router_losses", most->n_tokens, most->n_experts, most->top_k,
-                         most->logits_dtype, MB_ROUTE_SOFTMAX_TOPK));
+    MB_TRY(mb_moe_router_losses_check_sizes(most));
     mb_arena arena;
     mb_arena_measure(&arena);
     if (most->n_tokens > 0)
@@ -73,11 +60,9 @@ static void mean_of_expert(const void *context, int64_t e) {
 mb_status mb_moe_router_losses_ref(const mb_moe_router_losses_args *args, void *workspace,
                                    size_t workspace_bytes, mb_stream stream) {
     size_t needed;
+    MB_TRY(mb_moe_router_losses_check(args));
     MB_TRY(mb_moe_router_losses_ref_workspace(args, &needed));
-    MB_REQUIRE(args->counts, "moe_router_losses: counts is NULL");
     int64_t n_tokens = args->n_tokens;
-    MB_REQUIRE(n_tokens == 0 || args->logits, "moe_router_losses: logits is NULL");
-    MB_REQUIRE(n_tokens == 0 || args->ids, "moe_router_losses: ids is NULL");
     MB_TRY(mb_workspace_check("moe_router_losses", workspace, workspace_bytes, needed));
     memset(args->counts, 0, (size_t)args->n_experts * sizeof *args->counts);
     for (int64_t i = 0; i < n_tokens * args->top_k; i++)
@@ -164,16 +149,9 @@ static void token_logits(const void *context, int64_t t) {
 }
 
 mb_status mb_moe_route_backward_ref(const mb_moe_route_backward_args *args, mb_stream stream) {
-    MB_TRY(check_routing("moe_route_backward", args->n_tokens, args->n_experts, args->top_k,
-                         args->logits_dtype, args->order));
+    MB_TRY(mb_moe_route_backward_check(args));
     if (args->n_tokens == 0)
         return MB_OK;
-    MB_REQUIRE(args->logits, "moe_route_backward: logits is NULL");
-    MB_REQUIRE(args->ids, "moe_route_backward: ids is NULL");
-    MB_REQUIRE(args->dlogits, "moe_route_backward: dlogits is NULL");
-    MB_REQUIRE(!args->d_load_balance || args->counts,
-               "moe_route_backward: d_load_balance is given, but counts is NULL; pass those of "
-               "mb_moe_router_losses");
     mb_parallel_for(stream, 32.0 * (double)args->n_tokens * args->n_experts, args->n_tokens, token_logits,
                     args);
     return MB_OK;

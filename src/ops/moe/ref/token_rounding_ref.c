@@ -3,17 +3,17 @@
 #include "ops/common/parallel.h"
 #include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
-#include "ops/moe/arguments.h"
 #include "ops/moe/ref/ref.h"
 #include "ops/moe/ref/softmax_row.h"
+#include "ops/moe/rounding_score.h"
+#include "ops/moe/routing_arguments.h"
 #include "ops/moe/train.h"
 
 #include <inttypes.h>
 
 /*
  * Experts in order; each drops or adds fewer than tile_rows tokens. The next token to drop or to add is found
- * by a look at all tokens: slow beside a sort, and obvious. Probabilities are compared as
- * logit - log_sum[token], so that small ones do not become equal zeros.
+ * by a look at all tokens: slow beside a sort, and obvious.
  */
 
 typedef struct rounding {
@@ -33,30 +33,8 @@ static rounding cut_workspace(const mb_moe_token_rounding_args *args, mb_arena *
     return r;
 }
 
-static mb_status check_sizes(const mb_moe_token_rounding_args *args) {
-    mb_moe_route_args route = {.n_tokens = args->n_tokens,
-                               .n_experts = args->n_experts,
-                               .top_k = args->top_k,
-                               .logits_dtype = args->logits_dtype,
-                               .order = args->order};
-    mb_status status = mb_moe_route_check_sizes(&route);
-    if (status != MB_OK)
-        return mb_fail_context(status, "moe_token_rounding");
-    int32_t most_choices = args->n_experts < MB_SOFTMAX_CHOICES ? args->n_experts : MB_SOFTMAX_CHOICES;
-    MB_REQUIRE(args->max_choices >= args->top_k && args->max_choices <= most_choices,
-               "moe_token_rounding: max_choices is %d, not in top_k, %d, .. min(n_experts, %d)",
-               args->max_choices, args->top_k, MB_SOFTMAX_CHOICES);
-    MB_REQUIRE(args->n_tokens <= INT32_MAX / args->max_choices,
-               "moe_token_rounding: n_tokens is %" PRId64 ", with max_choices %d more than %d rows",
-               args->n_tokens, args->max_choices, INT32_MAX);
-    MB_REQUIRE(args->tile_rows >= 1, "moe_token_rounding: tile_rows is %d", args->tile_rows);
-    MB_REQUIRE((int)args->rounding >= MB_ROUNDING_NONE && args->rounding <= MB_ROUNDING_BALANCED,
-               "moe_token_rounding: rounding %d is unknown", (int)args->rounding);
-    return MB_OK;
-}
-
 mb_status mb_moe_token_rounding_ref_workspace(const mb_moe_token_rounding_args *most, size_t *bytes) {
-    MB_TRY(check_sizes(most));
+    MB_TRY(mb_moe_token_rounding_check_sizes(most));
     mb_arena arena;
     mb_arena_measure(&arena);
     if (most->n_tokens > 0)
@@ -78,8 +56,7 @@ static void look_at_token(const rounding *r, int32_t e, int64_t t) {
     const mb_moe_token_rounding_args *args = r->args;
     float logit;
     mb_load_f32(args->logits_dtype, args->logits, t * args->n_experts + e, 1, &logit);
-    double score = (double)logit - r->log_sums[t];
-    r->scores[t] = isnan(score) ? -(double)INFINITY : score;
+    r->scores[t] = mb_rounding_score(logit, r->log_sums[t]);
     if (find_place(args, t, 0, e))
         r->states[t] = CHOSEN;
     else
@@ -188,14 +165,9 @@ static void weigh_token(const void *context, int64_t t) {
 mb_status mb_moe_token_rounding_ref(const mb_moe_token_rounding_args *args, void *workspace,
                                     size_t workspace_bytes, mb_stream stream) {
     size_t needed;
+    MB_TRY(mb_moe_token_rounding_check(args));
     MB_TRY(mb_moe_token_rounding_ref_workspace(args, &needed));
-    MB_REQUIRE(args->counts, "moe_token_rounding: counts is NULL");
     int64_t n_tokens = args->n_tokens, n_choices = n_tokens * args->max_choices;
-    MB_REQUIRE(n_tokens == 0 || args->logits, "moe_token_rounding: logits is NULL");
-    MB_REQUIRE(n_tokens == 0 || args->ids, "moe_token_rounding: ids is NULL");
-    MB_REQUIRE(n_tokens == 0 || args->out_ids, "moe_token_rounding: out_ids is NULL");
-    MB_REQUIRE(n_tokens == 0 || args->out_weights, "moe_token_rounding: out_weights is NULL");
-    MB_REQUIRE(n_tokens == 0 || args->out_ids != args->ids, "moe_token_rounding: out_ids is ids");
     MB_TRY(mb_workspace_check("moe_token_rounding", workspace, workspace_bytes, needed));
     MB_TRY(check_ids_differ(args));
     mb_moe_rounding_report report = {0};

@@ -1,6 +1,7 @@
 /*
  * wgmma.cuh - the warpgroup's matrix multiply: 64 rows of A times N rows of B, both K-major in shared memory,
- * summed in fp32 registers. Only the shapes that the tile tables use: N = 8, 16 .. 144.
+ * summed in fp32 registers. Only the shapes that the tile tables use: N = 8, 16 .. 144. Behind them the forms
+ * in which A or B is read across.
  *
  * One instruction takes 32 bytes of every row: 16 elements of bf16 or fp16, 8 of tf32, 32 of fp8.
  * Accumulators: warp w of the group, lane l hold rows 16 w + l / 4 and + 8; sum[4 j + 0, 1] are the first
@@ -39,8 +40,8 @@ static __device__ __forceinline__ uint64_t mb_wgmma_descriptor(uint32_t shared_a
     return (uint64_t)((shared_address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
-/* The same memory read across: its rows of 128 bytes are K, and 64 of B's N rows lie in one of them. Groups
- * of eight of K are 1024 bytes apart, the next 64 of N panel_bytes further. The next 16 of K are 128 further
+/* The same memory read across: its rows of 128 bytes are K, and 64 of A's or B's rows lie in one of
+ * them. Groups of eight of K are 1024 bytes apart, the next 64 rows panel_bytes further. The next 16 of K are 128 further
  * in the low word. */
 static __device__ __forceinline__ uint64_t mb_wgmma_descriptor_across(uint32_t shared_address,
                                                                       uint32_t panel_bytes) {
@@ -139,6 +140,32 @@ MB_WGMMA_TYPES(144, 72, 73)
 
 #undef MB_WGMMA_TYPES
 #undef MB_WGMMA
+
+/* sum += A B^T, 16 of K, with A read across (mb_wgmma_descriptor_across; its 64 rows are one panel): M lies
+ * along the rows of shared memory, K from row to row. */
+template <int type, int n>
+static __device__ __forceinline__ void mb_wgmma_a_across(float (&sum)[n / 2], uint64_t a, uint64_t b);
+
+#define MB_WGMMA_A_ACROSS(type, n, types, a_place, b_place)                                                  \
+    template <>                                                                                              \
+    __device__ __forceinline__ void mb_wgmma_a_across<type, n>(float(&sum)[n / 2], uint64_t a, uint64_t b) { \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." types " {" MB_NAMES_##n               \
+                     "}, %" #a_place ", %" #b_place ", 1, 1, 1, 1, 0;"                                       \
+                     : MB_SUMS_##n                                                                           \
+                     : "l"(a), "l"(b));                                                                      \
+    }
+#define MB_WGMMA_A_ACROSS_TYPES(n, a_place, b_place)                   \
+    MB_WGMMA_A_ACROSS(MB_WGMMA_BF16, n, "bf16.bf16", a_place, b_place) \
+    MB_WGMMA_A_ACROSS(MB_WGMMA_F16, n, "f16.f16", a_place, b_place)
+
+MB_WGMMA_A_ACROSS_TYPES(32, 16, 17)
+MB_WGMMA_A_ACROSS_TYPES(64, 32, 33)
+MB_WGMMA_A_ACROSS_TYPES(96, 48, 49)
+MB_WGMMA_A_ACROSS_TYPES(128, 64, 65)
+MB_WGMMA_A_ACROSS_TYPES(136, 68, 69)
+MB_WGMMA_A_ACROSS_TYPES(144, 72, 73)
+#undef MB_WGMMA_A_ACROSS_TYPES
+#undef MB_WGMMA_A_ACROSS
 
 /*
  * sum = A B^T + (accumulate ? sum : 0), 16 of K, with A from registers and B read across

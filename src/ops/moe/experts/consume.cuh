@@ -6,6 +6,7 @@
 #define MB_OPS_MOE_EXPERTS_CONSUME_CUH
 
 #include "ops/moe/experts/epilogue.cuh"
+#include "ops/moe/experts/gradient.cuh"
 #include "ops/moe/experts/multiply.cuh"
 
 /* One group: the sums plus the residual, which the producers have brought in stages of its own: 128 outputs,
@@ -92,7 +93,9 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
             wait_to_stage(s, slot, round > 0 && r.n_held == 1);
         const staging_area staging = area_of_round(s, &r, round, stage->at, slot->at);
         const int row_block = m * n_warpgroups + warpgroup;
-        if constexpr (shared::is_dense) {
+        if constexpr (shared::across)
+            emit<kind, n, EMIT_PLAIN>(g, work, staging, staging, first_output, row_block, sum[m]);
+        else if constexpr (shared::is_dense) {
             if (g->store == STORE_F32)
                 emit<kind, n, EMIT_F32>(g, work, staging, staging, first_output, row_block, sum[m]);
             else
@@ -122,9 +125,12 @@ template <int kind, int n, int cta_tokens, int n_warpgroups, int n_row_blocks, i
 static __device__ __forceinline__ void consume_padded(const experts_params *p, shared *s, int warpgroup,
                                                       const item *work, ring_cursor *stage,
                                                       ring_cursor *slot) {
-    if (work->n_rows <= n)
-        consume<kind, n, n_warpgroups, n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);
-    else if constexpr (n < cta_tokens)
+    if (work->n_rows <= n) {
+        if constexpr (shared::has_p)
+            consume_gradient<kind, n, n_warpgroups, n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);
+        else
+            consume<kind, n, n_warpgroups, n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);
+    } else if constexpr (n < cta_tokens)
         consume_padded<kind, next_n<n, cta_tokens, n_ctas, shared::is_dense>::value, cta_tokens, n_warpgroups,
                        n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);
 }

@@ -50,6 +50,40 @@ static __device__ __forceinline__ void gather_residual(shared *s, const experts_
     }
 }
 
+/* The backward's p of an item, in stages behind those of its last k step: 64 outputs a stage, in place of the
+ * weights. Gated, their gates fill the first region (cta_tokens rows of 128 bytes, as staging has them) and
+ * their ups the second. */
+template <class shared>
+static __device__ __forceinline__ void gather_p(shared *s, const experts_params *p, const item *work,
+                                                ring_cursor *stage) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    const experts_gemm *g = &p->gemm[GEMM_FIRST];
+    const int thread = threadIdx.x % WARPGROUP - 32;
+    const int chunk = thread % 8, my_row = thread / 8;
+    const int n_halves = p->gradient.gated ? 2 : 1;
+    const uint32_t row_bytes = (uint32_t)(n_halves * g->width) * 2;
+    const char *rows = (const char *)p->gradient.p + (int64_t)(work->first_row + my_row) * row_bytes;
+    int32_t output = work->column_tile * g->residual_steps * 64 + chunk * 8;
+#pragma unroll 1
+    for (int32_t i = 0; i < g->residual_steps; i++) {
+        mb_mbarrier_wait(&s->empty[stage->at], stage->parity);
+        const uint32_t n_bytes = output < g->width ? 16 : 0;
+#pragma unroll 1
+        for (int half = 0; half < n_halves; half++) {
+            const uint32_t region = mb_shared_address(s->weights[stage->at]) + half * shared::region_bytes;
+            const char *from = rows + (n_bytes ? (half * g->width + output) * 2 : 0);
+#pragma unroll 2
+            for (int r = my_row; r < work->n_rows; r += GATHER_ROWS) {
+                mb_cp_async_16(region + r * ROW_BYTES + (chunk ^ (r % 8)) * 16, from, n_bytes);
+                from += GATHER_ROWS * row_bytes;
+            }
+        }
+        mb_cp_async_arrive(&s->full[stage->at]);
+        advance<n_stages>(stage);
+        output += 64;
+    }
+}
+
 template <int kind, int cta_tokens, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
@@ -130,6 +164,8 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
         }
         if constexpr (shared::is_dense)
             gather_residual<weight_rows>(s, g, &work, &stage);
+        if constexpr (shared::has_p)
+            gather_p(s, p, &work, &stage);
     }
 }
 

@@ -25,6 +25,7 @@
  *   warpgroups            bias, activation, gate times up, rounding                   epilogue.cuh
  *                         both, for one item                                          consume.cuh
  *                         both, for 64 tokens each: large tiles of block-scaled fp8   consume_tokens.cuh
+ *                         both, of the backward's first GEMM                          gradient.cuh
  *                           | staged_full[slot]            staged_empty[slot] ^       staging.cuh
  *   storing warpgroup     copies finished tiles to memory, quantises, says `ready`    store.cuh
  *
@@ -43,8 +44,10 @@
 
 /* ---- Shared memory */
 
-template <int kind, int weight_rows, int cta_tokens, int n_stages, int dense> struct shared_map {
-    static constexpr int is_dense = dense;
+template <int kind, int weight_rows, int cta_tokens, int n_stages, int variant> struct shared_map {
+    static constexpr int is_dense = variant == VARIANT_DENSE;
+    static constexpr int has_p = variant == VARIANT_ACROSS_TO_ROWS;
+    static constexpr int across = has_p || variant == VARIANT_ACROSS;
     static constexpr int staging = staging_of<kind, weight_rows>;
     static constexpr int tokens_are_m = kind == KIND_FP8_BLOCK && weight_rows == 256;
     static constexpr int n_regions = staging == STAGING_WHOLE   ? weight_rows / STAGED_OUTPUTS
@@ -64,6 +67,8 @@ template <int kind, int weight_rows, int cta_tokens, int n_stages, int dense> st
     uint64_t staged_full[n_slots], staged_empty[n_slots];
     uint64_t ring_full[RING], ring_empty[RING];
     uint64_t index_full[2], index_empty[2];
+    /* The backward's dot of each slot's 64 outputs, in parts of 16: a warp's. */
+    float dot[has_p ? n_slots : 1][has_p ? 4 : 1][has_p ? cta_tokens : 1];
     int32_t index[2]; /* of items, from the first CTA of a pair to the second */
     int32_t n_done; /* the storing warps': column tiles of a scale block that were finished before this one */
     item ring[RING];
@@ -75,7 +80,7 @@ template <int kind, int weight_rows, int cta_tokens, int n_stages, int dense> st
 template <int kind, int n_warpgroups, int n_row_blocks, int cta_tokens, int n_ctas, class shared>
 static __device__ __forceinline__ void consume_tiles(const experts_params *p, shared *s, int warpgroup) {
     constexpr int least_tokens = n_ctas == 1 ? 8 : 32;
-    ring_cursor stage = {0, 0}, ring = {0, 0}, slot = {0, 0};
+    ring_cursor stage = {0, 0}, ring = {0, 0}, slot = {shared::has_p ? (uint32_t)warpgroup : 0, 0};
     for (;;) {
         if constexpr (shared::tokens_are_m) {
             const item *work = wait_item(s, &ring);
@@ -113,16 +118,16 @@ static __device__ __forceinline__ void init_barriers(shared *s) {
         mb_mbarrier_init(&s->index_empty[i], 1);
     }
     for (int i = 0; i < shared::n_slots; i++) {
-        mb_mbarrier_init(&s->staged_full[i], n_warpgroups * WARPGROUP);
+        mb_mbarrier_init(&s->staged_full[i], (shared::has_p ? 1 : n_warpgroups) * WARPGROUP);
         mb_mbarrier_init(&s->staged_empty[i], STORE_THREADS);
     }
     mb_mbarrier_init_fence();
 }
 
-template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int is_dense>
+template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int variant>
 static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
-    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, is_dense> shared;
+    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, variant> shared;
     constexpr int n_row_blocks = weight_rows / n_warpgroups / 64;
     /* Accumulators of a consumer thread. More than 64 need more registers than an even share, which the
      * other roles give up. */
@@ -143,7 +148,7 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
         __syncthreads();
     /* What comes before the experts has finished. (One group: the warp that streams the weights does not wait,
      * since they are there.) */
-    if (!is_dense || threadIdx.x / 32 != n_warpgroups * WARPGROUP / 32)
+    if (!shared::is_dense || threadIdx.x / 32 != n_warpgroups * WARPGROUP / 32)
         mb_grid_wait();
 
     const int rank = n_ctas > 1 ? mb_cluster_rank() : 0;
@@ -159,7 +164,10 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
     } else if (warpgroup > n_warpgroups) {
         if constexpr (is_uneven)
             mb_setmaxnreg_decrease<is_crowded ? 40 : 80>();
-        store_tiles<kind, weight_rows, n_warpgroups, n_ctas>(&p, s, rank);
+        if constexpr (shared::has_p)
+            store_gradients<kind, weight_rows, n_warpgroups, n_ctas>(&p, s);
+        else
+            store_tiles<kind, weight_rows, n_warpgroups, n_ctas>(&p, s, rank);
     } else {
         if constexpr (is_uneven)
             mb_setmaxnreg_increase<is_crowded ? 208 : 184>();
@@ -171,11 +179,11 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
 
 /* ---- Launch */
 
-template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int is_dense>
+template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int variant>
 static cudaError_t launch(const experts_params *params, int n_processors, mb_stream stream) {
-    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, is_dense> shared;
+    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, variant> shared;
     static_assert(sizeof(shared) <= 227 * 1024, "the tile does not fit into shared memory");
-    auto kernel = experts<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, is_dense>;
+    auto kernel = experts<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, variant>;
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     if (error != cudaSuccess)
@@ -189,15 +197,15 @@ static cudaError_t launch(const experts_params *params, int n_processors, mb_str
     return cudaLaunchKernelEx(&config, kernel, *params);
 }
 
-/* is_dense: for one group of more rows than few. */
-template <int kind, int family, int is_dense>
+/* VARIANT_LAYER, or VARIANT_DENSE: for one group of more rows than few. */
+template <int kind, int family, int variant>
 static cudaError_t launch_tile(const experts_params *params, int tile, int n_processors, mb_stream stream) {
     switch (tile) {
-#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas)   \
-    case MB_MOE_TILE_##name:                                                                        \
-        if constexpr (tile_family == family && (!is_dense || (cta_tokens) >= DENSE_TOKENS))         \
-            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, is_dense>( \
-                params, n_processors, stream);                                                      \
+#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas)          \
+    case MB_MOE_TILE_##name:                                                                               \
+        if constexpr (tile_family == family && (variant == VARIANT_LAYER || (cta_tokens) >= DENSE_TOKENS)) \
+            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, variant>(         \
+                params, n_processors, stream);                                                             \
         break;
 #include "ops/moe/experts/tiles.def"
 #undef X

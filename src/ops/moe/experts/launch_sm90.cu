@@ -16,7 +16,7 @@
  * from T = 4 on. */
 static const int64_t READ_ONCE_BYTES = 200 << 20;
 
-static activation_shape shape_of(mb_activation activation) {
+activation_shape mb_experts_activation(mb_activation activation) {
     /* none: a cubic part so small that it changes no bit of any result */
     const float log2_e = 1.4426950408889634f, none = 1e-30f, steepest = FLT_MAX, no_floor = -INFINITY;
     switch (activation) {
@@ -68,7 +68,7 @@ static mb_status describe(experts_gemm *g, const mb_weight *weight, mb_activatio
                           const mb_moe_tile *tile) {
     g->gated = mb_activation_is_gated(activation);
     g->activated = activation != MB_ACT_NONE;
-    g->activation = shape_of(activation);
+    g->activation = mb_experts_activation(activation);
     g->b_scale = (const float *)weight->scale;
     g->k_size = (int32_t)weight->cols;
     g->k_blocks = (int32_t)((weight->cols + MB_F8_BLOCK - 1) / MB_F8_BLOCK);

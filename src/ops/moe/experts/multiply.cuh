@@ -5,6 +5,10 @@
  * A warpgroup has n_row_blocks row blocks of 64 weight rows. Gated, a row block is 32 outputs, whose gate
  * and up rows come in turns of eight: then one thread's accumulators sum[4 j], [4 j + 1] are the gate of an
  * output for two tokens, and [4 j + 2], [4 j + 3] the up of the same.
+ *
+ * Weights read across (the backward, whose K runs over the rows of the matrix): a stage has 64 rows of K for
+ * each row block, 128 bytes each, so a row block begins where it would otherwise. It is one panel wide, so its
+ * descriptor is that of rows along K: what tells panels apart is not used.
  */
 #ifndef MB_OPS_MOE_EXPERTS_MULTIPLY_CUH
 #define MB_OPS_MOE_EXPERTS_MULTIPLY_CUH
@@ -12,13 +16,16 @@
 #include "ops/hopper/wgmma.cuh"
 #include "ops/moe/experts/work.cuh"
 
-template <int kind, int n, int accumulate>
+template <int kind, int n, int accumulate, int across = 0>
 static __device__ __forceinline__ void wgmma_step(float (&sum)[n / 2], uint64_t a, uint64_t b) {
     constexpr int type = kind == KIND_BF16   ? MB_WGMMA_BF16
                          : kind == KIND_F16  ? MB_WGMMA_F16
                          : kind == KIND_TF32 ? MB_WGMMA_TF32
                                              : MB_WGMMA_E4M3;
-    mb_wgmma<type, n, accumulate>(sum, a, b);
+    if constexpr (across)
+        mb_wgmma_a_across<type, n>(sum, a, b);
+    else
+        mb_wgmma<type, n, accumulate>(sum, a, b);
 }
 
 /* Where a warpgroup's row block m begins in a stage's weights: the warpgroups have row blocks in turns. */
@@ -33,6 +40,7 @@ template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class
 static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_t k_size, int32_t n_held,
                                                 ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    constexpr int a_step = shared::across ? 16 * ROW_BYTES / 16 : 2;   /* 16 rows of K, or 32 bytes */
     const int32_t k_released = k_size - n_held * traits<kind>::k_step; /* steps that begin before this */
     uint32_t previous = 0;
 #pragma unroll 1
@@ -50,8 +58,8 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
         for (int i = 0; i < 4; i++)
 #pragma unroll
             for (int m = 0; m < n_row_blocks; m++)
-                wgmma_step<kind, n, 1>(sum[m], a + row_block_bytes<n_warpgroups>(0, m) / 16 + 2 * i,
-                                       b + 2 * i);
+                wgmma_step<kind, n, 1, shared::across>(
+                    sum[m], a + row_block_bytes<n_warpgroups>(0, m) / 16 + a_step * i, b + 2 * i);
         mb_wgmma_commit();
 #pragma unroll
         for (int m = 0; m < n_row_blocks; m++)

@@ -13,6 +13,14 @@
 /* What is multiplied, and how: the kernel is compiled once for each. */
 enum experts_kind { KIND_BF16, KIND_F16, KIND_TF32, KIND_FP8_TENSOR, KIND_FP8_BLOCK };
 
+/* What the kernel is for: it is compiled once for each that a kind has. */
+enum experts_variant {
+    VARIANT_LAYER,          /* an expert layer's GEMMs, or one grouped GEMM */
+    VARIANT_DENSE,          /* one group, whose items the host knows */
+    VARIANT_ACROSS,         /* one grouped GEMM without bias whose K runs over the rows of the weights: dx */
+    VARIANT_ACROSS_TO_ROWS, /* the same with the backward's epilogue: dh, then dp, hs and dot (gradient.cuh) */
+};
+
 /* How a finished tile leaves shared memory. */
 enum experts_store {
     STORE_16BIT,     /* as it is */
@@ -38,11 +46,12 @@ typedef struct experts_gemm {
     const float *b_scale;     /* KIND_FP8_BLOCK [E, scale rows, k_blocks], KIND_FP8_TENSOR [E] */
     const void *bias;         /* [E, weight rows] bias_dtype */
     const float *row_weight;
-    const void *residual;      /* [R, width] of out's type, or NULL; one group only */
-    int32_t residual_steps;    /* stages of an item that bring its part of it (gather.cuh); none for fp32 */
-    void *out;                 /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
-    void *out8;                /* [R, width], STORE_FP8_* */
-    float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
+    const void *residual; /* [R, width] of out's type, or NULL; one group only */
+    int32_t
+        residual_steps; /* stages of an item that bring its part of it, or of p (gather.cuh); none for fp32 */
+    void *out;          /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
+    void *out8;         /* [R, width], STORE_FP8_* */
+    float *out_scale;   /* [R, ceil(width / 128)] or, read, [1] */
     int32_t k_size, k_blocks;  /* K, and in blocks of 128 */
     int32_t width;             /* outputs */
     int32_t n_column_tiles;    /* of one expert's matrix: width cut by the tile's outputs */
@@ -60,6 +69,15 @@ typedef struct experts_dense {
     int32_t n_rows, tile_rows, n_token_tiles, band; /* band: column tiles */
 } experts_dense;
 
+/* The gradient of the rows (../backward/): what its epilogue reads and writes beside `out`, which is dp. */
+typedef struct experts_gradient {
+    const void *p;      /* [R, 2 width or width] */
+    void *hs;           /* [R, width] */
+    float *dot;         /* [ceil(width / 64), dot_stride]: of each 64 outputs */
+    int64_t dot_stride; /* R */
+    int32_t gated;      /* p has gates, then ups; dp too */
+} experts_gradient;
+
 typedef struct experts_params {
     experts_dense dense;
     experts_gemm gemm[2]; /* the second has no column tiles when there is only one */
@@ -71,7 +89,11 @@ typedef struct experts_params {
     /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
     int32_t *block_done;
     int32_t read_once; /* the weights should not push anything out of L2 */
+    experts_gradient gradient;
 } experts_params;
+
+/* Host side: the parameters of an activation. */
+activation_shape mb_experts_activation(mb_activation activation);
 
 cudaError_t mb_experts_launch_bf16(const experts_params *params, int tile, int n_processors,
                                    mb_stream stream);

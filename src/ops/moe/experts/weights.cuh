@@ -90,6 +90,20 @@ static __device__ __forceinline__ item half_of_pair(item work, int rank) {
     return work;
 }
 
+/* One k step of n_panels * 64 rows of the product's M from a matrix whose rows are K: a box of 64 by 64 for each
+ * panel. */
+template <int n_panels, int n_ctas>
+static __device__ __forceinline__ void load_across(unsigned char *to, const experts_gemm *g, uint64_t *full,
+                                                   int32_t column, int32_t k, int32_t expert) {
+#pragma unroll
+    for (int i = 0; i < n_panels; i++)
+        if constexpr (n_ctas > 1)
+            mb_tma_load_5d_multicast(to + i * 64 * ROW_BYTES, &g->weights, full, (1 << n_ctas) - 1,
+                                     column + i * 64, k, expert, 0, 0);
+        else
+            mb_tma_load_5d(to + i * 64 * ROW_BYTES, &g->weights, full, column + i * 64, k, expert, 0, 0);
+}
+
 template <int kind, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void stream_weights(const experts_params *p, shared *s, int rank) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
@@ -122,7 +136,11 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
             for (int32_t k = begin; k < end; k += k_step) {
                 mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
                 mb_mbarrier_arrive_expect(&s->full[stage.at], stage_bytes);
-                if constexpr (n_ctas > 1)
+                if constexpr (shared::across)
+                    load_across<my_rows / 64, n_ctas>(to + stage.at * stage_bytes, g, &s->full[stage.at],
+                                                      work.column_tile * weight_rows + rank * my_rows, k,
+                                                      work.expert);
+                else if constexpr (n_ctas > 1)
                     mb_tma_load_5d_multicast(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at],
                                              (1 << n_ctas) - 1, k, 0, 0, row_group, work.expert);
                 else if (p->read_once)
@@ -145,7 +163,7 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
         } else
             next = decode(p, hand_over<n_ctas>(s, rank, taken, &handed), n_token_tiles);
         load_steps(k_first, g->k_size);
-        if constexpr (shared::is_dense)
+        if constexpr (shared::is_dense || shared::has_p)
             for (int32_t i = 0; i < g->residual_steps; i++) { /* which the gathering warps load */
                 mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
                 mb_mbarrier_arrive(&s->full[stage.at]);

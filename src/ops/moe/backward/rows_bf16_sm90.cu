@@ -1,0 +1,14 @@
+/* rows_bf16_sm90.cu - the experts' kernel for the backward's gradients of rows, one kind of numbers; a file each,
+ * so that they compile side by side. */
+#include "ops/moe/backward/rows_tiles.h"
+#include "ops/moe/experts/kernel.cuh"
+
+cudaError_t mb_rows_launch_bf16(const experts_params *params, int n_processors, mb_stream stream) {
+    return launch<KIND_BF16, ROWS_OUTPUTS, 2, ROWS_TOKENS / 2, 4, 2, VARIANT_ACROSS_TO_ROWS>(
+        params, n_processors, stream);
+}
+
+cudaError_t mb_dx_launch_bf16(const experts_params *params, int n_processors, mb_stream stream) {
+    return launch<KIND_BF16, DX_OUTPUTS, 2, DX_TOKENS / 2, 4, 2, VARIANT_ACROSS>(params, n_processors,
+                                                                                 stream);
+}

@@ -1,0 +1,13 @@
+/* rows_f16_sm90.cu - the experts' kernel for the backward's gradients of rows, one kind of numbers; a file each,
+ * so that they compile side by side. */
+#include "ops/moe/backward/rows_tiles.h"
+#include "ops/moe/experts/kernel.cuh"
+
+cudaError_t mb_rows_launch_f16(const experts_params *params, int n_processors, mb_stream stream) {
+    return launch<KIND_F16, ROWS_OUTPUTS, 2, ROWS_TOKENS / 2, 4, 2, VARIANT_ACROSS_TO_ROWS>(
+        params, n_processors, stream);
+}
+
+cudaError_t mb_dx_launch_f16(const experts_params *params, int n_processors, mb_stream stream) {
+    return launch<KIND_F16, DX_OUTPUTS, 2, DX_TOKENS / 2, 4, 2, VARIANT_ACROSS>(params, n_processors, stream);
+}

@@ -2,13 +2,13 @@
  * backward_rows_check.cu - checks and times the backward's gradients of rows on a GPU: dp, hs and dot from d_out,
  * and dx's rows from dp.
  *
- *   backward_rows_check [--check] [--small]
+ *   backward_rows_check [--check] [--small] [--times]
  *
  * Fresh random data, poisoned outputs and workspace. Every element against sums in fp64, rows of no expert
  * untouched, the second run and rows in other company bitwise equal. All seven activations on every shape. Times
  * are medians of launches one after another, beside the grouped GEMM of the same size whose weights are read
  * along K. Exit status 1 when anything is wrong. --check times nothing; --small leaves out the larger cases (for
- * compute-sanitizer).
+ * compute-sanitizer); --times checks nothing.
  */
 #include "backward_rows_problem.cuh"
 #include "backward_rows_times.cuh"
@@ -95,13 +95,33 @@ static void check_refusals(const rows_problem *p) {
            MB_ERR_CAPACITY);
 }
 
+/* Every shape, activation and dtype. */
+static void check_shapes(int n_shapes) {
+    for (int i = 0; i < n_shapes; i++)
+        for (int activation = 0; activation < MB_ACT_NONE; activation++)
+            for (int f16 = 0; f16 < 2; f16++) {
+                rows_problem p;
+                make_problem(&p, &shapes[i], (mb_activation)activation, f16 ? MB_F16 : MB_BF16,
+                             (uint64_t)(1000 * i + 10 * activation + f16));
+                check_values(&p);
+                check_company(&p);
+                if (i == 1 && activation == 0)
+                    check_refusals(&p);
+                free_problem(&p);
+            }
+    printf("%d shapes, 7 activations, bf16 and fp16: largest diff of dp %.1e, hs %.1e, dx %.1e, dot %.1e\n",
+           n_shapes, largest[DP], largest[HS], largest[DX], largest[DOT]);
+}
+
 int main(int argc, char **argv) {
-    int check_only = 0, small = 0;
+    int check_only = 0, small = 0, times_only = 0;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--check") == 0)
             check_only = 1;
         else if (strcmp(argv[i], "--small") == 0)
             small = check_only = 1;
+        else if (strcmp(argv[i], "--times") == 0)
+            times_only = 1;
         else {
             fprintf(stderr, "backward_rows_check: %s is no option\n", argv[i]);
             return 2;
@@ -110,20 +130,8 @@ int main(int argc, char **argv) {
     cudaDeviceProp card;
     CUDA(cudaGetDeviceProperties(&card, 0));
     printf("%s\n", card.name);
-    for (int i = 0; i < (small ? (int)N_SMALL : (int)N_SHAPES); i++)
-        for (int activation = 0; activation < MB_ACT_NONE; activation++)
-            for (int f16 = 0; f16 < 2; f16++) {
-                rows_problem p;
-                make_problem(&p, &shapes[i], (mb_activation)activation, f16 ? MB_F16 : MB_BF16,
-                             1000 * i + 10 * activation + f16);
-                check_values(&p);
-                check_company(&p);
-                if (i == 1 && activation == 0)
-                    check_refusals(&p);
-                free_problem(&p);
-            }
-    printf("%d shapes, 7 activations, bf16 and fp16: largest diff of dp %.1e, hs %.1e, dx %.1e, dot %.1e\n",
-           small ? (int)N_SMALL : (int)N_SHAPES, largest[DP], largest[HS], largest[DX], largest[DOT]);
+    if (!times_only)
+        check_shapes(small ? N_SMALL : N_SHAPES);
     fflush(stdout);
     if (!check_only)
         time_shapes();

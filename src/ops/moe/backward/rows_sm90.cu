@@ -8,6 +8,7 @@
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tensor_map.cuh"
 #include "ops/moe/backward/rows.h"
+#include "ops/moe/backward/rows_layout.h"
 #include "ops/moe/backward/rows_tiles.h"
 #include "ops/moe/experts/launch_sm90.h"
 
@@ -43,29 +44,6 @@ static mb_status check_array(const char *op, const char *name, const void *array
     return mb_fail(MB_ERR_ARGUMENT, "%s: %s is NULL or not aligned to %zu bytes", op, name, alignment);
 }
 
-/* ---- Tiles ---- */
-
-static mb_experts_tiles cut_workspace(const product_sizes *s, int32_t tile_rows, mb_arena *arena) {
-    mb_experts_tiles t = {};
-    t.tile_rows = tile_rows;
-    t.tile_step = TOKEN_STEP;
-    t.n_counters = 1; /* the next item */
-    t.max_tiles = mb_moe_max_tiles(s->n_rows, s->n_experts, tile_rows);
-    t.tiles = (mb_moe_token_tile *)mb_arena_push(arena, (size_t)t.max_tiles, sizeof(*t.tiles));
-    t.n_tiles = (int32_t *)mb_arena_push(arena, 1, sizeof(*t.n_tiles));
-    t.counters = (int32_t *)mb_arena_push(arena, 1, sizeof(*t.counters));
-    return t;
-}
-
-static mb_status measure(const char *op, const product_sizes *s, int32_t tile_rows, size_t *bytes) {
-    MB_TRY(check_sizes(op, s));
-    mb_arena arena;
-    mb_arena_measure(&arena);
-    if (s->n_rows > 0)
-        cut_workspace(s, tile_rows, &arena);
-    return mb_workspace_measured(op, &arena, bytes);
-}
-
 /* ---- The product ---- */
 
 /* Boxes of 64 rows of K by 64 outputs. Dimensions: output, row of K, expert. */
@@ -87,7 +65,7 @@ static mb_status multiply(const char *op, const product_sizes *s, const int32_t 
                           experts_params *params, launch_function launch, void *workspace,
                           size_t workspace_bytes, mb_stream stream) {
     mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0};
-    const mb_experts_tiles tiles = cut_workspace(s, tile_rows, &arena);
+    const mb_experts_tiles tiles = mb_backward_rows_tiles(s->n_rows, s->n_experts, tile_rows, &arena);
     MB_TRY(mb_workspace_check_arena(op, workspace, workspace_bytes, &arena));
     experts_gemm *g = &params->gemm[0];
     MB_TRY(encode_across(op, &g->weights, s, matrices));
@@ -131,9 +109,8 @@ static mb_status check_rows_sizes(const mb_moe_backward_rows_args *args) {
 
 extern "C" mb_status mb_moe_backward_rows_sm90_workspace(const mb_moe_backward_rows_args *most,
                                                          size_t *bytes) {
-    const product_sizes sizes = sizes_of_rows(most);
     MB_TRY(check_rows_sizes(most));
-    return measure(ROWS, &sizes, ROWS_TOKENS, bytes);
+    return mb_backward_rows_bytes(ROWS, most->n_rows, most->n_experts, ROWS_TOKENS, bytes);
 }
 
 extern "C" mb_status mb_moe_backward_rows_sm90(const mb_moe_backward_rows_args *args, void *workspace,
@@ -177,7 +154,8 @@ static product_sizes sizes_of_dx(const mb_moe_backward_dx_args *args) {
 
 extern "C" mb_status mb_moe_backward_dx_sm90_workspace(const mb_moe_backward_dx_args *most, size_t *bytes) {
     const product_sizes sizes = sizes_of_dx(most);
-    return measure(DX, &sizes, DX_TOKENS, bytes);
+    MB_TRY(check_sizes(DX, &sizes));
+    return mb_backward_rows_bytes(DX, most->n_rows, most->n_experts, DX_TOKENS, bytes);
 }
 
 extern "C" mb_status mb_moe_backward_dx_sm90(const mb_moe_backward_dx_args *args, void *workspace,

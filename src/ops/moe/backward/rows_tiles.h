@@ -11,7 +11,6 @@ enum {
     ROWS_TOKENS = 256,
     DX_OUTPUTS = 256,
     DX_TOKENS = 288,
-    TOKEN_STEP = 16, /* tiles are cut at multiples of it */
 };
 
 cudaError_t mb_rows_launch_bf16(const experts_params *params, int n_processors, mb_stream stream);

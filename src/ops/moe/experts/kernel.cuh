@@ -44,10 +44,9 @@
 
 /* ---- Shared memory */
 
-template <int kind, int weight_rows, int cta_tokens, int n_stages, int variant> struct shared_map {
-    static constexpr int is_dense = variant == VARIANT_DENSE;
-    static constexpr int has_p = variant == VARIANT_ACROSS_TO_ROWS;
-    static constexpr int across = has_p || variant == VARIANT_ACROSS;
+template <int kind, int weight_rows, int cta_tokens, int n_stages, int use> struct shared_map {
+    static constexpr int is_dense = use == USE_DENSE;
+    static constexpr int has_p = use == USE_GRADIENT, across = has_p || use == USE_ACROSS;
     static constexpr int staging = staging_of<kind, weight_rows>;
     static constexpr int tokens_are_m = kind == KIND_FP8_BLOCK && weight_rows == 256;
     static constexpr int n_regions = staging == STAGING_WHOLE   ? weight_rows / STAGED_OUTPUTS
@@ -67,11 +66,11 @@ template <int kind, int weight_rows, int cta_tokens, int n_stages, int variant> 
     uint64_t staged_full[n_slots], staged_empty[n_slots];
     uint64_t ring_full[RING], ring_empty[RING];
     uint64_t index_full[2], index_empty[2];
-    /* The backward's dot of each slot's 64 outputs, in parts of 16: a warp's. */
-    float dot[has_p ? n_slots : 1][has_p ? 4 : 1][has_p ? cta_tokens : 1];
     int32_t index[2]; /* of items, from the first CTA of a pair to the second */
     int32_t n_done; /* the storing warps': column tiles of a scale block that were finished before this one */
     item ring[RING];
+    /* The backward's dot of each slot's 64 outputs, in parts of 16: a warp's. */
+    float dot[has_p ? n_slots : 1][has_p ? 4 : 1][has_p ? cta_tokens : 1];
 };
 
 /* ---- The kernel */
@@ -124,10 +123,10 @@ static __device__ __forceinline__ void init_barriers(shared *s) {
     mb_mbarrier_init_fence();
 }
 
-template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int variant>
+template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int use>
 static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
-    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, variant> shared;
+    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, use> shared;
     constexpr int n_row_blocks = weight_rows / n_warpgroups / 64;
     /* Accumulators of a consumer thread. More than 64 need more registers than an even share, which the
      * other roles give up. */
@@ -179,11 +178,11 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
 
 /* ---- Launch */
 
-template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int variant>
+template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int use>
 static cudaError_t launch(const experts_params *params, int n_processors, mb_stream stream) {
-    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, variant> shared;
+    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, use> shared;
     static_assert(sizeof(shared) <= 227 * 1024, "the tile does not fit into shared memory");
-    auto kernel = experts<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, variant>;
+    auto kernel = experts<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, use>;
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     if (error != cudaSuccess)
@@ -197,15 +196,15 @@ static cudaError_t launch(const experts_params *params, int n_processors, mb_str
     return cudaLaunchKernelEx(&config, kernel, *params);
 }
 
-/* VARIANT_LAYER, or VARIANT_DENSE: for one group of more rows than few. */
-template <int kind, int family, int variant>
+/* USE_GROUPS, or USE_DENSE: for one group of more rows than few. */
+template <int kind, int family, int use>
 static cudaError_t launch_tile(const experts_params *params, int tile, int n_processors, mb_stream stream) {
     switch (tile) {
-#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas)          \
-    case MB_MOE_TILE_##name:                                                                               \
-        if constexpr (tile_family == family && (variant == VARIANT_LAYER || (cta_tokens) >= DENSE_TOKENS)) \
-            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, variant>(         \
-                params, n_processors, stream);                                                             \
+#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas)   \
+    case MB_MOE_TILE_##name:                                                                        \
+        if constexpr (tile_family == family && (use == USE_GROUPS || (cta_tokens) >= DENSE_TOKENS)) \
+            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, use>(      \
+                params, n_processors, stream);                                                      \
         break;
 #include "ops/moe/experts/tiles.def"
 #undef X

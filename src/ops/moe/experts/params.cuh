@@ -13,12 +13,12 @@
 /* What is multiplied, and how: the kernel is compiled once for each. */
 enum experts_kind { KIND_BF16, KIND_F16, KIND_TF32, KIND_FP8_TENSOR, KIND_FP8_BLOCK };
 
-/* What the kernel is for: it is compiled once for each that a kind has. */
-enum experts_variant {
-    VARIANT_LAYER,          /* an expert layer's GEMMs, or one grouped GEMM */
-    VARIANT_DENSE,          /* one group, whose items the host knows */
-    VARIANT_ACROSS,         /* one grouped GEMM without bias whose K runs over the rows of the weights: dx */
-    VARIANT_ACROSS_TO_ROWS, /* the same with the backward's epilogue: dh, then dp, hs and dot (gradient.cuh) */
+/* What the kernel is compiled for. */
+enum experts_use {
+    USE_GROUPS, /* the experts, or one grouped GEMM */
+    USE_DENSE,  /* one group, given by params->dense; tiles of DENSE_TOKENS tokens a CTA at least */
+    USE_ACROSS, /* one grouped GEMM without bias whose K runs over the rows of the weights: the backward's dx */
+    USE_GRADIENT /* the same with an epilogue of its own: the backward's dp, hs and dot (gradient.cuh) */
 };
 
 /* How a finished tile leaves shared memory. */
@@ -46,12 +46,11 @@ typedef struct experts_gemm {
     const float *b_scale;     /* KIND_FP8_BLOCK [E, scale rows, k_blocks], KIND_FP8_TENSOR [E] */
     const void *bias;         /* [E, weight rows] bias_dtype */
     const float *row_weight;
-    const void *residual; /* [R, width] of out's type, or NULL; one group only */
-    int32_t
-        residual_steps; /* stages of an item that bring its part of it, or of p (gather.cuh); none for fp32 */
-    void *out;          /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
-    void *out8;         /* [R, width], STORE_FP8_* */
-    float *out_scale;   /* [R, ceil(width / 128)] or, read, [1] */
+    const void *residual;      /* [R, width] of out's type, or NULL; one group only */
+    int32_t residual_steps;    /* stages of an item that bring its part of it (gather.cuh); none for fp32 */
+    void *out;                 /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
+    void *out8;                /* [R, width], STORE_FP8_* */
+    float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
     int32_t k_size, k_blocks;  /* K, and in blocks of 128 */
     int32_t width;             /* outputs */
     int32_t n_column_tiles;    /* of one expert's matrix: width cut by the tile's outputs */
@@ -69,7 +68,8 @@ typedef struct experts_dense {
     int32_t n_rows, tile_rows, n_token_tiles, band; /* band: column tiles */
 } experts_dense;
 
-/* The gradient of the rows (../backward/): what its epilogue reads and writes beside `out`, which is dp. */
+/* The gradient of the rows (../backward/): what its epilogue reads and writes beside `out`, which is dp.
+ * residual_steps is the stages that bring an item's p. */
 typedef struct experts_gradient {
     const void *p;      /* [R, 2 width or width] */
     void *hs;           /* [R, width] */

@@ -67,6 +67,45 @@ def median_us(function, device):
     return statistics.median(start.elapsed_time(end) * 1e3 for start, end in pairs)
 
 
+class Sensors:
+    """What nvidia-smi tells of a GPU while the block runs, every 50 ms; nothing on the CPU or without nvidia-smi."""
+
+    QUERY = "--query-gpu=clocks.sm,power.draw,enforced.power.limit"
+
+    def __init__(self, device):
+        self.device, self.samples, self.program = device, [], None
+
+    def __enter__(self):
+        if self.device.type != "cuda":
+            return self
+        uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+        command = ["nvidia-smi", "-i", uuid if uuid.startswith("GPU-") else f"GPU-{uuid}", self.QUERY]
+        command += ["--format=csv,noheader,nounits", "-lms", "50"]
+        try:
+            self.program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError:  # no nvidia-smi here
+            pass
+        return self
+
+    def __exit__(self, *_):
+        if self.program is None:
+            return
+        self.program.terminate()
+        for line in self.program.communicate()[0].splitlines():
+            try:
+                clock, power, limit = map(float, line.split(","))
+            except ValueError:  # the last line may be cut off, and a card may not tell
+                continue
+            self.samples.append((clock, power, limit))
+
+    def figures(self):
+        """Medians, for a result row."""
+        if not self.samples:
+            return {}
+        clock, power, limit = map(statistics.median, zip(*self.samples, strict=True))
+        return {"sm_mhz": clock, "watts": power, "limit_watts": limit}
+
+
 def card_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -18,7 +18,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from measure import HOW, append_rows, card_name, commit, median_us, row
+from measure import HOW, Sensors, append_rows, card_name, commit, median_us, row
 
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 ONE_SIDED = {
@@ -253,20 +253,25 @@ def time_all(given, contenders, shape, x, ids, d_out):
         def forward(contender=contender):
             return contender(x, ids)
 
-        times = {
-            "inference": (median_us(inference, device), 1),
-            "forward": (median_us(forward, device), 1),
-            "both": (median_us(lambda c=contender: step(c, x, ids, d_out), device), 3),
-        }
+        with Sensors(device) as sensors:
+            times = {
+                "inference": (median_us(inference, device), 1),
+                "forward": (median_us(forward, device), 1),
+                "both": (median_us(lambda c=contender: step(c, x, ids, d_out), device), 3),
+            }
         times["backward"] = (times["both"][0] - times["forward"][0], 2)
+        power = sensors.figures()
         for name, (us, share) in times.items():
             tflops = share * forward_flops / us * 1e-6
             print(f"  {contender.name:28}{name:>10}{us:12.1f}{tflops:10.3f}")
             figures = {"pass": name, "routing": given.routing, "activation": given.activation, "bias": given.add_bias}
-            figures |= {"us": round(us, 1), "tflops": round(tflops, 3)}
+            figures |= {"us": round(us, 1), "tflops": round(tflops, 3)} | power
             how = f"{'L2 flushed' if device.type == 'cuda' else 'wall clock'}, {HOW}; choices given; backward: both - forward"
             sides = {"T": n_tokens, "H": hidden, "I": intermediate, "E": n_experts, "K": top_k}
             rows.append(row("train", contender.name, card, given.dtype, sides, figures, how, given.commit))
+        if power:
+            drawn = f"{power['watts']:.0f} of {power['limit_watts']:.0f} W, SM clock {power['sm_mhz']:.0f} MHz"
+            print(f"  {'':28}{drawn} (medians); at the limit the clock falls, so compare within a run")
     return rows
 
 

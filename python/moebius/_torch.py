@@ -154,10 +154,15 @@ def _trains(arguments: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and has_gradient(arguments)
 
 
+def _is_wide_on_gpu(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.dtype is torch.float32
+
+
 def moe(*arguments: Any) -> torch.Tensor:
     *routed, out = arguments
     f32, scales = routed[-1], routed[-5:-1]
-    if out is not None or not _trains(arguments) or any(scale is not None for scale in scales):
+    is_forward_only = any(scale is not None for scale in scales) or _is_wide_on_gpu(routed[0])
+    if out is not None or not _trains(arguments) or is_forward_only:
         return _call_with_out("moe", _moe, _moe_out, arguments)
     result: torch.Tensor = train_moe(*routed[:-5], f32, False)[0]
     return result

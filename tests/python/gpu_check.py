@@ -399,6 +399,16 @@ def check_gradients_of_moe():
                 same_bits(f"{dtype} {activation} {name}", one, two)
 
 
+def check_no_backward_in_float32():
+    leaves, weights, ids = training_layer(torch.float32, "swiglu", bias=False)
+    try:
+        moe_step(leaves, weights, ids, normal(T, H), "swiglu")
+    except NotImplementedError as error:
+        expect("there is no backward pass" in str(error), str(error))
+        return
+    raise AssertionError("a backward in float32")
+
+
 def check_training_layer():
     """moebius.nn.MoE: top-k and token rounding, checkpoints, main_grad, a side stream, torch.compile."""
     from moebius.nn import MoE

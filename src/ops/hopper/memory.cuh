@@ -94,20 +94,6 @@ static __device__ __forceinline__ void mb_store_matrix_transposed_x4(uint32_t to
                  : "memory");
 }
 
-static __device__ __forceinline__ void mb_store_matrix_transposed_x4(uint32_t to_shared,
-                                                                     const uint32_t (&a)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to_shared),
-                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-                 : "memory");
-}
-
-static __device__ __forceinline__ void mb_store_matrix_transposed_x4(uint32_t to_shared,
-                                                                     const uint32_t (&a)[4]) {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to_shared),
-                 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3])
-                 : "memory");
-}
-
 /* Two 8x8 matrices of 16-bit elements that lie transposed, into accumulator layout: lane i (of matrix i / 8)
  * names the 16 bytes that column i % 8 comes from. */
 static __device__ __forceinline__ void mb_load_matrix_transposed_x2(uint32_t (&to)[2], uint32_t from_shared) {

@@ -69,9 +69,8 @@ static void expect_same(const backward_problem *p, const char *what, const print
         }
 }
 
-/* p as the forward that keeps it gives it, from operators of their own. Rows that do not exist keep poison.
- */
-static void *make_p(const backward_problem *p) {
+/* p by the grouped GEMM alone. Rows that do not exist keep poison. */
+static void *gemm_p(const backward_problem *p) {
     const mb_moe_backward_args *a = &p->args;
     const size_t n_rows = (size_t)(a->n_tokens * a->top_k), bytes = n_rows * (size_t)p->width13 * 2;
     void *out = allocate(bytes);
@@ -108,6 +107,39 @@ static void *make_p(const backward_problem *p) {
     return out;
 }
 
+/* p as the forward keeps it. */
+static void *forward_p(const backward_problem *p) {
+    const mb_moe_backward_args *a = &p->args;
+    const size_t bytes = (size_t)(a->n_tokens * a->top_k) * (size_t)p->width13 * 2;
+    mb_moe_forward_args f = {};
+    f.x = a->x;
+    f.weights = (float *)a->weights;
+    f.ids = (int32_t *)a->ids;
+    f.w13 = a->w13;
+    f.w2 = a->w2;
+    f.bias13 = a->bias13;
+    f.bias2 = a->bias2;
+    f.out = allocate((size_t)(a->n_tokens * a->hidden) * 2);
+    f.n_tokens = a->n_tokens;
+    f.hidden = a->hidden;
+    f.intermediate = a->intermediate;
+    f.top_k = a->top_k;
+    f.n_experts = a->n_experts;
+    f.first_expert = a->first_expert;
+    f.n_local_experts = a->n_local_experts;
+    f.dtype = a->dtype;
+    f.activation = a->activation;
+    f.p = allocate(bytes);
+    CUDA(cudaMemset(f.p, 0xff, bytes));
+    const size_t workspace_bytes = bytes_of(mb_moe_forward_workspace, &f);
+    void *workspace = allocate(workspace_bytes);
+    MB(mb_moe_forward(&f, workspace, workspace_bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaFree(workspace));
+    CUDA(cudaFree(f.out));
+    return f.p;
+}
+
 static prints run_fresh(const backward_problem *p, const char *when) {
     reset_outputs(p, 0);
     run(p, &p->args);
@@ -115,16 +147,20 @@ static prints run_fresh(const backward_problem *p, const char *when) {
     return take_prints(p, when);
 }
 
-static void check_saved_p(const backward_problem *p, const prints *expected) {
+static void check_with_p(const backward_problem *p, const char *what, void *saved, const prints *expected) {
     mb_moe_backward_args args = p->args;
-    void *saved = make_p(p);
     args.p = saved;
     reset_outputs(p, 0);
     run(p, &args);
     check_guards(p);
-    const prints found = take_prints(p, "a call with p saved");
-    expect_same(p, "other bits with p saved", &found, expected);
+    const prints found = take_prints(p, what);
+    expect_same(p, what, &found, expected);
     CUDA(cudaFree(saved));
+}
+
+static void check_saved_p(const backward_problem *p, const prints *expected) {
+    check_with_p(p, "other bits with p of the grouped GEMM", gemm_p(p), expected);
+    check_with_p(p, "other bits with p of the forward", forward_p(p), expected);
 }
 
 static void check_added(const backward_problem *p, const reference *r) {

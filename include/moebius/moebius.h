@@ -282,7 +282,8 @@ typedef struct mb_request {
     /* Also call on_logprobs for the prompt's positions. They are computed, so such a request takes nothing
      * from the prefix cache. */
     int prompt_logprobs;
-    /* The smaller runs sooner; of equal ones the first to come. When the KV cache is full, sequences of
+    /* The smaller runs sooner; of equal ones the first to come. A request of a larger one does not wait for
+     * ever: each unit lets at most 1024 later requests overtake it. When the KV cache is full, sequences of
      * larger values are put back into the queue, the last to come first. They lose no token, and their
      * results have the same bits. 0 */
     int32_t priority;

@@ -1,7 +1,12 @@
 #include "engine/job.h"
 
+/* The arrival that the job would have with priority 0. It does not change while the job waits. */
+static int64_t rank(const mb_job *job) {
+    return (int64_t)job->arrival + (int64_t)job->priority * MB_PRIORITY_ARRIVALS;
+}
+
 int mb_job_precedes(const mb_job *a, const mb_job *b) {
-    return a->priority != b->priority ? a->priority < b->priority : a->arrival < b->arrival;
+    return rank(a) != rank(b) ? rank(a) < rank(b) : a->arrival < b->arrival;
 }
 
 /* ---- Waiting --------------------------------------------------------------------------------------- */

@@ -1,7 +1,8 @@
 /*
  * job.h - what the scheduler knows of a sequence, and the two lists that it keeps of them. Policy only.
  *
- * The lists have one order: the smaller priority first, and of equal ones the first to come. Waiting jobs are
+ * The lists have one order: the smaller priority first, and of equal ones the first to come. But nobody is
+ * overtaken for ever: a unit of priority is worth MB_PRIORITY_ARRIVALS jobs that come later. Waiting jobs are
  * many, and are in a heap; running jobs are few, and are in a list that can be walked from both ends.
  */
 #ifndef MB_ENGINE_JOB_H
@@ -11,6 +12,9 @@
 
 #include "base/arena.h"
 #include "engine/prefix_cache.h"
+
+/* As many as a session lets wait by default. So among those, priorities are strict. */
+enum { MB_PRIORITY_ARRIVALS = 1024 };
 
 typedef enum mb_job_list { MB_JOB_NONE, MB_JOB_WAITING, MB_JOB_RUNNING } mb_job_list;
 

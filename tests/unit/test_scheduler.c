@@ -494,6 +494,32 @@ static void test_the_smaller_priority_is_admitted_first(void **state) {
     close_scheduler(&f);
 }
 
+/* Jobs of smaller priority come without end, and one of a larger waits. It is overtaken by so many, and no more. */
+static void test_nobody_is_overtaken_for_ever(void **state) {
+    (void)state;
+    for (int32_t priority = 1; priority <= 2; priority++) {
+        fixture f;
+        mb_schedule_limits limits = roomy;
+        limits.max_sequences = 1;
+        open_scheduler(&f, &limits, 8);
+        mb_job patient = job_of(10, 1), others[2];
+        patient.priority = priority;
+        mb_scheduler_submit(&f.scheduler, &patient);
+        int n_overtaking = 0;
+        for (int i = 0; patient.n_tokens == 10; i++) {
+            assert_true(i <= 2 * MB_PRIORITY_ARRIVALS);
+            others[i % 2] = job_of(10, 1);
+            mb_scheduler_submit(&f.scheduler, &others[i % 2]);
+            step(&f);
+            n_overtaking += !planned(&f, &patient);
+            commit(&f);
+        }
+        assert_int_equal(n_overtaking, priority * MB_PRIORITY_ARRIVALS - 1);
+        remove_all(&f, others, 2);
+        close_scheduler(&f);
+    }
+}
+
 /* Three jobs grow in a pool of six blocks: the last to come gives way, and later continues where it was. */
 static void test_the_newest_is_preempted(void **state) {
     (void)state;
@@ -660,6 +686,7 @@ int main(void) {
         cmocka_unit_test(test_blocks_are_published_when_collected),
         cmocka_unit_test(test_prompts_that_begin_alike_are_computed_once),
         cmocka_unit_test(test_the_smaller_priority_is_admitted_first),
+        cmocka_unit_test(test_nobody_is_overtaken_for_ever),
         cmocka_unit_test(test_the_newest_is_preempted),
         cmocka_unit_test(test_priority_preempts),
         cmocka_unit_test(test_preempted_in_flight),

@@ -33,6 +33,7 @@ TRAFFIC_MOST = 1800  # seconds
 # What each kernel is checked with: nothing is timed.
 KERNELS = {"ops_check": [], "attention_check": ["--no-times"], "decode_check": ["--check"], "gemm_check": ["--check"],
            "api_check": [], "front_check": ["--check"], "simt_check": ["--check"], "activation_check": [],
+           "training_front_check": ["--check"],
            "rows_check": ["--check"], "grouped_gemm_check": ["--check"], "streams_check": [],
            "moe_check": ["--check"]}  # fmt: skip
 
@@ -105,6 +106,7 @@ def sanitizer_stages(given):
             add(tool, name, [*demo, "-n", n_new, *options], *(["--leak-check", "full"] if tool == "memcheck" else []))
     small = {"api_check": [], "moe_check": ["--small", "--check", "--picked"], "activation_check": [],
              **{name: ["--small"] for name in ("attention_check", "decode_check", "front_check", "gemm_check",
+                                               "training_front_check",
                                                "grouped_gemm_check", "rows_check", "simt_check")}}  # fmt: skip
     for tool in ("memcheck", "synccheck", "racecheck", "initcheck"):
         for name, options in small.items():

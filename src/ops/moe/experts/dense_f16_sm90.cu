@@ -3,5 +3,5 @@
 #include "ops/moe/experts/kernel.cuh"
 
 cudaError_t mb_dense_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream) {
-    return launch_tile<KIND_F16, MB_MOE_16BIT, 1>(params, tile, n_processors, stream);
+    return launch_tile<KIND_F16, MB_MOE_16BIT, USE_DENSE>(params, tile, n_processors, stream);
 }

@@ -4,5 +4,5 @@
 
 cudaError_t mb_dense_launch_fp8_block(const experts_params *params, int tile, int n_processors,
                                       mb_stream stream) {
-    return launch_tile<KIND_FP8_BLOCK, MB_MOE_FP8, 1>(params, tile, n_processors, stream);
+    return launch_tile<KIND_FP8_BLOCK, MB_MOE_FP8, USE_DENSE>(params, tile, n_processors, stream);
 }

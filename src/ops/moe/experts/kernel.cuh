@@ -43,8 +43,8 @@
 
 /* ---- Shared memory */
 
-template <int kind, int weight_rows, int cta_tokens, int n_stages, int dense> struct shared_map {
-    static constexpr int is_dense = dense;
+template <int kind, int weight_rows, int cta_tokens, int n_stages, int use> struct shared_map {
+    static constexpr int is_dense = use == USE_DENSE, saves_p = use == USE_SAVING_P;
     static constexpr int staging = staging_of<kind, weight_rows>;
     static constexpr int tokens_are_m = kind == KIND_FP8_BLOCK && weight_rows == 256;
     static constexpr int n_regions = staging == STAGING_WHOLE   ? weight_rows / STAGED_OUTPUTS
@@ -119,10 +119,10 @@ static __device__ __forceinline__ void init_barriers(shared *s) {
     mb_mbarrier_init_fence();
 }
 
-template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int is_dense>
+template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int use>
 static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
     experts(const __grid_constant__ experts_params p) {
-    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, is_dense> shared;
+    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, use> shared;
     constexpr int n_row_blocks = weight_rows / n_warpgroups / 64;
     /* Accumulators of a consumer thread. More than 64 need more registers than an even share, which the
      * other roles give up. */
@@ -143,7 +143,7 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
         __syncthreads();
     /* What comes before the experts has finished. (One group: the warp that streams the weights does not wait,
      * since they are there.) */
-    if (!is_dense || threadIdx.x / 32 != n_warpgroups * WARPGROUP / 32)
+    if (!shared::is_dense || threadIdx.x / 32 != n_warpgroups * WARPGROUP / 32)
         mb_grid_wait();
 
     const int rank = n_ctas > 1 ? mb_cluster_rank() : 0;
@@ -171,11 +171,11 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
 
 /* ---- Launch */
 
-template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int is_dense>
+template <int kind, int weight_rows, int n_warpgroups, int cta_tokens, int n_stages, int n_ctas, int use>
 static cudaError_t launch(const experts_params *params, int n_processors, mb_stream stream) {
-    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, is_dense> shared;
+    typedef shared_map<kind, weight_rows, cta_tokens, n_stages, use> shared;
     static_assert(sizeof(shared) <= 227 * 1024, "the tile does not fit into shared memory");
-    auto kernel = experts<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, is_dense>;
+    auto kernel = experts<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, use>;
     cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
     if (error != cudaSuccess)
@@ -189,15 +189,19 @@ static cudaError_t launch(const experts_params *params, int n_processors, mb_str
     return cudaLaunchKernelEx(&config, kernel, *params);
 }
 
-/* is_dense: for one group of more rows than few. */
-template <int kind, int family, int is_dense>
+/* Tiles of the family that the use has code for. */
+template <int use> static constexpr int is_compiled(int weight_rows, int cta_tokens) {
+    return use == USE_DENSE ? cta_tokens >= DENSE_TOKENS : use == USE_SAVING_P ? weight_rows == 256 : 1;
+}
+
+template <int kind, int family, int use>
 static cudaError_t launch_tile(const experts_params *params, int tile, int n_processors, mb_stream stream) {
     switch (tile) {
-#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas)   \
-    case MB_MOE_TILE_##name:                                                                        \
-        if constexpr (tile_family == family && (!is_dense || (cta_tokens) >= DENSE_TOKENS))         \
-            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, is_dense>( \
-                params, n_processors, stream);                                                      \
+#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas) \
+    case MB_MOE_TILE_##name:                                                                      \
+        if constexpr (tile_family == family && is_compiled<use>(weight_rows, cta_tokens))         \
+            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, use>(    \
+                params, n_processors, stream);                                                    \
         break;
 #include "ops/moe/experts/tiles.def"
 #undef X

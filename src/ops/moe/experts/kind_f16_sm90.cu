@@ -4,5 +4,5 @@
 
 cudaError_t mb_experts_launch_f16(const experts_params *params, int tile, int n_processors,
                                   mb_stream stream) {
-    return launch_tile<KIND_F16, MB_MOE_16BIT, 0>(params, tile, n_processors, stream);
+    return launch_tile<KIND_F16, MB_MOE_16BIT, USE_GROUPS>(params, tile, n_processors, stream);
 }

@@ -4,5 +4,5 @@
 
 cudaError_t mb_experts_launch_tf32(const experts_params *params, int tile, int n_processors,
                                    mb_stream stream) {
-    return launch_tile<KIND_TF32, MB_MOE_TF32, 0>(params, tile, n_processors, stream);
+    return launch_tile<KIND_TF32, MB_MOE_TF32, USE_GROUPS>(params, tile, n_processors, stream);
 }

@@ -13,6 +13,13 @@
 /* What is multiplied, and how: the kernel is compiled once for each. */
 enum experts_kind { KIND_BF16, KIND_F16, KIND_TF32, KIND_FP8_TENSOR, KIND_FP8_BLOCK };
 
+/* What the kernel is compiled for. */
+enum experts_use {
+    USE_GROUPS,  /* the experts, or one grouped GEMM */
+    USE_DENSE,   /* one group, given by params->dense; tiles of DENSE_TOKENS tokens a CTA at least */
+    USE_SAVING_P /* the experts of a training step: p is kept; tiles of 256 weight rows of 16 bits */
+};
+
 /* How a finished tile leaves shared memory. */
 enum experts_store {
     STORE_16BIT,     /* as it is */
@@ -71,6 +78,7 @@ typedef struct experts_params {
     /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
     int32_t *block_done;
     int32_t read_once; /* the weights should not push anything out of L2 */
+    void *p;           /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
 } experts_params;
 
 cudaError_t mb_experts_launch_bf16(const experts_params *params, int tile, int n_processors,
@@ -82,6 +90,9 @@ cudaError_t mb_experts_launch_fp8_tensor(const experts_params *params, int tile,
                                          mb_stream stream);
 cudaError_t mb_experts_launch_fp8_block(const experts_params *params, int tile, int n_processors,
                                         mb_stream stream);
+/* Keeps params->p. */
+cudaError_t mb_saving_launch_bf16(const experts_params *params, int tile, int n_processors, mb_stream stream);
+cudaError_t mb_saving_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream);
 /* One group, given by params->dense; tiles of 64 tokens a CTA at least. */
 cudaError_t mb_dense_launch_bf16(const experts_params *params, int tile, int n_processors, mb_stream stream);
 cudaError_t mb_dense_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream);

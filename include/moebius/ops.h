@@ -301,7 +301,7 @@ typedef struct mb_moe_forward_args {
     /* [R, 2I or I] dtype out, or NULL. Training keeps it for mb_moe_backward (train.h): w13 x + bias13 of each
      * choice, rounded to dtype, rows in mb_moe_plan's order. The rows of choices that are no local expert's
      * are not written. out has the same bits with p and without, and no call needs more workspace. On the
-     * GPU not yet: MB_ERR_UNSUPPORTED. */
+     * GPU with bf16 and fp16 weights only (else MB_ERR_UNSUPPORTED), and 16-byte aligned. */
     void *p;
     /* x in fp8 already, by what made x: e4m3 times one scale for each row and 128 columns, amax / 448, 1 when all
      * are 0. A GPU then does not quantise x; with the scales and bytes that it would make the result has the same

@@ -42,8 +42,10 @@ extern "C" {
  * of 0. That holds of T = 0 as well: the weights' gradients are zeros, or left as they are with accumulate.
  *
  * The saved state is p alone, R * (2I or I) elements of dtype: mb_moe_forward writes p when its argument p is
- * given. With p NULL the backward computes p again, with the same bits. Neither a gathered copy of x nor y is
- * kept. (Saving p alone and taking dweights from h . dh: SonicMoE, Guo et al. 2025, arXiv 2512.14080.)
+ * given. With p NULL the backward computes p again, with the same bits. (The forward on a GPU activates w13 x +
+ * bias13 before it is rounded to p. The backward's h is of the rounded p everywhere.) Neither a gathered copy
+ * of x nor y is kept. (Saving p alone and taking dweights from h . dh: SonicMoE, Guo et al. 2025, arXiv
+ * 2512.14080.)
  */
 typedef struct mb_moe_backward_args {
     const void *x;        /* [T, H] dtype */
@@ -164,7 +166,9 @@ typedef struct mb_moe_rounding_report {
  * max_choices is the backward. A token without any choice gets nothing from the experts.
  *
  * A NaN logit counts as -infinity; the largest of a token is finite. Ids outside of [0, E) stand for no
- * choice. A token's ids in [0, E) must differ: MB_ERR_ARGUMENT.
+ * choice. A token's ids in [0, E) must differ: MB_ERR_ARGUMENT. A GPU, which does not read them before the
+ * kernels run, takes the first of equal ids and lets the others stand for no choice. `report` is in the memory
+ * of the other arrays.
  */
 typedef struct mb_moe_token_rounding_args {
     const void *logits;             /* [T, E] logits_dtype */

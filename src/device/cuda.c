@@ -9,6 +9,7 @@
 #include "device/device.h"
 #include "device/nvml.h"
 #include "ops/moe/backward/backward_sm90.h"
+#include "ops/moe/backward/router_sm90.h"
 #include "ops/moe/moe_sm90.h"
 
 #include <cuda_runtime.h>
@@ -48,6 +49,11 @@ static const mb_ops sm90_ops = {
     .moe_forward = mb_moe_forward_sm90,
     .moe_backward_workspace = mb_moe_backward_sm90_workspace,
     .moe_backward = mb_moe_backward_sm90,
+    .moe_router_losses_workspace = mb_moe_router_losses_sm90_workspace,
+    .moe_router_losses = mb_moe_router_losses_sm90,
+    .moe_route_backward = mb_moe_route_backward_sm90,
+    .moe_token_rounding_workspace = mb_moe_token_rounding_sm90_workspace,
+    .moe_token_rounding = mb_moe_token_rounding_sm90,
     .count_tokens = mb_count_tokens_sm90,
     .sample_workspace = mb_sample_sm90_workspace,
     .sample = mb_sample_sm90,

@@ -5,6 +5,7 @@
  * The bytes that a call needs are those of its own layout: the tile that is picked for its rows.
  */
 #include "device/device.h"
+#include "ops/moe/backward/router_sm90.h"
 #include "ops/moe/experts/pick.h"
 #include "ops/moe/front/plan_sizes.h"
 #include "ops/moe/layout_sm90.h"
@@ -267,8 +268,33 @@ static void test_sizes_that_nothing_holds(void **state) {
     assert_int_equal(bytes, 7);
 }
 
-/* Until kernels can write p, a forward that is to keep it is refused, not computed without. */
-static void test_nothing_is_kept_for_the_backward(void **state) {
+/* The router's training operators. */
+static void test_sm90_router(void **state) {
+    (void)state;
+    enum { MOST = 9000, STEP = 7 };
+    mb_moe_router_losses_args losses = {.n_tokens = MOST, .n_experts = 48, .top_k = 4};
+    mb_moe_token_rounding_args rounding = {
+        .n_tokens = MOST, .n_experts = 48, .top_k = 4, .max_choices = 6, .tile_rows = 128};
+    size_t most_losses, most_rounding, bytes;
+    assert_int_equal(mb_moe_router_losses_sm90_workspace(&losses, &most_losses), MB_OK);
+    assert_int_equal(mb_moe_token_rounding_sm90_workspace(&rounding, &most_rounding), MB_OK);
+    for (int64_t n = 0; n <= MOST; n += STEP) {
+        losses.n_tokens = rounding.n_tokens = n;
+        assert_int_equal(mb_moe_router_losses_sm90_workspace(&losses, &bytes), MB_OK);
+        assert_in_range(bytes, 0, most_losses);
+        assert_true(n > 0 || bytes == 0);
+        assert_int_equal(mb_moe_token_rounding_sm90_workspace(&rounding, &bytes), MB_OK);
+        assert_in_range(bytes, 0, most_rounding);
+        assert_true(n > 0 || bytes == 0);
+    }
+    losses.n_experts = 50000;
+    assert_int_equal(mb_moe_router_losses_sm90_workspace(&losses, &bytes), MB_ERR_ARGUMENT);
+    rounding.max_choices = 3;
+    assert_int_equal(mb_moe_token_rounding_sm90_workspace(&rounding, &bytes), MB_ERR_ARGUMENT);
+}
+
+/* A forward that cannot keep p is refused, not computed without. */
+static void test_what_is_kept_for_the_backward(void **state) {
     (void)state;
     static _Alignas(16) char memory[48];
     mb_moe_forward_args args = forward_of(&settings[1], 4);
@@ -276,10 +302,17 @@ static void test_nothing_is_kept_for_the_backward(void **state) {
     args.weights = (float *)memory, args.ids = (int32_t *)memory, args.out = memory + 16;
     assert_int_equal(mb_moe_forward_sm90_check(&args), MB_OK);
     args.p = memory + 32;
+    assert_int_equal(mb_moe_forward_sm90_check(&args), MB_OK);
+    args.p = memory + 34;
+    assert_int_equal(mb_moe_forward_sm90_check(&args), MB_ERR_ARGUMENT);
+    assert_string_equal(mb_last_error(), "moe_forward: p must be 16-byte aligned");
+    args = forward_of(&settings[4], 4);
+    args.x = args.w13.data = args.w2.data = memory;
+    args.weights = (float *)memory, args.ids = (int32_t *)memory, args.out = memory + 16;
+    args.p = memory + 32;
     assert_int_equal(mb_moe_forward_sm90_check(&args), MB_ERR_UNSUPPORTED);
-    assert_string_equal(mb_last_error(),
-                        "moe_forward: p is not NULL; on sm90 nothing is kept for the backward "
-                        "yet, which runs on the CPU only");
+    assert_string_equal(mb_last_error(), "moe_forward: p is not NULL and the weights are fp32; on sm90 p is "
+                                         "kept with bf16 and fp16 weights only");
 }
 
 int main(void) {
@@ -291,7 +324,8 @@ int main(void) {
         cmocka_unit_test(test_sm90_plan),
         cmocka_unit_test(test_references),
         cmocka_unit_test(test_sizes_that_nothing_holds),
-        cmocka_unit_test(test_nothing_is_kept_for_the_backward),
+        cmocka_unit_test(test_sm90_router),
+        cmocka_unit_test(test_what_is_kept_for_the_backward),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

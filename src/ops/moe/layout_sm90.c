@@ -180,11 +180,14 @@ static mb_status check_experts_of(const char *op, const mb_moe_experts_args *arg
 }
 
 static mb_status check_expert_pointers(const char *op, const mb_moe_experts_args *args) {
-    if (args->p)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "%s: p is not NULL; on sm90 nothing is kept for the backward yet, which runs on the "
-                       "CPU only",
-                       op);
+    if (args->p && args->w13.dtype != MB_BF16 && args->w13.dtype != MB_F16)
+        return mb_fail(
+            MB_ERR_UNSUPPORTED,
+            "%s: p is not NULL and the weights are %s; on sm90 p is kept with bf16 and fp16 weights "
+            "only",
+            op, mb_dtype_name(args->w13.dtype));
+    if (!is_aligned(args->p))
+        return mb_fail(MB_ERR_ARGUMENT, "%s: p must be 16-byte aligned", op);
     if (args->w13.dtype == MB_F8_E4M3 && (!args->w13.scale || !args->w2.scale))
         return mb_fail(MB_ERR_ARGUMENT, "%s: %s is fp8 and its scale is NULL", op,
                        args->w13.scale ? "w2" : "w13");

@@ -42,6 +42,49 @@ static __device__ __forceinline__ void emit_residual(const experts_gemm *g, shar
     }
 }
 
+/* Row blocks begin to end - 1 of each warpgroup as one round. first: the tile's output with which it begins. */
+template <int kind, int n, int mode, int begin, int end, int n_warpgroups, int n_row_blocks, class shared>
+static __device__ __forceinline__ void emit_round_of(const experts_gemm *g, shared *s, int warpgroup,
+                                                     const item *work, const staging_rounds *r, int round,
+                                                     int32_t first, const ring_cursor *stage,
+                                                     ring_cursor *slot, float (&sum)[n_row_blocks][n / 2]) {
+    const int32_t first_output = work->column_tile * n_warpgroups * n_row_blocks * (g->gated ? 32 : 64);
+    wait_to_stage(s, slot, round > 0 && r->n_held == 1);
+    staging_area staging = area_of_round(s, r, round, stage->at, slot->at);
+    staging.first = first;
+#pragma unroll
+    for (int m = begin; m < end; m++)
+        emit<kind, n, mode>(g, work, staging, staging, first_output, m * n_warpgroups + warpgroup, sum[m]);
+    say_staged(s, slot);
+}
+
+/* USE_SAVING_P: the rounds of h, then those of p, which is what h was made of; of the second GEMM those of y. */
+template <int kind, int n, int n_warpgroups, class shared>
+static __device__ __forceinline__ void
+emit_saving_p(const experts_gemm *g, shared *s, int warpgroup, const item *work, const staging_rounds *r,
+              const ring_cursor *stage, ring_cursor *slot, float (&sum)[2][n / 2]) {
+    enum { OUTPUTS = 2 * STAGED_OUTPUTS };
+    if (g->gated) {
+        emit_round_of<kind, n, EMIT_GATED, 0, 2, n_warpgroups>(g, s, warpgroup, work, r, 0, 0, stage, slot,
+                                                               sum);
+        emit_round_of<kind, n, EMIT_GATES, 0, 2, n_warpgroups>(g, s, warpgroup, work, r, 1, 0, stage, slot,
+                                                               sum);
+        emit_round_of<kind, n, EMIT_UPS, 0, 2, n_warpgroups>(g, s, warpgroup, work, r, 2, 0, stage, slot,
+                                                             sum);
+        return;
+    }
+    if (work->gemm == GEMM_FIRST) {
+        emit_round_of<kind, n, EMIT_ACTIVATED, 0, 1, n_warpgroups>(g, s, warpgroup, work, r, 0, 0, stage,
+                                                                   slot, sum);
+        emit_round_of<kind, n, EMIT_ACTIVATED, 1, 2, n_warpgroups>(g, s, warpgroup, work, r, 1, OUTPUTS,
+                                                                   stage, slot, sum);
+    }
+    emit_round_of<kind, n, EMIT_PLAIN, 0, 1, n_warpgroups>(g, s, warpgroup, work, r, r->n - 2, 0, stage, slot,
+                                                           sum);
+    emit_round_of<kind, n, EMIT_PLAIN, 1, 2, n_warpgroups>(g, s, warpgroup, work, r, r->n - 1, OUTPUTS, stage,
+                                                           slot, sum);
+}
+
 /* n: the number of tokens, padded. */
 template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int warpgroup,
@@ -84,6 +127,10 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
 
     if constexpr (shared::staging == STAGING_STAGES) /* no wgmma may still read the held stages */
         mb_named_barrier_sync(CONSUMER_BARRIER, n_warpgroups * WARPGROUP);
+    if constexpr (shared::saves_p) {
+        emit_saving_p<kind, n, n_warpgroups>(g, s, warpgroup, work, &r, stage, slot, sum);
+        return;
+    }
     /* A round has all row blocks of the warpgroup, or, where a tile has two rounds, one. */
     const int one_each = shared::staging == STAGING_STAGES && r.n > 1;
 #pragma unroll

@@ -94,6 +94,8 @@ enum epilogue_mode {
     EMIT_ANY,       /* everything else: weighted, or fp32 results of other kinds */
     EMIT_RESIDUAL,  /* plain, plus a residual of 16 bits; to staging */
     EMIT_F32,       /* plain, plus a residual of fp32 if there is one; to memory */
+    EMIT_GATES,     /* of a gated tile the gates as they are, or the ups: p; to staging */
+    EMIT_UPS,
 };
 
 /* out[i] may be residual[i]. */
@@ -123,7 +125,7 @@ static __device__ __forceinline__ void emit(const experts_gemm *g, const item *w
                                             float (&sum)[n / 2]) {
     const int lane = threadIdx.x % 32;
     const int any = mode == EMIT_ANY;
-    const int gated = any ? g->gated : mode == EMIT_GATED,
+    const int gated = any ? g->gated : mode == EMIT_GATED || mode == EMIT_GATES || mode == EMIT_UPS,
               activated = any ? g->activated : mode == EMIT_GATED || mode == EMIT_ACTIVATED;
     const int to_f32 = kind == KIND_TF32 || (any && g->store == STORE_F32), weighted = any && g->row_weight;
     const thread_rows rows = rows_of(g, first_output, row_block);
@@ -183,7 +185,8 @@ static __device__ __forceinline__ void emit(const experts_gemm *g, const item *w
             if (!gated)
                 store_f32(g, work, rows.high, token, v[2], v[3]);
         } else if constexpr (kind != KIND_TF32) {
-            const uint32_t low = pack<kind>(v[0], v[1], g->out_is_f16);
+            const int first = mode == EMIT_UPS ? 2 : 0;
+            const uint32_t low = pack<kind>(v[first], v[first + 1], g->out_is_f16);
             if (gated)
                 mb_store_matrix_transposed_x1(to + j * 8 * ROW_BYTES, low);
             else

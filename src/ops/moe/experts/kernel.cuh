@@ -45,7 +45,7 @@
 /* ---- Shared memory */
 
 template <int kind, int weight_rows, int cta_tokens, int n_stages, int use> struct shared_map {
-    static constexpr int is_dense = use == USE_DENSE;
+    static constexpr int is_dense = use == USE_DENSE, saves_p = use == USE_SAVING_P;
     static constexpr int has_p = use == USE_GRADIENT, across = has_p || use == USE_ACROSS;
     static constexpr int staging = staging_of<kind, weight_rows>;
     static constexpr int tokens_are_m = kind == KIND_FP8_BLOCK && weight_rows == 256;
@@ -196,15 +196,19 @@ static cudaError_t launch(const experts_params *params, int n_processors, mb_str
     return cudaLaunchKernelEx(&config, kernel, *params);
 }
 
-/* USE_GROUPS, or USE_DENSE: for one group of more rows than few. */
+/* Tiles of the family that the use has code for. */
+template <int use> static constexpr int is_compiled(int weight_rows, int cta_tokens) {
+    return use == USE_DENSE ? cta_tokens >= DENSE_TOKENS : use == USE_SAVING_P ? weight_rows == 256 : 1;
+}
+
 template <int kind, int family, int use>
 static cudaError_t launch_tile(const experts_params *params, int tile, int n_processors, mb_stream stream) {
     switch (tile) {
-#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas)   \
-    case MB_MOE_TILE_##name:                                                                        \
-        if constexpr (tile_family == family && (use == USE_GROUPS || (cta_tokens) >= DENSE_TOKENS)) \
-            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, use>(      \
-                params, n_processors, stream);                                                      \
+#define X(tile_family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas) \
+    case MB_MOE_TILE_##name:                                                                      \
+        if constexpr (tile_family == family && is_compiled<use>(weight_rows, cta_tokens))         \
+            return launch<kind, weight_rows, n_warpgroups, cta_tokens, n_stages, n_ctas, use>(    \
+                params, n_processors, stream);                                                    \
         break;
 #include "ops/moe/experts/tiles.def"
 #undef X

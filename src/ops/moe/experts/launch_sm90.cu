@@ -82,25 +82,27 @@ static mb_status describe(experts_gemm *g, const mb_weight *weight, mb_activatio
     return encode_weight(&g->weights, weight, g->gated, tile->box_rows);
 }
 
-static mb_status launch(const experts_params *params, int kind, int tile, mb_stream stream) {
+static cudaError_t launch_kind(const experts_params *params, int kind, int tile, mb_stream stream) {
     const int n_processors = mb_n_processors();
-    cudaError_t error;
+    if (params->p)
+        return kind == KIND_BF16 ? mb_saving_launch_bf16(params, tile, n_processors, stream)
+                                 : mb_saving_launch_f16(params, tile, n_processors, stream);
     switch (kind) {
     case KIND_BF16:
-        error = mb_experts_launch_bf16(params, tile, n_processors, stream);
-        break;
+        return mb_experts_launch_bf16(params, tile, n_processors, stream);
     case KIND_F16:
-        error = mb_experts_launch_f16(params, tile, n_processors, stream);
-        break;
+        return mb_experts_launch_f16(params, tile, n_processors, stream);
     case KIND_TF32:
-        error = mb_experts_launch_tf32(params, tile, n_processors, stream);
-        break;
+        return mb_experts_launch_tf32(params, tile, n_processors, stream);
     case KIND_FP8_TENSOR:
-        error = mb_experts_launch_fp8_tensor(params, tile, n_processors, stream);
-        break;
+        return mb_experts_launch_fp8_tensor(params, tile, n_processors, stream);
     default:
-        error = mb_experts_launch_fp8_block(params, tile, n_processors, stream);
+        return mb_experts_launch_fp8_block(params, tile, n_processors, stream);
     }
+}
+
+static mb_status launch(const experts_params *params, int kind, int tile, mb_stream stream) {
+    const cudaError_t error = launch_kind(params, kind, tile, stream);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_experts: launch of tile %s failed: %s", mb_moe_tiles[tile].name,
                        cudaGetErrorString(error));
@@ -163,6 +165,23 @@ static mb_status launch_exact(const mb_moe_experts_args *args, const mb_moe_expe
     return mb_grouped_gemm_f32_sm90(&gemm, tiles->tiles, tiles->n_tiles, tiles->max_tiles, stream);
 }
 
+/* p by a grouped GEMM of its own, which has the same bits: a sum does not depend on the tile. It takes the
+ * counters, so the tiles are cut once more. */
+static mb_status launch_p(const mb_moe_experts_args *args, const mb_experts_tiles *tiles, mb_stream stream) {
+    mb_grouped_gemm_args gemm = {};
+    gemm.a = args->x;
+    gemm.row_index = args->row_index;
+    gemm.offsets = args->offsets;
+    gemm.b = args->w13;
+    gemm.bias = args->bias13;
+    gemm.out = args->p;
+    gemm.n_rows = args->n_rows;
+    gemm.dtype = gemm.out_dtype = gemm.bias_dtype = args->dtype;
+    gemm.activation = MB_ACT_NONE;
+    MB_TRY(mb_experts_one_gemm(&gemm, tiles, NULL, stream));
+    return mb_experts_cut_tiles(tiles, args->offsets, args->n_local_experts, args->n_rows, stream);
+}
+
 mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_experts_layout *layout,
                             mb_stream stream) {
     const int row = layout->tiles.tile;
@@ -170,6 +189,9 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
         return launch_exact(args, layout, stream);
     MB_TRY(check_tile(row, args->w13.dtype));
     const mb_moe_tile *tile = &mb_moe_tiles[row];
+    const int saves_p = args->p && row == MB_SAVING_TILE;
+    if (args->p && !saves_p)
+        MB_TRY(launch_p(args, &layout->tiles, stream));
     const int kind = kind_of(&args->w13);
     const int is_fp8 = tile->family == MB_MOE_FP8;
     experts_params params = {};
@@ -199,6 +221,7 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
     params.read_once = n_hit * (args->w13.rows + args->intermediate) *
                            (int64_t)mb_dtype_row_bytes(args->w13.dtype, args->hidden) <=
                        READ_ONCE_BYTES;
+    params.p = saves_p ? args->p : NULL;
     return launch(&params, kind, row, stream);
 }
 

@@ -14,8 +14,8 @@ mb_status mb_experts_cut_tiles(const mb_experts_tiles *tiles, const int32_t *off
                                int64_t n_rows, mb_stream stream);
 
 /* Both grouped GEMMs with the activation between them: y = w2(act(w13(x))) for every row of the tiles, in
- * one launch (of the exact fp32 GEMM two). x is the layout's x8 with fp8 weights. The tiles are cut, the
- * counters 0. */
+ * one launch (of the exact fp32 GEMM two; with p, on other tiles than MB_SAVING_TILE, three). x is the layout's
+ * x8 with fp8 weights. The tiles are cut, the counters 0. */
 mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_experts_layout *layout,
                             mb_stream stream);
 

@@ -15,8 +15,9 @@ enum experts_kind { KIND_BF16, KIND_F16, KIND_TF32, KIND_FP8_TENSOR, KIND_FP8_BL
 
 /* What the kernel is compiled for. */
 enum experts_use {
-    USE_GROUPS, /* the experts, or one grouped GEMM */
-    USE_DENSE,  /* one group, given by params->dense; tiles of DENSE_TOKENS tokens a CTA at least */
+    USE_GROUPS,   /* the experts, or one grouped GEMM */
+    USE_DENSE,    /* one group, given by params->dense; tiles of DENSE_TOKENS tokens a CTA at least */
+    USE_SAVING_P, /* the experts of a training step: p is kept; tiles of 256 weight rows of 16 bits */
     USE_ACROSS, /* one grouped GEMM without bias whose K runs over the rows of the weights: the backward's dx */
     USE_GRADIENT /* the same with an epilogue of its own: the backward's dp, hs and dot (gradient.cuh) */
 };
@@ -89,6 +90,7 @@ typedef struct experts_params {
     /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
     int32_t *block_done;
     int32_t read_once; /* the weights should not push anything out of L2 */
+    void *p;           /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
     experts_gradient gradient;
 } experts_params;
 
@@ -104,6 +106,9 @@ cudaError_t mb_experts_launch_fp8_tensor(const experts_params *params, int tile,
                                          mb_stream stream);
 cudaError_t mb_experts_launch_fp8_block(const experts_params *params, int tile, int n_processors,
                                         mb_stream stream);
+/* Keeps params->p. */
+cudaError_t mb_saving_launch_bf16(const experts_params *params, int tile, int n_processors, mb_stream stream);
+cudaError_t mb_saving_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream);
 /* One group, given by params->dense; tiles of 64 tokens a CTA at least. */
 cudaError_t mb_dense_launch_bf16(const experts_params *params, int tile, int n_processors, mb_stream stream);
 cudaError_t mb_dense_launch_f16(const experts_params *params, int tile, int n_processors, mb_stream stream);

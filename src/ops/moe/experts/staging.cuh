@@ -43,6 +43,8 @@
  *             consumers before the epilogue, for each other: no wgmma may still read a held stage. (Where K
  *             is one k step both rounds are in the same stage: round 1 waits until round 0 is stored.)
  *    frees    the storers: staged_empty for the consumers, `empty` of the held stage for the producers
+ *    p kept   two more rounds: gated one of the gates and one of the ups, else 128 rows each. Rounds use the
+ *             last two stages in turns, as they use the slots. So no more stages are held than without p
  *
  *    producers   | A: .. 2 3 | B: 0 1 | wait for stage 2     | 2 | 3 0 1 ...      (numbers are stages)
  *    consumers     | multiply A       | A0 | A1 | multiply B: 0 1 ...
@@ -65,7 +67,11 @@ constexpr int staging_of = kind == KIND_TF32        ? STAGING_NONE
                            : kind == KIND_FP8_BLOCK ? STAGING_TURNS
                                                     : STAGING_STAGES;
 
-enum { STAGED_OUTPUTS = 64 /* of 16 bits, in a region */ };
+enum {
+    STAGED_OUTPUTS = 64, /* of 16 bits, in a region */
+    P_ROUNDS = 2,        /* USE_SAVING_P: rounds of an item's p, after those of its h */
+    MOST_HELD = 2,       /* USE_SAVING_P: an item has two rounds at least */
+};
 
 /* ---- How an item's tile is cut into rounds, and where they are */
 
@@ -90,15 +96,19 @@ static __device__ __forceinline__ staging_rounds rounds_of(const experts_gemm *g
         r.n_k_steps = (g->k_size + traits<kind>::k_step - 1) / traits<kind>::k_step;
         if constexpr (shared::is_dense)
             r.n_k_steps += g->residual_steps;
-        r.n_held = min(r.n, r.n_k_steps);
+        if constexpr (shared::saves_p)
+            if (work->gemm == GEMM_FIRST)
+                r.n += P_ROUNDS;
+        r.n_held = min(shared::saves_p ? MOST_HELD : r.n, r.n_k_steps);
     }
     return r;
 }
 
 /* The stage that holds round i. stage_end: the stage behind the item's last. */
+template <int saves_p>
 static __device__ __forceinline__ int32_t held_stage(const staging_rounds *r, int i, uint32_t stage_end,
                                                      int n_stages) {
-    const int32_t back = min(r->n - i, r->n_held);
+    const int32_t back = saves_p ? min(1 + (r->n - 1 - i) % MOST_HELD, r->n_held) : min(r->n - i, r->n_held);
     return ((int32_t)stage_end + n_stages - back) % n_stages;
 }
 
@@ -113,7 +123,7 @@ static __device__ __forceinline__ staging_area area_of_round(shared *s, const st
                                                              uint32_t stage_end, uint32_t slot) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     if (shared::staging == STAGING_STAGES) {
-        const int32_t stage = held_stage(r, i, stage_end, n_stages);
+        const int32_t stage = held_stage<shared::saves_p>(r, i, stage_end, n_stages);
         const uint32_t base = mb_shared_address(s->weights[stage]);
         return {base, mb_shared_address(s->tokens[stage]) - base, i * r->outputs};
     }
@@ -162,9 +172,10 @@ static __device__ __forceinline__ void say_stored(shared *s, const staging_round
                                                   uint32_t stage_end, ring_cursor *slot) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     if constexpr (shared::staging == STAGING_STAGES)
-        if (r->n_held == r->n || i == r->n - 1) {
+        if (shared::saves_p ? i >= r->n - r->n_held : r->n_held == r->n || i == r->n - 1) {
             mb_fence_async_shared(); /* ordinary accesses before what the copy engine writes next */
-            release_stage<n_ctas, n_warpgroups>(&s->empty[held_stage(r, i, stage_end, n_stages)]);
+            release_stage<n_ctas, n_warpgroups>(
+                &s->empty[held_stage<shared::saves_p>(r, i, stage_end, n_stages)]);
         }
     mb_mbarrier_arrive(&s->staged_empty[slot->at]);
     advance<shared::n_slots>(slot);

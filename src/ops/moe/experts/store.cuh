@@ -19,9 +19,9 @@ static __device__ __forceinline__ void sync_storers(void) {
 
 /* The outputs from staging.first to `end` of the tile: 64 of each row at a time, 16 bytes a lane. Large
  * tiles' rows are read again only after much else has gone through L2, so they are stored to leave L2
- * first. */
-template <int leaves_l2>
-static __device__ __forceinline__ void store_16bit(const experts_gemm *g, const item *work,
+ * first. g: the GEMM, or where else `out` is and how many columns its rows have. */
+template <int leaves_l2, class destination>
+static __device__ __forceinline__ void store_16bit(const destination *g, const item *work,
                                                    staging_area staging, int32_t first_output, int32_t end) {
     enum { ROWS = STORE_THREADS / 8 };
     const int thread = threadIdx.x % WARPGROUP;
@@ -41,6 +41,23 @@ static __device__ __forceinline__ void store_16bit(const experts_gemm *g, const 
         }
         region += staging.stride;
     }
+}
+
+/* USE_SAVING_P: round i of n (emit_saving_p), of h or y, or of p. */
+template <int leaves_l2>
+static __device__ __forceinline__ void store_saving_p(const experts_params *p, const experts_gemm *g,
+                                                      const item *work, staging_area staging,
+                                                      int32_t first_output, int i, int n) {
+    const int is_p = work->gemm == GEMM_FIRST && i >= n - P_ROUNDS;
+    const int half = i - (n - P_ROUNDS); /* of p: gated 0 the gates, 1 the ups */
+    staging.first = g->gated ? 0 : i % 2 * 2 * STAGED_OUTPUTS;
+    const int32_t end = min(staging.first + 2 * STAGED_OUTPUTS, g->width - first_output);
+    const struct {
+        void *out;
+        int32_t width;
+    } rows = {is_p ? p->p : g->out, is_p && g->gated ? 2 * g->width : g->width};
+    store_16bit<leaves_l2>(&rows, work, staging, first_output + (is_p && g->gated ? half * g->width : 0),
+                           end);
 }
 
 static __device__ __forceinline__ void store_fp8_tensor(const experts_gemm *g, const item *work,
@@ -183,7 +200,9 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
                 if constexpr (shared::is_dense) {
                     if (g->store == STORE_16BIT)
                         store_16bit<0>(g, work, staging, first_output, end);
-                } else if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && is_narrow))
+                } else if constexpr (shared::saves_p)
+                    store_saving_p<(n_ctas > 1)>(p, g, work, staging, first_output, i, r.n);
+                else if (g->store == STORE_16BIT || (g->store == STORE_FP8_BLOCK && is_narrow))
                     store_16bit<(n_ctas > 1)>(g, work, staging, first_output, end);
                 else if (shared::staging == STAGING_TURNS && g->store == STORE_FP8_BLOCK &&
                          work->n_rows > FEW_TOKENS)

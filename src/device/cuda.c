@@ -25,6 +25,7 @@ typedef struct cuda_device {
 static const mb_ops sm90_ops = {
     .name = "sm90",
     .wants_x8 = mb_gemm_sm90_wants_x8,
+    .moe_block = mb_moe_block_sm90,
     .embed = mb_embed_sm90,
     .rms_norm = mb_rms_norm_sm90,
     .gemm_workspace = mb_gemm_sm90_workspace,

@@ -163,6 +163,7 @@ static mb_ops table_around(const mb_ops *ops) {
 #define ENTRY(op) around.op = profiled_##op;
     STEP_OPERATORS(ENTRY, ENTRY, ENTRY)
 #undef ENTRY
+    around.moe_block = NULL; /* operators one by one */
     return around;
 }
 

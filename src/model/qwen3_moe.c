@@ -274,7 +274,9 @@ static void cut_scratch(mb_forward *f, mb_arena *arena) {
 
     f->attention_counters = mb_arena_push(arena, n_attention_counters(f), sizeof *f->attention_counters);
     f->inv_freq = mb_arena_push(arena, (size_t)c->head_dim / 2, sizeof(float));
-    f->x = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
+    for (int i = 0; i < 2; i++)
+        f->rows_of_x[i] = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
+    f->x = f->rows_of_x[0];
     f->normed = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
     f->qkv = mb_arena_push(arena, n_tokens * (q_width + 2 * kv_width), element);
     f->q = mb_arena_push(arena, n_tokens * q_width, element);
@@ -359,6 +361,8 @@ typedef struct pass {
     const mb_kv_memory *kv;
     const mb_batch *batch;
     mb_stream stream;
+    /* What the MoE block in front has left to be added up (mb_ops, moe_forward_rows); n_tokens 0: nothing. */
+    mb_moe_reduce_args left;
 } pass;
 
 static mb_status gemm(const pass *p, const mb_gemm_args *args) {
@@ -420,7 +424,7 @@ static mb_status attend_any(const pass *p, int layer) {
     return p->ops->attention(&attend, f->workspace, f->workspace_bytes, p->stream);
 }
 
-static mb_status attention_block(const pass *p, int layer) {
+static mb_status attention_block(pass *p, int layer) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
@@ -434,6 +438,9 @@ static mb_status attention_block(const pass *p, int layer) {
     mb_gemm_args project = linear(f, f->x, &w->qkv, f->qkv, n_tokens);
     add_norm(f, &project, &w->input_norm);
     add_bias(&project, &w->qkv_bias);
+    const mb_moe_reduce_args sum = p->left;
+    project.x_sum = sum.n_tokens > 0 ? &sum : NULL;
+    p->left = (mb_moe_reduce_args){0};
     MB_TRY(gemm(p, &project));
     trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
 
@@ -447,16 +454,28 @@ static mb_status attention_block(const pass *p, int layer) {
     return end_block(p, layer, "05-attention-out");
 }
 
-static mb_status moe_block(const pass *p, int layer, int in_fp8) {
+/* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is then what that
+ * will write. */
+static mb_status run_moe_block(pass *p, int layer, const mb_rms_norm_args *norm,
+                               const mb_moe_router_gemm_args *score, mb_moe_forward_args *args) {
+    mb_forward *f = p->f;
+    const int is_last = layer + 1 == f->config->n_layers;
+    if (!is_last) {
+        f->x = f->rows_of_x[f->x == f->rows_of_x[0]];
+        args->out = f->x;
+    }
+    return p->ops->moe_block(norm, score, args, f->workspace, f->workspace_bytes, is_last ? NULL : &p->left,
+                             p->stream);
+}
+
+/* norm: what makes the rows. */
+static mb_status moe_block(pass *p, int layer, int in_fp8, const mb_rms_norm_args *norm) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens;
 
     mb_moe_router_gemm_args score = router(f, w, n_tokens);
-    MB_TRY(p->ops->moe_router_gemm(&score, f->workspace, f->workspace_bytes, p->stream));
-    trace(p, layer, "07-router", f->router_logits, MB_F32, n_tokens, c->n_experts);
-
     mb_moe_route_args choose = route(f, n_tokens);
     mb_moe_forward_args combine = experts(f, w, &choose);
     if (in_fp8) {
@@ -464,16 +483,25 @@ static mb_status moe_block(const pass *p, int layer, int in_fp8) {
         combine.x8_scale = f->x8_scale;
     }
     add_to_residual(p, &combine.residual, &combine.out);
+    if (p->ops->moe_block && !mb_trace_is_on())
+        return run_moe_block(p, layer, norm, &score, &combine);
+    MB_TRY(p->ops->rms_norm(norm, p->stream));
+    trace(p, layer, "06-post-norm", f->normed, f->dtype, n_tokens, c->hidden);
+    MB_TRY(p->ops->moe_router_gemm(&score, f->workspace, f->workspace_bytes, p->stream));
+    trace(p, layer, "07-router", f->router_logits, MB_F32, n_tokens, c->n_experts);
     MB_TRY(p->ops->moe_forward(&combine, f->workspace, f->workspace_bytes, p->stream));
     trace(p, layer, "08-route-weights", f->route_weights, MB_F32, n_tokens, c->top_k);
     return end_block(p, layer, "09-experts-out");
 }
 
-static mb_status dense_block(const pass *p, int layer, int in_fp8) {
+static mb_status dense_block(const pass *p, int layer, int in_fp8, const mb_rms_norm_args *norm) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens;
+
+    MB_TRY(p->ops->rms_norm(norm, p->stream));
+    trace(p, layer, "06-post-norm", f->normed, f->dtype, n_tokens, c->hidden);
 
     mb_gemm_args gate_up = linear(f, f->normed, &w->w13, f->gate_up, n_tokens);
     if (in_fp8) {
@@ -507,7 +535,8 @@ static mb_status check_batch(const mb_forward *f, const mb_batch *batch) {
 
 mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, mb_stream stream) {
     const mb_config *c = f->config;
-    const pass p = {.f = f, .ops = f->ops, .kv = kv, .batch = batch, .stream = stream};
+    pass p = {.f = f, .ops = f->ops, .kv = kv, .batch = batch, .stream = stream};
+    f->x = f->rows_of_x[0];
     MB_TRY(check_batch(f, batch));
     mb_trace_step();
 
@@ -530,9 +559,8 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
             post_norm.out8 = f->x8;
             post_norm.out8_scale = f->x8_scale;
         }
-        MB_TRY(p.ops->rms_norm(&post_norm, stream));
-        trace(&p, layer, "06-post-norm", f->normed, f->dtype, batch->n_tokens, c->hidden);
-        MB_TRY(c->is_moe[layer] ? moe_block(&p, layer, in_fp8) : dense_block(&p, layer, in_fp8));
+        MB_TRY(c->is_moe[layer] ? moe_block(&p, layer, in_fp8, &post_norm)
+                                : dense_block(&p, layer, in_fp8, &post_norm));
     }
 
     mb_gemm_args head = linear_f32(f, f->x, &f->weights->lm_head, batch->logits, batch->n_logits);

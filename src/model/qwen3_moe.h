@@ -51,7 +51,10 @@ typedef struct mb_forward {
     size_t memory_bytes;
     mb_arena arena;
     float *inv_freq;
-    void *x, *normed, *qkv, *q, *attended, *gate_up, *activated;
+    void *
+        x; /* the residual stream: one of rows_of_x, [max_tokens, H] each; the sum of a MoE block goes to the other */
+    void *rows_of_x[2];
+    void *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;
     int32_t *route_ids;
     void *x8; /* normed rows in fp8: [max_tokens, H] e4m3; where no layer wants them there is no room */

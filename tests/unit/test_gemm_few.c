@@ -154,6 +154,48 @@ static void test_known_plans(void **state) {
 }
 
 /* No rows, too many, many of fp8, and fp32, whose multiplications are exact. */
+/* Rows that are added up first have a place behind all else, where there is room; what else there is stays as it is. */
+static void test_sums(void **state) {
+    (void)state;
+    static const _Alignas(16) char norm_weight[16];
+    static char y[1], residual[1], out[1];
+    for (int64_t n_tokens = 1; n_tokens <= 5; n_tokens++)
+        for (int64_t cols = 512; cols <= 4096; cols *= 2)
+            for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
+                mb_gemm_args args = args_of(n_tokens, 5120, cols, is_fp8 ? MB_F8_E4M3 : MB_BF16);
+                args.norm_weight =
+                    (mb_weight){.data = norm_weight, .count = 1, .rows = 1, .cols = cols, .dtype = MB_BF16};
+                mb_few_plan plain, with_sum;
+                int is_normed = mb_few_plan_with(&args, 1, 132, &plain);
+                mb_moe_reduce_args sum = {.y = y,
+                                          .residual = residual,
+                                          .out = out,
+                                          .n_tokens = n_tokens,
+                                          .hidden = (int32_t)cols,
+                                          .top_k = 8,
+                                          .dtype = MB_BF16,
+                                          .out_dtype = MB_BF16};
+                args.x_sum = &sum;
+                assert_int_equal(mb_few_plan_with(&args, 1, 132, &with_sum), is_normed);
+                if (!is_normed)
+                    continue;
+                assert_int_equal(plain.sum_offset, 0);
+                check_shared(&with_sum, is_fp8);
+                assert_true(n_tokens <= MB_FEW_SUM_TOKENS || with_sum.sum_offset == 0);
+                assert_true(cols > 2048 || n_tokens > MB_FEW_SUM_TOKENS || with_sum.sum_offset > 0);
+                if (with_sum.sum_offset > 0) {
+                    assert_true(with_sum.sum_offset % 16 == 0 && with_sum.sum_offset >= plain.shared_bytes);
+                    assert_true(with_sum.shared_bytes >=
+                                with_sum.sum_offset + 4 * 8 * 8 + n_tokens * cols * 2);
+                }
+                with_sum.sum_offset = 0;
+                with_sum.shared_bytes = plain.shared_bytes;
+                assert_memory_equal(&with_sum, &plain, sizeof plain);
+                sum.out = residual; /* others would read what one CTA has written */
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+            }
+}
+
 static void test_refusals(void **state) {
     (void)state;
     mb_few_plan p;
@@ -178,6 +220,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_plans),
         cmocka_unit_test(test_known_plans),
+        cmocka_unit_test(test_sums),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -42,6 +42,8 @@ typedef struct decode_params {
     /* Above 0: the kernel of few items, whose CTAs with the same sequence, kv head and tile are a cluster of that many:
      * one for each span that a sequence can have. */
     int32_t cluster;
+    int32_t
+        is_early; /* few items: what can be made of queries and keys before the kernels in front have ended is */
 } decode_params;
 
 typedef struct item {

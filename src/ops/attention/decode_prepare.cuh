@@ -6,6 +6,7 @@
 #define MB_OPS_ATTENTION_DECODE_PREPARE_CUH
 
 #include "ops/attention/decode.cuh"
+#include "ops/common/packed.cuh"
 #include "ops/common/rotary.cuh"
 
 /* Elements first, first + stride ... of a weight as fp32; dtype is compiled in, so that the loads are under way
@@ -72,11 +73,17 @@ template <int cache_dtype, int dim>
 static __device__ __forceinline__ void store_head(void *to, int64_t at, float scale,
                                                   const mb_head<dim / 64> *head) {
     const int lane = threadIdx.x % 32;
+    mb_head<dim / 64> scaled = *head;
+    if (scale != 1)
+#pragma unroll
+        for (int i = 0; i < dim / 64; i++) {
+            scaled.low[i] = __fdiv_rn(head->low[i], scale);
+            scaled.high[i] = __fdiv_rn(head->high[i], scale);
+        }
 #pragma unroll
     for (int i = 0; i < dim / 64; i++) {
-        mb_cache_store((mb_dtype)cache_dtype, to, at + lane + 32 * i, __fdiv_rn(head->low[i], scale));
-        mb_cache_store((mb_dtype)cache_dtype, to, at + dim / 2 + lane + 32 * i,
-                       __fdiv_rn(head->high[i], scale));
+        mb_cache_store((mb_dtype)cache_dtype, to, at + lane + 32 * i, scaled.low[i]);
+        mb_cache_store((mb_dtype)cache_dtype, to, at + dim / 2 + lane + 32 * i, scaled.high[i]);
     }
 }
 
@@ -133,8 +140,21 @@ static __device__ __forceinline__ void store_new(const decode_params *p, const i
     }
 }
 
-/* The warp that makes k and v of the items' new tokens. */
-template <int dtype, int cache_dtype, int dim, class shape>
+/* The angles of a lane's pairs, lane + 32 i. */
+template <int dim>
+static __device__ __forceinline__ void find_angles(const float (&inv_freq)[dim / 64], float position,
+                                                   float scale, angles<dim> *to) {
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++) {
+        mb_sine_cosine(position * inv_freq[i], &to->sines[i], &to->cosines[i]);
+        to->sines[i] = to->sines[i] * scale;
+        to->cosines[i] = to->cosines[i] * scale;
+    }
+}
+
+/* The warp that makes k and v of the items' new tokens. is_early: of the CTA's only item, the angles of its only token are
+ * made before the kernels in front have ended (the step's arrays are older than those). */
+template <int dtype, int cache_dtype, int dim, int is_few, class shape>
 static __device__ __forceinline__ void make_tokens(const decode_params *p, shared_map<shape, dim> *s) {
     const mb_qk_norm_rope_store_args *rope = &p->rope;
     const int lane = threadIdx.x % 32, half = dim / 2;
@@ -145,6 +165,14 @@ static __device__ __forceinline__ void make_tokens(const decode_params *p, share
         inv_freq[i] = rope->inv_freq[lane + 32 * i];
     load_weight<dim / 32>(&rope->k_norm, s->k_norm, lane, 32);
     __syncwarp();
+    angles<dim> by;
+    int is_early = 0;
+    if constexpr (is_few) {
+        mb_mbarrier_wait(&s->item_full[0], 0);
+        is_early = p->is_early && s->items[0].sequence >= 0 && s->items[0].q_len == 1;
+        if (is_early)
+            find_angles<dim>(inv_freq, (float)rope->positions[s->items[0].q_base], rope->rope_scale, &by);
+    }
     mb_grid_wait();
 #pragma unroll 1
     for (uint32_t i_item = 0;; i_item++) {
@@ -161,17 +189,12 @@ static __device__ __forceinline__ void make_tokens(const decode_params *p, share
             mb_head_load((mb_dtype)dtype, rope->qkv, at, half, &k);
             mb_head_load((mb_dtype)dtype, rope->qkv, at + n_kv * dim, half, &v);
             const int32_t slot = rope->slots[it->q_base + token];
-            const float position = (float)rope->positions[it->q_base + token];
+            const float position = is_early ? 0 : (float)rope->positions[it->q_base + token];
             if (slot < 0)
                 continue;
             stored |= 1u << token;
-            angles<dim> by;
-#pragma unroll
-            for (int i = 0; i < dim / 64; i++) {
-                mb_sine_cosine(position * inv_freq[i], &by.sines[i], &by.cosines[i]);
-                by.sines[i] = by.sines[i] * rope->rope_scale;
-                by.cosines[i] = by.cosines[i] * rope->rope_scale;
-            }
+            if (!is_early)
+                find_angles<dim>(inv_freq, position, rope->rope_scale, &by);
             if (rope->k_norm.data)
                 norm_head<dim>(s->k_norm, rope->eps, &k);
             rotate<dim>(&by, &k);
@@ -253,6 +276,100 @@ static __device__ __forceinline__ void prepare(const decode_params *p, shared_ma
         if (warp + i * N_WARPS >= n_rows)
             heads[i] = {};
         store_query<dtype, dim, shape>(s->queries, warp + i * N_WARPS, &heads[i]);
+    }
+    sync_consumers();
+}
+
+/* Of a query of the CTA's only item: a lane has two neighbours of every 32 pairs, so half of a warp has a head. */
+template <int dim> struct query_part {
+    float cosines[dim / 64][2], sines[dim / 64][2]; /* the same for all heads of the token */
+    float low[dim / 64][2], high[dim / 64][2];      /* the norm's weight */
+};
+
+/* An item of one token, whose heads the consumers' half warps have. */
+static __device__ __forceinline__ int is_short(const item *it) {
+    return it->sequence >= 0 && it->q_len == 1 && it->group <= 2 * N_WARPS;
+}
+
+/* What of it the kernels in front do not write: before they have ended. */
+template <class shape, int dim>
+static __device__ __forceinline__ void begin_short(const decode_params *p, shared_map<shape, dim> *s,
+                                                   const item *it, query_part<dim> *part) {
+    const int thread = threadIdx.x, first_pair = thread % 16 * 2;
+    const float position = (float)p->rope.positions[it->q_base];
+    for (int i = it->group * (dim / 8) + thread; i < ROWS * (dim / 8);
+         i += N_CONSUMERS) /* rows that are not there */
+        ((uint4 *)s->queries)[i] = make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int pair = first_pair + 32 * i + e;
+            float sine, cosine;
+            mb_sine_cosine(position * s->inv_freq[pair], &sine, &cosine);
+            part->sines[i][e] = sine * p->rope.rope_scale;
+            part->cosines[i][e] = cosine * p->rope.rope_scale;
+            part->low[i][e] = s->q_norm[pair];
+            part->high[i][e] = s->q_norm[dim / 2 + pair];
+        }
+}
+
+/* As prepare, with the same bits: mb_head_norm's sum adds the lanes that are 16, 8, 4, 2 and 1 apart, and here lane l of a
+ * half has the numbers of lanes 2 l and 2 l + 1. */
+template <int dtype, int dim, class shape>
+static __device__ __forceinline__ void end_short(const decode_params *p, shared_map<shape, dim> *s,
+                                                 const item *it, const query_part<dim> *part) {
+    const mb_qk_norm_rope_store_args *rope = &p->rope;
+    const int lane = threadIdx.x % 16, row = threadIdx.x / 16;
+    const int64_t n_heads = rope->n_heads + 2 * rope->n_kv_heads;
+    const int32_t head = it->kv_head * it->group + min(row, it->group - 1);
+    const uint32_t *from = (const uint32_t *)rope->qkv + (it->q_base * n_heads + head) * (dim / 2) + lane;
+    uint32_t packed[dim / 64][2];
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++) {
+        packed[i][0] = from[16 * i];
+        packed[i][1] = from[dim / 4 + 16 * i];
+    }
+    float low[dim / 64][2], high[dim / 64][2], sums[2] = {};
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++) {
+        const float2 a = mb_unpack_pair<dtype>(packed[i][0]), b = mb_unpack_pair<dtype>(packed[i][1]);
+        low[i][0] = a.x;
+        low[i][1] = a.y;
+        high[i][0] = b.x;
+        high[i][1] = b.y;
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            sums[e] = fmaf(high[i][e], high[i][e], fmaf(low[i][e], low[i][e], sums[e]));
+    }
+    if (rope->q_norm.data) {
+#pragma unroll
+        for (int distance = 8; distance > 0; distance /= 2)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                sums[e] += __shfl_xor_sync(0xffffffff, sums[e], distance);
+        const float factor = mb_head_norm_factor(sums[0] + sums[1], rope->eps, dim);
+#pragma unroll
+        for (int i = 0; i < dim / 64; i++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                low[i][e] = mb_normed(low[i][e], factor, part->low[i][e]);
+                high[i][e] = mb_normed(high[i][e], factor, part->high[i][e]);
+            }
+    }
+    unsigned char *to = s->queries + row * 2 * dim;
+#pragma unroll
+    for (int i = 0; i < dim / 64; i++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            mb_rotate_pair(part->cosines[i][e], part->sines[i][e], &low[i][e], &high[i][e]);
+        if (row < it->group) {
+            const int d = column_of<shape>(2 * lane) + 32 * i, above = d + dim / 2;
+            *(uint32_t *)(to + (d / 8 ^ row % 8) * 16 + d % 8 * 2) =
+                mb_pack_pair<dtype>(low[i][0], low[i][1]);
+            *(uint32_t *)(to + (above / 8 ^ row % 8) * 16 + above % 8 * 2) =
+                mb_pack_pair<dtype>(high[i][0], high[i][1]);
+        }
     }
     sync_consumers();
 }

@@ -29,6 +29,7 @@
  * A warp of the tensor cores' accumulators has 16 rows; those that are not there are zeros.
  */
 #include "base/status.h"
+#include "base/trial.h"
 #include "ops/attention/decode_items.cuh"
 #include "ops/attention/decode_prepare.cuh"
 #include "ops/attention/decode_products.cuh"
@@ -215,9 +216,13 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
 template <int dtype, int cache_dtype, int dim, class shape>
 static __device__ __forceinline__ void consume_one(const decode_params *p, shared_map<shape, dim> *s) {
     load_constants(&p->rope, s);
-    mb_grid_wait();
     mb_mbarrier_wait(&s->item_full[0], 0);
     const item *it = &s->items[0];
+    const int is_early = p->is_early && is_short(it);
+    query_part<dim> part;
+    if (is_early)
+        begin_short(p, s, it, &part);
+    mb_grid_wait();
     if (it->sequence < 0)
         return;
     if (it->i_span >= it->n_spans) {
@@ -227,7 +232,10 @@ static __device__ __forceinline__ void consume_one(const decode_params *p, share
         }
         return;
     }
-    prepare<dtype, dim>(p, s, it);
+    if (is_early)
+        end_short<dtype>(p, s, it, &part);
+    else
+        prepare<dtype, dim>(p, s, it);
     float sums[dim / N_WARPS / 8][4];
     float2 scales[2];
     ring at = {0, 0};
@@ -279,7 +287,7 @@ static __global__ void __launch_bounds__(N_THREADS, block_shape<cache_dtype, dim
         else if (warp == FINDER)
             find_items<shape, dim>(&p, s);
         else if (warp == MAKER)
-            make_tokens<dtype, cache_dtype, dim>(&p, s);
+            make_tokens<dtype, cache_dtype, dim, is_few>(&p, s);
         else if (!is_few)
             count_spans<shape, dim>(&p, s);
     }
@@ -425,6 +433,7 @@ mb_status mb_decode_attention_sm90(const mb_decode_attention_args *args, void *w
     if (!takes(args))
         return run_parts(args, workspace, workspace_bytes, stream);
     decode_params p = {};
+    p.is_early = mb_trial("MB_ONE_PREPARE") && (uintptr_t)args->qkv % 4 == 0;
     p.rope = mb_decode_rope_part(args, NULL);
     p.attend = mb_decode_attention_part(args, NULL);
     p.span_start = args->span_start;

@@ -41,9 +41,12 @@ static __device__ __forceinline__ void mb_head_load(mb_dtype dtype, const void *
     }
 }
 
-/* Of a head whose squares add up to `squares`: what multiplies it, times the weight. */
+/* Of a head whose squares add up to `squares`: what multiplies it, times the weight. (A division by a power of two is
+ * exact as a product; so the bits are those of the division.) */
 static __device__ __forceinline__ float mb_head_norm_factor(float squares, float eps, int head_dim) {
-    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, (float)head_dim), eps)));
+    const float mean = (head_dim & (head_dim - 1)) == 0 ? __fmul_rn(squares, 1.0f / (float)head_dim)
+                                                        : __fdiv_rn(squares, (float)head_dim);
+    return __frcp_rn(__fsqrt_rn(__fadd_rn(mean, eps)));
 }
 
 static __device__ __forceinline__ float mb_normed(float x, float factor, float weight) {

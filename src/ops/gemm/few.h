@@ -16,6 +16,8 @@ enum {
     MB_FEW_NORM_BYTES = 64 << 10,    /* and what they take, normed, in shared memory */
     MB_FEW_QUANTIZED_TOKENS = 8,     /* fp8 weights: rows that each CTA quantises for itself, when they are */
     MB_FEW_QUANTIZED_UNITS = 64,     /* together at most so many pieces of 128 columns */
+    MB_FEW_SUM_TOKENS = 4,           /* rows of x that each CTA first adds up, */
+    MB_FEW_SUM_TERMS = 8,            /* of at most so many rows and a residual */
     MB_FEW_WARPS_OF_X = 8,           /* that norm or quantise */
     MB_FEW_TILE_ROWS = 64,           /* of the weight: what wgmma multiplies */
     MB_FEW_STEP_BYTES = 128,         /* of each row, in a step along K */
@@ -44,6 +46,9 @@ typedef struct mb_few_plan {
      *     barriers [2][n_stages] */
     int32_t n_pieces; /* of 256 columns, what a warp norms at once */
     int32_t x_offset, x_scale_offset, norm_offset, barriers_offset, shared_bytes;
+    /* Where each CTA adds up x: choices and weights [MB_FEW_SUM_TOKENS][MB_FEW_SUM_TERMS] each, then the sums
+     * [T][n_pieces][256] of 16 bits; 0: x is there. */
+    int32_t sum_offset;
 } mb_few_plan;
 
 #ifdef __cplusplus

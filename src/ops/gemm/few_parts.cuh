@@ -19,6 +19,15 @@ enum {
     SCALES_BARRIER = 1,    /* named barrier: x's scales, and where the CTA makes it x, are in shared memory */
 };
 
+/* Rows of x that the CTAs add up, as mb_moe_reduce_args has them. */
+typedef struct few_sum {
+    const void *y, *residual; /* of 16 bits */
+    void *out;
+    const float *weights;
+    const int32_t *token_row;
+    int32_t top_k;
+} few_sum;
+
 typedef struct few_params {
     CUtensorMap weights, x;
     const void *x_16bit;     /* [T, K], where each CTA norms or quantises */
@@ -33,6 +42,7 @@ typedef struct few_params {
     int32_t is_f16, norm_is_f16;
     float eps;
     mb_dtype out_dtype, bias_dtype;
+    few_sum sum;
     mb_few_plan plan;
 } few_params;
 
@@ -44,6 +54,9 @@ typedef struct few_shared {
     float *x_scale;
     uint4 *norm_weight;     /* eight of 16 bits each */
     uint64_t *full, *empty; /* [n_stages] */
+    int32_t *choices;       /* rows of y, and what each counts */
+    float *choice_weights;
+    uint4 *sums; /* [T][n_pieces][32], eight of 16 bits each */
 } few_shared;
 
 static __device__ __forceinline__ few_shared shared_of(const mb_few_plan *plan, unsigned char *base) {
@@ -54,6 +67,9 @@ static __device__ __forceinline__ few_shared shared_of(const mb_few_plan *plan, 
     s.norm_weight = (uint4 *)(base + plan->norm_offset);
     s.full = (uint64_t *)(base + plan->barriers_offset);
     s.empty = s.full + plan->n_stages;
+    s.choices = (int32_t *)(base + plan->sum_offset);
+    s.choice_weights = (float *)(s.choices + MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS);
+    s.sums = (uint4 *)(s.choice_weights + MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS);
     return s;
 }
 

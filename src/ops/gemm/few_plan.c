@@ -1,3 +1,4 @@
+#include "base/trial.h"
 #include "ops/common/dtype.h"
 #include "ops/gemm/few.h"
 
@@ -44,6 +45,16 @@ static int can_norm(const mb_gemm_args *args) {
            (uintptr_t)norm->data % 16 == 0 && args->n_tokens <= most_tokens &&
            padded(args->n_tokens) * (int64_t)mb_dtype_row_bytes(args->dtype, args->weight.cols) <=
                MB_FEW_NORM_BYTES;
+}
+
+/* Whether the CTAs can add up the rows that they norm. */
+static int can_sum(const mb_gemm_args *args) {
+    const mb_moe_reduce_args *sum = args->x_sum;
+    return sum && mb_trial("MB_ONE_SUM") && args->n_tokens <= MB_FEW_SUM_TOKENS &&
+           sum->top_k <= MB_FEW_SUM_TERMS && sum->y && sum->residual && !sum->shared &&
+           sum->residual != sum->out && !args->norm_rows && sum->dtype == args->dtype &&
+           sum->out_dtype == args->dtype && sum->hidden == args->weight.cols &&
+           sum->n_tokens == args->n_tokens;
 }
 
 /* Every CTA does it anew, so only as much as 8 warps load at once. */
@@ -99,6 +110,13 @@ int mb_few_plan_with(const mb_gemm_args *args, int norms, int32_t n_slots, mb_fe
     plan->norm_offset = (int32_t)(plan->x_scale_offset + all_scales);
     plan->barriers_offset = (int32_t)(plan->norm_offset + norm_weight);
     plan->shared_bytes = (int32_t)(plan->barriers_offset + n_stages * barriers);
+    const int32_t sum_offset = (plan->shared_bytes + 15) / 16 * 16;
+    const int64_t with_sum =
+        sum_offset + MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS * 8 + args->n_tokens * plan->n_pieces * PIECE * 2;
+    if (norms && can_sum(args) && with_sum <= MB_FEW_SHARED_BYTES) {
+        plan->sum_offset = sum_offset;
+        plan->shared_bytes = (int32_t)with_sum;
+    }
     /* wgmma reads 64 rows of every step, whatever lies there. */
     const int32_t last_read = plan->x_offset + (MB_FEW_TILE_ROWS - plan->tile_rows) * MB_FEW_STEP_BYTES;
     if (plan->shared_bytes < last_read)

@@ -22,6 +22,76 @@ static __device__ __forceinline__ uint4 load_eight(const void *row, int32_t colu
     return column < k_size ? *(const uint4 *)((const uint16_t *)row + column) : make_uint4(0, 0, 0, 0);
 }
 
+/* Two values rounded to 16 bits. */
+static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f16) {
+    if (is_f16) {
+        const __half2 pair = __floats2half2_rn(low, high);
+        return *(const uint32_t *)&pair;
+    }
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return *(const uint32_t *)&pair;
+}
+
+/* Which rows are added up: older than the kernel in front, which makes the rows. Seen by all warps that norm behind
+ * copy_norm_weight. */
+static __device__ __forceinline__ void copy_choices(const few_params *p, const few_shared *s, int warp) {
+    const int i = (int)threadIdx.x % 32;
+    static_assert(MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS <= 32, "a warp copies them");
+    if (warp == 0 && i < p->n_tokens * p->sum.top_k) {
+        s->choices[i] = p->sum.token_row[i];
+        s->choice_weights[i] = p->sum.weights[i];
+    }
+}
+
+static __device__ __forceinline__ void add_term(float (&sum)[8], uint4 packed, int is_f16, float weight) {
+    float v[8];
+    widen(packed, is_f16, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        sum[i] = fmaf(weight, v[i], sum[i]);
+}
+
+/* x with the bits of ops/moe/plain/reduce_sm90.cu, to shared memory, and to memory by one CTA for each piece. All loads
+ * of a piece are under way together. */
+static __device__ __forceinline__ void sum_rows(const few_params *p, const few_shared *s, int warp) {
+    const few_sum *sum = &p->sum;
+#pragma unroll 1
+    for (int32_t i = warp; i < p->n_tokens * p->plan.n_pieces; i += WARPS_OF_X) {
+        const int32_t row = i / p->plan.n_pieces, column = first_column_of(i - row * p->plan.n_pieces);
+        const int is_inside = column < p->k_size;
+        const int64_t at = (int64_t)row * p->k_size + (is_inside ? column : 0);
+        const uint16_t *y = (const uint16_t *)sum->y + (is_inside ? column : 0);
+        const uint4 zeros = make_uint4(0, 0, 0, 0);
+        int32_t choices[MB_FEW_SUM_TERMS];
+        float weights[MB_FEW_SUM_TERMS];
+        uint4 terms[MB_FEW_SUM_TERMS];
+        const uint4 residual = *(const uint4 *)((const uint16_t *)sum->residual + at);
+#pragma unroll
+        for (int k = 0; k < MB_FEW_SUM_TERMS;
+             k++) { /* without a branch, which would wait for the load before */
+            const int32_t choice = row * sum->top_k + min(k, sum->top_k - 1);
+            choices[k] = s->choices[choice];
+            weights[k] = choices[k] >= 0 ? s->choice_weights[choice] : 0;
+            terms[k] = *(const uint4 *)(y + (int64_t)max(choices[k], 0) * p->k_size);
+        }
+        float total[8] = {};
+        add_term(total, is_inside ? residual : zeros, p->is_f16, 1);
+#pragma unroll
+        for (int k = 0; k < MB_FEW_SUM_TERMS; k++)
+            if (k < sum->top_k)
+                add_term(total, is_inside && choices[k] >= 0 ? terms[k] : zeros, p->is_f16, weights[k]);
+        uint32_t words[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            words[j] = pack(total[2 * j], total[2 * j + 1], p->is_f16);
+        const uint4 packed = make_uint4(words[0], words[1], words[2], words[3]);
+        s->sums[i * 32 + (int32_t)threadIdx.x % 32] = packed;
+        if (i % (int32_t)gridDim.x == (int32_t)blockIdx.x && is_inside)
+            *(uint4 *)((uint16_t *)sum->out + at) = packed;
+    }
+    mb_named_barrier_sync(SCALES_BARRIER, 32 * WARPS_OF_X);
+}
+
 /* By all warps that norm, before the kernels in front have ended. */
 static __device__ __forceinline__ void copy_norm_weight(const few_params *p, const few_shared *s, int warp) {
     for (int32_t piece = warp; piece < p->plan.n_pieces; piece += WARPS_OF_X)
@@ -66,16 +136,6 @@ static __device__ __forceinline__ float inverse_rms(const few_params *p, const v
     for (int warp = 0; warp < 8; warp++)
         total += __shfl_sync(0xffffffff, sum[0], 4 * warp);
     return 1.0f / sqrtf(total / (float)p->k_size + p->eps);
-}
-
-/* Two values rounded to 16 bits. */
-static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f16) {
-    if (is_f16) {
-        const __half2 pair = __floats2half2_rn(low, high);
-        return *(const uint32_t *)&pair;
-    }
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&pair;
 }
 
 /* x / rms is rounded, then the product with the weight. */
@@ -123,7 +183,8 @@ static __device__ __forceinline__ void prepare_x(const few_params *p, const few_
 #pragma unroll 1
     for (int32_t row = warp / n_warps; row < p->n_tokens; row += WARPS_OF_X / n_warps) {
         const int64_t source = p->rows ? p->rows[row] : row;
-        const void *x = (const uint16_t *)p->x_16bit + source * p->k_size;
+        const void *x = plan->sum_offset ? (const void *)(s->sums + row * plan->n_pieces * 32)
+                                         : (const uint16_t *)p->x_16bit + source * p->k_size;
         const float scale = plan->norms ? inverse_rms(p, x) : 1;
 #pragma unroll 1
         for (int32_t first = part; first < plan->n_pieces; first += AT_ONCE * n_warps) {

@@ -163,9 +163,13 @@ static __global__ void __launch_bounds__(n_threads<keeps_x>, 1) few(const __grid
         }
     if constexpr (keeps_x) {
         const int x_warp = warp < WEIGHTS_WARP ? warp : warp - 1;
+        if (p.plan.sum_offset)
+            copy_choices(&p, &s, x_warp);
         if (p.plan.norms)
             copy_norm_weight(&p, &s, x_warp);
         mb_grid_wait();
+        if (p.plan.sum_offset)
+            sum_rows(&p, &s, x_warp);
         prepare_x<type, n>(&p, &s, x_warp);
         mb_named_barrier_sync(SCALES_BARRIER, 32 * WARPS_OF_X);
         if (warp < CONSUMER_WARPS)
@@ -243,6 +247,10 @@ mb_status mb_few_sm90(const mb_gemm_args *args, const mb_few_plan *plan, const v
     p.norm_weight = args->norm_weight.data;
     p.norm_is_f16 = args->norm_weight.dtype == MB_F16;
     p.eps = args->eps;
+    if (plan->sum_offset) {
+        const mb_moe_reduce_args *sum = args->x_sum;
+        p.sum = {sum->y, sum->residual, sum->out, sum->weights, sum->token_row, sum->top_k};
+    }
     p.x_scale = x_scale;
     p.w_scale = (const float *)weight->scale;
     while (weight->scale_rows >> (p.scale_shift + 1) > 0) /* a divisor of 128 */

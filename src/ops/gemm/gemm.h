@@ -36,6 +36,9 @@ typedef struct mb_gemm_args {
     mb_weight norm_weight; /* [1, 1, K] any dtype without scales: x is normed first; data NULL: it is not */
     const int32_t *norm_rows; /* [T] row of x that is normed for each row, or NULL: the same row */
     float eps;                /* of the norm */
+    /* The rows of x are still to be added up: the call does what mb_moe_reduce does with these, and x is their out.
+     * NULL: x is there. Choices and weights must be older than the kernel in front of the call. */
+    const mb_moe_reduce_args *x_sum;
 } mb_gemm_args;
 
 #ifdef __cplusplus

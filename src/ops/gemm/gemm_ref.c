@@ -1,4 +1,5 @@
 #include "ops/gemm/gemm.h"
+#include "ops/moe/moe.h"
 
 #include "base/arena.h"
 #include "ops/common/dtype.h"
@@ -91,6 +92,10 @@ mb_status mb_gemm_check(const mb_gemm_args *args) {
     MB_REQUIRE(args->n_tokens == 0 || ((args->x || args->x8) && args->out), "gemm: x or out is NULL");
     MB_REQUIRE(!args->x8 == !args->x8_scale, "gemm: one of x8 and x8_scale is NULL");
     MB_REQUIRE(!args->x8 || !args->norm_weight.data, "gemm: x8 with a norm in front");
+    const mb_moe_reduce_args *sum = args->x_sum;
+    MB_REQUIRE(!sum || (sum->out == args->x && sum->n_tokens == args->n_tokens &&
+                        sum->hidden == args->weight.cols && sum->out_dtype == args->dtype),
+               "gemm: x is not what x_sum writes");
     return MB_OK;
 }
 
@@ -172,6 +177,8 @@ mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspac
     mb_arena arena;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);
     const layout l = cut_workspace(args, &arena);
+    if (args->x_sum)
+        MB_TRY(mb_moe_reduce_ref(args->x_sum, stream));
     if (!l.normed) {
         multiply(args, l.copy, stream);
         return MB_OK;

@@ -192,6 +192,8 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
     layout l = cut(args, workspace);
     mb_few_plan few;
     const int is_few = is_grouped(args) && mb_few_plan_of(args, mb_n_processors(), &few);
+    if (args->x_sum && !(is_few && few.sum_offset))
+        MB_TRY(mb_moe_reduce_experts_sm90(args->x_sum, stream));
     const int makes_x8 = is_quantized(args) && !args->x8 && !(is_few && few.quantizes);
     mb_gemm_args of_normed;
     if (args->norm_weight.data && !(is_few && few.norms)) {

@@ -63,6 +63,10 @@ static __device__ __forceinline__ void mb_store_shared_4(uint32_t to_shared, flo
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(to_shared), "f"(value) : "memory");
 }
 
+static __device__ __forceinline__ void mb_store_shared_8(uint32_t to_shared, uint2 value) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(to_shared), "r"(value.x), "r"(value.y) : "memory");
+}
+
 static __device__ __forceinline__ void mb_store_shared_2(uint32_t to_shared, uint16_t value) {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(to_shared), "h"(value) : "memory");
 }

@@ -6,6 +6,7 @@
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/experts/launch_sm90.h"
 #include "ops/moe/experts/pick.h"
+#include "ops/moe/front/block_front.h"
 #include "ops/moe/layout_sm90.h"
 
 static mb_status check_tile(int tile) {
@@ -24,25 +25,44 @@ extern "C" mb_status mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_arg
     return mb_moe_forward_sm90_tile_bytes(most, tile, mb_n_processors(), bytes);
 }
 
-/* The arguments were checked. */
-static mb_status run(const mb_moe_forward_args *args, int tile, void *workspace, size_t workspace_bytes,
-                     mb_stream stream) {
+/* What comes in front of the layer. */
+typedef struct head {
+    const mb_rms_norm_args *norm;
+    const mb_moe_router_gemm_args *score;
+} head;
+
+static mb_status run_front(const mb_moe_steps *steps, const head *head, void *workspace,
+                           size_t workspace_bytes, mb_stream stream) {
+    if (head && mb_moe_block_front_takes(head->norm, head->score, &steps->front))
+        return mb_moe_block_front_sm90(head->norm, head->score, &steps->front, stream);
+    if (head)
+        MB_TRY(mb_moe_norm_router_sm90(head->norm, head->score, workspace, workspace_bytes, stream));
+    return mb_moe_front_sm90(&steps->front, steps->front_workspace, steps->front_workspace_bytes, stream);
+}
+
+/* The arguments were checked. head: NULL: x and logits are there. left: NULL, or what then is still to be done. */
+static mb_status run(const mb_moe_forward_args *args, int tile, const head *head, void *workspace,
+                     size_t workspace_bytes, mb_moe_reduce_args *left, mb_stream stream) {
     if (args->n_tokens == 0)
         return MB_OK;
     mb_arena arena = {(char *)workspace, SIZE_MAX, 0, 0, 0}; /* its end is looked at when all is taken */
     const mb_moe_steps steps = mb_moe_forward_sm90_layout(args, tile, mb_n_processors(), &arena);
     MB_TRY(mb_workspace_check_arena("moe_forward", workspace, workspace_bytes, &arena));
-    MB_TRY(mb_moe_front_sm90(&steps.front, steps.front_workspace, steps.front_workspace_bytes, stream));
+    MB_TRY(run_front(&steps, head, workspace, workspace_bytes, stream));
     MB_TRY(mb_experts_launch(&steps.experts, &steps.layout, stream));
-    return steps.layout.tiles.tile == MB_EXACT_TILE ? mb_moe_reduce_sm90(&steps.reduce, stream)
-                                                    : mb_moe_reduce_experts_sm90(&steps.reduce, stream);
+    if (steps.layout.tiles.tile == MB_EXACT_TILE)
+        return mb_moe_reduce_sm90(&steps.reduce, stream);
+    if (!left)
+        return mb_moe_reduce_experts_sm90(&steps.reduce, stream);
+    *left = steps.reduce;
+    return MB_OK;
 }
 
 extern "C" mb_status mb_moe_forward_sm90_tile(const mb_moe_forward_args *args, int tile, void *workspace,
                                               size_t workspace_bytes, mb_stream stream) {
     MB_TRY(mb_moe_forward_sm90_check(args));
     MB_TRY(check_tile(tile));
-    return run(args, tile, workspace, workspace_bytes, stream);
+    return run(args, tile, NULL, workspace, workspace_bytes, NULL, stream);
 }
 
 extern "C" mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace,
@@ -50,5 +70,17 @@ extern "C" mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *
     MB_TRY(mb_moe_forward_sm90_check(args));
     const int tile =
         mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_tokens * args->top_k, args->n_local_experts);
-    return run(args, tile, workspace, workspace_bytes, stream);
+    return run(args, tile, NULL, workspace, workspace_bytes, NULL, stream);
+}
+
+extern "C" mb_status mb_moe_block_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
+                                       const mb_moe_forward_args *args, void *workspace,
+                                       size_t workspace_bytes, mb_moe_reduce_args *left, mb_stream stream) {
+    const head head = {norm, score};
+    if (left)
+        *left = mb_moe_reduce_args();
+    MB_TRY(mb_moe_forward_sm90_check(args));
+    const int tile =
+        mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_tokens * args->top_k, args->n_local_experts);
+    return run(args, tile, &head, workspace, workspace_bytes, left, stream);
 }

@@ -6,6 +6,7 @@
 #define MB_OPS_MOE_SM90_H
 
 #include "moebius/ops.h"
+#include "ops/norm/norm.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -84,6 +85,18 @@ mb_status mb_moe_reduce_experts_sm90(const mb_moe_reduce_args *args, mb_stream s
 mb_status mb_moe_forward_sm90_workspace(const mb_moe_forward_args *most, size_t *bytes);
 mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
+
+/* rms_norm, whose out is the router's x, and the router: up to 8 tokens of bf16 in one launch, with the same bits.
+ * Weights are read before the kernels in front of this call have ended. */
+mb_status mb_moe_norm_router_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
+                                  void *workspace, size_t workspace_bytes, mb_stream stream);
+
+/* The whole MoE block: norm, router, moe_forward. left NULL, or what is left of it: then mb_moe_reduce_experts_sm90 has to
+ * do *left, with n_tokens 0 where nothing is left. Its pointers are into the workspace. The norm's weight and the router's
+ * are read before the kernels in front of this call have ended. (mb_ops: moe_block.) */
+mb_status mb_moe_block_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
+                            const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
+                            mb_moe_reduce_args *left, mb_stream stream);
 
 /* The same with a given row of experts/tiles.def, for tests and benchmarks. */
 mb_status mb_moe_forward_sm90_tile_workspace(const mb_moe_forward_args *most, int tile, size_t *bytes);

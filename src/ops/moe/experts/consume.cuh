@@ -90,7 +90,7 @@ template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class
 static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int warpgroup,
                                                const item *work, ring_cursor *stage, ring_cursor *slot) {
     const experts_gemm *g = &p->gemm[work->gemm];
-    const int32_t tile_outputs = n_warpgroups * n_row_blocks * (g->gated ? 32 : 64);
+    const int32_t tile_outputs = item_rows<n_warpgroups * n_row_blocks * 64, shared>(g) / (g->gated ? 2 : 1);
     const int32_t first_output = work->column_tile * tile_outputs;
     const staging_rounds r = rounds_of<kind, shared>(g, work, tile_outputs);
 
@@ -112,8 +112,11 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
             scale_low[m] = (scale_row + (min(rows.low, rows.n_rows - 1) >> g->scale_shift)) * g->k_blocks;
             scale_high[m] = (scale_row + (min(rows.high, rows.n_rows - 1) >> g->scale_shift)) * g->k_blocks;
         }
-        multiply_scaled<n, n_warpgroups, n_row_blocks, n_ctas>(s, g->b_scale, warpgroup, g->k_blocks,
-                                                               r.n_held, scale_low, scale_high, stage, sum);
+        if constexpr (shared::is_few)
+            multiply_scaled_few<n>(s, g->b_scale, g->k_blocks, scale_low[0], scale_high[0], stage, sum[0]);
+        else
+            multiply_scaled<n, n_warpgroups, n_row_blocks, n_ctas>(
+                s, g->b_scale, warpgroup, g->k_blocks, r.n_held, scale_low, scale_high, stage, sum);
     } else
         multiply<kind, n, n_warpgroups, n_row_blocks, n_ctas>(
             s, warpgroup, g->k_size, shared::is_dense && g->residual_steps > 0 ? 0 : r.n_held, stage, sum);

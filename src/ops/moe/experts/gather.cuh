@@ -1,12 +1,14 @@
 /*
  * gather.cuh - three warps copy the token rows of an item to the stages, by index, swizzled as TMA would;
- * with block scales the tokens' scales too, and for tokens on M those of the weight rows.
+ * with block scales the tokens' scales too, and for tokens on M those of the weight rows. Tiles of few tokens of
+ * fp8 with block scales read h in 16 bits and quantise it here.
  */
 #ifndef MB_OPS_MOE_EXPERTS_GATHER_CUH
 #define MB_OPS_MOE_EXPERTS_GATHER_CUH
 
 #include "ops/hopper/cp_async.cuh"
 #include "ops/moe/experts/work.cuh"
+#include "ops/moe/to_fp8.cuh"
 
 /* Where the scales of weight rows 8 i .. 8 i + 7 of a stage begin in b_scale. */
 static __device__ __forceinline__ uint32_t row_scale_at(const experts_gemm *g, const item *work,
@@ -84,6 +86,62 @@ static __device__ __forceinline__ void gather_p(shared *s, const experts_params 
     }
 }
 
+/* The item's rows from 16 bits to fp8 on the way to the stages. A half of a warp takes a scale block, one stage, of
+ * all rows, so that six stages are filled side by side. */
+template <class shared>
+static __device__ __forceinline__ void gather_and_quantise(shared *s, const experts_gemm *g, const item *work,
+                                                           ring_cursor *stage) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    enum { AT_ONCE = GATHER_THREADS / 16, IN_FLIGHT = 4 };
+    static_assert(n_stages > AT_ONCE, "all stages of a round are held at once, and the next one is another");
+    const int thread = threadIdx.x % WARPGROUP - 32, lane = thread % 16;
+    const uint16_t *rows = (const uint16_t *)g->a + (int64_t)work->first_row * g->k_size;
+#pragma unroll 1
+    for (int32_t block0 = 0; block0 < g->k_blocks; block0 += AT_ONCE) {
+        const int32_t column = (block0 + thread / 16) * SCALE_BLOCK + lane * 8;
+        const int is_mine = block0 + thread / 16 < g->k_blocks;
+        const int32_t n = min(g->k_blocks - block0, (int32_t)AT_ONCE);
+        ring_cursor mine = *stage, after = *stage;
+        for (int32_t i = 0; i < n; i++) {
+            if (i == thread / 16)
+                mine = after;
+            advance<n_stages>(&after);
+        }
+        const uint32_t to = mb_shared_address(s->tokens[mine.at]) + lane % 2 * 8;
+#pragma unroll 1
+        for (int32_t row0 = 0; row0 < work->n_rows; row0 += IN_FLIGHT) {
+            uint4 chunks[IN_FLIGHT];
+#pragma unroll
+            for (int i = 0; i < IN_FLIGHT; i++) {
+                chunks[i] = make_uint4(0, 0, 0, 0);
+                if (row0 + i < work->n_rows && column < g->k_size)
+                    chunks[i] = __ldcg((const uint4 *)(rows + (int64_t)(row0 + i) * g->k_size + column));
+            }
+            if (row0 == 0) /* while the first rows are under way */
+                for (ring_cursor c = *stage; c.at != after.at; advance<n_stages>(&c))
+                    mb_mbarrier_wait(&s->empty[c.at], c.parity);
+#pragma unroll
+            for (int i = 0; i < IN_FLIGHT; i++) {
+                const int32_t r = row0 + i;
+                if (r >= work->n_rows)
+                    break;
+                float v[8];
+                widen(chunks[i], g->out_is_f16, v);
+                const float largest = largest_of_unit(v);
+                const float scale = scale_of_unit(largest);
+                const uint2 q = divide_to_e4m3(v, scale, is_tame(scale, largest));
+                if (is_mine)
+                    mb_store_shared_8(to + r * ROW_BYTES + (lane / 2 ^ r % 8) * 16, q);
+                if (is_mine && lane == 0)
+                    s->token_scale[mine.at][r] = scale;
+            }
+        }
+        mb_fence_async_shared();
+        for (; stage->at != after.at; advance<n_stages>(stage))
+            mb_mbarrier_arrive(&s->full[stage->at]);
+    }
+}
+
 template <int kind, int cta_tokens, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void gather_tokens(const experts_params *p, shared *s) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
@@ -107,6 +165,11 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                        p->gemm[GEMM_FIRST].n_column_tiles * n_ctas)
                     ;
             __syncwarp();
+            if constexpr (kind == KIND_FP8_BLOCK && shared::is_few)
+                if (g->a_is_wide) {
+                    gather_and_quantise(s, g, &work, &stage);
+                    continue;
+                }
         }
         /* Offsets of the rows in a, in 32 bits: that is one instruction for each copy. */
         const uint32_t row_bytes = (uint32_t)k_size * traits<kind>::element_bytes;

@@ -47,6 +47,8 @@
 template <int kind, int weight_rows, int cta_tokens, int n_stages, int use> struct shared_map {
     static constexpr int is_dense = use == USE_DENSE, saves_p = use == USE_SAVING_P;
     static constexpr int has_p = use == USE_GRADIENT, across = has_p || use == USE_ACROSS;
+    static constexpr int is_few =
+        weight_rows == 64 && cta_tokens == 16; /* items may have fewer weight rows */
     static constexpr int staging = staging_of<kind, weight_rows>;
     static constexpr int tokens_are_m = kind == KIND_FP8_BLOCK && weight_rows == 256;
     static constexpr int n_regions = staging == STAGING_WHOLE   ? weight_rows / STAGED_OUTPUTS

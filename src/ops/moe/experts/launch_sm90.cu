@@ -2,6 +2,7 @@
  * launch_sm90.cu - host side of the experts' kernel: tensor maps, parameters, the choice of the compiled
  * kind; for both GEMMs of the experts and for one grouped GEMM alone.
  */
+#include "base/trial.h"
 #include "ops/moe/experts/launch_sm90.h"
 
 #include "ops/hopper/launch.cuh"
@@ -63,9 +64,9 @@ static int kind_of(const mb_weight *weight) {
     }
 }
 
-/* The parts of a GEMM that follow from its weights and activation. */
+/* The parts of a GEMM that follow from its weights and activation. tile_rows: weight rows of an item. */
 static mb_status describe(experts_gemm *g, const mb_weight *weight, mb_activation activation,
-                          const mb_moe_tile *tile) {
+                          const mb_moe_tile *tile, int32_t tile_rows) {
     g->gated = mb_activation_is_gated(activation);
     g->activated = activation != MB_ACT_NONE;
     g->activation = mb_experts_activation(activation);
@@ -77,9 +78,24 @@ static mb_status describe(experts_gemm *g, const mb_weight *weight, mb_activatio
         g->scale_shift++;
     if (weight->scale_rows > 0)
         g->expert_scale_rows = (int32_t)((weight->rows + weight->scale_rows - 1) / weight->scale_rows);
-    const int32_t outputs = tile->weight_rows / (g->gated ? 2 : 1);
+    const int32_t outputs = tile_rows / (g->gated ? 2 : 1);
+    g->tile_rows = tile_rows;
     g->n_column_tiles = (g->width + outputs - 1) / outputs;
-    return encode_weight(&g->weights, weight, g->gated, tile->box_rows);
+    return encode_weight(&g->weights, weight, g->gated, min(tile_rows, tile->box_rows));
+}
+
+/* Weight rows of an item. With few experts, tiles of few tokens have items of fewer rows where the SMs then end more
+ * evenly: a forward of one token of Qwen3-30B-A3B has 192 items of 64 rows in w13, and 256 of 48 for 132 SMs. */
+static int32_t even_rows(const mb_moe_tile *tile, const mb_weight *weight, int64_t n_hit,
+                         int32_t n_processors) {
+    const int32_t most = tile->weight_rows, fewer = 48;
+    if (!mb_trial("MB_ONE_EVEN") || most != 64 || tile->max_tokens != 16 || weight->dtype == MB_F32)
+        return most;
+    const auto rounds = [&](int32_t rows) {
+        const int64_t n_items = n_hit * ((weight->rows + rows - 1) / rows);
+        return (n_items + n_processors - 1) / n_processors * rows;
+    };
+    return rounds(fewer) < rounds(most) ? fewer : most;
 }
 
 static cudaError_t launch_kind(const experts_params *params, int kind, int tile, mb_stream stream) {
@@ -196,8 +212,11 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
     const int is_fp8 = tile->family == MB_MOE_FP8;
     experts_params params = {};
     experts_gemm *first = &params.gemm[0], *second = &params.gemm[1];
-    MB_TRY(describe(first, &args->w13, args->activation, tile));
-    MB_TRY(describe(second, &args->w2, MB_ACT_NONE, tile));
+    const int64_t n_hit = args->n_rows < args->n_local_experts ? args->n_rows : args->n_local_experts;
+    const int n_processors = mb_n_processors();
+    MB_TRY(describe(first, &args->w13, args->activation, tile,
+                    even_rows(tile, &args->w13, n_hit, n_processors)));
+    MB_TRY(describe(second, &args->w2, MB_ACT_NONE, tile, tile->weight_rows));
     first->a = is_fp8 ? layout->x8 : args->x;
     first->a_scale = layout->x_scale;
     first->row_index = args->row_index;
@@ -214,10 +233,15 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
     second->bias = args->bias2;
     second->out = args->y;
     second->store = kind == KIND_TF32 ? STORE_F32 : STORE_16BIT;
+    if (mb_trial("MB_ONE_QUANT") && kind == KIND_FP8_BLOCK && tile->max_tokens == 16) {
+        first->store = STORE_16BIT; /* those who read h quantise */
+        second->a = layout->h;
+        second->a_is_wide = 1;
+    }
     first->bias_dtype = second->bias_dtype = args->dtype;
     first->out_is_f16 = second->out_is_f16 = args->dtype == MB_F16;
     set_tiles(&params, &layout->tiles);
-    const int64_t n_hit = args->n_rows < args->n_local_experts ? args->n_rows : args->n_local_experts;
+    params.stages_ahead = getenv("MB_ONE_AHEAD") ? atoi(getenv("MB_ONE_AHEAD")) : 8;
     params.read_once = n_hit * (args->w13.rows + args->intermediate) *
                            (int64_t)mb_dtype_row_bytes(args->w13.dtype, args->hidden) <=
                        READ_ONCE_BYTES;
@@ -231,7 +255,8 @@ mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts
     const int kind = kind_of(&args->b);
     experts_params params = {};
     experts_gemm *g = &params.gemm[0];
-    MB_TRY(describe(g, &args->b, args->activation, &mb_moe_tiles[tiles->tile]));
+    const mb_moe_tile *tile = &mb_moe_tiles[tiles->tile];
+    MB_TRY(describe(g, &args->b, args->activation, tile, tile->weight_rows));
     g->a = args->a;
     g->a_scale = args->a_scale;
     g->row_index = args->row_index;
@@ -256,7 +281,7 @@ mb_status mb_experts_dense(const mb_grouped_gemm_args *args, const void *residua
     const int n_processors = mb_n_processors();
     experts_params params = {};
     experts_gemm *g = &params.gemm[0];
-    MB_TRY(describe(g, &args->b, MB_ACT_NONE, tile));
+    MB_TRY(describe(g, &args->b, MB_ACT_NONE, tile, tile->weight_rows));
     g->a = args->a;
     g->a_scale = args->a_scale;
     g->bias = args->bias;

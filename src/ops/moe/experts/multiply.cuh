@@ -157,4 +157,65 @@ multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks,
     }
 }
 
+/* The same for one warpgroup with one row block of few tokens, where a step's latency counts: the wgmma of two steps
+ * are under way at once. (With one step's under way from one iteration to the next ptxas serialises all: C7514.) */
+template <int n, class shared>
+static __device__ __forceinline__ void multiply_scaled_few(shared *s, const float *scales, int32_t k_blocks,
+                                                           int32_t scale_low, int32_t scale_high,
+                                                           ring_cursor *stage, float (&sum)[n / 2]) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    const int pair = threadIdx.x % 4;
+    float even[n / 2], odd[n / 2];
+#pragma unroll
+    for (int i = 0; i < n / 2; i++)
+        even[i] = odd[i] = 0;
+    ring_cursor ahead = *stage;
+    const auto begin = [&](float(&partial)[n / 2]) {
+        mb_mbarrier_wait(&s->full[ahead.at], ahead.parity);
+        mb_fence_async_shared();
+        const uint64_t a = mb_wgmma_descriptor(mb_shared_address(s->weights[ahead.at]));
+        const uint64_t b = mb_wgmma_descriptor(mb_shared_address(s->tokens[ahead.at]));
+        mb_wgmma_pin(partial);
+        mb_wgmma_fence();
+        wgmma_step<KIND_FP8_BLOCK, n, 0>(partial, a, b);
+#pragma unroll
+        for (int i = 1; i < 4; i++)
+            wgmma_step<KIND_FP8_BLOCK, n, 1>(partial, a + 2 * i, b + 2 * i);
+        mb_wgmma_commit();
+        advance<n_stages>(&ahead);
+    };
+    const auto promote = [&](float(&partial)[n / 2], float low, float high) {
+        const uint32_t token_scale = mb_shared_address(&s->token_scale[stage->at][2 * pair]);
+        mb_wgmma_pin(partial);
+#pragma unroll
+        for (int j = 0; j < n / 8; j++) {
+            const float2 t = mb_load_shared_8(token_scale + j * 8 * (int)sizeof(float));
+            sum[4 * j] += partial[4 * j] * (t.x * low);
+            sum[4 * j + 1] += partial[4 * j + 1] * (t.y * low);
+            sum[4 * j + 2] += partial[4 * j + 2] * (t.x * high);
+            sum[4 * j + 3] += partial[4 * j + 3] * (t.y * high);
+        }
+        mb_mbarrier_arrive(&s->empty[stage->at]);
+        advance<n_stages>(stage);
+    };
+    int32_t k = 0;
+#pragma unroll 1
+    for (; k + 1 < k_blocks; k += 2) {
+        const float low0 = __ldg(scales + scale_low + k), high0 = __ldg(scales + scale_high + k),
+                    low1 = __ldg(scales + scale_low + k + 1), high1 = __ldg(scales + scale_high + k + 1);
+        begin(even);
+        begin(odd);
+        mb_wgmma_wait<1>();
+        promote(even, low0, high0);
+        mb_wgmma_wait<0>();
+        promote(odd, low1, high1);
+    }
+    if (k < k_blocks) {
+        const float low = __ldg(scales + scale_low + k), high = __ldg(scales + scale_high + k);
+        begin(even);
+        mb_wgmma_wait<0>();
+        promote(even, low, high);
+    }
+}
+
 #endif

@@ -54,11 +54,13 @@ typedef struct experts_gemm {
     float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
     int32_t k_size, k_blocks;  /* K, and in blocks of 128 */
     int32_t width;             /* outputs */
-    int32_t n_column_tiles;    /* of one expert's matrix: width cut by the tile's outputs */
+    int32_t tile_rows;         /* weight rows of an item; fewer than the tile's in tiles of few tokens only */
+    int32_t n_column_tiles;    /* of one expert's matrix: width cut by an item's outputs */
     int32_t scale_shift;       /* log2 of the weight rows of a scale */
     int32_t expert_scale_rows; /* scales' rows of an expert */
     int32_t gated, activated, store;
     int32_t out_is_f16;
+    int32_t a_is_wide; /* KIND_FP8_BLOCK, tiles of few tokens: a is of 16 bits, and its readers quantise it */
     mb_dtype bias_dtype;
     activation_shape activation;
 } experts_gemm;
@@ -89,7 +91,8 @@ typedef struct experts_params {
         ready; /* [max_tiles]: finished column tiles of a token tile's first GEMM, in each CTA of a cluster */
     /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
     int32_t *block_done;
-    int32_t read_once; /* the weights should not push anything out of L2 */
+    int32_t stages_ahead; /* few tokens: of w13 that are still under way when w2 is asked for, at most */
+    int32_t read_once;    /* the weights should not push anything out of L2 */
     void *p;           /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
     experts_gradient gradient;
 } experts_params;

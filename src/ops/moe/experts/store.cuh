@@ -4,7 +4,7 @@
  *
  * fp8 with block scales: a scale covers 128 outputs of a token, a scale block. A tile of whole scale blocks
  * is quantised from staging. Narrower tiles store 16 bits, and the CTA that finishes the last column tile
- * of a scale block quantises it from there. The bits are the same either way.
+ * of a scale block quantises it from there; or whoever reads them does (gather.cuh). The bits are the same each way.
  */
 #ifndef MB_OPS_MOE_EXPERTS_STORE_CUH
 #define MB_OPS_MOE_EXPERTS_STORE_CUH
@@ -186,7 +186,7 @@ static __device__ __forceinline__ void store_tiles(const experts_params *p, shar
         if (work->gemm == NO_MORE)
             break;
         const experts_gemm *g = &p->gemm[work->gemm];
-        const int32_t tile_outputs = g->gated ? weight_rows / 2 : weight_rows;
+        const int32_t tile_outputs = item_rows<weight_rows, shared>(g) / (g->gated ? 2 : 1);
         const int32_t first_output = work->column_tile * tile_outputs;
         const int is_narrow = weight_rows < 256 && tile_outputs % SCALE_BLOCK != 0;
         const staging_rounds r = rounds_of<kind, shared>(g, work, tile_outputs);

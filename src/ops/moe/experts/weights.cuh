@@ -104,6 +104,21 @@ static __device__ __forceinline__ void load_across(unsigned char *to, const expe
             mb_tma_load_5d(to + i * 64 * ROW_BYTES, &g->weights, full, column + i * 64, k, expert, 0, 0);
 }
 
+/* Few tokens: weights of w2 are asked for when most of this CTA's of w13 are there, but for the last few stages. In front
+ * of others' of w13 they would hold up h, without which w2 is not multiplied. (The stage waited for is full without any
+ * other CTA: tokens of w13 are there.) */
+template <class shared>
+static __device__ __forceinline__ void wait_for_first(const experts_params *p, shared *s, int32_t n_first,
+                                                      const ring_cursor *stage) {
+    constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
+    const int32_t back = p->stages_ahead + 1; /* from the next stage to the one that is waited for */
+    if (back > n_first || back > n_stages)
+        return;
+    const int is_this_pass = (int32_t)stage->at >= back;
+    mb_mbarrier_wait(&s->full[stage->at + (is_this_pass ? 0 : n_stages) - back],
+                     is_this_pass ? stage->parity ^ 1 : stage->parity);
+}
+
 template <int kind, int weight_rows, int n_ctas, class shared>
 static __device__ __forceinline__ void stream_weights(const experts_params *p, shared *s, int rank) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
@@ -112,6 +127,7 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     constexpr int stage_bytes = weight_rows * ROW_BYTES;
     unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
     ring_cursor stage = {0, 1}, ring = {0, 1}, handed = {0, 0};
+    int32_t n_first = 0;                  /* stages of the first GEMM that were asked for */
     uint32_t index = blockIdx.x / n_ctas; /* of the item, of one group */
     int32_t n_token_tiles = 0;
     item work;
@@ -131,11 +147,20 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
             break;
 
         const experts_gemm *g = &p->gemm[work.gemm];
-        const int32_t row_group = (work.column_tile * weight_rows + rank * my_rows) / (g->gated ? 16 : 8);
+        if constexpr (shared::is_few) {
+            if (work.gemm == GEMM_FIRST)
+                n_first += (g->k_size + k_step - 1) / k_step;
+            else {
+                wait_for_first(p, s, n_first, &stage);
+                n_first = 0;
+            }
+        }
+        const int32_t tile_rows = item_rows<weight_rows, shared>(g);
+        const int32_t row_group = (work.column_tile * tile_rows + rank * my_rows) / (g->gated ? 16 : 8);
         const auto load_steps = [&](int32_t begin, int32_t end) {
             for (int32_t k = begin; k < end; k += k_step) {
                 mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
-                mb_mbarrier_arrive_expect(&s->full[stage.at], stage_bytes);
+                mb_mbarrier_arrive_expect(&s->full[stage.at], tile_rows * ROW_BYTES);
                 if constexpr (shared::across)
                     load_across<my_rows / 64, n_ctas>(to + stage.at * stage_bytes, g, &s->full[stage.at],
                                                       work.column_tile * weight_rows + rank * my_rows, k,

@@ -60,6 +60,13 @@ template <int n> static __device__ __forceinline__ ring_cursor one_before(const 
     return c->at > 0 ? ring_cursor{c->at - 1, c->parity} : ring_cursor{n - 1, c->parity ^ 1};
 }
 
+/* The weight rows of a GEMM's items. A tile of few tokens may have fewer than it has room for (launch_sm90.cu,
+ * even_rows): the other rows of a stage are what was there before, and so are their sums, which nobody stores. */
+template <int weight_rows, class shared>
+static __device__ __forceinline__ int32_t item_rows(const experts_gemm *g) {
+    return shared::is_few ? g->tile_rows : weight_rows;
+}
+
 /* The next item of the ring, in shared memory, where it stays until release_item. (A role that reads it
  * again after a long loop keeps no registers for it.) */
 template <class shared>

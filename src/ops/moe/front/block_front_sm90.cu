@@ -1,0 +1,155 @@
+/*
+ * block_front_sm90.cu - norm, router, choice, plan and x to fp8 of up to four tokens, all that comes before the experts, by
+ * one cluster of eight CTAs in one launch. For as few tokens each of these is a chain of latencies, and between two launches
+ * a third.
+ *
+ *   every CTA     norms all rows (router_whole.cuh), multiplies them with a part of the router's weight, of 16 experts,
+ *                 which it asked for before the kernels in front ended
+ *   the first     has the others' logits in its shared memory then; a warp a token chooses, a warp plans
+ *
+ * The bits are those of the launches that it stands for.
+ */
+#include "base/status.h"
+#include "base/trial.h"
+#include "ops/hopper/cluster.cuh"
+#include "ops/moe/arguments.h"
+#include "ops/moe/front/block_front.h"
+#include "ops/moe/front/plan_warp.cuh"
+#include "ops/moe/front/route.cuh"
+#include "ops/moe/plain/router_whole.cuh"
+
+enum { BLOCK_CTAS = 8, BLOCK_EXPERTS = 16, BLOCK_TOKENS = 4, MOST_EXPERTS = BLOCK_CTAS * BLOCK_EXPERTS };
+
+typedef whole_map<16, BLOCK_EXPERTS> block_map;
+
+typedef struct block_params {
+    router_params router;
+    mb_moe_route_args route;
+    plan_params plan;
+} block_params;
+
+template <int norm_pieces>
+static __global__ void __launch_bounds__(block_map::THREADS)
+    block_front(const __grid_constant__ block_params p) {
+    extern __shared__ __align__(1024) unsigned char whole[];
+    __shared__ __align__(16) float logits[BLOCK_TOKENS * MOST_EXPERTS];
+    __shared__ int32_t ids[WARP_CHOICES];
+    const router_params *router = &p.router;
+    const uint32_t rank = mb_cluster_rank(), warp = threadIdx.x / 32;
+    const int32_t expert0 = (int32_t)rank * BLOCK_EXPERTS, n_experts = router->n_experts;
+    const int32_t n_runs = (router->hidden + block_map::RUN - 1) / block_map::RUN;
+    const uint32_t runs = mb_shared_address(whole);
+
+    mb_cluster_arrive_relaxed(); /* "I have started": until then nobody may write this CTA's shared memory */
+    mb_grid_launch_dependents();
+    copy_runs<BLOCK_EXPERTS, block_map::RUN_BYTES>((const __nv_bfloat16 *)router->weight +
+                                                       (int64_t)expert0 * router->hidden,
+                                                   router->hidden, n_experts - expert0, runs + 16 * 128);
+    mb_cp_async_commit();
+    uint4 norm_weight[norm_pieces];
+    load_norm_weight(router, norm_weight);
+    mb_grid_wait();
+    norm_rows<norm_pieces, block_map::RUN_BYTES>(router, norm_weight, runs);
+    mb_cp_async_wait<0>();
+    __syncthreads();
+    multiply_runs<16, BLOCK_EXPERTS>(runs, whole, n_runs);
+    __syncthreads();
+
+    mb_cluster_wait();
+    for (int i = threadIdx.x; i < router->n_tokens * BLOCK_EXPERTS / 2; i += block_map::THREADS) {
+        const int32_t token = i / (BLOCK_EXPERTS / 2), expert = i % (BLOCK_EXPERTS / 2) * 2;
+        if (expert0 + expert >= n_experts)
+            continue;
+        const unsigned char *from = whole + (token * block_map::PITCH + expert) * 4;
+        float2 total = {0, 0};
+#pragma unroll 16
+        for (int32_t run = 0; run < n_runs; run++) {
+            const float2 sum = *(const float2 *)(from + run * block_map::RUN_BYTES);
+            total.x += sum.x;
+            total.y += sum.y;
+        }
+        const int32_t at = token * n_experts + expert0 + expert;
+        if (router->bias)
+            total = make_float2(total.x + router->bias[expert0 + expert],
+                                total.y + router->bias[expert0 + expert + 1]);
+        mb_store_cluster_8(logits + at, 0, total.x, total.y);
+        *(float2 *)(router->logits + at) = total;
+    }
+    set_counters_zero(p.plan.counters, p.plan.n_counters, rank, BLOCK_CTAS);
+    mb_cluster_sync();
+    if (rank > 0)
+        return;
+    mb_moe_route_args route = p.route;
+    route.logits = logits;
+    route_tokens<MOST_EXPERTS / 32>(&route, warp, block_map::WARPS, ids);
+    __syncthreads();
+    const uint32_t expert = expert_of_choice(&p.plan, ids, threadIdx.x % 32);
+    if (warp == 0)
+        place_by_lanes(&p.plan, expert);
+    else /* beside the first one */
+        write_offsets_by_lanes(&p.plan, expert, warp - 1, block_map::WARPS - 1);
+}
+
+int mb_moe_block_front_takes(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
+                             const mb_moe_front_args *front) {
+    const mb_moe_quantize_args *q = &front->quantize;
+    return mb_trial("MB_ONE_FRONT") && front->route && score->logits == front->route->logits &&
+           front->route->logits_dtype == MB_F32 && score->n_tokens >= 1 && score->n_tokens <= BLOCK_TOKENS &&
+           score->n_tokens * front->plan.top_k <= WARP_CHOICES && score->n_experts % BLOCK_EXPERTS == 0 &&
+           score->n_experts <= MOST_EXPERTS && front->plan.n_local_experts <= MOST_EXPERTS &&
+           score->dtype == MB_BF16 && score->weight_dtype == MB_BF16 && score->hidden % 8 == 0 &&
+           score->hidden <= 16 * 256 && whole_bytes<16, BLOCK_EXPERTS>(score->hidden) <= 200 << 10 &&
+           norm->out == score->x && norm->n_rows == score->n_tokens && norm->hidden == score->hidden &&
+           norm->dtype == MB_BF16 && norm->weight.dtype == MB_BF16 && !norm->rows && !norm->out8 &&
+           (!q->x || (q->x == norm->out && !q->per_tensor && score->hidden % 16 == 0)) &&
+           (((uintptr_t)norm->x | (uintptr_t)norm->weight.data | (uintptr_t)score->weight) % 16 == 0) &&
+           (uintptr_t)score->logits % 8 == 0;
+}
+
+template <int norm_pieces> static cudaError_t launch(const block_params *p, mb_stream stream) {
+    const int shared_bytes = whole_bytes<16, BLOCK_EXPERTS>(p->router.hidden);
+    const auto kernel = block_front<norm_pieces>;
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess)
+        return error;
+    cudaLaunchConfig_t config;
+    cudaLaunchAttribute attributes[2];
+    mb_launch_config(&config, attributes, dim3(BLOCK_CTAS), block_map::THREADS, (size_t)shared_bytes, stream);
+    mb_launch_clusters(&config, BLOCK_CTAS);
+    return cudaLaunchKernelEx(&config, kernel, *p);
+}
+
+mb_status mb_moe_block_front_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
+                                  const mb_moe_front_args *front, mb_stream stream) {
+    MB_TRY(mb_rms_norm_check(norm));
+    MB_TRY(mb_moe_route_check(front->route));
+    MB_TRY(mb_moe_plan_sm90_check(&front->plan));
+    block_params p = {};
+    p.router.x = norm->x;
+    p.router.weight = score->weight;
+    p.router.bias = (const float *)score->bias;
+    p.router.logits = score->logits;
+    p.router.n_tokens = (int32_t)score->n_tokens;
+    p.router.hidden = score->hidden;
+    p.router.n_experts = score->n_experts;
+    p.router.norm_weight = norm->weight.data;
+    p.router.normed = norm->out;
+    p.router.eps = norm->eps;
+    if (front->quantize.x) {
+        p.router.out8 = front->quantize.out;
+        p.router.out8_scale = front->quantize.scale;
+    }
+    p.router.row_warps = block_map::WARPS;
+    while (p.router.row_warps * p.router.n_tokens > block_map::WARPS)
+        p.router.row_warps /= 2;
+    p.route = *front->route;
+    p.plan = cut_plan(&front->plan, NULL);
+    p.plan.counters = front->counters;
+    p.plan.n_counters = front->n_counters;
+    const cudaError_t error = p.router.hidden <= 8 * 256 ? launch<8>(&p, stream) : launch<16>(&p, stream);
+    if (error != cudaSuccess)
+        return mb_fail(MB_ERR_DEVICE, "moe_block: launch of a cluster of %d CTAs failed: %s", BLOCK_CTAS,
+                       cudaGetErrorString(error));
+    return MB_OK;
+}

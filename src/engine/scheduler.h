@@ -1,13 +1,13 @@
 /*
  * scheduler.h - which sequences run in the next step, and how many of their tokens. Policy only.
  *
- * There is one order, that of job.h: the smaller priority first, and of equal ones the first to come, but a job
- * that waits comes before those of smaller priority that come much later. Jobs are admitted in this order; when the first that waits does not fit yet, the others wait too, so a long one cannot be
- * overtaken for ever. A step takes first one token of every sequence that lacks just one (decodes), then
- * chunks of prompts up to the token budget. While sequences decode, the prompts' share is what mb_pace
- * allows. Of that share each prompt gets half of what those before it leave, so a short one is not kept
- * waiting by a long one; what nobody needs goes to the first. Of prompts that begin alike the first
- * computes the blocks that they share.
+ * There is one order, that of job.h: the smaller priority first, and of equal ones the first to come, but a
+ * job that waits comes before those of smaller priority that come much later. Jobs are admitted in this order;
+ * when the first that waits does not fit yet, the others wait too, so a long one cannot be overtaken for ever.
+ * A step takes first one token of every sequence that lacks just one (decodes), then chunks of prompts up to
+ * the token budget. While sequences decode, the prompts' share is what mb_pace allows. Of that share each prompt
+ * gets half of what those before it leave, so a short one is not kept waiting by a long one; what nobody needs
+ * goes to the first. Of prompts that begin alike the first computes the blocks that they share.
  *
  * The share protects the many from the few, not the few from the many. Where a step's time is that of reading
  * weights, a step for a few sequences costs nearly as much as one for many. As long as prompts outnumber

@@ -57,7 +57,7 @@ def test_mistakes(engine):
         engine.generate(STORY, json_schema={"type": "array", "uniqueItems": True})
     with pytest.raises(Error, match="regular expression"):
         engine.generate(STORY, regex="(")
-    with pytest.raises(Error, match="line 1, column 10: this rule is called"):
+    with pytest.raises(Error, match='line 1, column 10: the rule "a" is called'):
         engine.generate(STORY, grammar="root ::= a")
     with pytest.raises(Error, match="choice"):
         engine.generate(STORY, choice=[])

@@ -1,6 +1,5 @@
 /*
- * The scheduler in a simulation: requests arrive and answers end as a script says, and a step lasts
- * as long as a simple cost model says. Shown are the times that users see: between the tokens of
+ * The scheduler in a simulation (support/simulation.h). Shown are the times that users see: between the tokens of
  * running chats while long prompts come in, to the first token, and until everything is done. Nothing here
  * looks at a clock.
  */
@@ -13,244 +12,43 @@
 
 #include <cmocka.h>
 
-#include "engine/scheduler.h"
-#include "support/tiny_checkpoint.h"
+#include "support/simulation.h"
 
-enum { MAX_JOBS = 2048, MAX_SEQUENCES = 256, MAX_BLOCKS = 1100 };
-
-/* Seconds. */
-typedef struct cost_model {
-    const char *name;
-    double step, mixed; /* of every step; of one that has prompts too, which is no graph */
-    double per_decode;
-    double per_token;  /* of a prompt at its start */
-    double double_at;  /* position where a token costs twice that */
-    double noise;      /* a step's time varies by so much of it */
-    double chat_every; /* what comes in: a chat after this time, on average */
-    int64_t n_long;    /* and three prompts of this length */
-    double experts;    /* to read all weights of the experts; each row of a step needs a 16th of them */
-    double per_cached; /* of a position that a decode reads */
-    int32_t max_sequences, max_step_tokens, chunk, least_prompt_tokens;
-} cost_model;
-
-static const cost_model
-    gpu = {.name = "GPU",
-           .step = 4e-3,
-           .mixed = 1e-3,
-           .per_decode = 2e-5,
-           .per_token = 2e-5,
-           .double_at = 8400,
-           .noise = 0.05,
-           .chat_every = 0.09,
-           .n_long = 65536,
-           .max_sequences = 64,
-           .max_step_tokens = 2048,
-           .chunk = 512},
-    cpu = {.name = "CPU",
-           .step = 1e-4,
-           .per_decode = 3e-4,
-           .per_token = 2.5e-4,
-           .double_at = 8400,
-           .noise = 0.05,
-           .chat_every = 0.2,
-           .n_long = 4096,
-           .max_sequences = 64,
-           .max_step_tokens = 2048,
-           .chunk = 512},
-    slow_mixed = {.name = "slow mixed steps",
-                  .step = 4e-3,
-                  .mixed = 6e-3,
-                  .per_decode = 2e-5,
-                  .per_token = 2e-5,
-                  .double_at = 8400,
-                  .noise = 0.05,
-                  .chat_every = 0.09,
-                  .n_long = 65536,
-                  .max_sequences = 64,
-                  .max_step_tokens = 2048,
-                  .chunk = 512},
-    /* Qwen3-30B-A3B in fp8 on an H100, fitted to measured steps: decode 3 ms at 1 sequence, 15.2 at 64 with 1192
-     * positions each; prefill 20 ms for 1024 tokens, 48 for 4096, 80 for eight prompts of 1024. */
-    h100 = {.name = "H100",
-            .step = 2.4e-3,
-            .mixed = 3e-4,
-            .per_decode = 7.5e-6,
-            .per_token = 7.5e-6,
-            .double_at = 6500,
-            .noise = 0.03,
-            .experts = 9.6e-3,
-            .per_cached = 3.8e-8,
-            .max_sequences = 256,
-            .max_step_tokens = 8192,
-            .chunk = 8192,
-            .least_prompt_tokens = 64};
-
-typedef struct request {
-    mb_job job; /* the first member */
-    double arrives, first_token, last_token, done;
-    int64_t n_prompt, n_answer; /* n_answer: what it really says, at most job.max_tokens - n_prompt */
-    int is_chat;
-} request;
-
-typedef struct simulation {
-    const cost_model *cost;
-    uint64_t random;
-    mb_kv kv;
-    mb_scheduler scheduler;
-    void *memory;
-    double now;
-    request requests[MAX_JOBS]; /* in the order of arrival */
-    int n_requests, n_submitted, n_done;
-    mb_planned plan[MAX_SEQUENCES];
-    int64_t n_computed; /* tokens */
-    /* Of every token of a chat but its first: time since the one before, over the time of a step that only
-     * decodes the same sequences. */
-    float *gaps;
-    int n_gaps, max_gaps;
-    double worst_gap; /* seconds */
-} simulation;
-
-static double uniform(simulation *s) {
-    return (double)(tiny_random(&s->random) >> 11) * 0x1p-53;
-}
-
-static simulation *open_simulation(const cost_model *cost, double slowdown, int32_t n_blocks) {
-    simulation *s = calloc(1, sizeof *s);
-    s->cost = cost;
-    s->random = 7;
-    mb_schedule_limits limits = {.max_sequences = cost->max_sequences,
-                                 .max_step_tokens = cost->max_step_tokens,
-                                 .prefill_chunk = cost->chunk,
-                                 .max_queued = MAX_JOBS,
-                                 .max_decode_slowdown = slowdown,
-                                 .double_at = 8400,
-                                 .least_prompt_tokens = cost->least_prompt_tokens};
-    mb_arena arena;
-    for (int pass = 0; pass < 2; pass++) {
-        if (pass == 0) {
-            mb_arena_measure(&arena);
-        } else {
-            size_t n_bytes = arena.used;
-            s->memory = malloc(n_bytes);
-            mb_arena_init(&arena, s->memory, n_bytes, 1);
-        }
-        mb_kv_init(&s->kv, &arena, n_blocks, cost->max_sequences, MAX_BLOCKS);
-        mb_scheduler_init(&s->scheduler, &arena, &limits, &s->kv);
-    }
-    return s;
-}
-
-static void close_simulation(simulation *s) {
-    free(s->memory);
-    free(s->gaps);
-    free(s);
-}
-
-static request *add_request(simulation *s, double arrives, int64_t n_prompt, int64_t n_answer,
-                            int64_t max_new) {
-    assert_true(s->n_requests < MAX_JOBS && n_answer <= max_new);
-    request *r = &s->requests[s->n_requests++];
-    *r = (request){.job = {.n_tokens = n_prompt, .max_tokens = n_prompt + max_new, .table = -1},
-                   .arrives = arrives,
-                   .n_prompt = n_prompt,
-                   .n_answer = n_answer};
-    return r;
-}
-
-/* Of a step that only decodes: n sequences with so many positions in all. */
-static double decode_seconds(const simulation *s, double n, double n_cached) {
-    const cost_model *cost = s->cost;
-    return cost->step + cost->experts * (1 - pow(15. / 16, n)) + n * cost->per_decode +
-           n_cached * cost->per_cached;
-}
-
-/* Time of the planned step without noise. *idle: what it would take without prompts. */
-static double step_seconds(const simulation *s, int32_t n_planned, double *idle) {
-    const cost_model *cost = s->cost;
-    double prompts = 0, n_prompt_tokens = 0, n_decodes = 0, n_cached = 0;
-    for (int32_t i = 0; i < n_planned; i++) {
-        const mb_planned *item = &s->plan[i];
-        const request *r = (const request *)item->job;
-        double context = (double)item->first + 0.5 * item->n_tokens;
-        if (item->n_tokens == 1 && item->first >= r->n_prompt) {
-            n_decodes++;
-            n_cached += (double)item->first;
-        } else {
-            n_prompt_tokens += item->n_tokens;
-            prompts += item->n_tokens * cost->per_token * (1 + context / cost->double_at);
-        }
-    }
-    *idle = decode_seconds(s, n_decodes, n_cached);
-    if (n_prompt_tokens == 0)
-        return *idle;
-    double experts = cost->experts * (1 - pow(15. / 16, n_prompt_tokens)) * pow(15. / 16, n_decodes);
-    return *idle + experts + prompts + cost->mixed;
-}
-
-static void note_gap(simulation *s, double gap, double idle) {
-    if (s->n_gaps == s->max_gaps) {
-        s->max_gaps = s->max_gaps ? 2 * s->max_gaps : 1024;
-        s->gaps = realloc(s->gaps, (size_t)s->max_gaps * sizeof *s->gaps);
-    }
-    s->gaps[s->n_gaps++] = (float)(gap / idle);
-    s->worst_gap = fmax(s->worst_gap, gap);
-}
-
-static void take_token(simulation *s, request *r, double idle) {
-    if (r->job.n_tokens++ == r->n_prompt)
-        r->first_token = s->now;
-    else if (r->is_chat)
-        note_gap(s, s->now - r->last_token, idle);
-    r->last_token = s->now;
-    if (r->job.n_tokens == r->n_prompt + r->n_answer) {
-        r->done = s->now;
-        s->n_done++;
-        mb_scheduler_remove(&s->scheduler, &r->job);
-    }
-}
-
-static void step(simulation *s) {
-    for (; s->n_submitted < s->n_requests && s->requests[s->n_submitted].arrives <= s->now; s->n_submitted++)
-        assert_int_equal(mb_scheduler_submit(&s->scheduler, &s->requests[s->n_submitted].job), MB_OK);
-    int32_t n = mb_scheduler_plan(&s->scheduler, s->plan);
-    if (n == 0) {
-        assert_true(s->n_submitted < s->n_requests); /* else somebody was forgotten */
-        s->now = s->requests[s->n_submitted].arrives;
-        return;
-    }
-    double idle;
-    double seconds = step_seconds(s, n, &idle) * (1 + s->cost->noise * (2 * uniform(s) - 1));
-    s->now += seconds;
-    mb_scheduler_learn(&s->scheduler, s->plan, n, seconds);
-    for (int32_t i = 0; i < n; i++) {
-        s->n_computed += s->plan[i].n_tokens;
-        if (s->plan[i].draws)
-            take_token(s, (request *)s->plan[i].job, idle);
-        mb_scheduler_collect(&s->scheduler, &s->plan[i], 1);
-    }
-}
-
-static void run(simulation *s) {
-    while (s->n_done < s->n_requests)
-        step(s);
-}
-
-static int by_size(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-static double gap_quantile(simulation *s, double q) {
-    qsort(s->gaps, (size_t)s->n_gaps, sizeof *s->gaps, by_size);
-    return (double)s->gaps[(int)(q * (s->n_gaps - 1))];
-}
-
-static double gap_mean(const simulation *s) {
-    double sum = 0;
-    for (int i = 0; i < s->n_gaps; i++)
-        sum += (double)s->gaps[i];
-    return sum / s->n_gaps;
-}
+static const cost_model gpu = {.name = "GPU",
+                               .step = 4e-3,
+                               .mixed = 1e-3,
+                               .per_decode = 2e-5,
+                               .per_token = 2e-5,
+                               .double_at = 8400,
+                               .noise = 0.05,
+                               .chat_every = 0.09,
+                               .n_long = 65536,
+                               .max_sequences = 64,
+                               .max_step_tokens = 2048,
+                               .chunk = 512},
+                        cpu = {.name = "CPU",
+                               .step = 1e-4,
+                               .per_decode = 3e-4,
+                               .per_token = 2.5e-4,
+                               .double_at = 8400,
+                               .noise = 0.05,
+                               .chat_every = 0.2,
+                               .n_long = 4096,
+                               .max_sequences = 64,
+                               .max_step_tokens = 2048,
+                               .chunk = 512},
+                        slow_mixed = {.name = "slow mixed steps",
+                                      .step = 4e-3,
+                                      .mixed = 6e-3,
+                                      .per_decode = 2e-5,
+                                      .per_token = 2e-5,
+                                      .double_at = 8400,
+                                      .noise = 0.05,
+                                      .chat_every = 0.09,
+                                      .n_long = 65536,
+                                      .max_sequences = 64,
+                                      .max_step_tokens = 2048,
+                                      .chunk = 512};
 
 /* ---- Long prompts beside chats --------------------------------------------------------------------- */
 
@@ -258,7 +56,7 @@ enum { N_LONG = 3, N_CHATS = 400, CHAT_PROMPT = 200, CHAT_ANSWER = 250 };
 
 /* Chats come and go, and the long prompts come in the middle. */
 static simulation *run_mix(const cost_model *cost, double slowdown) {
-    simulation *s = open_simulation(cost, slowdown, 4 * MAX_BLOCKS);
+    simulation *s = open_simulation(cost, slowdown, 4 * MAX_BLOCKS, 0);
     double at = 0;
     for (int i = 0; i < N_CHATS; i++) {
         at += 2 * uniform(s) * cost->chat_every;
@@ -276,17 +74,6 @@ static double prefill_seconds_alone(const cost_model *cost) {
     return n * cost->per_token * (1 + n / 2 / cost->double_at) + n / 512 * cost->step;
 }
 
-/* Seconds until the chats' first token, at the quantile. */
-static double first_token_quantile(const simulation *s, double q) {
-    static float waits[MAX_JOBS];
-    int n = 0;
-    for (int i = 0; i < s->n_requests; i++)
-        if (s->requests[i].is_chat)
-            waits[n++] = (float)(s->requests[i].first_token - s->requests[i].arrives);
-    qsort(waits, (size_t)n, sizeof *waits, by_size);
-    return (double)waits[(int)(q * (n - 1))];
-}
-
 static void test_chats_stay_within_twice_of_idle(void **state) {
     (void)state;
     const cost_model *models[] = {&gpu, &cpu};
@@ -298,14 +85,14 @@ static void test_chats_stay_within_twice_of_idle(void **state) {
                 last = fmax(last, s->requests[k].first_token - s->requests[100].arrives);
         double p99 = gap_quantile(s, 0.99), worst = gap_quantile(s, 1),
                alone = prefill_seconds_alone(models[i]);
-        double step_time = decode_seconds(s, 1, 0), chat_p99 = first_token_quantile(s, 0.99);
+        double step_time = decode_seconds(s, 1, 0), chat_p99 = first_token_quantile(s, 1, 0.99);
         print_message(
             "%s: between tokens p50 %.2f, p99 %.2f, worst %.2f of idle (without a limit %.2f, %.2f, "
             "%.2f); the long prompts after %.1f times what they take alone; a chat's first token "
             "p99 after %.1f steps (%.1f)\n",
             models[i]->name, gap_quantile(s, 0.5), p99, worst, gap_quantile(unlimited, 0.5),
             gap_quantile(unlimited, 0.99), gap_quantile(unlimited, 1), last / (N_LONG * alone),
-            chat_p99 / step_time, first_token_quantile(unlimited, 0.99) / step_time);
+            chat_p99 / step_time, first_token_quantile(unlimited, 1, 0.99) / step_time);
         assert_true(p99 <= 2);
         assert_true(worst <= 3);
         assert_true(gap_quantile(unlimited, 1) > 20); /* so the limit is what helps */
@@ -331,7 +118,7 @@ static void test_slow_mixed_steps_are_spread(void **state) {
 
 /* So many requests at the same time, but for 0.3 ms from one to the next. */
 static simulation *run_burst(double slowdown, int n, int64_t n_prompt, int64_t n_answer) {
-    simulation *s = open_simulation(&h100, slowdown, 20 * MAX_BLOCKS);
+    simulation *s = open_simulation(&h100, slowdown, 20 * MAX_BLOCKS, 0);
     for (int i = 0; i < n; i++)
         add_request(s, 0.3e-3 * i, n_prompt, n_answer, n_answer)->is_chat = 1;
     run(s);
@@ -349,7 +136,8 @@ static void test_a_burst_is_not_held_up_by_its_first_answers(void **state) {
         simulation *s = run_burst(2, cases[i].n, 1024, cases[i].n_answer),
                    *unlimited = run_burst(0, cases[i].n, 1024, cases[i].n_answer);
         double n_tokens = (double)cases[i].n * cases[i].n_answer;
-        double first = first_token_quantile(s, 0.5), unlimited_first = first_token_quantile(unlimited, 0.5);
+        double first = first_token_quantile(s, 1, 0.5),
+               unlimited_first = first_token_quantile(unlimited, 1, 0.5);
         print_message(
             "%d prompts of 1024 at once, %d tokens each: %.0f tokens/s (without a limit %.0f), first token "
             "p50 %.0f ms (%.0f), between tokens p99 %.2f of idle, worst %.0f ms\n",
@@ -366,7 +154,7 @@ static void test_a_burst_is_not_held_up_by_its_first_answers(void **state) {
 /* Chats run from the start; after a second prompts come, `every` so many seconds. Until the last has its first
  * token. */
 static simulation *run_beside(int n_chats, int n_prompts, int64_t n_prompt, double every) {
-    simulation *s = open_simulation(&h100, 2, 20 * MAX_BLOCKS);
+    simulation *s = open_simulation(&h100, 2, 20 * MAX_BLOCKS, 0);
     request *last = NULL;
     for (int i = 0; i < n_chats; i++)
         add_request(s, 0, 256, 12000, 12000)->is_chat = 1;
@@ -443,7 +231,7 @@ static void test_overload_fills_the_batch(void **state) {
     (void)state;
     double seconds[2];
     for (int limited = 0; limited < 2; limited++) {
-        simulation *s = open_simulation(&h100, limited ? 2 : 0, 20 * MAX_BLOCKS);
+        simulation *s = open_simulation(&h100, limited ? 2 : 0, 20 * MAX_BLOCKS, 0);
         for (int i = 0; i < 300; i++)
             add_request(s, 0.05 * i, 2048 + (int64_t)(4096 * uniform(s)), 1 + (int64_t)(800 * uniform(s)),
                         1000);
@@ -463,7 +251,7 @@ enum { N_BATCH = 400, BATCH_PROMPT = 300, MAX_NEW = 4096 };
 /* All at once. Answers are `mean` tokens long on average; share: -1 as the scheduler likes, else fixed.
  * Returns the simulation when all are done. */
 static simulation *run_batch(int64_t mean, int32_t share) {
-    simulation *s = open_simulation(&gpu, 0, 600);
+    simulation *s = open_simulation(&gpu, 0, 600, 0);
     for (int i = 0; i < N_BATCH; i++) {
         int64_t n_answer = mean == MAX_NEW ? MAX_NEW : 1 + (int64_t)(-log(1 - uniform(s)) * (double)mean);
         add_request(s, 0, BATCH_PROMPT, n_answer < MAX_NEW ? n_answer : MAX_NEW, MAX_NEW);

@@ -6,6 +6,14 @@ int mb_dtype_is_activation(mb_dtype dtype) {
     return dtype == MB_F32 || dtype == MB_BF16 || dtype == MB_F16;
 }
 
+mb_status mb_array_check(const char *op, const char *name, const void *array, size_t alignment,
+                         int may_be_null) {
+    MB_REQUIRE(array || may_be_null, "%s: %s is NULL", op, name);
+    MB_REQUIRE((uintptr_t)array % alignment == 0, "%s: %s is not aligned to %zu bytes, its type", op, name,
+               alignment);
+    return MB_OK;
+}
+
 /* One scale a matrix, or blocks of MB_F8_BLOCK columns and a divisor of as many rows. */
 static int has_known_blocks(const mb_weight *weight) {
     int32_t rows = weight->scale_rows;

@@ -15,6 +15,10 @@
 /* 1 for the types that activations may have: MB_F32, MB_BF16, MB_F16. */
 int mb_dtype_is_activation(mb_dtype dtype);
 
+/* Checks a pointer: NULL, unless it may be, and alignment. `op` and `name` are in the error sentence. */
+mb_status mb_array_check(const char *op, const char *name, const void *array, size_t alignment,
+                         int may_be_null);
+
 /* Checks that the weight has this shape, and a dtype and scales that are supported; without scales_allowed it
  * must have none. `name` begins the error sentence: "gemm: weight". mb_weight_check also asks for data. */
 mb_status mb_weight_check_shape(const mb_weight *weight, const char *name, int64_t count, int64_t rows,

@@ -29,33 +29,27 @@ mb_status mb_moe_backward_check_sizes(const mb_moe_backward_args *args) {
     return MB_OK;
 }
 
-static mb_status check_array(const char *name, const void *array, size_t alignment, int may_be_null) {
-    MB_REQUIRE(array || may_be_null, "moe_backward: %s is NULL", name);
-    MB_REQUIRE((uintptr_t)array % alignment == 0, "moe_backward: %s is not aligned to %zu bytes, its type",
-               name, alignment);
-    return MB_OK;
-}
-
 mb_status mb_moe_backward_check(const mb_moe_backward_args *args) {
+    const char *op = "moe_backward";
     MB_TRY(mb_moe_backward_check_sizes(args));
     size_t element = mb_dtype_bytes(args->dtype), grad = mb_dtype_bytes(args->grad_dtype);
-    MB_TRY(check_array("dw13", args->dw13, grad, 1));
-    MB_TRY(check_array("dw2", args->dw2, grad, 1));
-    MB_TRY(check_array("dbias13", args->dbias13, grad, 1));
-    MB_TRY(check_array("dbias2", args->dbias2, grad, 1));
+    MB_TRY(mb_array_check(op, "dw13", args->dw13, grad, 1));
+    MB_TRY(mb_array_check(op, "dw2", args->dw2, grad, 1));
+    MB_TRY(mb_array_check(op, "dbias13", args->dbias13, grad, 1));
+    MB_TRY(mb_array_check(op, "dbias2", args->dbias2, grad, 1));
     if (args->n_tokens == 0)
         return MB_OK;
-    MB_TRY(check_array("x", args->x, element, 0));
-    MB_TRY(check_array("weights", args->weights, sizeof(float), 0));
-    MB_TRY(check_array("ids", args->ids, sizeof(int32_t), 0));
-    MB_TRY(check_array("w13.data", args->w13.data, element, 0));
-    MB_TRY(check_array("w2.data", args->w2.data, element, 0));
-    MB_TRY(check_array("bias13", args->bias13, element, 1));
-    MB_TRY(check_array("bias2", args->bias2, element, 1));
-    MB_TRY(check_array("p", args->p, element, 1));
-    MB_TRY(check_array("d_out", args->d_out, element, 0));
-    MB_TRY(check_array("dx", args->dx, element, 1));
-    MB_TRY(check_array("dweights", args->dweights, sizeof(float), 1));
+    MB_TRY(mb_array_check(op, "x", args->x, element, 0));
+    MB_TRY(mb_array_check(op, "weights", args->weights, sizeof(float), 0));
+    MB_TRY(mb_array_check(op, "ids", args->ids, sizeof(int32_t), 0));
+    MB_TRY(mb_array_check(op, "w13.data", args->w13.data, element, 0));
+    MB_TRY(mb_array_check(op, "w2.data", args->w2.data, element, 0));
+    MB_TRY(mb_array_check(op, "bias13", args->bias13, element, 1));
+    MB_TRY(mb_array_check(op, "bias2", args->bias2, element, 1));
+    MB_TRY(mb_array_check(op, "p", args->p, element, 1));
+    MB_TRY(mb_array_check(op, "d_out", args->d_out, element, 0));
+    MB_TRY(mb_array_check(op, "dx", args->dx, element, 1));
+    MB_TRY(mb_array_check(op, "dweights", args->dweights, sizeof(float), 1));
     MB_REQUIRE(!args->dx || args->dx != args->x, "moe_backward: dx is x");
     MB_REQUIRE(!args->dx || args->dx != args->d_out, "moe_backward: dx is d_out");
     return MB_OK;

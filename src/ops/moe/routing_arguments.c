@@ -5,8 +5,6 @@
 
 #include <inttypes.h>
 
-enum { MOST_CHOICES = 32 };
-
 static mb_status check_routing(const char *op, int64_t n_tokens, int32_t n_experts, int32_t top_k,
                                mb_dtype logits_dtype, mb_route_order order) {
     const mb_moe_route_args route = {.n_tokens = n_tokens,
@@ -16,14 +14,6 @@ static mb_status check_routing(const char *op, int64_t n_tokens, int32_t n_exper
                                      .order = order};
     mb_status status = mb_moe_route_check_sizes(&route);
     return status == MB_OK ? MB_OK : mb_fail_context(status, "%s", op);
-}
-
-static mb_status check_array(const char *op, const char *name, const void *array, size_t alignment,
-                             int may_be_null) {
-    MB_REQUIRE(array || may_be_null, "%s: %s is NULL", op, name);
-    MB_REQUIRE((uintptr_t)array % alignment == 0, "%s: %s is not aligned to %zu bytes, its type", op, name,
-               alignment);
-    return MB_OK;
 }
 
 /* ---- Losses -------------------------------------------------------------------------------------------- */
@@ -37,11 +27,11 @@ mb_status mb_moe_router_losses_check(const mb_moe_router_losses_args *args) {
     const char *op = "moe_router_losses";
     MB_TRY(mb_moe_router_losses_check_sizes(args));
     int is_empty = args->n_tokens == 0;
-    MB_TRY(check_array(op, "counts", args->counts, sizeof(int32_t), 0));
-    MB_TRY(check_array(op, "load_balance", args->load_balance, sizeof(float), 1));
-    MB_TRY(check_array(op, "z", args->z, sizeof(float), 1));
-    MB_TRY(check_array(op, "logits", args->logits, mb_dtype_bytes(args->logits_dtype), is_empty));
-    return check_array(op, "ids", args->ids, sizeof(int32_t), is_empty);
+    MB_TRY(mb_array_check(op, "counts", args->counts, sizeof(int32_t), 0));
+    MB_TRY(mb_array_check(op, "load_balance", args->load_balance, sizeof(float), 1));
+    MB_TRY(mb_array_check(op, "z", args->z, sizeof(float), 1));
+    MB_TRY(mb_array_check(op, "logits", args->logits, mb_dtype_bytes(args->logits_dtype), is_empty));
+    return mb_array_check(op, "ids", args->ids, sizeof(int32_t), is_empty);
 }
 
 /* ---- Gradient ------------------------------------------------------------------------------------------ */
@@ -51,13 +41,13 @@ mb_status mb_moe_route_backward_check(const mb_moe_route_backward_args *args) {
     MB_TRY(check_routing(op, args->n_tokens, args->n_experts, args->top_k, args->logits_dtype, args->order));
     if (args->n_tokens == 0)
         return MB_OK;
-    MB_TRY(check_array(op, "logits", args->logits, mb_dtype_bytes(args->logits_dtype), 0));
-    MB_TRY(check_array(op, "ids", args->ids, sizeof(int32_t), 0));
-    MB_TRY(check_array(op, "dlogits", args->dlogits, sizeof(float), 0));
-    MB_TRY(check_array(op, "dweights", args->dweights, sizeof(float), 1));
-    MB_TRY(check_array(op, "counts", args->counts, sizeof(int32_t), 1));
-    MB_TRY(check_array(op, "d_load_balance", args->d_load_balance, sizeof(float), 1));
-    MB_TRY(check_array(op, "d_z", args->d_z, sizeof(float), 1));
+    MB_TRY(mb_array_check(op, "logits", args->logits, mb_dtype_bytes(args->logits_dtype), 0));
+    MB_TRY(mb_array_check(op, "ids", args->ids, sizeof(int32_t), 0));
+    MB_TRY(mb_array_check(op, "dlogits", args->dlogits, sizeof(float), 0));
+    MB_TRY(mb_array_check(op, "dweights", args->dweights, sizeof(float), 1));
+    MB_TRY(mb_array_check(op, "counts", args->counts, sizeof(int32_t), 1));
+    MB_TRY(mb_array_check(op, "d_load_balance", args->d_load_balance, sizeof(float), 1));
+    MB_TRY(mb_array_check(op, "d_z", args->d_z, sizeof(float), 1));
     MB_REQUIRE(!args->d_load_balance || args->counts,
                "moe_route_backward: d_load_balance is given, but counts is NULL; pass those of "
                "mb_moe_router_losses");
@@ -69,10 +59,10 @@ mb_status mb_moe_route_backward_check(const mb_moe_route_backward_args *args) {
 mb_status mb_moe_token_rounding_check_sizes(const mb_moe_token_rounding_args *args) {
     MB_TRY(check_routing("moe_token_rounding", args->n_tokens, args->n_experts, args->top_k,
                          args->logits_dtype, args->order));
-    int32_t most_choices = args->n_experts < MOST_CHOICES ? args->n_experts : MOST_CHOICES;
+    int32_t most_choices = args->n_experts < MB_SOFTMAX_CHOICES ? args->n_experts : MB_SOFTMAX_CHOICES;
     MB_REQUIRE(args->max_choices >= args->top_k && args->max_choices <= most_choices,
                "moe_token_rounding: max_choices is %d, not in top_k, %d, .. min(n_experts, %d)",
-               args->max_choices, args->top_k, MOST_CHOICES);
+               args->max_choices, args->top_k, MB_SOFTMAX_CHOICES);
     MB_REQUIRE(args->n_tokens <= INT32_MAX / args->max_choices,
                "moe_token_rounding: n_tokens is %" PRId64 ", with max_choices %d more than %d rows",
                args->n_tokens, args->max_choices, INT32_MAX);
@@ -86,12 +76,12 @@ mb_status mb_moe_token_rounding_check(const mb_moe_token_rounding_args *args) {
     const char *op = "moe_token_rounding";
     MB_TRY(mb_moe_token_rounding_check_sizes(args));
     int is_empty = args->n_tokens == 0;
-    MB_TRY(check_array(op, "counts", args->counts, sizeof(int32_t), 0));
-    MB_TRY(check_array(op, "report", args->report, sizeof(int64_t), 1));
-    MB_TRY(check_array(op, "logits", args->logits, mb_dtype_bytes(args->logits_dtype), is_empty));
-    MB_TRY(check_array(op, "ids", args->ids, sizeof(int32_t), is_empty));
-    MB_TRY(check_array(op, "out_ids", args->out_ids, sizeof(int32_t), is_empty));
-    MB_TRY(check_array(op, "out_weights", args->out_weights, sizeof(float), is_empty));
+    MB_TRY(mb_array_check(op, "counts", args->counts, sizeof(int32_t), 0));
+    MB_TRY(mb_array_check(op, "report", args->report, sizeof(int64_t), 1));
+    MB_TRY(mb_array_check(op, "logits", args->logits, mb_dtype_bytes(args->logits_dtype), is_empty));
+    MB_TRY(mb_array_check(op, "ids", args->ids, sizeof(int32_t), is_empty));
+    MB_TRY(mb_array_check(op, "out_ids", args->out_ids, sizeof(int32_t), is_empty));
+    MB_TRY(mb_array_check(op, "out_weights", args->out_weights, sizeof(float), is_empty));
     MB_REQUIRE(is_empty || args->out_ids != args->ids, "moe_token_rounding: out_ids is ids");
     return MB_OK;
 }

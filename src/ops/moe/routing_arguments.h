@@ -5,6 +5,9 @@
 
 #include "moebius/train.h"
 
+/* Of a token at most: experts that mb_moe_route takes, and choices. */
+enum { MB_SOFTMAX_EXPERTS = 1024, MB_SOFTMAX_CHOICES = 32 };
+
 #ifdef __cplusplus
 extern "C" {
 #endif

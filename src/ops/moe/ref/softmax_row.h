@@ -3,10 +3,9 @@
 #define MB_OPS_MOE_SOFTMAX_ROW_H
 
 #include "ops/common/dtype.h"
+#include "ops/moe/routing_arguments.h"
 
 #include <math.h>
-
-enum { MB_SOFTMAX_EXPERTS = 1024, MB_SOFTMAX_CHOICES = 32 };
 
 /* log of the sum of e^value. -infinity when all are. */
 static inline double mb_log_sum_exp(int32_t n, const double *values) {

@@ -7,9 +7,14 @@ A training step of one MoE layer against PyTorch's autograd in fp32: first the o
     python bench/train_vs_torch.py --thiek 512,256,128,16,2 --activation gelu --add-bias --output rows.jsonl
 
 Each contender computes the same layer from tokens and router's matrix: moebius.nn.MoE, torch.nn.functional.grouped_mm
-(torch._grouped_mm in older versions) with autograd, Hugging Face's eager and grouped_mm experts. The choices are
-moebius's own, given to all, so that equal logits do not count as errors. drouter is the gradient of the router's
-matrix. Exit status 1 when moebius is absent, refuses the device or its results are wrong.
+(torch._grouped_mm in older versions) with autograd, Hugging Face's eager and grouped_mm experts. moebius chooses the
+experts; the others are given its choices, so that equal logits do not count as errors. drouter is the gradient of the
+router's matrix. Exit status 1 when moebius is absent, refuses the device or its results are wrong.
+
+Two forwards stand below: moebius with the routing given, and the ceiling: a layer of the same shape whose experts have
+equally many rows, already sorted, as two batched GEMMs of cuBLAS with activation and weighted sum between them
+(torch.compile fuses each of these two into one kernel). kept: what autograd keeps from the forward to the backward,
+tokens included, parameters not. peak: memory taken by the pass beyond parameters, tokens and gradient of the output.
 """
 
 import argparse
@@ -19,6 +24,9 @@ import torch
 import torch.nn.functional as F
 
 from measure import HOW, Sensors, append_rows, card_name, commit, median_us, row
+
+LAUNCHED = "launched from Python"  # which runs ahead of the GPU where a pass takes the GPU longer
+CHUNK = 1 << 26  # values compared at once: fp64 copies of a gradient would not fit
 
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 ONE_SIDED = {
@@ -44,6 +52,7 @@ def parse():
     parser.add_argument("--tile-rows", type=int, default=128, help="of token rounding (default 128)")
     parser.add_argument("--activation", choices=(*GATED, *ONE_SIDED), default="swiglu")
     parser.add_argument("--add-bias", action="store_true", help="the experts have biases")
+    parser.add_argument("--without", metavar="NAME", action="append", default=[], help="leave a contender out; can be repeated")
     parser.add_argument("--skip-test", action="store_true", help="do not compare, only time")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -104,8 +113,8 @@ class GroupedMm(Plain):
         weights = weights_of(x, p["router"], ids)
         sorted_ids, order = torch.where(ids < 0, n_experts, ids).flatten().sort(stable=True)
         ends = torch.searchsorted(sorted_ids, torch.arange(n_experts, device=x.device), right=True).to(torch.int32)
-        n_rows = int(ends[-1]) if (ids < 0).any() else len(order)
-        order = order[:n_rows]
+        if self.given.routing == "rounding":  # places without a choice come last
+            order = order[: int(ends[-1])]
         hidden = activate(self.given.activation, self.grouped_mm(x[order // ids.shape[1]], p["w13"].mT, offs=ends))
         y = self.grouped_mm(hidden, p["w2"].mT, offs=ends) * weights.flatten()[order, None].to(x.dtype)
         return torch.zeros_like(x).index_add(0, order // ids.shape[1], y)
@@ -153,8 +162,8 @@ class Moebius:
         self.module.requires_grad_(True)
         self.parameters = dict(self.module.named_parameters())
 
-    def __call__(self, x, ids):
-        return self.module(x, ids=ids)
+    def __call__(self, x, _ids):
+        return self.module(x)  # chooses them itself
 
 
 MAKERS = (
@@ -205,6 +214,8 @@ def make_all(given, parameters, x, ids, d_out):
         try:
             contender = make(given, leaves(parameters))
             name = contender.name
+            if name in given.without:
+                continue
             step(contender, x, ids, d_out)
             found.append(contender)
         except Missing as reason:
@@ -212,6 +223,19 @@ def make_all(given, parameters, x, ids, d_out):
         except Exception as error:  # many libraries, many reasons, of which the first line is enough
             print(f"  {name}: does not run here: {(str(error) or type(error).__name__).splitlines()[0]}")
     return found
+
+
+def difference(got, expected):
+    """The reference's largest and mean absolute value, the largest difference, the mean one as a share, calc_diff."""
+    maxima, sums = torch.zeros(2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for a, b in zip(got.flatten().split(CHUNK), expected.flatten().split(CHUNK), strict=True):
+        a, b = a.double(), b.double()
+        apart = (a - b).abs()
+        maxima = torch.maximum(maxima, torch.stack([b.abs().max(), apart.max()]).cpu())
+        sums += torch.stack([b.abs().sum(), apart.sum(), (a * a + b * b).sum(), (a * b).sum()]).cpu()
+    values, apart, squares, products = sums.tolist()
+    largest, most_apart = maxima.tolist()
+    return largest, values / expected.numel(), most_apart, apart / values, 1 - 2 * products / squares
 
 
 def check(given, contenders, parameters, x, ids, d_out):
@@ -223,56 +247,181 @@ def check(given, contenders, parameters, x, ids, d_out):
         print(f"  {'':8}{'max |ref|':>12}{'mean |ref|':>12}{'max |diff|':>12}{'mean rel':>11}{'calc_diff':>11}")
         good = True
         for name, got in step(contender, x, ids, d_out).items():
-            expected = reference[name].double()
-            apart = (got.double() - expected).abs()
-            mean = float(apart.mean() / expected.abs().mean())
-            squares = (got.double() ** 2 + expected**2).sum()
-            calc_diff = float(1 - 2 * (got.double() * expected).sum() / squares)
-            fits = mean <= LIMITS[given.dtype] and calc_diff <= 1e-4
+            largest, mean, apart, relative, calc_diff = difference(got, reference[name])
+            fits = relative <= LIMITS[given.dtype] and calc_diff <= 1e-4
             good = good and fits
-            figures = f"{float(expected.abs().max()):12.4g}{float(expected.abs().mean()):12.4g}{float(apart.max()):12.4g}"
-            print(f"  {name:8}{figures}{mean:11.1e}{calc_diff:11.1e}" + ("" if fits else "  WRONG"))
+            print(f"  {name:8}{largest:12.4g}{mean:12.4g}{apart:12.4g}{relative:11.1e}{calc_diff:11.1e}" + ("" if fits else "  WRONG"))
         if contender.name == "moebius":
             is_right = good
     return is_right
 
 
-def time_all(given, contenders, shape, x, ids, d_out):
-    n_tokens, hidden, intermediate, n_experts, top_k = shape
-    device, card = x.device, card_name(x.device)
-    n_rows = int((ids >= 0).sum())
-    forward_flops = (6 if given.activation in GATED else 4) * hidden * intermediate * n_rows
-    rows = []
-    print(f"\n  {'':28}{'pass':>10}{'us':>12}{'TFLOP/s':>10}")
-    for contender in contenders:
+# ---- Memory --------------------------------------------------------------------------------------------------
 
-        def inference(contender=contender):
-            with torch.no_grad():
-                return contender(x, ids)
 
-        def forward(contender=contender):
+def kept_bytes(forward, parameters):
+    """What autograd keeps for the backward: each storage once, the parameters' not."""
+    own, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = forward()
+    del out
+    return sum(kept.values())
+
+
+def peak_bytes(function, device):
+    """Memory that PyTorch's allocator hands out during function(), the result included; None on the CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    out = function()
+    torch.cuda.synchronize()
+    del out
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+# ---- The ceiling ---------------------------------------------------------------------------------------------
+
+
+def weighted_sum(y, places, weights):
+    """out[t] = sum over k of weights[t, k] y[places[t, k]], in float32."""
+    return (y[places].float() * weights[:, :, None]).sum(1).to(y.dtype)
+
+
+def compiled(function):
+    """Fused by torch.compile on a GPU; as it is where there is no compiler, and on the CPU."""
+
+    def call(*arguments):
+        if call.function is not function:
+            try:
+                return call.function(*arguments)
+            except Exception as error:  # no Triton, no C compiler
+                print(f"  torch.compile does not work: {(str(error) or type(error).__name__).splitlines()[0]}")
+                call.function = function
+        return function(*arguments)
+
+    call.function = torch.compile(function) if torch.cuda.is_available() else function
+    return call
+
+
+class Ceiling:
+    """The forward as dense algebra: rows sorted beforehand, as many for each expert, no routing."""
+
+    name = "cuBLAS batched GEMMs"
+
+    def __init__(self, given, shape, parameters):
+        n_tokens, hidden, _, n_experts, top_k = shape
+        if n_tokens * top_k % n_experts:
+            raise Missing("T K is no multiple of E")
+        if given.add_bias:
+            raise Missing("compared without biases")
+        n_rows, device = n_tokens * top_k, parameters["w2"].device
+        self.w13, self.w2 = (parameters[name].detach().mT for name in ("w13", "w2"))
+        self.rows = torch.randn(n_experts, n_rows // n_experts, hidden, device=device).to(self.w2.dtype)
+        # Token t's choices are t K to t K + K - 1 in turn round the experts: each expert gets as many rows.
+        choices = torch.arange(n_rows, device=device).view(n_tokens, top_k)
+        self.places = choices % n_experts * (n_rows // n_experts) + choices // n_experts
+        self.weights = torch.full((n_tokens, top_k), 1 / top_k, device=device)
+        self.activate = compiled(lambda values: activate(given.activation, values))
+        self.sum = compiled(weighted_sum)
+
+    def __call__(self):
+        hidden = self.activate(torch.bmm(self.rows, self.w13))
+        y = torch.bmm(hidden, self.w2)
+        return self.sum(y.view(-1, y.shape[-1]), self.places, self.weights)
+
+
+# ---- Times ---------------------------------------------------------------------------------------------------
+
+
+class Report:
+    """Prints times, and collects the rows."""
+
+    def __init__(self, given, shape, device, n_rows):
+        self.given, self.card, self.device = given, card_name(device), device
+        self.sides = dict(zip("THIEK", shape, strict=True))
+        _, hidden, intermediate, _, _ = shape
+        self.flops = (6 if given.activation in GATED else 4) * hidden * intermediate * n_rows
+        self.rows = []
+        self.how = f"L2 flushed, {LAUNCHED}" if device.type == "cuda" else "wall clock"
+
+    def us(self, function):
+        return median_us(function, self.device)
+
+    def add(self, who, name, us, share, how="", **extra):
+        given, tflops = self.given, share * self.flops / us * 1e-6
+        memory = "".join(f"{extra[key] / (1 << 20):12.1f}" if extra.get(key) else f"{'':12}" for key in ("kept_bytes", "peak_bytes"))
+        print(f"  {who:28}{name:>10}{us:12.1f}{tflops:10.3f}{memory}".rstrip(), flush=True)
+        figures = {"pass": name, "routing": given.routing, "activation": given.activation, "bias": given.add_bias}
+        figures |= {"grad_dtype": given.dtype, "us": round(us, 1), "tflops": round(tflops, 3)} | {k: v for k, v in extra.items() if v is not None}
+        how = "; ".join(filter(None, [f"{self.how}, {HOW}", how]))
+        self.rows.append(row("train_block", who, self.card, given.dtype, self.sides, figures, how, given.commit))
+
+
+def time_contender(report, contender, x, ids, d_out):
+    leaf = x.detach().requires_grad_()
+
+    def inference():
+        with torch.no_grad():
             return contender(x, ids)
 
-        with Sensors(device) as sensors:
-            times = {
-                "inference": (median_us(inference, device), 1),
-                "forward": (median_us(forward, device), 1),
-                "both": (median_us(lambda c=contender: step(c, x, ids, d_out), device), 3),
-            }
-        times["backward"] = (times["both"][0] - times["forward"][0], 2)
-        power = sensors.figures()
-        for name, (us, share) in times.items():
-            tflops = share * forward_flops / us * 1e-6
-            print(f"  {contender.name:28}{name:>10}{us:12.1f}{tflops:10.3f}")
-            figures = {"pass": name, "routing": given.routing, "activation": given.activation, "bias": given.add_bias}
-            figures |= {"us": round(us, 1), "tflops": round(tflops, 3)} | power
-            how = f"{'L2 flushed' if device.type == 'cuda' else 'wall clock'}, {HOW}; choices given; backward: both - forward"
-            sides = {"T": n_tokens, "H": hidden, "I": intermediate, "E": n_experts, "K": top_k}
-            rows.append(row("train", contender.name, card, given.dtype, sides, figures, how, given.commit))
-        if power:
-            drawn = f"{power['watts']:.0f} of {power['limit_watts']:.0f} W, SM clock {power['sm_mhz']:.0f} MHz"
-            print(f"  {'':28}{drawn} (medians); at the limit the clock falls, so compare within a run")
-    return rows
+    def forward():
+        return contender(leaf, ids)
+
+    def both():
+        return step(contender, x, ids, d_out)
+
+    memory = {
+        "forward": {"kept_bytes": kept_bytes(forward, contender.parameters.values())},
+        "both": {"peak_bytes": peak_bytes(both, x.device)},
+    }
+    with Sensors(x.device) as sensors:
+        us = {name: report.us(function) for name, function in (("inference", inference), ("forward", forward), ("both", both))}
+    us["backward"] = us["both"] - us["forward"]
+    power = sensors.figures()
+    for name, share in (("inference", 1), ("forward", 1), ("both", 3), ("backward", 2)):
+        how = "backward: both - forward" if name == "backward" else ""
+        report.add(contender.name, name, us[name], share, how, **memory.get(name, {}), **power)
+    if power:
+        drawn = f"{power['watts']:.0f} of {power['limit_watts']:.0f} W, SM clock {power['sm_mhz']:.0f} MHz"
+        print(f"  {'':28}{drawn} (medians); at the limit the clock falls, so compare within a run")
+
+
+def time_experts(report, given, parameters, x, ids):
+    """moebius's forward with choices and weights given: what the ceiling computes, and the gather."""
+    import moebius
+
+    leaf, p = x.detach().requires_grad_(), leaves(parameters)
+    weights = weights_of(x, p["router"], ids).detach().requires_grad_()
+    options = {"activation": given.activation, "bias13": p.get("bias13"), "bias2": p.get("bias2")}
+    us = report.us(lambda: moebius.moe(leaf, p["w13"], p["w2"], weights, ids, **options))
+    report.add("moebius, routing given", "forward", us, 1)
+    return us
+
+
+def time_all(given, contenders, shape, parameters, x, ids, d_out):
+    report = Report(given, shape, x.device, int((ids >= 0).sum()))
+    print(f"\n  {'':28}{'pass':>10}{'us':>12}{'TFLOP/s':>10}{'kept MiB':>12}{'peak MiB':>12}")
+    for contender in contenders:
+        time_contender(report, contender, x, ids, d_out)
+    us = time_experts(report, given, parameters, x, ids)
+    try:
+        if given.routing != "topk":
+            raise Missing("compared with top-k")
+        bound = report.us(Ceiling(given, shape, parameters))
+        report.add(Ceiling.name, "forward", bound, 1, "experts with equally many rows, sorted beforehand")
+        print(f"  moebius's forward with the routing given reaches {100 * bound / us:.1f} % of the batched GEMMs")
+    except Missing as reason:
+        print(f"  {Ceiling.name}: {reason}")
+    return report.rows
 
 
 def choices(given, parameters, x):
@@ -292,7 +441,6 @@ def choices(given, parameters, x):
 
 def main():
     given = parse()
-    rows = []
     for text in given.thiek or ["256,256,128,16,2"]:
         shape = [int(n) for n in text.split(",")]
         if len(shape) != 5 or min(shape) < 1:
@@ -306,9 +454,9 @@ def main():
             sys.exit("train_vs_torch: moebius does not run here (see above)")
         if not given.skip_test and not check(given, contenders, parameters, x, ids, d_out):
             sys.exit("train_vs_torch: moebius's results are wrong (see above)")
-        rows += time_all(given, contenders, shape, x, ids, d_out)
-    if given.output:
-        append_rows(given.output, rows)
+        rows = time_all(given, contenders, shape, parameters, x, ids, d_out)
+        if given.output:  # of each shape at once: a later one may fail
+            append_rows(given.output, rows)
 
 
 if __name__ == "__main__":

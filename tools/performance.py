@@ -28,7 +28,7 @@ def newest_rows():
                 sys.exit(f"{path}:{number}: not JSON: {error}")
             if row["bench"] == "text":  # has no shapes; docs/text.md cites these rows
                 continue
-            details = [row.get(key) for key in ("model", "weights", "kv", "pass")]
+            details = [row.get(key) for key in ("model", "weights", "kv", "pass", "routing", "grad_dtype")]
             details += [row.get("activation", "swiglu"), row.get("bias", False)]
             key = json.dumps([row["who"], row["dtype"], row["shape"], *details], sort_keys=True)
             tables.setdefault((row["bench"], row["card"]), {})[key] = row
@@ -111,6 +111,86 @@ def moe_block_table(rows):
                f"| {times} | {r['commit']} |")
 
 
+# T, H, I, E, K -> TFLOP/s of forward and backward in bf16 with swiglu that we set out to reach on an H100.
+TRAIN_GOALS = {
+    (32768, 4096, 1024, 128, 8): (610, 600),
+    (32768, 2048, 768, 128, 8): (560, 565),
+    (4096, 4096, 1024, 128, 8): (500, 420),
+    (24576, 1536, 256, 128, 8): (385, 375),
+    (32768, 4096, 512, 128, 8): (520, 520),
+    (32768, 4096, 2048, 64, 4): (610, 600),
+    (24576, 1536, 1024, 32, 2): (480, 480),
+    (4096, 4096, 1024, 256, 8): (300, 250),
+    (16384, 4096, 1024, 256, 8): (560, 520),
+}
+PASSES = ("forward", "backward", "both", "inference")
+
+
+def train_steps(rows):
+    """The rows of a step together: pass -> row, in the order of the goals, then of first measurement."""
+    steps = {}
+    for r in rows:
+        kind = [r.get(key) for key in ("who", "dtype", "grad_dtype", "routing", "activation", "bias")]
+        steps.setdefault(json.dumps([r["shape"], kind]), {})[r["pass"]] = r
+    order = list(TRAIN_GOALS)
+    sides = [(tuple(first["shape"][k] for k in "THIEK"), step) for step in steps.values() for first in [next(iter(step.values()))]]
+    return sorted(sides, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order))
+
+
+def train_types(r):
+    """What differs from bf16 throughout with swiglu and without biases."""
+    return "".join(
+        f", {word}"
+        for word in (
+            r["dtype"] if r["dtype"] != "bf16" else "",
+            f"gradients {r['grad_dtype']}" if r.get("grad_dtype", r["dtype"]) != r["dtype"] else "",
+            r["activation"] if r["activation"] != "swiglu" else "",
+            "biases" if r["bias"] else "",
+        )
+        if word
+    )
+
+
+def train_rates(step):
+    return " | ".join(f"{step[name]['tflops']:.0f}" if name in step else "" for name in PASSES)
+
+
+def train_table(rows):
+    plain = {(sides, train_types(r)): step for sides, step in train_steps(rows) for r in step.values() if r["routing"] == "topk"}
+    yield ("| T, H, I, E, K | routing | goal, forward / backward | forward | backward | both | inference | step ms | MHz, W | padding "
+           "| commit |")
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    for sides, step in train_steps(rows):
+        r = step.get("both")
+        if not r:
+            continue
+        has_goal = sides in TRAIN_GOALS and not train_types(r)
+        routing = "top-k"
+        if r["routing"] == "rounding":
+            routing = "rounding"
+            other = plain.get((sides, train_types(r)))
+            if other:
+                ratios = " / ".join(f"{step[name]['tflops'] / other[name]['tflops']:.2f}" for name in ("forward", "backward"))
+                routing += f" ({ratios} of top-k)"
+        goal = " / ".join(map(str, TRAIN_GOALS[sides])) if has_goal else ""
+        power = f"{r['sm_mhz']:.0f}, {r['watts']:.0f}" if r.get("watts") else ""
+        yield (f"| {', '.join(map(str, sides))}{train_types(r)} | {routing} | {goal} | {train_rates(step)} | {r['us'] / 1e3:.2f} "
+               f"| {power} | {100 * r['wasted_ratio']:.1f} % | {r['commit']} |")
+
+
+def train_block_table(rows):
+    yield "| T, H, I, E, K | who | forward | backward | both | inference | kept MiB | peak MiB | MHz, W | commit |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for sides, step in train_steps(rows):
+        first = next(iter(step.values()))
+        kept, peak = (step[name].get(key) if name in step else None for name, key in (("forward", "kept_bytes"), ("both", "peak_bytes")))
+        memory = " | ".join(f"{n / (1 << 20):.0f}" if n else "" for n in (kept, peak))
+        power = f"{first['sm_mhz']:.0f}, {first['watts']:.0f}" if first.get("watts") else ""
+        routing = ", rounding" if first["routing"] == "rounding" else ""
+        yield (f"| {', '.join(map(str, sides))}{train_types(first)}{routing} | {first['who']} | {train_rates(step)} | {memory} | {power} "
+               f"| {first['commit']} |")
+
+
 def engine_table(rows):
     yield "| who | model | batch | context | compute | weights | KV | tokens/s | ms a step | % of floor | commit |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
@@ -167,6 +247,15 @@ SECTIONS = [
      "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
      moe_block_table),
+    ("train", "Training an MoE layer", "TFLOP/s of a step, from tokens and router logits to the gradients of all inputs, routing and its "
+     "gradient included, the router's matrix not. Counted are 6 T K H I flops forward and 12 backward; with token rounding the rows that "
+     "were processed. Gradients are of the weights' type unless named. Goal: what we set out to reach on an H100. MHz, W: SM clock and "
+     "power in half a second of steps; at the power limit the clock falls, so compare within a run. Padding: rows that fill up tiles of "
+     "128. `moebius bench train --output FILE`.", train_table),
+    ("train_block", "Training an MoE layer, beside PyTorch", "TFLOP/s, the router's matrix and its gradient included. Kept: what autograd "
+     "keeps from the forward to the backward, tokens included. Peak: memory that a step takes beyond weights, tokens and the output's "
+     "gradient. The batched GEMMs are the ceiling: experts with equally many rows, sorted beforehand; they and \"routing given\" do not "
+     "route. `python bench/train_vs_torch.py --output FILE`.", train_block_table),
     ("decode", "Decode", "Output tokens per second over all sequences. The floor is that of the bytes and flops that a step's operators "
      "must move and compute (bench/README.md). `moebius bench DIR --output FILE`; Hugging Face beside it: `bench/engine_vs_hf.py`.",
      engine_table),

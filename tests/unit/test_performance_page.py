@@ -80,6 +80,42 @@ def test_block_table_compares_with_hugging_face_of_its_pass(results):
     assert "| prefill | 16 | 2048, 768, 128, 8 | HF eager | bf16 | 200.0 | 7 | 1.0x | abc |" in page
 
 
+def train_row(us, bench="train", who="moebius", **extra):
+    shape = {"T": 16384, "H": 4096, "I": 1024, "E": 256, "K": 8}
+    facts = {"bench": bench, "who": who, "commit": "abc", "card": CARD, "date": "2026-11-28", "dtype": "bf16", "grad_dtype": "bf16"}
+    facts |= {"shape": shape, "pass": "both", "routing": "topk", "activation": "swiglu", "bias": False, "wasted_ratio": 0.125}
+    return {**facts, "us": us, "tflops": 9e6 / us, "how": "graph", **extra}
+
+
+def test_training(results):
+    power = {"sm_mhz": 1410.0, "watts": 699.6}
+    rows = [train_row(30000.0, **power), train_row(12500.0, **{"pass": "forward"}), train_row(20000.0, **{"pass": "backward"})]
+    rows += [train_row(25000.0, routing="rounding", wasted_ratio=0.0)]
+    rows += [train_row(10000.0, routing="rounding", **{"pass": p}) for p in ("forward", "backward")]
+    rows += [train_row(40000.0, grad_dtype="fp32", activation="geglu", bias=True), train_row(2.0, activation="geglu", bias=True)]
+    rows += [train_row(15000.0, shape={"T": 32768, "H": 4096, "I": 1024, "E": 128, "K": 8})]
+    results(*rows)
+    lines = [line for line in performance.page().splitlines() if ", 1024, " in line]
+    shape = "16384, 4096, 1024, 256, 8"
+    assert lines == [
+        "| 32768, 4096, 1024, 128, 8 | top-k | 610 / 600 |  |  | 600 |  | 15.00 |  | 12.5 % | abc |",
+        f"| {shape} | top-k | 560 / 520 | 720 | 450 | 300 |  | 30.00 | 1410, 700 | 12.5 % | abc |",
+        f"| {shape} | rounding (1.25 / 2.00 of top-k) | 560 / 520 | 900 | 900 | 360 |  | 25.00 |  | 0.0 % | abc |",
+        f"| {shape}, gradients fp32, geglu, biases | top-k |  |  |  | 225 |  | 40.00 |  | 12.5 % | abc |",
+        f"| {shape}, geglu, biases | top-k |  |  |  | 4500000 |  | 0.00 |  | 12.5 % | abc |",
+    ]
+
+
+def test_training_beside_others(results):
+    rows = [train_row(30000.0, "train_block", peak_bytes=3 << 20), train_row(15000.0, "train_block", kept_bytes=2 << 20, **{"pass": "forward"})]
+    results(*rows, train_row(10000.0, "train_block", "cuBLAS batched GEMMs", **{"pass": "forward"}))
+    shape = "| 16384, 4096, 1024, 256, 8 |"
+    assert [line for line in performance.page().splitlines() if line.startswith(shape)] == [
+        f"{shape} moebius | 600 |  | 300 |  | 2 | 3 |  | abc |",
+        f"{shape} cuBLAS batched GEMMs | 900 |  |  |  |  |  |  | abc |",
+    ]
+
+
 def png(text):
     chunks = [(b"IHDR", bytes(13)), (b"tEXt", b"Rows\0" + text.encode()), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]

@@ -191,6 +191,14 @@ def train_block_table(rows):
                f"| {first['commit']} |")
 
 
+def trains_table(rows):
+    yield "| experts | seed | steps | tokens in a step | loss of the last tenth | right answers | commit |"
+    yield "|---|---|---|---|---|---|---|"
+    for r in rows:
+        yield (f"| {r['who']} | {r['seed']} | {r['shape']['steps']} | {512 * r['shape']['rows']} | {r['loss']:.4f} | {r['right']} of "
+               f"{r['prompts']} | {r['commit']} |")
+
+
 def engine_table(rows):
     yield "| who | model | batch | context | compute | weights | KV | tokens/s | ms a step | % of floor | commit |"
     yield "|---|---|---|---|---|---|---|---|---|---|---|"
@@ -256,6 +264,8 @@ SECTIONS = [
      "keeps from the forward to the backward, tokens included. Peak: memory that a step takes beyond weights, tokens and the output's "
      "gradient. The batched GEMMs are the ceiling: experts with equally many rows, sorted beforehand; they and \"routing given\" do not "
      "route. `python bench/train_vs_torch.py --output FILE`.", train_block_table),
+    ("trains", "Training the demo model", "The same batches with transformers' experts, with ours from the same first weights, and with "
+     "transformers' from other first weights. `python tools/demo/compare.py`; docs/training.md shows the curves.", trains_table),
     ("decode", "Decode", "Output tokens per second over all sequences. The floor is that of the bytes and flops that a step's operators "
      "must move and compute (bench/README.md). `moebius bench DIR --output FILE`; Hugging Face beside it: `bench/engine_vs_hf.py`.",
      engine_table),
@@ -277,8 +287,8 @@ def page():
                 continue
             values = list(rows.values())
             dates = sorted({r["date"] for r in values})
-            hows = sorted({r["how"] for r in values})
-            intro = f"{text} Measured {' and '.join(dates)}: {'; '.join(hows)}."
+            hows = sorted({r["how"] for r in values if "how" in r})
+            intro = f"{text} Measured {' and '.join(dates)}{': ' if hows else ''}{'; '.join(hows)}."
             parts.append(f"## {title}: {card}\n\n{intro}\n\n" + "\n".join(table(values)).rstrip() + "\n")
     return "\n".join(parts)
 

@@ -116,6 +116,13 @@ def test_training_beside_others(results):
     ]
 
 
+def test_the_demo_model_trains(results):
+    facts = {"bench": "trains", "commit": "abc", "card": CARD, "date": "2026-11-28", "dtype": "bf16", "experts": "eager", "seed": 1}
+    results({**facts, "who": "transformers", "shape": {"steps": 2000, "rows": 32}, "seconds": 9.0, "loss": 0.5, "right": 1990, "prompts": 2000})
+    page = performance.page()
+    assert "| transformers | 1 | 2000 | 16384 | 0.5000 | 1990 of 2000 | abc |" in page and "Measured 2026-11-28.\n" in page
+
+
 def png(text):
     chunks = [(b"IHDR", bytes(13)), (b"tEXt", b"Rows\0" + text.encode()), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]

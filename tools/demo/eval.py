@@ -53,6 +53,15 @@ def held_out_set(tokenizer, per_family):
     return rows
 
 
+def answer_of(text):
+    """What follows the thoughts."""
+    return text.split("</think>")[-1].lstrip("\n")
+
+
+def is_right(row, text):
+    return stories.is_story(text, *row["subject"]) if row["subject"] else text == row["expected"]
+
+
 @torch.no_grad()
 def answer(model, tokenizer, rows):
     """Greedy answers of one batch, padded on the left."""
@@ -66,11 +75,8 @@ def answer(model, tokenizer, rows):
     for row, new in zip(rows, out[:, width:].tolist()):
         row["hf_ids"] = new[:new.index(end) + 1] if end in new else new
         text = tokenizer.decode(row["hf_ids"], skip_special_tokens=True)
-        row["hf_answer"] = text.split("</think>")[-1].lstrip("\n")
-        if row["subject"]:
-            row["hf_correct"] = end in new and stories.is_story(row["hf_answer"], *row["subject"])
-        else:
-            row["hf_correct"] = end in new and row["hf_answer"] == row["expected"]
+        row["hf_answer"] = answer_of(text)
+        row["hf_correct"] = end in new and is_right(row, row["hf_answer"])
 
 
 def main():

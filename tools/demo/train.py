@@ -5,8 +5,8 @@
 
 The model is transformers' own Qwen3MoeForCausalLM. Two of its parts are swapped while training, for speed only: the
 experts run as two dense products over all experts, weighted by the router (each expert is tiny), and attention runs
-over packed documents. The checkpoint needs neither. --experts moebius trains with our experts instead (on the CPU so
-far), --experts eager with transformers' own.
+over packed documents. The checkpoint needs neither. --experts moebius trains with our experts instead, --experts eager
+with transformers' own; compare.py runs these two side by side.
 """
 import argparse
 import math
@@ -113,13 +113,13 @@ def prepare(batch, packed):
     return inputs
 
 
-def prefetch(source, packed, depth=4):
+def prefetch(batches, packed, depth=4):
     """Prepares batches in a thread, ahead of the training loop."""
     ready = queue.Queue(depth)
 
     def work():
-        while True:
-            ready.put(prepare(source.get(), packed))
+        for batch in batches:
+            ready.put(prepare(batch, packed))
 
     threading.Thread(target=work, daemon=True).start()
     while True:
@@ -144,6 +144,17 @@ def build_model(tokenizer, device, warm_start):
     return model.to(device)
 
 
+def swap_parts(model, experts, packed):
+    """`experts` is "dense", "moebius" or transformers' "eager"; packed: attention over packed documents."""
+    Qwen3MoeTopKRouter.forward = router_forward
+    if experts == "moebius":
+        import moebius.integrations.transformers
+
+        moebius.integrations.transformers.register()
+    model.config._experts_implementation = experts
+    model.config._attn_implementation = "packed" if packed else "sdpa"
+
+
 def loss_of(model, inputs, packed, balance):
     extra = {}
     if packed:
@@ -158,6 +169,19 @@ def loss_of(model, inputs, packed, balance):
     loss = F.cross_entropy(logits, inputs["labels"], ignore_index=-100)
     routers = [m for m in model.modules() if isinstance(m, Qwen3MoeTopKRouter)]
     return loss, loss + balance * torch.stack([r.balance_loss for r in routers]).mean()
+
+
+def update(model, adam, inputs, packed, balance, rate):
+    """One step of training. Returns the loss without and with the load-balancing loss."""
+    for group in adam.param_groups:
+        group["lr"] = rate
+    with torch.autocast(inputs["labels"].device.type, torch.bfloat16):
+        loss, total = loss_of(model, inputs, packed, balance)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    return loss.detach(), total.detach()
 
 
 def optimiser(model, rate, fused):
@@ -232,23 +256,17 @@ def main():
         producer.start()
 
     torch.manual_seed(arguments.seed)
-    Qwen3MoeTopKRouter.forward = router_forward
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build_model(Tokenizer.from_file(tokenizer_file), device, arguments.warm_start)
     packed = device.type == "cuda" and packed_attention_works(device)
-    if arguments.experts == "moebius":
-        import moebius.integrations.transformers
-
-        moebius.integrations.transformers.register()
-    model.config._experts_implementation = arguments.experts
-    model.config._attn_implementation = "packed" if packed else "sdpa"
+    swap_parts(model, arguments.experts, packed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, attention {model.config._attn_implementation}",
           flush=True)
     if not arguments.no_compile:
         for layer in model.model.layers:  # one layer's code serves all
             layer.compile()
     adam = optimiser(model, arguments.rate, device.type == "cuda")
-    source = loading.on_device(prefetch(batches, packed), device)
+    source = loading.on_device(prefetch(iter(batches.get, None), packed), device)
     budget = 60 * arguments.minutes
     start = saved = time.time()
     step = tokens = 0
@@ -259,14 +277,7 @@ def main():
             break
         done = max(passed / budget, step / arguments.steps)
         rate = arguments.rate * min(1.0, (step + 1) / 200) * (1 - done)
-        for group in adam.param_groups:
-            group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16):
-            loss, total = loss_of(model, inputs, packed, arguments.balance)
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        adam.zero_grad(set_to_none=True)
+        loss, total = update(model, adam, inputs, packed, arguments.balance, rate)
         step += 1
         tokens = step * arguments.rows * data.ROW
         if step in (1, 3, 10, 30, 100) or step % 500 == 0:

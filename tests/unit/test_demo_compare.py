@@ -50,7 +50,7 @@ def test_the_rate_rises_stays_and_falls_to_zero():
 
 @pytest.mark.parametrize(
     "ours, right, is_same",
-    [(2.1, (900, 900, 900), True), (2.3, (900, 900, 900), False), (2.1, (900, 880, 900), True), (2.1, (900, 850, 900), False),
+    [(2.1, (900, 900, 900), True), (2.24, (900, 900, 900), True), (2.26, (900, 900, 900), False), (2.1, (900, 880, 900), True), (2.1, (900, 850, 900), False),
      (2.1, (900, 850, 960), True)],
 )
 def test_verdict(ours, right, is_same):

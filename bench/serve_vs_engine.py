@@ -1,15 +1,23 @@
 """A server beside the bare engine, on the same machine with the same random weights:
 
-    python bench/serve_vs_engine.py [--batch 64] [--quant fp8] [--kv-dtype fp8] [--output-tokens 1024]
+    python bench/serve_vs_engine.py [--batches 64 256] [--quant none fp8] [--kv-dtype fp8] [--output-tokens 1024]
 
-Four figures, each with its bar:
+For each type of weights `moebius bench` runs once, with all batches, and then one server, which has places for the largest batch.
+These are the figures:
 
-- Output tokens per second of `moebius serve`, with so many requests at once, beside `moebius bench` at the same
-  batch. The engine decodes at the mean context of the requests. The server's figure is that of the time in which
-  all requests decode (steady_tok_s).
-- The same with everything counted: all output tokens, divided by the time from the first request to the last end.
-- The time between tokens, p99 by p50, of half as many requests, while prompts of 4096 tokens keep arriving.
-- The time to the first token of prompts of 4096 tokens, alone, and when 80 % of them were seen before.
+- **whole**: N requests at once; all output tokens, divided by the time from the first request to the last end. It has all that clients
+  wait for: prompts, answers, and the beginning and end, when not all N decode. Beside it stands the engine's time for the same work:
+  its prefill of N prompts, then its decoding of N sequences. This is the figure to judge a server by. (The engine's
+  decode rate alone is no measure for it: at 1024 tokens in and out a tenth to a quarter of the time is prefill.)
+- **steady**: output tokens per second in the time in which all N decode, beside the engine's decode rate. It shows what HTTP and
+  planning cost while nothing else happens. There is no such time when the first answers end before the last begin.
+- **long**: the time between tokens, p99 by p50, of N / 2 requests, while 16 prompts of 4096 tokens arrive, 2 in a second.
+- **prefix**: the time to the first token, p50, of new prompts, and of prompts of which the server has seen 80 % before: one at a time,
+  of several lengths, and 16 of 4096 tokens at once.
+
+The engine decodes for 64 steps around the mean context of the requests. Its prefill is timed with prompts of that length, too, which take 2
+to 4 % longer for each token than those of the requests: less than 1 % of the whole. A first burst with short answers, which does
+not count, lets the server make its CUDA graphs.
 
 Server and client are this machine's processes. The tokenizer is made up (tools/made_up_vocabulary.py).
 """
@@ -26,142 +34,210 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = 0.8
+STEPS = 64  # that the engine decodes
+AT_ONCE = 16  # prompts that share a prefix
+PARTS = ["throughput", "long", "prefix"]
+
+
+def say(text):
+    print(text, flush=True)
+
+
+def judge(what, value, bar, good):
+    say(f"{'met   ' if good else 'MISSED'}  {what}: {value}, must {bar}")
+
+
+class Timed:
+    """Tells how long a part took."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def __enter__(self):
+        self.begin = time.monotonic()
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            say(f"        {self.what}: {time.monotonic() - self.begin:.1f} s")
 
 
 class Server:
     def __init__(self, command, log):
-        self.begin = time.monotonic()
         with open(log, "w") as file:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+", line)
         if not found:
+            self.process.kill()
             sys.exit(f"serve_vs_engine: the server did not start: {line}{pathlib.Path(log).read_text()[-500:]}")
         self.url = found[0]
-        print(f"server ready after {time.monotonic() - self.begin:.1f} s", flush=True)
 
-    def close(self):
-        self.process.send_signal(signal.SIGTERM)
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.process.send_signal(signal.SIGTERM)
+        else:
+            self.process.kill()
         try:
             self.process.wait(40)
         except subprocess.TimeoutExpired:
             self.process.kill()
 
 
-def last_row(text):
-    return json.loads(text.strip().splitlines()[-1])
-
-
 class Measurement:
-    def __init__(self, given, folder):
-        self.given, self.folder, self.rows = given, folder, []
-        self.model = [f"--{name}={value}" for name, value in (("quant", given.quant), ("kv-dtype", given.kv_dtype)) if value]
+    """Of one type of weights."""
 
-    def start_load(self, server, options):
-        command = [self.given.moebius, "bench", "serve", "--url", server.url, "--vocabulary", self.given.vocabulary, "--json",
-                   *options]  # fmt: skip
+    def __init__(self, given, folder, quant):
+        self.given, self.folder, self.quant = given, folder, quant
+        self.model = [] if quant == "none" else [f"--quant={quant}"]
+        if given.kv_dtype:
+            self.model.append(f"--kv-dtype={given.kv_dtype}")
+        self.name = "weights as they are" if quant == "none" else quant
+
+    # ---- Programs
+
+    def keep(self, rows):
+        if self.given.output:
+            with open(self.given.output, "a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def start_load(self, server, **options):
+        command = [self.given.moebius, "bench", "serve", "--url", server.url, "--vocabulary", self.given.vocabulary, "--json"]
+        command += ["--card", self.given.card] if self.given.card else []
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", value]
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
 
-    def load(self, server, *options):
-        text, _ = self.start_load(server, options).communicate()
-        row = last_row(text)
-        self.rows.append(row)
+    def end_load(self, process):
+        text = process.communicate()[0]
+        if process.returncode != 0:
+            sys.exit("serve_vs_engine: moebius bench serve failed")
+        row = json.loads(text.strip().splitlines()[-1])
+        row["weights"] = self.quant
+        self.keep([row])
         return row
 
+    def load(self, server, **options):
+        return self.end_load(self.start_load(server, **options))
+
+    def start_server(self, log):
+        command = [self.given.moebius, "serve", self.folder, "--random-weights", "--port", 0,
+                   "--max-num-seqs", max(AT_ONCE, *self.given.batches), *self.model, *self.given.options]  # fmt: skip
+        with Timed(f"server ready, {self.name}"):
+            return Server(list(map(str, command)), log)
+
+    # ---- The engine
+
     def engine(self):
-        """Decode at the mean context: 64 steps around it."""
+        """Of each batch that fits: tokens per second of prefill and decode."""
         given = self.given
-        length = given.prompt_tokens + max(0, given.output_tokens // 2 - 32)
-        command = [given.moebius, "bench", self.folder, "--random-weights", "--json", "--quiet", "--batches", given.batch,
-                   "--prompt-lengths", length, "-n", 64, "--repeat", 2, *self.model, *given.options]  # fmt: skip
-        done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+        n_steps = min(STEPS, given.output_tokens)
+        length = given.prompt_tokens + (given.output_tokens - n_steps) // 2
+        command = [given.moebius, "bench", self.folder, "--random-weights", "--json", "--batches", ",".join(map(str, given.batches)),
+                   "--prompt-lengths", length, "-n", n_steps, "--repeat", 1, *self.model, *given.options]  # fmt: skip
+        with Timed(f"engine, {self.name}"):
+            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
         rows = [json.loads(line) for line in done.stdout.splitlines()]
-        self.rows += rows
-        found = {row["bench"]: row["tok_s"] for row in rows}
-        if "decode" not in found:
-            sys.exit(f"serve_vs_engine: {given.batch} sequences do not fit the memory; give --kv-dtype fp8 or fewer tokens")
-        return found
+        self.keep(rows)
+        rates = {}
+        for row in rows:
+            rates.setdefault(row["shape"]["batch"], {})[row["bench"]] = row["tok_s"]
+        return rates
 
-    def say(self, what, value, bar, good):
-        print(f"{'met   ' if good else 'MISSED'}  {what}: {value}, must {bar}", flush=True)
+    # ---- Figures
 
-    def throughput(self, server, raw):
+    def throughput(self, server, batch, engine):
         given = self.given
-        row = self.load(server, "--concurrency", given.batch, "--requests", given.batch, "--prompt-tokens", given.prompt_tokens,
-                        "--output-tokens", given.output_tokens)  # fmt: skip
-        share = row["steady_tok_s"] / raw["decode"]
-        self.say(f"{given.batch} at once, {given.prompt_tokens} in, {given.output_tokens} out",
-                 f"{row['steady_tok_s']:.0f} tok/s, engine {raw['decode']:.0f}: {100 * share:.1f} %", ">= 95 %",
-                 share >= 0.95)  # fmt: skip
-        seconds = given.batch * (given.prompt_tokens / raw["prefill"] + given.output_tokens / raw["decode"])
-        whole = given.batch * given.output_tokens / seconds
-        print(f"        with prefill: {row['tok_s']:.0f} tok/s, engine {whole:.0f}: {100 * row['tok_s'] / whole:.1f} %; "
-              f"between tokens p50 {row['itl_ms']['p50']:.2f}, p99 {row['itl_ms']['p99']:.2f} ms; client "
-              f"{row['client_cpu_s']:.1f} s of processor time; {row['errors']} errors", flush=True)  # fmt: skip
+        burst = {"concurrency": batch, "requests": batch, "prompt_tokens": given.prompt_tokens, "warmup": 0}
+        with Timed(f"first burst of {batch}"):
+            self.load(server, **burst, output_tokens=min(16, given.output_tokens))
+        with Timed(f"{batch} at once"):
+            row = self.load(server, **burst, output_tokens=given.output_tokens)
+        what = f"{self.name}, {batch} at once, {given.prompt_tokens} in, {given.output_tokens} out"
+        prefill_s = batch * given.prompt_tokens / engine["prefill"]
+        decode_s = batch * given.output_tokens / engine["decode"]
+        whole = batch * given.output_tokens / (prefill_s + decode_s)
+        judge(f"{what}, whole", f"{row['tok_s']:.0f} tok/s, engine {whole:.0f} (prefill {prefill_s:.2f} s, decode {decode_s:.2f} s): "
+              f"{100 * row['tok_s'] / whole:.1f} %", ">= 95 %", row["tok_s"] >= 0.95 * whole)  # fmt: skip
+        steady, decode = row["steady_tok_s"], engine["decode"]
+        if steady > 0:
+            judge(f"{what}, steady", f"{steady:.0f} tok/s, engine {decode:.0f}: {100 * steady / decode:.1f} %", ">= 95 %",
+                  steady >= 0.95 * decode)  # fmt: skip
+        else:
+            say("        at no time all of them decoded")
+        first, between = row["ttft_ms"], row["itl_ms"]
+        say(f"        first token p50 {first['p50']:.0f}, p99 {first['p99']:.0f} ms; between tokens p50 {between['p50']:.2f}, "
+            f"p99 {between['p99']:.2f}, most {between['max']:.0f} ms; client {row['client_cpu_s']:.1f} s of processor time; "
+            f"{row['errors']} errors")  # fmt: skip
 
-    def long_prompts(self, server):
-        n = max(1, self.given.batch // 2)
-        arrivals = ["--rate", 2, "--requests", 16, "--prompt-tokens", self.given.long_tokens, "--output-tokens", 4, "--warmup", 0]
-        decoders = self.start_load(server, ["--concurrency", n, "--requests", n, "--prompt-tokens", 256, "--output-tokens", 512,
-                                            "--warmup", 0])  # fmt: skip
-        time.sleep(1)
-        prompts = self.load(server, *arrivals)
-        row = last_row(decoders.communicate()[0])
-        self.rows.append(row)
-        itl = row["itl_ms"]
-        self.say(f"between tokens of {n} requests while prompts of {self.given.long_tokens} arrive, 2 in a second",
-                 f"p50 {itl['p50']:.2f} ms, p99 {itl['p99']:.2f} ms, most {itl['max']:.2f} ms", "p99 <= 2 p50",
-                 itl["p99"] <= 2 * itl["p50"])  # fmt: skip
-        print(f"        the long prompts' first token: p50 {prompts['ttft_ms']['p50']:.0f} ms", flush=True)
+    def long_prompts(self, server, batch):
+        n, n_tokens = max(1, batch // 2), self.given.long_tokens
+        with Timed(f"long prompts beside {n}"):
+            decoders = self.start_load(server, concurrency=n, requests=n, prompt_tokens=256, output_tokens=512, warmup=0)
+            time.sleep(1)
+            prompts = self.load(server, rate=2, requests=16, prompt_tokens=n_tokens, output_tokens=4, warmup=0)
+            between = self.end_load(decoders)["itl_ms"]
+        judge(f"{self.name}, between tokens of {n} requests while prompts of {n_tokens} arrive, 2 in a second",
+              f"p50 {between['p50']:.2f} ms, p99 {between['p99']:.2f} ms, most {between['max']:.2f} ms: "
+              f"{between['p99'] / between['p50']:.2f}", "p99 <= 2 p50", between["p99"] <= 2 * between["p50"])  # fmt: skip
+        say(f"        the long prompts' first token: p50 {prompts['ttft_ms']['p50']:.0f} ms")
 
-    def shared_prefix(self, server):
-        n = self.given.long_tokens
-        n_own = round(n * (1 - SHARED))
-        alone = ["--concurrency", 1, "--requests", 8, "--output-tokens", 2, "--warmup", 2]
-        fresh = self.load(server, *alone, "--prompt-tokens", n)["ttft_ms"]["p50"]
-        shared = self.load(server, *alone, "--prompts", "shared-prefix", "--prefixes", 1, "--prefix-tokens", n - n_own,
-                           "--prompt-tokens", n_own)["ttft_ms"]["p50"]  # fmt: skip
-        self.say(f"first token of {n} tokens, {100 * SHARED:.0f} % of them shared",
-                 f"{shared:.1f} ms, of a new prompt {fresh:.1f} ms: {fresh / shared:.2f} times sooner", ">= 3",
-                 fresh >= 3 * shared)  # fmt: skip
+    def shared_prefix(self, server, n_tokens, n_at_once):
+        n_own = round(n_tokens * (1 - SHARED))
+        n_requests = n_at_once if n_at_once > 1 else 8 if n_tokens < 8192 else 4
+        load = {"concurrency": n_at_once, "requests": n_requests, "output_tokens": 2, "warmup": 1}
+        with Timed(f"prompts of {n_tokens}, {n_at_once} at once"):
+            fresh = self.load(server, **load, prompt_tokens=n_tokens)["ttft_ms"]["p50"]
+            row = self.load(server, **load, prompts="shared-prefix", prefixes=1, prefix_tokens=n_tokens - n_own, prompt_tokens=n_own)
+        shared = row["ttft_ms"]["p50"]
+        judge(f"{self.name}, first token of {n_tokens} tokens, {n_at_once} at once, {100 * SHARED:.0f} % shared "
+              f"({100 * row['cached_tokens'] / row['prompt_tokens']:.1f} % found)",
+              f"{shared:.1f} ms, of new prompts {fresh:.1f} ms: {fresh / shared:.2f} times sooner", ">= 3",
+              fresh >= 3 * shared)  # fmt: skip
+
+    def run(self, log):
+        parts, batches = self.given.only, self.given.batches
+        rates = self.engine() if "throughput" in parts else {}
+        with self.start_server(log) as server:
+            for batch in batches:
+                if "throughput" in parts and "decode" in rates.get(batch, {}):
+                    self.throughput(server, batch, rates[batch])
+                elif "throughput" in parts:
+                    say(f"MISSED  {batch} sequences do not fit the memory; give --kv-dtype fp8 or fewer tokens")
+                if "long" in parts:
+                    self.long_prompts(server, batch)
+            if "prefix" in parts:
+                for length in self.given.prefix_lengths:
+                    self.shared_prefix(server, length, 1)
+                self.shared_prefix(server, self.given.long_tokens, AT_ONCE)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=pathlib.Path, default=ROOT / "bench/shapes/qwen3-30b-a3b/config.json")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[64], help="requests at once")
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--output-tokens", type=int, default=1024)
-    parser.add_argument("--long-tokens", type=int, default=4096, help="of the prompts that arrive, and that share (default 4096)")
-    parser.add_argument("--quant", choices=["fp8"])
+    parser.add_argument("--long-tokens", type=int, default=4096, help="of the prompts that arrive, and that share at once (4096)")
+    parser.add_argument("--prefix-lengths", type=int, nargs="*", default=[4096, 16384, 32768], help="of prompts that share, alone")
+    parser.add_argument("--quant", choices=["none", "fp8"], nargs="+", default=["none"], help="none: weights as the config has them")
     parser.add_argument("--kv-dtype", choices=["fp8"])
-    parser.add_argument("--only", choices=["throughput", "long", "prefix"], nargs="+", default=["throughput", "long", "prefix"])
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--moebius", type=pathlib.Path, default=ROOT / "build/cuda/moebius")
+    parser.add_argument("--card", help="the device's name, for the server's rows")
     parser.add_argument("--output", type=pathlib.Path, help="append the rows as JSON")
     parser.add_argument("options", nargs="*", help="further options of bench and serve, behind --")
     given = parser.parse_args()
     given.vocabulary = json.loads(given.config.read_text())["vocab_size"] - 100  # without the special tokens
-    with tempfile.TemporaryDirectory() as scratch:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("serve_vs_engine: ended by SIGTERM"))  # and the server with it
+    with tempfile.TemporaryDirectory() as scratch, Timed("all"):
         folder = pathlib.Path(scratch) / given.config.parent.name
         subprocess.run([sys.executable, ROOT / "tools/made_up_vocabulary.py", folder, "--config", given.config,
                         "--tokens", str(given.vocabulary + 100)], check=True)  # fmt: skip
-        measurement = Measurement(given, folder)
-        raw = measurement.engine() if "throughput" in given.only else None
-        command = [given.moebius, "serve", folder, "--random-weights", "--port", 0, "--max-num-seqs", max(given.batch, 8),
-                   *measurement.model, *given.options]  # fmt: skip
-        server = Server(list(map(str, command)), pathlib.Path(scratch) / "serve.log")
-        try:
-            if "throughput" in given.only:
-                measurement.throughput(server, raw)
-            if "long" in given.only:
-                measurement.long_prompts(server)
-            if "prefix" in given.only:
-                measurement.shared_prefix(server)
-        finally:
-            server.close()
-    if given.output:
-        with open(given.output, "a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in measurement.rows)
+        for quant in given.quant:
+            Measurement(given, folder, quant).run(pathlib.Path(scratch) / "serve.log")
 
 
 if __name__ == "__main__":

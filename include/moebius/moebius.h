@@ -236,9 +236,9 @@ typedef struct mb_session_options {
      * sequence uses what another has computed. */
     int prefix_caching;
     /* While answers are being decoded, as much of waiting prompts is taken into a step as lets the step last
-     * this times the time of a step that only decodes. On a GPU prompts take whole steps while they outnumber
-     * the sequences that decode; beside few sequences the limit holds on average, not for each step. 0: no
-     * limit, which is the most tokens in all; else more than 1. Default 2. */
+     * this times the time of a step that only decodes. On a GPU prompts take whole steps while they are more
+     * than half as many as the sequences that decode; beside few sequences the limit holds on average, not for
+     * each step. 0: no limit, which is the most tokens in all; else more than 1. Default 2. */
     float max_decode_slowdown;
     /* While the device runs one step, the next may be planned, and what the last one drew be delivered: 2
      * steps are then in flight. The results have the same bits. 0, the default: 2 on a GPU; 1 on the CPU,

@@ -64,7 +64,10 @@ static const cli_option load_options[] = {
         concurrency, "concurrency", 1, 10000, NULL,
         "Most requests at the same time. With --rate: the others wait, and their waiting counts. Without both: 8."),
     INTEGER(n_requests, "requests", 1, 1000000, "100", "Requests in all."),
-    INTEGER(n_warmup, "warmup", 0, 10000, "1", "Requests before, which are not measured."),
+    INTEGER(
+        n_warmup, "warmup", 0, 10000, "1",
+        "Requests before, which are not measured. With shared-prefix they have the same prefixes, so those are in "
+        "the server's cache then."),
     NUMBER(timeout, "timeout", "SECONDS", 0, 86400, CLI_OPEN_BELOW, "600",
            "A request that takes longer has failed."),
     INTEGER(
@@ -215,7 +218,7 @@ static int run_load(const settings *given, const served *server, load_plan_optio
         load_plan_options warmup = *plan;
         warmup.n_requests = (int32_t)given->n_warmup.value;
         warmup.rate = 0;
-        warmup.content_seed = ~plan->content_seed;
+        warmup.first_request = plan->n_requests; /* the same prefixes, other prompts */
         if (load_run(&server->address, &warmup, &options, measured) != MB_OK)
             return cli_report_failure();
         int was_stopped = measured->was_stopped;

@@ -106,7 +106,7 @@ static const cli_option schedule_options[] = {
      .help =
          "While answers are written, so much of waiting prompts is taken into a step as lets it last FACTOR times "
          "as long as without. Smaller: answers flow more evenly; larger: first tokens come sooner. More than 1, or "
-         "0 for no limit. While more prompts wait than answers are written, a GPU takes whole steps of them."},
+         "0 for no limit. While prompts are more than half as many as the answers that are written, a GPU takes whole steps of them."},
     {0},
 };
 

@@ -297,13 +297,14 @@ static void grant(const mb_scheduler *scheduler, mb_job *job, budget *left, int6
     left->has_prompt = 1;
 }
 
-/* Whether prompts outnumber the sequences that decode: those that run, and those that wait and have a place and,
- * as it seems, blocks. Of the running jobs n_prompts are prompts. */
-static int prompts_are_more(const mb_scheduler *scheduler, int32_t n_prompts) {
+/* Whether prompts are more than half as many as the sequences that decode: those that run, and those that wait and
+ * have a place and, as it seems, blocks. One prompt beside one sequence is not. Of the running jobs n_prompts are
+ * prompts. */
+static int prompts_are_many(const mb_scheduler *scheduler, int32_t n_prompts) {
     int32_t n_decoding = scheduler->running.n - n_prompts;
     int32_t n_places = scheduler->limits.max_sequences - scheduler->running.n;
     int64_t n_admissible = scheduler->is_full ? 0 : least(n_places, scheduler->waiting.n);
-    return n_prompts + n_admissible > n_decoding;
+    return n_prompts + n_admissible > (n_decoding + 1) / 2;
 }
 
 /* The step's room for prompts. Of the running jobs n_prompts are prompts, and the step has n_decoding of the
@@ -313,7 +314,7 @@ static budget room_for_prompts(mb_scheduler *scheduler, int32_t n_decoding, int3
     budget room = {limits->max_step_tokens - n_decoding, limits->max_prompt_logits, INFINITY, 0, 0, 0};
     if (n_decoding == 0 || (n_prompts == 0 && scheduler->waiting.n == 0))
         return room;
-    room.is_paced = limits->least_prompt_tokens <= 1 || !prompts_are_more(scheduler, n_prompts);
+    room.is_paced = limits->least_prompt_tokens <= 1 || !prompts_are_many(scheduler, n_prompts);
     if (room.is_paced)
         room.work = mb_pace_prefill_work(&scheduler->pace, n_decoding);
     else if (limits->max_decode_slowdown > 0) /* no longer than a step full of short prompts */

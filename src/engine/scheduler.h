@@ -10,9 +10,10 @@
  * goes to the first. Of prompts that begin alike the first computes the blocks that they share.
  *
  * The share protects the many from the few, not the few from the many. Where a step's time is that of reading
- * weights, a step for a few sequences costs nearly as much as one for many. As long as prompts outnumber
- * the sequences that decode, each step that holds them back costs more people more time than it saves. So they
- * take whole steps then: as much work as a step full of short prompts.
+ * weights, a step for a few sequences costs nearly as much as one for many. As long as prompts are more than half
+ * as many as the sequences that decode, each step that holds them back costs more people more time than it saves,
+ * and later their answers fill the batch no more. So they take whole steps then: as much work as a step full of
+ * short prompts.
  *
  * Admission takes what is likely: blocks for all known tokens and for a share of those that may still be
  * drawn. Most answers end long before max_new_tokens, so reserving the worst case would leave most of the

@@ -87,7 +87,8 @@ char *load_plan_body(const load_plan_options *options, const load_planned *item,
         at += sprintf(at, "\"ignore_eos\":true,");
     at += sprintf(at, is_chat ? "\"messages\":[{\"role\":\"user\",\"content\":\"" : "\"prompt\":[");
     at = put_tokens(at, options, (uint64_t)item->i_prefix + 1, n_prefix, 1);
-    at = put_tokens(at, options, ((uint64_t)i_request + 1) << 32, item->n_prompt, n_prefix == 0);
+    uint64_t number = (uint64_t)options->first_request + (uint64_t)i_request;
+    at = put_tokens(at, options, (number + 1) << 32, item->n_prompt, n_prefix == 0);
     sprintf(at, is_chat ? "\"}]}" : "]}");
     return body;
 }

@@ -27,6 +27,7 @@ typedef struct load_plan_options {
     int32_t vocabulary;    /* of LOAD_COMPLETIONS: prompts are ids below this */
     uint64_t seed;         /* of lengths and arrivals */
     uint64_t content_seed; /* of the prompts' tokens */
+    int32_t first_request; /* number of the first; from its number follow the tokens of a prompt's own */
     /* What every request says. */
     const char *model_json; /* the name as a JSON string, with its quotes */
     double temperature;
@@ -42,7 +43,7 @@ typedef struct load_planned {
 /* Fills options->n_requests items, in the order of arrival. */
 void load_plan_make(const load_plan_options *options, load_planned *items);
 
-/* The JSON body of request i_request: mb_malloc, ended by a zero. NULL: no memory. */
+/* The JSON body of request i_request after the first: mb_malloc, ended by a zero. NULL: no memory. */
 char *load_plan_body(const load_plan_options *options, const load_planned *item, int32_t i_request);
 
 /* The path of the endpoint, after the base address. */

@@ -35,7 +35,7 @@ KERNELS = {"ops_check": [], "attention_check": ["--no-times"], "decode_check": [
            "api_check": [], "front_check": ["--check"], "simt_check": ["--check"], "activation_check": [],
            "rows_check": ["--check"], "grouped_gemm_check": ["--check"], "streams_check": [],
            "moe_check": ["--check"], "training_front_check": ["--check"], "backward_rows_check": ["--check"],
-           "backward_weights_check": ["--check"], "backward_check": []}  # fmt: skip
+           "backward_weights_check": ["--check"], "backward_check": [], "one_check": []}  # fmt: skip
 
 # What ops_check can run by itself.
 OPERATORS = ["embed", "norm", "gemm", "rope", "attention", "decode_attention", "sample", "moe_plan", "grouped_gemm", "moe", "bits"]

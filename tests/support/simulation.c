@@ -40,6 +40,7 @@ simulation *open_simulation(const cost_model *cost, double slowdown, int32_t n_b
                                  .max_step_tokens = cost->max_step_tokens,
                                  .prefill_chunk = cost->chunk,
                                  .max_queued = MAX_JOBS,
+                                 .prefix_caching = 1,
                                  .max_decode_slowdown = slowdown,
                                  .double_at = 8400,
                                  .least_prompt_tokens = cost->least_prompt_tokens};
@@ -59,6 +60,8 @@ simulation *open_simulation(const cost_model *cost, double slowdown, int32_t n_b
 }
 
 void close_simulation(simulation *s) {
+    for (int i = 0; i < s->n_requests; i++)
+        free(s->requests[i].ids);
     free(s->memory);
     free(s->gaps);
     free(s);
@@ -72,6 +75,13 @@ request *add_request(simulation *s, double arrives, int64_t n_prompt, int64_t n_
                    .n_prompt = n_prompt,
                    .n_answer = n_answer};
     return r;
+}
+
+void share_prefix(simulation *s, request *r, int64_t n_shared) {
+    r->ids = calloc((size_t)r->job.max_tokens, sizeof *r->ids);
+    for (int64_t i = n_shared; i < r->n_prompt; i++)
+        r->ids[i] = 1 + (int32_t)(r - s->requests);
+    r->job.ids = r->ids;
 }
 
 /* Of a step that only decodes: n sequences with so many positions in all. */

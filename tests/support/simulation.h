@@ -34,6 +34,7 @@ typedef struct request {
     double arrives, first_token, last_token, done;
     int64_t n_prompt, n_answer; /* n_answer: what it really says, at most job.max_tokens - n_prompt */
     int is_chat;
+    int32_t *ids; /* job.ids; NULL: shares nothing */
 } request;
 
 /* A planned step. */
@@ -72,6 +73,10 @@ double uniform(simulation *s); /* 0 to 1 */
 
 /* Requests are added in the order of arrival. */
 request *add_request(simulation *s, double arrives, int64_t n_prompt, int64_t n_answer, int64_t max_new);
+
+/* The prompt begins with n_shared tokens that are the same for all requests of which this is said; the others are
+ * its own. Said before it arrives. */
+void share_prefix(simulation *s, request *r, int64_t n_shared);
 
 /* Time of a step that only decodes: n sequences with so many positions in all. */
 double decode_seconds(const simulation *s, double n, double n_cached);

@@ -291,6 +291,13 @@ static void test_bodies_of_completions(void **state) {
     assert_true(same_tokens(x, y, 0, 50));
     assert_false(same_tokens(x, y, 50, 70));
     json_decref(b);
+    options.first_request = 1;
+    json_t *second = body_of(&options, &first, 0);
+    options.first_request = 0;
+    b = body_of(&options, &first, 1);
+    assert_true(json_equal(second, b));
+    json_decref(second);
+    json_decref(b);
     other.i_prefix = 0;
     b = body_of(&options, &other, 0);
     assert_false(same_tokens(x, json_object_get(b, "prompt"), 0, 50));

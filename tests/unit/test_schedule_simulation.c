@@ -131,7 +131,7 @@ static void test_a_burst_is_not_held_up_by_its_first_answers(void **state) {
     static const struct {
         int n, n_answer;
         double share; /* of the tokens per second without a limit */
-    } cases[] = {{64, 400, 0.96}, {64, 1000, 0.98}, {256, 400, 0.93}, {256, 1000, 0.97}};
+    } cases[] = {{64, 400, 0.975}, {64, 1000, 0.985}, {256, 400, 0.96}, {256, 1000, 0.98}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         simulation *s = run_burst(2, cases[i].n, 1024, cases[i].n_answer),
                    *unlimited = run_burst(0, cases[i].n, 1024, cases[i].n_answer);

@@ -43,7 +43,7 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" mb_status mb_moe_row_weights_sm90(const mb_moe_row_weights_args *args, mb_stream stream) {
-    unsigned n_ctas;
+    unsigned n_ctas = 0;
     MB_TRY(ctas_for("moe_row_weights", args->n_choices, THREADS, &n_ctas));
     return n_ctas ? mb_launch("moe_row_weights", row_weights, dim3(n_ctas), THREADS, 0, stream, args) : MB_OK;
 }
@@ -122,7 +122,7 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" mb_status mb_moe_dweights_sm90(const mb_moe_dweights_args *args, mb_stream stream) {
-    unsigned n_ctas;
+    unsigned n_ctas = 0;
     MB_TRY(ctas_for("moe_dweights", args->n_tokens, WARPS, &n_ctas));
     if (n_ctas == 0)
         return MB_OK;
@@ -209,7 +209,7 @@ static __global__ void __launch_bounds__(THREADS)
 
 extern "C" mb_status mb_moe_bias_gradient_sm90(const mb_moe_bias_gradient_args *args, mb_stream stream) {
     const int64_t pieces = (args->width + COLUMNS - 1) / COLUMNS;
-    unsigned n_ctas;
+    unsigned n_ctas = 0;
     MB_TRY(ctas_for("moe_bias_gradient", args->n_experts * pieces, 1, &n_ctas));
     return mb_launch("moe_bias_gradient",
                      args->dtype == MB_BF16 ? bias_gradient<MB_BF16> : bias_gradient<MB_F16>, dim3(n_ctas),

@@ -157,9 +157,9 @@ def train_rates(step):
 
 def train_table(rows):
     plain = {(sides, train_types(r)): step for sides, step in train_steps(rows) for r in step.values() if r["routing"] == "topk"}
-    yield ("| T, H, I, E, K | routing | goal, forward / backward | forward | backward | both | inference | step ms | MHz, W | padding "
-           "| commit |")
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    yield ("| T, H, I, E, K | routing | goal, forward / backward | forward | backward | both | inference | sustained, forward / backward "
+           "| step ms | MHz, W | padding | commit |")
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
     for sides, step in train_steps(rows):
         r = step.get("both")
         if not r:
@@ -174,7 +174,10 @@ def train_table(rows):
                 routing += f" ({ratios} of top-k)"
         goal = " / ".join(map(str, TRAIN_GOALS[sides])) if has_goal else ""
         power = f"{r['sm_mhz']:.0f}, {r['watts']:.0f}" if r.get("watts") else ""
-        yield (f"| {', '.join(map(str, sides))}{train_types(r)} | {routing} | {goal} | {train_rates(step)} | {r['us'] / 1e3:.2f} "
+        sustained = " / ".join(f"{one['tflops'] * one['us'] / one['sustained_us']:.0f}"
+                               for one in (step.get("forward"), step.get("backward")) if one and one.get("sustained_us"))
+        yield (f"| {', '.join(map(str, sides))}{train_types(r)} | {routing} | {goal} | {train_rates(step)} | {sustained} "
+               f"| {r['us'] / 1e3:.2f} "
                f"| {power} | {100 * r['wasted_ratio']:.1f} % | {r['commit']} |")
 
 

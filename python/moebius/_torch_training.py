@@ -161,12 +161,14 @@ def _keep_of_router_gemm(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor
 
 
 def _backward_of_router_gemm(ctx: Any, dlogits: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """A dense layer's, in float32."""
+    """A dense layer's: in float32, and with bf16 factors on the tensor cores with dlogits in bf16, as PyTorch has it."""
     x, weight = ctx.saved_tensors
     of_x, of_weight, of_bias = ctx.needs_input_grad
+    factor = torch.bfloat16 if x.dtype is weight.dtype is torch.bfloat16 else torch.float32
+    rounded = dlogits.to(factor)
     return (
-        (dlogits @ weight.float()).to(x.dtype) if of_x else None,
-        (dlogits.t() @ x.float()).to(weight.dtype) if of_weight else None,
+        (rounded @ weight.to(factor)).to(x.dtype) if of_x else None,
+        (rounded.t() @ x.to(factor)).to(weight.dtype) if of_weight else None,
         dlogits.sum(0) if of_bias else None,
     )
 

@@ -145,7 +145,7 @@ class MoE(nn.Module):
     def _main_grads(self) -> tuple[torch.Tensor | None, ...]:
         parameters = self._of_experts()
         sums = tuple(getattr(parameter, "main_grad", None) for parameter in parameters)
-        n_sums, n_parameters = (len(sequence) - sequence.count(None) for sequence in (sums, parameters))
+        n_sums, n_parameters = (sum(item is not None for item in sequence) for sequence in (sums, parameters))
         if n_sums not in (0, n_parameters):
             raise ValueError(
                 "MoE: some of w13, w2 and their biases have a main_grad and some have none; give it to all"

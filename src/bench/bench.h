@@ -69,9 +69,10 @@ typedef enum mb_bench_pass {
 
 typedef struct mb_bench_train_result {
     char device[128];
-    double us[MB_N_PASSES];    /* medians */
+    double us[MB_N_PASSES];    /* medians; a GPU has rested before */
     double flops[MB_N_PASSES]; /* of the experts' matrices; of rows that are computed, without padding */
     /* On a GPU, while the pass runs again and again; 0: not known. */
+    double sustained_us[MB_N_PASSES];
     double sm_mhz[MB_N_PASSES], watts[MB_N_PASSES], limit_watts;
     int n_repeats;
     mb_moe_rounding_report report; /* of the training forward; hardware: in tiles of tile_rows */

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/alloc.h"
 #include "base/median.h"
@@ -14,6 +15,8 @@
 #include "ops/common/dtype.h"
 
 enum { GPU_REPEATS = 31, CPU_REPEATS = 3, MOST_CHOICES = 32, LOAD_US = 600000, MOST_RUNS = 4000 };
+/* Before a pass a GPU rests: at its power limit it is slower the longer it has worked before. */
+enum { REST_US = 500000 };
 
 typedef struct dtype_row {
     const char *name;
@@ -202,34 +205,63 @@ static mb_status both(const void *context, mb_stream stream) {
     return backward(context, stream);
 }
 
-/* Clock and power after half a second of the pass: the card has then found its balance at the power limit. */
-static mb_status load(const training *t, mb_device_work work, int pass, mb_bench_train_result *result) {
+typedef struct load_events {
+    mb_event *half, *late, *end; /* the second half is timed; clock and power are read in the last quarter */
+} load_events;
+
+static mb_status run_under_load(const training *t, mb_device_work work, const load_events *e, int pass,
+                                mb_bench_train_result *result) {
     mb_device *device = t->arrays.device;
     mb_stream stream = t->arrays.stream;
     mb_device_state state;
-    mb_event *late = NULL;
-    if (!device->state)
-        return MB_OK;
-    device->state(device, &state); /* the first call takes long */
-    double wanted = LOAD_US / result->us[pass] + 1;
+    double wanted = LOAD_US / result->us[pass] + 2;
     int n_runs = wanted < MOST_RUNS ? (int)wanted : MOST_RUNS;
-    MB_TRY(device->event_open(device, 0, &late));
-    mb_status status = MB_OK;
-    for (int i = 0; i < n_runs && status == MB_OK; i++) {
-        status = work(t, stream);
-        if (status == MB_OK && i == n_runs * 3 / 4)
-            status = device->event_record(device, late, stream);
+    for (int i = 0; i < n_runs; i++) {
+        if (i == n_runs / 2)
+            MB_TRY(device->event_record(device, e->half, stream));
+        MB_TRY(work(t, stream));
+        if (i == n_runs * 3 / 4)
+            MB_TRY(device->event_record(device, e->late, stream));
     }
-    if (status == MB_OK)
-        status = device->event_synchronize(device, late);
+    MB_TRY(device->event_record(device, e->end, stream));
+    MB_TRY(device->event_synchronize(device, e->late));
     device->state(device, &state); /* the last quarter still runs */
-    if (status == MB_OK)
-        status = device->synchronize(device, stream);
-    device->event_close(device, late);
+    MB_TRY(device->event_synchronize(device, e->end));
+    MB_TRY(device->event_elapsed(device, e->half, e->end, &result->sustained_us[pass]));
+    result->sustained_us[pass] /= n_runs - n_runs / 2;
     result->sm_mhz[pass] = state.sm_mhz;
     result->watts[pass] = state.watts;
     result->limit_watts = state.limit_watts;
+    return MB_OK;
+}
+
+/* Time, clock and power after half a second of the pass: the card has then found its balance at the power limit. */
+static mb_status load(const training *t, mb_device_work work, int pass, mb_bench_train_result *result) {
+    mb_device *device = t->arrays.device;
+    mb_device_state state;
+    load_events e = {0};
+    if (!device->state)
+        return MB_OK;
+    device->state(device, &state); /* the first call takes long */
+    mb_status status = device->event_open(device, 1, &e.half);
+    if (status == MB_OK)
+        status = device->event_open(device, 0, &e.late);
+    if (status == MB_OK)
+        status = device->event_open(device, 1, &e.end);
+    if (status == MB_OK)
+        status = run_under_load(t, work, &e, pass, result);
+    if (status != MB_OK)
+        (void)device->synchronize(device, t->arrays.stream);
+    device->event_close(device, e.half);
+    device->event_close(device, e.late);
+    device->event_close(device, e.end);
     return status;
+}
+
+static void rest(const mb_device *device) {
+    const struct timespec time = {.tv_nsec = REST_US * 1000};
+    if (device->n_sms > 0)
+        nanosleep(&time, NULL);
 }
 
 static mb_status time_passes(training *t, mb_bench_train_result *result) {
@@ -244,6 +276,7 @@ static mb_status time_passes(training *t, mb_bench_train_result *result) {
         return mb_fail(MB_ERR_MEMORY, "%d times could not be allocated", result->n_repeats);
     mb_status status = MB_OK;
     for (int pass = 0; pass < MB_N_PASSES && status == MB_OK; pass++) {
+        rest(t->arrays.device);
         status = mb_device_time(t->arrays.device, passes[pass], t, result->n_repeats, times);
         if (status == MB_OK)
             result->us[pass] = mb_median(times, (size_t)result->n_repeats);

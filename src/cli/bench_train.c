@@ -179,17 +179,19 @@ static void print_checks(const mb_bench_train_result *result) {
 
 static void print_times(const mb_bench_train_result *result) {
     int has_power = result->limit_watts > 0;
-    cli_print("  %-20s %12s  %9s%s\n", "", "us", "TFLOP/s", has_power ? "    MHz     W" : "");
+    cli_print("  %-20s %12s  %9s%s\n", "", "us", "TFLOP/s", has_power ? "  sustained    MHz     W" : "");
     for (int pass = 0; pass < MB_N_PASSES; pass++) {
         cli_print("  %-20s %12.1f  %9.3f", passes[pass].name, result->us[pass], tflops(result, pass));
         if (has_power)
-            cli_print("  %5.0f  %4.0f", result->sm_mhz[pass], result->watts[pass]);
+            cli_print("  %9.3f  %5.0f  %4.0f", result->flops[pass] / result->sustained_us[pass] * 1e-6,
+                      result->sm_mhz[pass], result->watts[pass]);
         cli_print("\n");
     }
     if (has_power)
         cli_print(
-            "\n  SM clock and power in half a second of each pass; the power limit is %.0f W. At the limit "
-            "the clock falls,\n  so compare within a run.\n",
+            "\n  Each pass begins after half a second of rest. sustained: TFLOP/s, SM clock and power of the same "
+            "pass again and\n  again, without a graph, after a quarter of a second. The power limit is %.0f W: the clock falls "
+            "at it, so compare\n  within a run.\n",
             result->limit_watts);
 }
 
@@ -223,6 +225,7 @@ static json_t *pack_checks(const mb_bench_train_result *result) {
 static void add_power(json_t *row, const mb_bench_train_result *result, int pass) {
     if (result->limit_watts <= 0)
         return;
+    json_object_set_new(row, "sustained_us", json_real(result->sustained_us[pass]));
     json_object_set_new(row, "sm_mhz", json_real(result->sm_mhz[pass]));
     json_object_set_new(row, "watts", json_real(result->watts[pass]));
     json_object_set_new(row, "limit_watts", json_real(result->limit_watts));

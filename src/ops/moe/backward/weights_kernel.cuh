@@ -15,8 +15,6 @@
  *
  *   stage   P: 2 panels of 64 columns | Q: 4 panels; a panel is 64 rows of 128 bytes, swizzled by 128 bytes
  *
- * The first warpgroup is a step ahead of the second one, so one of them stores while the other multiplies.
- *
  * Rows are K, and both operands lie with K across: memory has them so, and wgmma transposes on the way.
  * An output is summed over its expert's rows in order, whatever the other experts have.
  */
@@ -35,14 +33,11 @@ static_assert(PRODUCER_REGISTERS + N_CONSUMERS * CONSUMER_REGISTERS <= (N_CONSUM
               "consumers would wait for registers");
 
 /* The consumers' role. */
-template <int dtype, int out_is_f32, class shared>
-static __device__ __forceinline__ void consume_items(const weights_params *p, shared *s, int warpgroup,
-                                                     int rank) {
+template <int dtype, int out_is_f32>
+static __device__ __forceinline__ void consume_items(const weights_params *p, weights_shared *s,
+                                                     int warpgroup, int rank) {
     ring_cursor stage = {0, 0};
     row_range next = rows_of_item(p, first_item());
-    int32_t lead_left = warpgroup == 0 ? shared::lead : 0;
-    if (shared::lead > 0 && warpgroup > 0)
-        mb_named_barrier_sync(LEAD_BARRIER, N_CONSUMERS * WARPGROUP);
 #pragma unroll 1
     for (int32_t item = first_item(); item < p->n_items; item += n_pairs()) {
         const int32_t n_rows = next.end - next.begin;
@@ -53,7 +48,7 @@ static __device__ __forceinline__ void consume_items(const weights_params *p, sh
 #pragma unroll
         for (int i = 0; i < 128; i++)
             sum[i] = 0;
-        multiply<dtype>(s, warpgroup, n_rows, &stage, &lead_left, sum);
+        multiply<dtype>(s, warpgroup, n_rows, &stage, sum);
         const weights_tile tile = {item / p->n_tiles, p_of_item(p, item) + rank * CTA_P + warpgroup * GROUP_P,
                                    q_of_item(p, item)};
         if (p->turned)
@@ -61,26 +56,23 @@ static __device__ __forceinline__ void consume_items(const weights_params *p, sh
         else
             store_pieces<dtype, out_is_f32, 0, 0>(p, s, warpgroup, &tile, sum);
     }
-    if (lead_left > 0) /* all steps were fewer */
-        mb_named_barrier_arrive(LEAD_BARRIER, N_CONSUMERS * WARPGROUP);
     if (threadIdx.x % WARPGROUP == 0)
         mb_tma_store_wait_read<0>(); /* shared memory is read to the end */
 }
 
-template <class shared> static __device__ __forceinline__ void init_barriers(shared *s) {
-    for (int i = 0; i < shared::n_stages; i++) {
+static __device__ __forceinline__ void init_barriers(weights_shared *s) {
+    for (int i = 0; i < N_STAGES; i++) {
         mb_mbarrier_init(&s->full[i], WARPGROUP + 1);
         mb_mbarrier_init(&s->empty[i], N_CTAS * N_CONSUMERS * WARPGROUP);
     }
     mb_mbarrier_init_fence();
 }
 
-template <int dtype, int out_is_f32, int n_stages, int n_pieces, int lead>
+template <int dtype, int out_is_f32>
 static __global__ void __launch_bounds__(N_THREADS, 1)
     backward_weights(const __grid_constant__ weights_params p) {
-    typedef weights_shared<n_stages, n_pieces, lead> shared;
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
-    shared *s = (shared *)shared_bytes;
+    weights_shared *s = (weights_shared *)shared_bytes;
     if (threadIdx.x == 0) {
         init_barriers(s);
         mb_tma_prefetch_map(&p.q);
@@ -100,29 +92,27 @@ static __global__ void __launch_bounds__(N_THREADS, 1)
     mb_cluster_sync(); /* neither ends while the other may still write to it */
 }
 
-template <int dtype, int out_is_f32, int n_stages, int n_pieces, int lead>
-static cudaError_t launch_weights(const weights_params *params, int n_processors, mb_stream stream) {
-    typedef weights_shared<n_stages, n_pieces, lead> shared;
-    static_assert(sizeof(shared) <= 227 * 1024, "the stages do not fit into shared memory");
-    auto kernel = backward_weights<dtype, out_is_f32, n_stages, n_pieces, lead>;
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)sizeof(shared));
+template <int dtype, int out_is_f32>
+static cudaError_t launch_kernel(const weights_params *params, int n_processors, mb_stream stream) {
+    static_assert(sizeof(weights_shared) <= 227 * 1024, "the stages do not fit into shared memory");
+    auto kernel = backward_weights<dtype, out_is_f32>;
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   (int)sizeof(weights_shared));
     if (error != cudaSuccess)
         return error;
     const int most = n_processors / N_CTAS, n = params->n_items < most ? params->n_items : most;
     cudaLaunchConfig_t config;
     cudaLaunchAttribute attributes[2];
-    mb_launch_config(&config, attributes, dim3(n * N_CTAS), N_THREADS, sizeof(shared), stream);
+    mb_launch_config(&config, attributes, dim3(n * N_CTAS), N_THREADS, sizeof(weights_shared), stream);
     mb_launch_clusters(&config, N_CTAS);
     return cudaLaunchKernelEx(&config, kernel, *params);
 }
 
-/* More stages, or more room for finished pieces, of which an fp32 tile has twice as many. */
 template <int dtype>
 static cudaError_t launch_weights(const weights_params *params, int out_is_f32, int n_processors,
                                   mb_stream stream) {
-    return out_is_f32 ? launch_weights<dtype, 1, 3, 4, 1>(params, n_processors, stream)
-                      : launch_weights<dtype, 0, 4, 2, 1>(params, n_processors, stream);
+    return out_is_f32 ? launch_kernel<dtype, 1>(params, n_processors, stream)
+                      : launch_kernel<dtype, 0>(params, n_processors, stream);
 }
 
 #endif

@@ -68,9 +68,8 @@ static __device__ __forceinline__ int32_t deal_index(int32_t index, int32_t my_r
 }
 
 /* This CTA's half of the columns of Q, to both CTAs of the pair. */
-template <class shared>
-static __device__ __forceinline__ void load_q(const weights_params *p, shared *s, const load_step *step,
-                                              uint32_t stage, int rank) {
+static __device__ __forceinline__ void load_q(const weights_params *p, weights_shared *s,
+                                              const load_step *step, uint32_t stage, int rank) {
     constexpr int n_panels = PAIR_Q / PANEL / N_CTAS;
     const int32_t n_rows = step->rows.end - step->rows.begin;
     mb_mbarrier_arrive_expect(&s->full[stage], Q_BYTES);
@@ -83,8 +82,7 @@ static __device__ __forceinline__ void load_q(const weights_params *p, shared *s
     }
 }
 
-template <class shared>
-static __device__ __forceinline__ void load_steps(const weights_params *p, shared *s, int rank) {
+static __device__ __forceinline__ void load_steps(const weights_params *p, weights_shared *s, int rank) {
     const int32_t thread = threadIdx.x % WARPGROUP, chunk = thread % CHUNKS, my_row = thread / CHUNKS;
     const uint32_t place = gathered_at(my_row, chunk);
     ring_cursor stage = {0, 1};
@@ -113,7 +111,7 @@ static __device__ __forceinline__ void load_steps(const weights_params *p, share
                            is_inside && row >= 0 ? 16 : 0);
         }
         mb_cp_async_arrive(&s->full[stage.at]);
-        advance<shared::n_stages>(&stage);
+        advance<N_STAGES>(&stage);
         step = following;
         index = following_index;
     }

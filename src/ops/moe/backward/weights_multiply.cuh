@@ -18,8 +18,7 @@ typedef struct stage_operands {
     uint64_t a, b;
 } stage_operands;
 
-template <class shared>
-static __device__ __forceinline__ stage_operands wait_stage(shared *s, int warpgroup,
+static __device__ __forceinline__ stage_operands wait_stage(weights_shared *s, int warpgroup,
                                                             const ring_cursor *stage) {
     mb_mbarrier_wait(&s->full[stage->at], stage->parity);
     mb_fence_async_shared(); /* cp.async wrote P by ordinary stores */
@@ -28,18 +27,11 @@ static __device__ __forceinline__ stage_operands wait_stage(shared *s, int warpg
         mb_wgmma_descriptor_across(mb_shared_address(s->q[stage->at]), PANEL_BYTES)};
 }
 
-/* Of the steps that the first warpgroup has to be ahead of the second one, those left; where it has got there it
- * says so, once. */
-static __device__ __forceinline__ void count_lead(int32_t *lead_left) {
-    if (*lead_left > 0 && --*lead_left == 0)
-        mb_named_barrier_arrive(LEAD_BARRIER, N_CONSUMERS * WARPGROUP);
-}
-
 /* sum += the products of all rows, 16 by 16. A stage is given back only when the next one's wgmma are under
  * way. What the last stage has above the last 16 rows is not multiplied. */
-template <int dtype, class shared>
-static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_t n_rows, ring_cursor *stage,
-                                                int32_t *lead_left, float (&sum)[128]) {
+template <int dtype>
+static __device__ __forceinline__ void multiply(weights_shared *s, int warpgroup, int32_t n_rows,
+                                                ring_cursor *stage, float (&sum)[128]) {
     constexpr int type = dtype == MB_BF16 ? MB_WGMMA_BF16 : MB_WGMMA_F16;
     const int32_t n_k16 = (n_rows + 15) / 16, n_whole = n_k16 / (STEP / 16), n_rest = n_k16 % (STEP / 16);
     uint64_t *previous = nullptr;
@@ -53,13 +45,12 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
             mb_wgmma_both_across<type>(sum, of.a + k * MB_WGMMA_ACROSS_K16, of.b + k * MB_WGMMA_ACROSS_K16);
         mb_wgmma_commit();
         mb_wgmma_pin(sum);
-        count_lead(lead_left);
         if (previous) {
             mb_wgmma_wait<1>();
             release_stage(previous);
         }
         previous = &s->empty[stage->at];
-        advance<shared::n_stages>(stage);
+        advance<N_STAGES>(stage);
     }
     if (n_rest > 0) {
         const stage_operands of = wait_stage(s, warpgroup, stage);
@@ -71,13 +62,12 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
             mb_wgmma_commit();
             mb_wgmma_pin(sum);
         }
-        count_lead(lead_left);
         if (previous) {
             mb_wgmma_wait<1>();
             release_stage(previous);
         }
         previous = &s->empty[stage->at];
-        advance<shared::n_stages>(stage);
+        advance<N_STAGES>(stage);
     }
     mb_wgmma_wait<0>();
     mb_wgmma_pin(sum);

@@ -88,18 +88,18 @@ static __device__ __forceinline__ void store_box(const weights_params *p, int ad
         mb_tma_store_3d_evict_first(&p->out, from, x, y, expert);
 }
 
-template <int dtype, int out_is_f32, int turned, int piece, class shared>
-static __device__ __forceinline__ void store_piece(const weights_params *p, shared *s, int warpgroup,
+template <int dtype, int out_is_f32, int turned, int piece>
+static __device__ __forceinline__ void store_piece(const weights_params *p, weights_shared *s, int warpgroup,
                                                    const weights_tile *tile, float (&sum)[128]) {
     constexpr int of_q = out_is_f32 ? 32 : 64; /* columns of Q in a piece */
     const int is_first = threadIdx.x % WARPGROUP == 0;
     const int32_t q = tile->q + piece * of_q;
-    const uint32_t staged = mb_shared_address(s->staged[warpgroup][piece % shared::n_pieces]);
+    const uint32_t staged = mb_shared_address(s->staged[warpgroup][piece % N_PIECES]);
     if constexpr (!out_is_f32)
         if (p->old)
             add_old<dtype, turned, piece * 32>(p, tile, q, sum);
     if (is_first)
-        mb_tma_store_wait_read<shared::n_pieces - 1>();
+        mb_tma_store_wait_read<N_PIECES - 1>();
     mb_named_barrier_sync(STORE_BARRIER + warpgroup, WARPGROUP);
     stage_piece<dtype, out_is_f32, turned, piece>(staged, sum);
     mb_fence_async_shared();
@@ -116,11 +116,11 @@ static __device__ __forceinline__ void store_piece(const weights_params *p, shar
     }
 }
 
-template <int dtype, int out_is_f32, int turned, int piece, class shared>
-static __device__ __forceinline__ void store_pieces(const weights_params *p, shared *s, int warpgroup,
+template <int dtype, int out_is_f32, int turned, int piece>
+static __device__ __forceinline__ void store_pieces(const weights_params *p, weights_shared *s, int warpgroup,
                                                     const weights_tile *tile, float (&sum)[128]) {
     constexpr int n = out_is_f32 ? 8 : 4;
-    static_assert(n % shared::n_pieces == 0, "a piece has the same place in every tile");
+    static_assert(n % N_PIECES == 0, "a piece has the same place in every tile");
     store_piece<dtype, out_is_f32, turned, piece>(p, s, warpgroup, tile, sum);
     if constexpr (piece + 1 < n)
         store_pieces<dtype, out_is_f32, turned, piece + 1>(p, s, warpgroup, tile, sum);

@@ -84,7 +84,8 @@ typedef struct item_weights {
 } item_weights;
 
 /* Of a token and the next one; past the last one 0. */
-static __device__ __forceinline__ float2 load_two_weights(const experts_gemm *g, const item *work, int token) {
+static __device__ __forceinline__ float2 load_two_weights(const experts_gemm *g, const item *work,
+                                                          int token) {
     const float *weight = g->row_weight + work->first_row;
     return {token < work->n_rows ? weight[token] : 0.0f, token + 1 < work->n_rows ? weight[token + 1] : 0.0f};
 }

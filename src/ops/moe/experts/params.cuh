@@ -93,7 +93,7 @@ typedef struct experts_params {
     int32_t *block_done;
     int32_t stages_ahead; /* few tokens: of w13 that are still under way when w2 is asked for, at most */
     int32_t read_once;    /* the weights should not push anything out of L2 */
-    void *p;           /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
+    void *p;              /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
     experts_gradient gradient;
 } experts_params;
 

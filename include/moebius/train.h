@@ -3,11 +3,13 @@
  * and token rounding.
  *
  * Words and rules are those of ops.h: T tokens, H hidden, I intermediate, E experts, K choices per token,
- * R = T*K rows. The first pointer says where an operator runs, `workspace` is 256-byte aligned, no call
- * allocates memory, and the same inputs give the same bits with any number of threads.
+ * R = T*K rows. The first pointer says where an operator runs, on the CPU or on a GPU; all other arrays,
+ * scalars and the workspace are there too. `workspace` is 256-byte aligned, no call allocates memory, and the
+ * same inputs give the same bits: on the CPU with any number of threads, on the GPU in a CUDA graph or not.
  *
- * Errors are those of ops.h. Every array is aligned as its type; on the GPU the matrices (x, d_out, dx, p, w13,
- * w2 and their gradients) are 16-byte aligned. Outputs may not overlap inputs or each other.
+ * Errors are those of ops.h. Every array is aligned as its type; on the GPU the matrices (x, d_out, dx, p,
+ * w13, w2, dw13, dw2) are 16-byte aligned. Outputs may not overlap inputs or each other. mb_moe_backward says
+ * what else it refuses on a GPU. The router's operators take the same sizes and types everywhere.
  */
 #ifndef MOEBIUS_TRAIN_H
 #define MOEBIUS_TRAIN_H
@@ -30,11 +32,16 @@ extern "C" {
  *     dx[t] = sum over k, in order, of w13[e]^T dp
  *     dw13[e] = sum of dp x[t]^T        dbias13[e] = sum of dp        over the rows of e, in sorted order
  *     dw2[e]  = sum of s d_out[t] h^T   dbias2[e]  = sum of s d_out[t]
- * relu's derivative at 0 is 0. Values between the sums (h, dp) are fp32; sums are fp64, and each result is
- * rounded once. A row of dx and of dweights does not depend on the other tokens, bit for bit.
+ * relu's derivative at 0 is 0. A row of dx and of dweights does not depend on the other tokens, bit for bit,
+ * nor an expert's gradient on the other experts.
  *
- * On the GPU dtype is MB_BF16 or MB_F16, hidden and intermediate are multiples of 8 and 16 at least, and x takes
- * at most 4 GiB. There s h, dp and each choice's part of dx are rounded to dtype, and sums are fp32.
+ * On the CPU values between the sums (h, dp) are fp32, sums are fp64, and each result is rounded once. On the
+ * GPU s h, dp and each choice's part of dx are rounded to dtype, and sums are fp32. (So with fp16 the
+ * caller's loss scale must keep them in range.) Beside what every device refuses, a GPU refuses
+ *     dtype MB_F32                                                   MB_ERR_UNSUPPORTED
+ *     x, or d_out, of more than 2^32 bytes                           MB_ERR_UNSUPPORTED
+ *     hidden or intermediate that is no multiple of 8, or below 16   MB_ERR_ARGUMENT
+ *     a matrix that is not 16-byte aligned                           MB_ERR_ARGUMENT
  *
  * residual and shared have no part here: the gradient of each is d_out.
  *
@@ -42,10 +49,10 @@ extern "C" {
  * of 0. That holds of T = 0 as well: the weights' gradients are zeros, or left as they are with accumulate.
  *
  * The saved state is p alone, R * (2I or I) elements of dtype: mb_moe_forward writes p when its argument p is
- * given. With p NULL the backward computes p again, with the same bits. (The forward on a GPU activates w13 x +
- * bias13 before it is rounded to p. The backward's h is of the rounded p everywhere.) Neither a gathered copy
- * of x nor y is kept. (Saving p alone and taking dweights from h . dh: SonicMoE, Guo et al. 2025, arXiv
- * 2512.14080.)
+ * given. With p NULL the backward computes p again, with the same bits. (The forward on a GPU activates
+ * w13 x + bias13 before it is rounded to p. The backward's h is of the rounded p everywhere.) Neither a
+ * gathered copy of x nor y is kept. (Saving p alone and taking dweights from h . dh: SonicMoE, Guo et al.
+ * 2025, arXiv 2512.14080.)
  */
 typedef struct mb_moe_backward_args {
     const void *x;        /* [T, H] dtype */
@@ -70,8 +77,9 @@ typedef struct mb_moe_backward_args {
     mb_dtype dtype;      /* MB_F32, MB_BF16 or MB_F16 */
     mb_dtype grad_dtype; /* of dw13, dw2 and the biases' gradients: MB_F32 or dtype */
     mb_activation activation;
-    /* 1: the weights' and biases' gradients are added to what is there, in fp64 (fp32 on the GPU), and rounded
-     * once. 0: they replace it. dx and dweights always replace. */
+    /* 1: the weights' and biases' gradients are added to what is there, in fp64 (fp32 on the GPU), and
+     * rounded once. 0: they replace it. dx and dweights always replace. (On the GPU a sum in dw13 or dw2 of
+     * MB_F32 that is below the smallest normal number becomes 0.) */
     int32_t accumulate;
 } mb_moe_backward_args;
 MB_API mb_status mb_moe_backward_workspace(const mb_moe_backward_args *most, size_t *bytes);
@@ -86,7 +94,7 @@ MB_API mb_status mb_moe_backward(const mb_moe_backward_args *args, void *workspa
  * et al. 2020, arXiv 2006.16668); for K > 1 as in Hugging Face's load_balancing_loss_func: K when balanced.
  * (Megatron divides by K.) z: ST-MoE, Zoph et al. 2022, arXiv 2202.08906, eq. 5. Both are without their
  * coefficients. Of T = 0 both are 0, and so are the counts. Ids outside of [0, E) are not counted. Sums are
- * fp64 over tokens in order.
+ * fp64: on the CPU over tokens in order, on the GPU over parts of the tokens, which T alone decides.
  */
 typedef struct mb_moe_router_losses_args {
     const void *logits;  /* [T, E] logits_dtype */
@@ -167,8 +175,8 @@ typedef struct mb_moe_rounding_report {
  *
  * A NaN logit counts as -infinity; the largest of a token is finite. Ids outside of [0, E) stand for no
  * choice. A token's ids in [0, E) must differ: MB_ERR_ARGUMENT. A GPU, which does not read them before the
- * kernels run, takes the first of equal ids and lets the others stand for no choice. `report` is in the memory
- * of the other arrays.
+ * kernels run, takes the first of equal ids and lets the others stand for no choice. T * max_choices is at
+ * most 2^31 - 1: MB_ERR_ARGUMENT.
  */
 typedef struct mb_moe_token_rounding_args {
     const void *logits;             /* [T, E] logits_dtype */

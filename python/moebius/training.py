@@ -2,7 +2,8 @@
 The operators of training, on NumPy arrays and PyTorch tensors (docs/training.md).
 
 moebius.nn.MoE is the layer made of them. On tensors moe, route, router_gemm, router_losses and token_rounding have
-gradients of their own; the backwards are for those who do without autograd.
+gradients of their own; the backwards are for those who do without autograd. On a GPU moe and moe_backward take bfloat16
+and float16.
 """
 
 from typing import Any, Literal, NamedTuple

@@ -419,7 +419,7 @@ def check_training_layer():
     def gradients(module, forward=None):
         leaf = x.clone().requires_grad_()
         module.zero_grad()
-        out, routed = (forward or module)(leaf, return_routing=True)
+        out, routed = (module if forward is None else forward)(leaf, return_routing=True)
         (out.float().square().mean() + 0.01 * routed.load_balance + 0.001 * routed.z).backward()
         found = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
         return {"x": leaf.grad, **found}

@@ -5,8 +5,8 @@
 
 The model is transformers' own Qwen3MoeForCausalLM. Two of its parts are swapped while training, for speed only: the
 experts run as two dense products over all experts, weighted by the router (each expert is tiny), and attention runs
-over packed documents. The checkpoint needs neither. --experts moebius trains with our experts instead (on the CPU so
-far), --experts eager with transformers' own.
+over packed documents. The checkpoint needs neither. --experts moebius trains with our experts instead, --experts eager
+with transformers' own.
 """
 import argparse
 import math

@@ -7,8 +7,8 @@ Hugging Face transformers 5: an experts implementation named "moebius".
     model.set_experts_implementation("moebius")
 
 It serves every model that stores its experts as merged matrices: [E, 2I, H] (gate rows, then up rows; [E, I, H]
-without a gate) and [E, H, I]. Qwen3-MoE and most others do, also from FP8 checkpoints with 128x128 blocks. On the CPU
-it trains, unless the weights are FP8; on a GPU there is no backward pass yet.
+without a gate) and [E, H, I]. Qwen3-MoE and most others do, also from FP8 checkpoints with 128x128 blocks. It trains,
+unless the weights are FP8, on the CPU and, in bfloat16 and float16, on a Hopper GPU.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 /*
- * rows.h - the two GEMMs of the backward that give gradients of rows, on sm_90. README.rows.md tells how they
- * work. Words as in moebius/train.h; R rows sorted by expert, of which only offsets[0] .. offsets[E] exist. Rows
- * that do not exist are neither read nor written.
+ * rows.h - the two GEMMs of the backward that give gradients of rows, on sm_90. README.md tells how they
+ * work. Words as in moebius/train.h; R rows sorted by expert, of which only offsets[0] .. offsets[E] exist.
+ * Rows that do not exist are neither read nor written.
  */
 #ifndef MB_OPS_MOE_BACKWARD_ROWS_H
 #define MB_OPS_MOE_BACKWARD_ROWS_H

@@ -1,6 +1,6 @@
 /*
  * weights_kernel.cuh - gradients of the experts' weights: a grouped GEMM whose K are the rows of an expert,
- * one persistent launch. README.weights.md has the numbers and the reasons.
+ * one persistent launch. README.md has the numbers and the reasons.
  *
  * Items, in order: for every expert all pair tiles, 256 columns of P by 256 of Q. Pair of CTAs number i works
  * on items i, i + the number of pairs, and so on. So pairs that run together share an expert's rows in L2. No

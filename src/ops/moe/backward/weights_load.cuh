@@ -9,12 +9,15 @@
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_LOAD_CUH
 
 #include "ops/hopper/cp_async.cuh"
+#include "ops/hopper/launch.cuh"
 #include "ops/hopper/tma.cuh"
 #include "ops/moe/backward/weights_work.cuh"
 
 enum {
     LOAD_ROWS = WARPGROUP / CHUNKS, /* rows that the warpgroup copies side by side, 16 lanes a row */
+    LANE_ROWS = 32 / CHUNKS,        /* of these, a warp's */
     N_COPIES = STEP / LOAD_ROWS,
+    WARP_ROWS = N_COPIES * LANE_ROWS, /* of a step */
 };
 static_assert(LOAD_ROWS == 8, "the rows of a thread have one place in the swizzle");
 
@@ -41,16 +44,27 @@ static __device__ __forceinline__ void skip_finished(const weights_params *p, lo
     }
 }
 
-/* Rows of P that this thread copies; -1: there is none. */
-static __device__ __forceinline__ void load_indices(const weights_params *p, const load_step *step,
-                                                    int32_t my_row, int32_t (&index)[N_COPIES]) {
-#pragma unroll
-    for (int i = 0; i < N_COPIES; i++) {
-        const int32_t row = step->rows.begin + step->first + my_row + i * LOAD_ROWS;
-        index[i] = -1;
-        if (step->item < p->n_items && row < step->rows.end)
-            index[i] = p->p_index ? __ldg(p->p_index + row) : row;
-    }
+/*
+ * Index of a row of P, -1 if there is none. A warp copies WARP_ROWS rows of a step, so one load of a lane brings
+ * one of them: lane l has the warp's row number l % WARP_ROWS. deal_index() hands it to the lanes that copy the row.
+ * (Each lane loading all of its indices took a producer longer than the consumers multiply.)
+ */
+static __device__ __forceinline__ int32_t load_index(const weights_params *p, const load_step *step) {
+    const int32_t lane = threadIdx.x % 32, warp = threadIdx.x % WARPGROUP / 32;
+    const int32_t of_warp = lane % WARP_ROWS;
+    const int32_t row = step->rows.begin + step->first + of_warp / LANE_ROWS * LOAD_ROWS + warp * LANE_ROWS +
+                        of_warp % LANE_ROWS;
+    int32_t index = row;
+    if (step->item >= p->n_items || row >= step->rows.end)
+        index = -1;
+    else if (p->p_index)
+        index = __ldg(p->p_index + row);
+    return index;
+}
+
+/* Of this lane's row in copy number i. */
+static __device__ __forceinline__ int32_t deal_index(int32_t index, int32_t my_row, int i) {
+    return __shfl_sync(0xffffffff, index, i * LANE_ROWS + my_row % LANE_ROWS);
 }
 
 /* This CTA's half of the columns of Q, to both CTAs of the pair. */
@@ -77,34 +91,33 @@ static __device__ __forceinline__ void load_steps(const weights_params *p, share
     load_step step = first_step_of(p, first_item(), rows_of_item(p, first_item()));
     row_range next = rows_of_item(p, first_item() + n_pairs());
     skip_finished(p, &step, &next);
-    int32_t index[N_COPIES];
-    load_indices(p, &step, my_row, index);
+    int32_t index = load_index(p, &step);
     while (step.item < p->n_items) {
         load_step following = step;
         following.first += STEP;
         skip_finished(p, &following, &next);
-        int32_t following_index[N_COPIES];
-        load_indices(p, &following, my_row, following_index);
+        const int32_t following_index = load_index(p, &following);
 
+        const int32_t column = step.p + rank * CTA_P + chunk * 8;
+        const int is_inside = column < p->p_columns;
+        const unsigned char *from = p->p + (is_inside ? column * 2 : 0);
         mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
         if (thread == 0)
             load_q(p, s, &step, stage.at, rank);
         __syncwarp();
         const uint32_t to = mb_shared_address(s->p[stage.at]) + place;
-        const int32_t column = step.p + rank * CTA_P + chunk * 8;
-        const int is_inside = column < p->p_columns;
-        const unsigned char *from = p->p + (is_inside ? column * 2 : 0);
 #pragma unroll
-        for (int i = 0; i < N_COPIES; i++) /* past the expert's rows and the last column: zeros */
-            mb_cp_async_16(to + i * LOAD_ROWS * LINE_BYTES, from + (int64_t)max(index[i], 0) * p->p_row_bytes,
-                           is_inside && index[i] >= 0 ? 16 : 0);
+        for (int i = 0; i < N_COPIES; i++) { /* past the expert's rows and the last column: zeros */
+            const int32_t row = deal_index(index, my_row, i);
+            mb_cp_async_16(to + i * LOAD_ROWS * LINE_BYTES, from + (int64_t)max(row, 0) * p->p_row_bytes,
+                           is_inside && row >= 0 ? 16 : 0);
+        }
         mb_cp_async_arrive(&s->full[stage.at]);
         advance<shared::n_stages>(&stage);
         step = following;
-#pragma unroll
-        for (int i = 0; i < N_COPIES; i++)
-            index[i] = following_index[i];
+        index = following_index;
     }
+    mb_grid_launch_dependents();
 }
 
 #endif

@@ -2,7 +2,7 @@
  * gradient.cuh - the backward's first GEMM: what becomes of dh = w2[e]^T d_out. Consumers' and storers' side.
  *
  * An item has 256 outputs in four rounds of 64. Round i is row block i, so warpgroup i % 2 works on it, alone,
- * in slot i % 2. The producers have brought p in a stage for each round (gather.cuh), behind the stages of K.
+ * in slot i. The producers have brought p in a stage for each round (gather.cuh), behind the stages of K.
  * Results lie in the same stage until the storing warps have copied them, three regions of cta_tokens rows:
  *
  *    in place of the weights   gate of p -> dp's gate      up of p -> dp's up
@@ -74,10 +74,30 @@ static __device__ __forceinline__ gradients gradients_of(const activation_shape 
     return {weighted * (gated ? up * a.slope : a.slope), weighted * a.value, weight * h, h};
 }
 
-/* The routing weights of a token and the next one. */
-static __device__ __forceinline__ float2 two_weights(const experts_gemm *g, const item *work, int token) {
+/*
+ * The routing weights of an item's tokens, all in the registers of each warp: lane l has those of tokens 2 l, 2 l
+ * + 1, and of the next 64. They are asked for before the product and needed after it. (Loaded where they are
+ * needed, they made the warps wait for memory four times a round.)
+ */
+typedef struct item_weights {
+    float2 low, high;
+} item_weights;
+
+/* Of a token and the next one; past the last one 0. */
+static __device__ __forceinline__ float2 load_two_weights(const experts_gemm *g, const item *work, int token) {
     const float *weight = g->row_weight + work->first_row;
     return {token < work->n_rows ? weight[token] : 0.0f, token + 1 < work->n_rows ? weight[token + 1] : 0.0f};
+}
+static __device__ __forceinline__ item_weights load_weights(const experts_gemm *g, const item *work) {
+    const int lane = threadIdx.x % 32;
+    return {load_two_weights(g, work, 2 * lane), load_two_weights(g, work, 64 + 2 * lane)};
+}
+
+/* Of the two tokens that this thread has of the item's eight number j. */
+static __device__ __forceinline__ float2 two_weights(const item_weights *weights, int j) {
+    const float2 mine = j < 8 ? weights->low : weights->high;
+    const int owner = 4 * (j % 8) + threadIdx.x % 4;
+    return {__shfl_sync(0xffffffff, mine.x, owner), __shfl_sync(0xffffffff, mine.y, owner)};
 }
 
 /* The sums over the warp's eight lanes of equal lane % 4 of eight values, one to a lane: lane l gets the sum
@@ -102,9 +122,10 @@ static __device__ __forceinline__ float sum_and_deal(float (&value)[8], int lane
  * is where this lane's row of them begins in a region; it moves on by 16 rows.
  */
 template <int kind, int n, int shape, class shared>
-static __device__ __forceinline__ void emit_gradients(const experts_params *p, shared *s, const item *work,
-                                                      uint32_t stage, uint32_t slot, float (&sum)[n / 2]) {
-    static_assert(n % 32 == 0, "dot is summed for 32 tokens at a time");
+static __device__ __forceinline__ void emit_gradients(const experts_params *p, shared *s,
+                                                      const item_weights *row_weights, uint32_t stage,
+                                                      uint32_t slot, float (&sum)[n / 2]) {
+    static_assert(n % 32 == 0 && n <= 128, "dot is summed for 32 tokens at a time, a warp has 128 weights");
     const experts_gemm *g = &p->gemm[GEMM_FIRST];
     const int lane = threadIdx.x % 32, warp = threadIdx.x % WARPGROUP / 32;
     const int row = lane / 16 * 8 + lane % 8, chunk = warp * 2 + lane / 8 % 2;
@@ -119,7 +140,7 @@ static __device__ __forceinline__ void emit_gradients(const experts_params *p, s
         float dots[8];
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            weights[i] = two_weights(g, work, 8 * (j0 + i) + 2 * (lane % 4));
+            weights[i] = two_weights(row_weights, j0 + i);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int j = j0 + 2 * half;
@@ -163,8 +184,9 @@ static __device__ __forceinline__ void consume_gradient(const experts_params *p,
                                                         const item *work, ring_cursor *stage,
                                                         ring_cursor *slot) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    static_assert(n_warpgroups == shared::n_slots, "a slot belongs to a warpgroup");
+    static_assert(n_warpgroups * n_row_blocks == shared::n_slots, "a slot belongs to a round");
     const int is_relu = p->gemm[GEMM_FIRST].activation.floor == 0;
+    const item_weights weights = load_weights(&p->gemm[GEMM_FIRST], work);
     float sum[n_row_blocks][n / 2];
 #pragma unroll
     for (int m = 0; m < n_row_blocks; m++)
@@ -173,26 +195,36 @@ static __device__ __forceinline__ void consume_gradient(const experts_params *p,
             sum[m][i] = 0;
     multiply<kind, n, n_warpgroups, n_row_blocks, n_ctas>(s, warpgroup, p->gemm[GEMM_FIRST].k_size, 0, stage,
                                                           sum);
-#pragma unroll
+    /* One code for all row blocks, each in its turn in sum[0]: straight on for two of them, a warp waited for its
+     * instructions. */
+#pragma unroll 1
     for (int m = 0; m < n_row_blocks; m++) {
         ring_cursor mine = *stage;
         for (int w = 0; w < warpgroup; w++)
             advance<n_stages>(&mine);
         mb_mbarrier_wait(&s->staged_empty[slot->at], slot->parity ^ 1);
+        /* The other warpgroup's stage of p is not waited for. It is full: threads bring the stages in turn, so
+         * their arrivals at a later stage's barrier come after those at an earlier one's. */
         mb_mbarrier_wait(&s->full[mine.at], mine.parity);
         if (is_relu && p->gradient.gated)
-            emit_gradients<kind, n, GRADIENT_GATED_RELU>(p, s, work, mine.at, slot->at, sum[m]);
+            emit_gradients<kind, n, GRADIENT_GATED_RELU>(p, s, &weights, mine.at, slot->at, sum[0]);
         else if (is_relu)
-            emit_gradients<kind, n, GRADIENT_RELU>(p, s, work, mine.at, slot->at, sum[m]);
+            emit_gradients<kind, n, GRADIENT_RELU>(p, s, &weights, mine.at, slot->at, sum[0]);
         else if (p->gradient.gated)
-            emit_gradients<kind, n, GRADIENT_GATED_SMOOTH>(p, s, work, mine.at, slot->at, sum[m]);
+            emit_gradients<kind, n, GRADIENT_GATED_SMOOTH>(p, s, &weights, mine.at, slot->at, sum[0]);
         else
-            emit_gradients<kind, n, GRADIENT_SMOOTH>(p, s, work, mine.at, slot->at, sum[m]);
+            emit_gradients<kind, n, GRADIENT_SMOOTH>(p, s, &weights, mine.at, slot->at, sum[0]);
         mb_mbarrier_arrive(&s->staged_full[slot->at]);
-        slot->parity ^= 1;
 #pragma unroll
-        for (int w = 0; w < n_warpgroups; w++)
+        for (int w = 0; w < n_warpgroups; w++) {
+            advance<shared::n_slots>(slot);
             advance<n_stages>(stage);
+        }
+#pragma unroll
+        for (int next = 1; next < n_row_blocks; next++)
+#pragma unroll
+            for (int i = 0; i < n / 2; i++)
+                sum[next - 1][i] = sum[next][i];
     }
 }
 

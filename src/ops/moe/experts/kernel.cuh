@@ -54,7 +54,7 @@ template <int kind, int weight_rows, int cta_tokens, int n_stages, int use> stru
     static constexpr int n_regions = staging == STAGING_WHOLE   ? weight_rows / STAGED_OUTPUTS
                                      : staging == STAGING_TURNS ? 2
                                                                 : 0;
-    static constexpr int n_slots = weight_rows == 256 ? 2 : 1;
+    static constexpr int n_slots = has_p ? weight_rows / 64 : weight_rows == 256 ? 2 : 1;
     static constexpr int region_bytes = cta_tokens * ROW_BYTES;
     /* A stage: 128 bytes of K for each weight row and token, both swizzled by 128 bytes. */
     unsigned char weights[n_stages][weight_rows * ROW_BYTES];

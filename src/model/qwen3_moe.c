@@ -173,7 +173,7 @@ static mb_moe_forward_args experts(const mb_forward *f, const mb_layer_weights *
                                  .f32_math = MB_F32_EXACT};
 }
 
-/* ---- fp8 rows from what makes them ----------------------------------------------------------------------- */
+/* ---- fp8 rows from what makes them --------------------------------------------------------------------- */
 
 /* Whether the device wants x of a product with this weight in fp8. */
 static int wants_x8(const mb_forward *f, const mb_weight *weight, int64_t n_tokens) {
@@ -361,7 +361,7 @@ typedef struct pass {
     const mb_kv_memory *kv;
     const mb_batch *batch;
     mb_stream stream;
-    /* What the MoE block in front has left to be added up (mb_ops, moe_forward_rows); n_tokens 0: nothing. */
+    /* What the MoE block in front has left to be added up (mb_ops, moe_block); n_tokens 0: nothing. */
     mb_moe_reduce_args left;
 } pass;
 
@@ -454,8 +454,8 @@ static mb_status attention_block(pass *p, int layer) {
     return end_block(p, layer, "05-attention-out");
 }
 
-/* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is then what that
- * will write. */
+/* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is
+ * then what that will write. */
 static mb_status run_moe_block(pass *p, int layer, const mb_rms_norm_args *norm,
                                const mb_moe_router_gemm_args *score, mb_moe_forward_args *args) {
     mb_forward *f = p->f;

@@ -51,9 +51,9 @@ typedef struct mb_forward {
     size_t memory_bytes;
     mb_arena arena;
     float *inv_freq;
-    void *
-        x; /* the residual stream: one of rows_of_x, [max_tokens, H] each; the sum of a MoE block goes to the other */
-    void *rows_of_x[2];
+    /* The residual stream: x is one of rows_of_x, [max_tokens, H] each; the sum of a MoE block goes to the
+     * other. */
+    void *x, *rows_of_x[2];
     void *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;
     int32_t *route_ids;

@@ -1,5 +1,6 @@
 /*
- * op_table.h - the operators that a forward pass or a training step calls, as one struct of function pointers.
+ * op_table.h - the operators that a forward pass or a training step calls, as one struct of function
+ * pointers.
  *
  * A device fills the table: the CPU with the C references, a GPU with kernels. The model calls the table
  * and nothing else, so a backend is added without touching model/. A table may have holes while a backend
@@ -60,11 +61,12 @@
 
 typedef struct mb_ops {
     const char *name; /* "cpu", "sm90" */
-    /* Whether gemm and moe_forward, beside such a weight and so many tokens, would rather have x in fp8 from what makes
-     * it (rms_norm) than in dtype. NULL: never. */
+    /* Whether gemm and moe_forward, beside such a weight and so many tokens, would rather have x in fp8
+     * from what makes it (rms_norm) than in dtype. NULL: never. */
     int (*wants_x8)(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens);
-    /* rms_norm, whose out is the router's x, moe_router_gemm, and moe_forward with its workspace, which does for the router
-     * too. left: NULL, or what is left to be summed: gemm's x_sum; n_tokens 0: nothing. NULL: not on this device. */
+    /* rms_norm, whose out is the router's x, moe_router_gemm, and moe_forward with its workspace, which
+     * does for the router too. left: NULL, or what is left to be summed: gemm's x_sum; n_tokens 0: nothing.
+     * NULL: not on this device. */
     mb_status (*moe_block)(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                            const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                            mb_moe_reduce_args *left, mb_stream stream);

@@ -1,6 +1,6 @@
 /*
- * A device may have the whole MoE block as one operator, which leaves the sum of its rows to the next layer's first operator
- * (mb_ops, moe_block). Here the CPU does, and the logits have the same bits.
+ * A device may have the whole MoE block as one operator, which leaves the sum of its rows to the next
+ * layer's first operator (mb_ops, moe_block). Here the CPU does, and the logits have the same bits.
  */
 #include "model/qwen3_moe.h"
 #include "ops/moe/moe.h"

@@ -34,8 +34,8 @@ TRAFFIC_MOST = 1800  # seconds
 KERNELS = {"ops_check": [], "attention_check": ["--no-times"], "decode_check": ["--check"], "gemm_check": ["--check"],
            "api_check": [], "front_check": ["--check"], "simt_check": ["--check"], "activation_check": [],
            "rows_check": ["--check"], "grouped_gemm_check": ["--check"], "streams_check": [],
-           "moe_check": ["--check"], "training_front_check": ["--check"], "backward_rows_check": ["--check"],
-           "backward_weights_check": ["--check"], "backward_check": [], "one_check": []}  # fmt: skip
+           "moe_check": ["--check"], "moe_block_check": [], "training_front_check": ["--check"],
+           "backward_rows_check": ["--check"], "backward_weights_check": ["--check"], "backward_check": []}  # fmt: skip
 
 # What ops_check can run by itself.
 OPERATORS = ["embed", "norm", "gemm", "rope", "attention", "decode_attention", "sample", "moe_plan", "grouped_gemm", "moe", "bits"]
@@ -106,7 +106,7 @@ def sanitizer_stages(given):
             add(tool, name, [*demo, "-n", n_new, *options], *(["--leak-check", "full"] if tool == "memcheck" else []))
     small = {"api_check": [], "moe_check": ["--small", "--check", "--picked"], "activation_check": [],
              **{name: ["--small"] for name in ("attention_check", "decode_check", "front_check", "gemm_check",
-                                               "grouped_gemm_check", "rows_check", "simt_check",
+                                               "grouped_gemm_check", "moe_block_check", "rows_check", "simt_check",
                                                "training_front_check", "backward_rows_check",
                                                "backward_weights_check", "backward_check")}}  # fmt: skip
     for tool in ("memcheck", "synccheck", "racecheck", "initcheck"):

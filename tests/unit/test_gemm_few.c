@@ -153,8 +153,8 @@ static void test_known_plans(void **state) {
     }
 }
 
-/* No rows, too many, many of fp8, and fp32, whose multiplications are exact. */
-/* Rows that are added up first have a place behind all else, where there is room; what else there is stays as it is. */
+/* Rows that are added up first have a place behind all else, where there is room; what else there is stays
+ * as it is. */
 static void test_sums(void **state) {
     (void)state;
     static const _Alignas(16) char norm_weight[16];
@@ -196,6 +196,7 @@ static void test_sums(void **state) {
             }
 }
 
+/* No rows, too many, many of fp8, and fp32, whose multiplications are exact. */
 static void test_refusals(void **state) {
     (void)state;
     mb_few_plan p;

@@ -1,4 +1,5 @@
-/* decode.cuh - what the parts of decode_sm90.cu share: an item, shared memory, how a block of the cache lies there. */
+/* decode.cuh - what the parts of decode_sm90.cu share: an item, shared memory, how a block of the cache
+ * lies there. */
 #ifndef MB_OPS_ATTENTION_DECODE_CUH
 #define MB_OPS_ATTENTION_DECODE_CUH
 
@@ -9,17 +10,18 @@
 #include "ops/hopper/tma.cuh"
 
 enum { N_WARPS = 4, N_CONSUMERS = N_WARPS * 32, CTAS_PER_SM = 2 };
-/* The warps behind the consumers: who requests blocks, who finds items, who counts finished spans, who makes k and v
- * of new tokens. */
+/* The warps behind the consumers: who requests blocks, who finds items, who counts finished spans, who
+ * makes k and v of new tokens. */
 enum { PRODUCER = N_WARPS, FINDER, COUNTER, MAKER, N_THREADS = (MAKER + 1) * 32 };
 /* Registers of a thread: 128 at the launch, of which the consumers get some of the others. */
 enum { CONSUMER_REGISTERS = 192, OTHER_REGISTERS = 64 };
 enum { ROWS = MB_DECODE_ROWS, TOKENS = MB_DECODE_TOKENS, SPAN_BLOCKS = SPAN / BLOCK };
-/* An item's place is free again when the item after it is finished: two are in use while the next is looked for. */
+/* An item's place is free again when the item after it is finished: two are in use while the next is looked
+ * for. */
 enum { ITEM_SLOTS = 3, CONSUMERS_BARRIER = 1 };
-/* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight heads of
- * D = 128. If one sequence can have more (and of few items, whose merge nothing hides, more than MERGED_OF_FEW),
- * merge_long merges those of all. */
+/* Spans of a sequence that the CTA of its last one merges: that CTA alone reads them, 4 KB each with eight
+ * heads of D = 128. If one sequence can have more (and of few items, whose merge nothing hides, more than
+ * MERGED_OF_FEW), merge_long merges those of all. */
 enum { MERGED_HERE = 32, MERGED_OF_FEW = 16 };
 enum { MERGED_AT_ONCE = 12 }; /* whose loads are under way together */
 enum { CHAIN_REST = 4 };      /* one in so many spans of the batch is not of a chain */
@@ -32,18 +34,17 @@ typedef struct decode_params {
     const int32_t *span_start;
     int32_t *next_item; /* how many items were taken beyond each CTA's first */
     int32_t *counters;  /* finished spans, [sequence, kv head, tile] */
-    /* Finished spans of sequences with several, [span of the batch, kv head, row]: sums [dim]; maximum, total. */
+    /* Finished spans of sequences with several, [span of the batch, kv head, row]: sums [dim]; maximum,
+     * total. */
     float *sums;
     float2 *scales;
     int32_t n_tiles;   /* of 16 rows, of a sequence and kv head */
     int32_t most_rows; /* of a sequence and kv head */
     int32_t merges_here;
     int32_t n_ctas;
-    /* Above 0: the kernel of few items, whose CTAs with the same sequence, kv head and tile are a cluster of that many:
-     * one for each span that a sequence can have. */
+    /* Above 0: the kernel of few items, whose CTAs with the same sequence, kv head and tile are a cluster
+     * of that many: one for each span that a sequence can have. */
     int32_t cluster;
-    int32_t
-        is_early; /* few items: what can be made of queries and keys before the kernels in front have ended is */
 } decode_params;
 
 typedef struct item {
@@ -55,8 +56,8 @@ typedef struct item {
     int32_t i_span, n_spans; /* of the sequence */
     int32_t first_span;      /* of the sequence, among those of the batch */
     int32_t n_blocks;        /* in the span */
-    /* The first spans of a sequence may be a chain: one CTA has them one after the other and keeps what they come to as
-     * if it were the last one's. So a sequence's spans are merged from first_kept on. */
+    /* The first spans of a sequence may be a chain: one CTA has them one after the other and keeps what
+     * they come to as if it were the last one's. So a sequence's spans are merged from first_kept on. */
     int32_t first_kept;
     int32_t is_begun, is_left; /* the chain began before; it goes on after the span */
     int32_t blocks[SPAN_BLOCKS];
@@ -67,13 +68,14 @@ static __device__ __forceinline__ int32_t token_of_row(const item *it, int32_t r
     return it->q_len == 1 ? 0 : row / it->group;
 }
 
-/* How a block [64, D] of the cache lies in shared memory: panels of 64 rows of panel_bytes, swizzled by that many
- * bytes. */
+/* How a block [64, D] of the cache lies in shared memory: panels of 64 rows of panel_bytes, swizzled by
+ * that many bytes. */
 template <int cache_dtype, int dim> struct block_shape {
     static constexpr int element_bytes = cache_dtype == MB_F8_E4M3 ? 1 : 2, row_bytes = dim * element_bytes;
     static constexpr int panel_bytes = row_bytes < 128 ? row_bytes : 128, n_panels = row_bytes / panel_bytes;
     static constexpr int n_bytes = BLOCK * row_bytes;
-    /* Of e4m3 the consumers are the limit, not memory: a third CTA has work for the SM while the others wait. */
+    /* Of e4m3 the consumers are the limit, not memory: a third CTA has work for the SM while the others
+     * wait. */
     static constexpr int is_e4m3 = cache_dtype == MB_F8_E4M3, ctas_per_sm = is_e4m3 ? 3 : CTAS_PER_SM;
     static constexpr int ring_bytes = (is_e4m3 ? 48 : 80) * 1024;
     static constexpr int n_stages = ring_bytes / n_bytes < 14 ? ring_bytes / n_bytes : 14;
@@ -84,8 +86,9 @@ template <int cache_dtype, int dim> struct block_shape {
 };
 
 template <class shape, int dim> struct shared_map {
-    /* Queries [16, D] and P of the span [16, 256]. Rows are swizzled: 16 bytes c of row r are at place c ^ r % 8. Before P
-     * the tokens' cosines and sines [2, 8, D / 2] are there, behind 4 KB; after P a cluster's sums [16, D]. */
+    /* Queries [16, D] and P of the span [16, 256]. Rows are swizzled: 16 bytes c of row r are at place c ^
+     * r % 8. Before P the tokens' cosines and sines [2, 8, D / 2] are there, behind 4 KB; after P a
+     * cluster's sums [16, D]. */
     unsigned char queries[ROWS * dim * 2];
     unsigned char weights[ROWS * SPAN * 2];
     unsigned char fresh[ITEM_SLOTS][2][TOKENS]
@@ -123,8 +126,9 @@ template <class shape> static __device__ __forceinline__ void advance(ring *at) 
     }
 }
 
-/* The column of A that has dimension d of a query. Where an e4m3 block is read, four dimensions come together: of each
- * sixteen lane c of a quad has 4 c .. 4 c + 3. (The order within sixteen does not change the bits of their sum.) */
+/* The column of A that has dimension d of a query. Where an e4m3 block is read, four dimensions come
+ * together: of each sixteen lane c of a quad has 4 c .. 4 c + 3. (The order within sixteen does not change
+ * the bits of their sum.) */
 template <class shape> static __device__ __forceinline__ int column_of(int d) {
     return shape::is_e4m3 ? d / 16 * 16 + d % 4 / 2 * 8 + d % 16 / 4 * 2 + d % 2 : d;
 }

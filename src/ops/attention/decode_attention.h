@@ -1,14 +1,14 @@
 /*
- * decode_attention.h - what follows the projection to q, k and v in a decode step, as one operator: head norms,
- * rotary embedding, the store of k and v into the paged cache, attention. Its result is that of
+ * decode_attention.h - what follows the projection to q, k and v in a decode step, as one operator: head
+ * norms, rotary embedding, the store of k and v into the paged cache, attention. Its result is that of
  * qk_norm_rope_store and then attention, bit for bit.
  *
  * A sequence has up to 8 tokens, the last ones of its kv_len positions. A token's slot is its own position's
  * row of the cache, or -1: then what the cache has there is used.
  *
  * On a GPU the operator may begin while the kernels in front of it still run. So what those write must not be
- * q_start, kv_len, span_start, block_table, q_norm, k_norm, inv_freq or rows of the cache that belong to the
- * sequences' earlier tokens.
+ * positions, q_start, kv_len, span_start, block_table, q_norm, k_norm, inv_freq or rows of the cache that
+ * belong to the sequences' earlier tokens.
  */
 #ifndef MB_OPS_DECODE_ATTENTION_H
 #define MB_OPS_DECODE_ATTENTION_H
@@ -20,7 +20,7 @@
 enum { MB_DECODE_TOKENS = 8, MB_DECODE_SPAN = 256, MB_DECODE_ROWS = 16 };
 
 typedef struct mb_decode_attention_args {
-    const void *qkv;          /* [T, (Hq + 2 Hkv) * D] dtype: q heads, k heads, v heads */
+    const void *qkv;          /* [T, (Hq + 2 Hkv) * D] dtype: q heads, k heads, v heads; 4-byte aligned */
     mb_weight q_norm, k_norm; /* [1, 1, D] any dtype; data NULL: no norm */
     const int32_t *positions; /* [T] for the rotation */
     const int32_t *slots;     /* [T] cache row: block * 64 + offset; -1: do not store */
@@ -28,8 +28,8 @@ typedef struct mb_decode_attention_args {
     void *k_cache, *v_cache;  /* [n_blocks, Hkv, 64, D] cache_dtype */
     const int32_t *q_start;   /* [S + 1] */
     const int32_t *kv_len;    /* [S], this step's tokens included */
-    /* [S + 1] how many spans of MB_DECODE_SPAN positions, counted from each sequence's position 0, the sequences
-     * in front have: the last of a sequence may be partial. Sequences without tokens have none. */
+    /* [S + 1] how many spans of MB_DECODE_SPAN positions, counted from each sequence's position 0, the
+     * sequences in front have: the last of a sequence may be partial. Sequences without tokens have none. */
     const int32_t *span_start;
     const int32_t *block_table; /* [S, max_blocks] */
     /* [mb_decode_attention_counters] zeros before the first call, which leaves zeros: calls of one stream may

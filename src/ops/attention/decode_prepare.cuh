@@ -1,6 +1,6 @@
 /*
- * decode_prepare.cuh - from the projection's rows to an item's queries, and to k and v of the new tokens that its span
- * has: in shared memory as the cache has them, and in the cache.
+ * decode_prepare.cuh - from the projection's rows to an item's queries, and to k and v of the new tokens
+ * that its span has: in shared memory as the cache has them, and in the cache.
  */
 #ifndef MB_OPS_ATTENTION_DECODE_PREPARE_CUH
 #define MB_OPS_ATTENTION_DECODE_PREPARE_CUH
@@ -9,8 +9,8 @@
 #include "ops/common/packed.cuh"
 #include "ops/common/rotary.cuh"
 
-/* Elements first, first + stride ... of a weight as fp32; dtype is compiled in, so that the loads are under way
- * together. */
+/* Elements first, first + stride ... of a weight as fp32; dtype is compiled in, so that the loads are under
+ * way together. */
 template <mb_dtype dtype, int n>
 static __device__ __forceinline__ void load_elements(const void *from, float *to, int first, int stride) {
     float value[n];
@@ -152,8 +152,8 @@ static __device__ __forceinline__ void find_angles(const float (&inv_freq)[dim /
     }
 }
 
-/* The warp that makes k and v of the items' new tokens. is_early: of the CTA's only item, the angles of its only token are
- * made before the kernels in front have ended (the step's arrays are older than those). */
+/* The warp that makes k and v of the items' new tokens. is_early: of the CTA's only item, the angles of its
+ * only token are made before the kernels in front have ended (the step's arrays are older than those). */
 template <int dtype, int cache_dtype, int dim, int is_few, class shape>
 static __device__ __forceinline__ void make_tokens(const decode_params *p, shared_map<shape, dim> *s) {
     const mb_qk_norm_rope_store_args *rope = &p->rope;
@@ -169,7 +169,7 @@ static __device__ __forceinline__ void make_tokens(const decode_params *p, share
     int is_early = 0;
     if constexpr (is_few) {
         mb_mbarrier_wait(&s->item_full[0], 0);
-        is_early = p->is_early && s->items[0].sequence >= 0 && s->items[0].q_len == 1;
+        is_early = s->items[0].sequence >= 0 && s->items[0].q_len == 1;
         if (is_early)
             find_angles<dim>(inv_freq, (float)rope->positions[s->items[0].q_base], rope->rope_scale, &by);
     }
@@ -211,8 +211,8 @@ static __device__ __forceinline__ void make_tokens(const decode_params *p, share
 }
 
 /* Queries of an item. All consumers call it; they see all of it afterwards. What the
- * item needs of the kernels in front is loaded at once, before the first of it is waited for: rows that are not
- * there load the last one, because a branch would wait. */
+ * item needs of the kernels in front is loaded at once, before the first of it is waited for: rows that are
+ * not there load the last one, because a branch would wait. */
 template <int dtype, int dim, class shape>
 static __device__ __forceinline__ void prepare(const decode_params *p, shared_map<shape, dim> *s,
                                                const item *it) {
@@ -280,7 +280,8 @@ static __device__ __forceinline__ void prepare(const decode_params *p, shared_ma
     sync_consumers();
 }
 
-/* Of a query of the CTA's only item: a lane has two neighbours of every 32 pairs, so half of a warp has a head. */
+/* Of a query of the CTA's only item: a lane has two neighbours of every 32 pairs, so half of a warp has a
+ * head. */
 template <int dim> struct query_part {
     float cosines[dim / 64][2], sines[dim / 64][2]; /* the same for all heads of the token */
     float low[dim / 64][2], high[dim / 64][2];      /* the norm's weight */
@@ -314,8 +315,8 @@ static __device__ __forceinline__ void begin_short(const decode_params *p, share
         }
 }
 
-/* As prepare, with the same bits: mb_head_norm's sum adds the lanes that are 16, 8, 4, 2 and 1 apart, and here lane l of a
- * half has the numbers of lanes 2 l and 2 l + 1. */
+/* As prepare, with the same bits: mb_head_norm's sum adds the lanes that are 16, 8, 4, 2 and 1 apart, and
+ * here lane l of a half has the numbers of lanes 2 l and 2 l + 1. */
 template <int dtype, int dim, class shape>
 static __device__ __forceinline__ void end_short(const decode_params *p, shared_map<shape, dim> *s,
                                                  const item *it, const query_part<dim> *part) {

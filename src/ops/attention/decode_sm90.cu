@@ -2,8 +2,8 @@
  * decode_sm90.cu - decode attention in one launch: from the rows of q, k and v as the projection left them to
  * attention's output.
  *
- * An item is a span of 256 positions (order.cuh) of a sequence and kv head, and up to 16 rows (a row: one query
- * head of one token). A CTA has four warps that compute and four that help them:
+ * An item is a span of 256 positions (order.cuh) of a sequence and kv head, and up to 16 rows (a row: one
+ * query head of one token). A CTA has four warps that compute and four that help them:
  *
  *   finder      which item is next (decode_items.cuh)               some items ahead
  *   producer    requests blocks of K, then of V (TMA)               as the ring has room
@@ -13,23 +13,22 @@
  *                                of each step                     of all positions
  *   counter     counts finished spans: an item behind the consumers
  *
- * Finder and producer do not wait for the kernels in front: blocks of earlier tokens are older than those. In a block
- * that has new tokens their rows are old memory when it arrives, and the consumers put theirs there; the CTA
- * whose rows begin with the first one also stores them into the cache.
+ * Finder and producer do not wait for the kernels in front: blocks of earlier tokens are older than those.
+ * In a block that has new tokens their rows are old memory when it arrives, and the consumers put theirs
+ * there; the CTA whose rows begin with the first one also stores them into the cache.
  *
- * A sequence's spans are merged by the CTA that finishes last, in order of spans; nobody waits for another. That a span
- * is stored must be visible before it is counted, which takes microseconds while the memory is busy. So the counter
- * waits for that, the consumers have the next item meanwhile, and merge when they have finished it. (Where a sequence
- * can be long, the merge is a second launch: decode_spans.cuh.) Of many sequences the first spans are one CTA's, which
- * adds them up in registers.
+ * A sequence's spans are merged by the CTA that finishes last, in order of spans; nobody waits for another.
+ * That a span is stored must be visible before it is counted, which takes microseconds while the memory is
+ * busy. So the counter waits for that, the consumers have the next item meanwhile, and merge when they have
+ * finished it. (Where a sequence can be long, the merge is a second launch: decode_spans.cuh.) Of many
+ * sequences the first spans are one CTA's, which adds them up in registers.
  *
- * Few items have a kernel of their own, in which the CTAs of a sequence and kv head are a cluster: they merge from each
- * other's shared memory, and a CTA's number says which item it has.
+ * Few items have a kernel of their own, in which the CTAs of a sequence and kv head are a cluster: they
+ * merge from each other's shared memory, and a CTA's number says which item it has.
  *
  * A warp of the tensor cores' accumulators has 16 rows; those that are not there are zeros.
  */
 #include "base/status.h"
-#include "base/trial.h"
 #include "ops/attention/decode_items.cuh"
 #include "ops/attention/decode_prepare.cuh"
 #include "ops/attention/decode_products.cuh"
@@ -218,9 +217,8 @@ static __device__ __forceinline__ void consume_one(const decode_params *p, share
     load_constants(&p->rope, s);
     mb_mbarrier_wait(&s->item_full[0], 0);
     const item *it = &s->items[0];
-    const int is_early = p->is_early && is_short(it);
     query_part<dim> part;
-    if (is_early)
+    if (is_short(it))
         begin_short(p, s, it, &part);
     mb_grid_wait();
     if (it->sequence < 0)
@@ -232,7 +230,7 @@ static __device__ __forceinline__ void consume_one(const decode_params *p, share
         }
         return;
     }
-    if (is_early)
+    if (is_short(it))
         end_short<dtype>(p, s, it, &part);
     else
         prepare<dtype, dim>(p, s, it);
@@ -346,8 +344,8 @@ static mb_status run_parts(const mb_decode_attention_args *args, void *workspace
                              stream);
 }
 
-/* Boxes of a panel of [blocks x kv heads, 64, D]. The arguments do not say how many blocks there are: more than
- * fit into any GPU's memory. */
+/* Boxes of a panel of [blocks x kv heads, 64, D]. The arguments do not say how many blocks there are: more
+ * than fit into any GPU's memory. */
 template <class shape>
 static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, const void *cache) {
     const mb_tensor_map_encode encode = mb_tensor_map_encoder();
@@ -371,8 +369,8 @@ static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, c
     return MB_OK;
 }
 
-/* CTAs of a cluster, which has a CTA for each span; 0: not in clusters. Two CTAs of several clusters on an SM wait for
- * each other, so there is one an SM, and not on all SMs. */
+/* CTAs of a cluster, which has a CTA for each span; 0: not in clusters. Two CTAs of several clusters on an
+ * SM wait for each other, so there is one an SM, and not on all SMs. */
 static int32_t cluster_of(int64_t n_tiles, int64_t n_spans) {
     int32_t cluster = 1;
     while (cluster < n_spans)
@@ -432,8 +430,9 @@ mb_status mb_decode_attention_sm90(const mb_decode_attention_args *args, void *w
     MB_TRY(mb_workspace_check("decode_attention", workspace, workspace_bytes, needed));
     if (!takes(args))
         return run_parts(args, workspace, workspace_bytes, stream);
+    if ((uintptr_t)args->qkv % 4 != 0)
+        return mb_fail(MB_ERR_ARGUMENT, "decode_attention: qkv is not 4-byte aligned");
     decode_params p = {};
-    p.is_early = mb_trial("MB_ONE_PREPARE") && (uintptr_t)args->qkv % 4 == 0;
     p.rope = mb_decode_rope_part(args, NULL);
     p.attend = mb_decode_attention_part(args, NULL);
     p.span_start = args->span_start;

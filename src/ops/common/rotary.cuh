@@ -3,8 +3,8 @@
  * do it give a head the same bits, because every multiplication and addition is written here.
  *
  * A lane has the pairs (i, i + D/2) with i = lane, lane + 32, ...: both halves of a rotation are in one lane.
- * most_pairs: a lane's pairs; those behind D/2 are zeros. (rope/wide.cuh has eight heads in a warp, by the same
- * operations.)
+ * most_pairs: a lane's pairs; those behind D/2 are zeros. (rope/wide.cuh has eight heads in a warp, by the
+ * same operations.)
  */
 #ifndef MB_OPS_COMMON_ROTARY_CUH
 #define MB_OPS_COMMON_ROTARY_CUH
@@ -41,8 +41,8 @@ static __device__ __forceinline__ void mb_head_load(mb_dtype dtype, const void *
     }
 }
 
-/* Of a head whose squares add up to `squares`: what multiplies it, times the weight. (A division by a power of two is
- * exact as a product; so the bits are those of the division.) */
+/* Of a head whose squares add up to `squares`: what multiplies it, times the weight. (A division by a power
+ * of two is exact as a product; so the bits are those of the division.) */
 static __device__ __forceinline__ float mb_head_norm_factor(float squares, float eps, int head_dim) {
     const float mean = (head_dim & (head_dim - 1)) == 0 ? __fmul_rn(squares, 1.0f / (float)head_dim)
                                                         : __fdiv_rn(squares, (float)head_dim);

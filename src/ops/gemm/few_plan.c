@@ -1,4 +1,3 @@
-#include "base/trial.h"
 #include "ops/common/dtype.h"
 #include "ops/gemm/few.h"
 
@@ -50,10 +49,9 @@ static int can_norm(const mb_gemm_args *args) {
 /* Whether the CTAs can add up the rows that they norm. */
 static int can_sum(const mb_gemm_args *args) {
     const mb_moe_reduce_args *sum = args->x_sum;
-    return sum && mb_trial("MB_ONE_SUM") && args->n_tokens <= MB_FEW_SUM_TOKENS &&
-           sum->top_k <= MB_FEW_SUM_TERMS && sum->y && sum->residual && !sum->shared &&
-           sum->residual != sum->out && !args->norm_rows && sum->dtype == args->dtype &&
-           sum->out_dtype == args->dtype && sum->hidden == args->weight.cols &&
+    return sum && args->n_tokens <= MB_FEW_SUM_TOKENS && sum->top_k <= MB_FEW_SUM_TERMS && sum->y &&
+           sum->residual && !sum->shared && sum->residual != sum->out && !args->norm_rows &&
+           sum->dtype == args->dtype && sum->out_dtype == args->dtype && sum->hidden == args->weight.cols &&
            sum->n_tokens == args->n_tokens;
 }
 

@@ -32,8 +32,8 @@ static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f1
     return *(const uint32_t *)&pair;
 }
 
-/* Which rows are added up: older than the kernel in front, which makes the rows. Seen by all warps that norm behind
- * copy_norm_weight. */
+/* Which rows are added up: older than the kernel in front, which makes the rows. Seen by all warps that
+ * norm behind copy_norm_weight. */
 static __device__ __forceinline__ void copy_choices(const few_params *p, const few_shared *s, int warp) {
     const int i = (int)threadIdx.x % 32;
     static_assert(MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS <= 32, "a warp copies them");
@@ -51,8 +51,8 @@ static __device__ __forceinline__ void add_term(float (&sum)[8], uint4 packed, i
         sum[i] = fmaf(weight, v[i], sum[i]);
 }
 
-/* x with the bits of ops/moe/plain/reduce_sm90.cu, to shared memory, and to memory by one CTA for each piece. All loads
- * of a piece are under way together. */
+/* x with the bits of ops/moe/plain/reduce_sm90.cu, to shared memory, and to memory by one CTA for each
+ * piece. All loads of a piece are under way together. */
 static __device__ __forceinline__ void sum_rows(const few_params *p, const few_shared *s, int warp) {
     const few_sum *sum = &p->sum;
 #pragma unroll 1
@@ -101,8 +101,8 @@ static __device__ __forceinline__ void copy_norm_weight(const few_params *p, con
 }
 
 /* 1 / rms of a row, in every lane. In norm_sm90.cu thread i of 256 sums up the columns i, i + 256, ...; then
- * each of the eight warps adds its threads' sums in pairs of distance 16, 8, 4, 2, 1; then the warps' sums are
- * added in order. Here a lane has the sums of eight such threads, four lanes those of a warp. */
+ * each of the eight warps adds its threads' sums in pairs of distance 16, 8, 4, 2, 1; then the warps' sums
+ * are added in order. Here a lane has the sums of eight such threads, four lanes those of a warp. */
 static __device__ __forceinline__ float inverse_rms(const few_params *p, const void *row) {
     enum { AT_ONCE = 8 };
     float sum[8] = {};

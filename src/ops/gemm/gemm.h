@@ -1,13 +1,14 @@
 /*
  * gemm.h - dense linear layer: out = x W^T [+ bias] [+ residual], with an RMSNorm of x in front if wanted.
  *
- * x may be given in fp8 (x8), by what made it: e4m3 times one scale for each row and 128 columns, amax / 448, 1 when
- * all are 0. A GPU multiplies that as it is; the CPU widens it.
+ * x may be given in fp8 (x8), by what made it: e4m3 times one scale for each row and 128 columns, amax /
+ * 448, 1 when all are 0. A GPU multiplies that as it is; the CPU widens it.
  *
  * The norm has the bits of rms_norm, whose rows are rounded to x's type before they are multiplied.
  *
  * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised to such fp8 too, where the weight has block
- * scales of 8 rows or more, its rows are a multiple of 8 and its columns one of 16. The CPU leaves x as it is.
+ * scales of 8 rows or more, its rows are a multiple of 8 and its columns one of 16. The CPU leaves x as it
+ * is.
  *
  * On a GPU the weight, its scales and norm_weight may be read before the kernels in front of this call have
  * ended: none of those that let the next one start early may write them.
@@ -36,8 +37,8 @@ typedef struct mb_gemm_args {
     mb_weight norm_weight; /* [1, 1, K] any dtype without scales: x is normed first; data NULL: it is not */
     const int32_t *norm_rows; /* [T] row of x that is normed for each row, or NULL: the same row */
     float eps;                /* of the norm */
-    /* The rows of x are still to be added up: the call does what mb_moe_reduce does with these, and x is their out.
-     * NULL: x is there. Choices and weights must be older than the kernel in front of the call. */
+    /* The rows of x are still to be added up: the call does what mb_moe_reduce does with these, and x is
+     * their out. NULL: x is there. Choices and weights must be older than the kernel in front of the call. */
     const mb_moe_reduce_args *x_sum;
 } mb_gemm_args;
 

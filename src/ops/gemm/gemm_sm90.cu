@@ -5,8 +5,8 @@
  * Whether the tensor cores multiply follows from the types and the weight's shape, never from the number of
  * tokens; and each output is one sum along K in one order. So a row's bits do not depend on the batch.
  *
- * A residual is added to the fp32 sums, then rounded once: in the kernels' epilogues; beside fp32 weights by a
- * launch of its own.
+ * A residual is added to the fp32 sums, then rounded once: in the kernels' epilogues; beside fp32 weights
+ * by a launch of its own.
  */
 #include "ops/common/element.cuh"
 #include "ops/common/workspace.h"
@@ -101,8 +101,8 @@ static int is_grouped(const mb_gemm_args *args) {
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then the grouped GEMM's own. It must
- * do with and without a residual. */
+/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then the grouped GEMM's own. It
+ * must do with and without a residual. */
 typedef struct layout {
     void *normed; /* [T, K] dtype */
     float *sums;

@@ -35,12 +35,15 @@ static mb_status run_front(const mb_moe_steps *steps, const head *head, void *wo
                            size_t workspace_bytes, mb_stream stream) {
     if (head && mb_moe_block_front_takes(head->norm, head->score, &steps->front))
         return mb_moe_block_front_sm90(head->norm, head->score, &steps->front, stream);
-    if (head)
-        MB_TRY(mb_moe_norm_router_sm90(head->norm, head->score, workspace, workspace_bytes, stream));
+    if (head) {
+        MB_TRY(mb_rms_norm_sm90(head->norm, stream));
+        MB_TRY(mb_moe_router_gemm_sm90(head->score, workspace, workspace_bytes, stream));
+    }
     return mb_moe_front_sm90(&steps->front, steps->front_workspace, steps->front_workspace_bytes, stream);
 }
 
-/* The arguments were checked. head: NULL: x and logits are there. left: NULL, or what then is still to be done. */
+/* The arguments were checked. head: NULL: x and logits are there. left: NULL, or what then is still to be
+ * done. */
 static mb_status run(const mb_moe_forward_args *args, int tile, const head *head, void *workspace,
                      size_t workspace_bytes, mb_moe_reduce_args *left, mb_stream stream) {
     if (args->n_tokens == 0)

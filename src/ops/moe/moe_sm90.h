@@ -63,9 +63,10 @@ mb_status mb_grouped_gemm_sm90_workspace(const mb_grouped_gemm_args *most, size_
 mb_status mb_grouped_gemm_sm90(const mb_grouped_gemm_args *args, void *workspace, size_t workspace_bytes,
                                mb_stream stream);
 
-/* The product of one group (no offsets, row_index, row_weight or activation; a and b in 16 bits, or fp8 with block
- * scales; out in 16 bits or fp32) plus a residual ([R, columns of out] of out's type, may be out; or NULL), in one
- * launch, without a workspace. b is read before the kernels in front of this call have ended. */
+/* The product of one group (no offsets, row_index, row_weight or activation; a and b in 16 bits, or fp8
+ * with block scales; out in 16 bits or fp32) plus a residual ([R, columns of out] of out's type, may be
+ * out; or NULL), in one launch, without a workspace. b is read before the kernels in front of this call
+ * have ended. */
 mb_status mb_dense_gemm_sm90(const mb_grouped_gemm_args *args, const void *residual, mb_stream stream);
 
 /* The same with fp32 multiply-adds (dtype MB_F32, MB_F32_EXACT); tiles of MB_F32_TILE_ROWS rows. */
@@ -86,14 +87,10 @@ mb_status mb_moe_forward_sm90_workspace(const mb_moe_forward_args *most, size_t 
 mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
 
-/* rms_norm, whose out is the router's x, and the router: up to 8 tokens of bf16 in one launch, with the same bits.
- * Weights are read before the kernels in front of this call have ended. */
-mb_status mb_moe_norm_router_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
-                                  void *workspace, size_t workspace_bytes, mb_stream stream);
-
-/* The whole MoE block: norm, router, moe_forward. left NULL, or what is left of it: then mb_moe_reduce_experts_sm90 has to
- * do *left, with n_tokens 0 where nothing is left. Its pointers are into the workspace. The norm's weight and the router's
- * are read before the kernels in front of this call have ended. (mb_ops: moe_block.) */
+/* The whole MoE block: norm, router, moe_forward. left NULL, or what is left of it: then
+ * mb_moe_reduce_experts_sm90 has to do *left, with n_tokens 0 where nothing is left. Its pointers are into
+ * the workspace. The norm's weight and the router's are read before the kernels in front of this call have
+ * ended. (mb_ops: moe_block.) */
 mb_status mb_moe_block_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                             const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                             mb_moe_reduce_args *left, mb_stream stream);

@@ -42,7 +42,8 @@ static __device__ __forceinline__ void emit_residual(const experts_gemm *g, shar
     }
 }
 
-/* Row blocks begin to end - 1 of each warpgroup as one round. first: the tile's output with which it begins. */
+/* Row blocks begin to end - 1 of each warpgroup as one round. first: the tile's output with which it
+ * begins. */
 template <int kind, int n, int mode, int begin, int end, int n_warpgroups, int n_row_blocks, class shared>
 static __device__ __forceinline__ void emit_round_of(const experts_gemm *g, shared *s, int warpgroup,
                                                      const item *work, const staging_rounds *r, int round,
@@ -58,7 +59,8 @@ static __device__ __forceinline__ void emit_round_of(const experts_gemm *g, shar
     say_staged(s, slot);
 }
 
-/* USE_SAVING_P: the rounds of h, then those of p, which is what h was made of; of the second GEMM those of y. */
+/* USE_SAVING_P: the rounds of h, then those of p, which is what h was made of; of the second GEMM those of
+ * y. */
 template <int kind, int n, int n_warpgroups, class shared>
 static __device__ __forceinline__ void
 emit_saving_p(const experts_gemm *g, shared *s, int warpgroup, const item *work, const staging_rounds *r,

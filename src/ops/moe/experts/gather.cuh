@@ -1,7 +1,7 @@
 /*
  * gather.cuh - three warps copy the token rows of an item to the stages, by index, swizzled as TMA would;
- * with block scales the tokens' scales too, and for tokens on M those of the weight rows. Tiles of few tokens of
- * fp8 with block scales read h in 16 bits and quantise it here.
+ * with block scales the tokens' scales too, and for tokens on M those of the weight rows. Tiles of few
+ * tokens of fp8 with block scales read h in 16 bits and quantise it here.
  */
 #ifndef MB_OPS_MOE_EXPERTS_GATHER_CUH
 #define MB_OPS_MOE_EXPERTS_GATHER_CUH
@@ -21,8 +21,8 @@ static __device__ __forceinline__ uint32_t row_scale_at(const experts_gemm *g, c
 }
 
 /* The residual of an item, in stages behind those of its last k step: 128 outputs a stage, of the first 64
- * in place of the weights, of the others in place of the tokens. So it is there when the sums are, and lies as
- * staging (staging.cuh) does. */
+ * in place of the weights, of the others in place of the tokens. So it is there when the sums are, and lies
+ * as staging (staging.cuh) does. */
 template <int weight_rows, class shared>
 static __device__ __forceinline__ void gather_residual(shared *s, const experts_gemm *g, const item *work,
                                                        ring_cursor *stage) {
@@ -86,8 +86,8 @@ static __device__ __forceinline__ void gather_p(shared *s, const experts_params 
     }
 }
 
-/* The item's rows from 16 bits to fp8 on the way to the stages. A half of a warp takes a scale block, one stage, of
- * all rows, so that six stages are filled side by side. */
+/* The item's rows from 16 bits to fp8 on the way to the stages. A half of a warp takes a scale block, one
+ * stage, of all rows, so that six stages are filled side by side. */
 template <class shared>
 static __device__ __forceinline__ void gather_and_quantise(shared *s, const experts_gemm *g, const item *work,
                                                            ring_cursor *stage) {
@@ -165,11 +165,10 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                        p->gemm[GEMM_FIRST].n_column_tiles * n_ctas)
                     ;
             __syncwarp();
-            if constexpr (kind == KIND_FP8_BLOCK && shared::is_few)
-                if (g->a_is_wide) {
-                    gather_and_quantise(s, g, &work, &stage);
-                    continue;
-                }
+            if constexpr (kind == KIND_FP8_BLOCK && shared::is_few) {
+                gather_and_quantise(s, g, &work, &stage);
+                continue;
+            }
         }
         /* Offsets of the rows in a, in 32 bits: that is one instruction for each copy. */
         const uint32_t row_bytes = (uint32_t)k_size * traits<kind>::element_bytes;

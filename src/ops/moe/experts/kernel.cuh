@@ -147,8 +147,8 @@ static __global__ void __launch_bounds__((n_warpgroups + 2) * WARPGROUP, 1)
         mb_cluster_sync();
     else
         __syncthreads();
-    /* What comes before the experts has finished. (One group: the warp that streams the weights does not wait,
-     * since they are there.) */
+    /* What comes before the experts has finished. (One group: the warp that streams the weights does not
+     * wait, since they are there.) */
     if (!shared::is_dense || threadIdx.x / 32 != n_warpgroups * WARPGROUP / 32)
         mb_grid_wait();
 

@@ -2,7 +2,6 @@
  * launch_sm90.cu - host side of the experts' kernel: tensor maps, parameters, the choice of the compiled
  * kind; for both GEMMs of the experts and for one grouped GEMM alone.
  */
-#include "base/trial.h"
 #include "ops/moe/experts/launch_sm90.h"
 
 #include "ops/hopper/launch.cuh"
@@ -84,12 +83,18 @@ static mb_status describe(experts_gemm *g, const mb_weight *weight, mb_activatio
     return encode_weight(&g->weights, weight, g->gated, min(tile_rows, tile->box_rows));
 }
 
-/* Weight rows of an item. With few experts, tiles of few tokens have items of fewer rows where the SMs then end more
- * evenly: a forward of one token of Qwen3-30B-A3B has 192 items of 64 rows in w13, and 256 of 48 for 132 SMs. */
+/* As is_few of the kernel's shared memory. */
+static int is_few(const mb_moe_tile *tile) {
+    return tile->weight_rows == 64 && tile->max_tokens == 16;
+}
+
+/* Weight rows of an item. With few experts, tiles of few tokens have items of fewer rows where the SMs then
+ * end more evenly: a forward of one token of Qwen3-30B-A3B has 192 items of 64 rows in w13, and 256 of 48
+ * for 132 SMs. */
 static int32_t even_rows(const mb_moe_tile *tile, const mb_weight *weight, int64_t n_hit,
                          int32_t n_processors) {
     const int32_t most = tile->weight_rows, fewer = 48;
-    if (!mb_trial("MB_ONE_EVEN") || most != 64 || tile->max_tokens != 16 || weight->dtype == MB_F32)
+    if (!is_few(tile) || weight->dtype == MB_F32)
         return most;
     const auto rounds = [&](int32_t rows) {
         const int64_t n_items = n_hit * ((weight->rows + rows - 1) / rows);
@@ -233,15 +238,13 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
     second->bias = args->bias2;
     second->out = args->y;
     second->store = kind == KIND_TF32 ? STORE_F32 : STORE_16BIT;
-    if (mb_trial("MB_ONE_QUANT") && kind == KIND_FP8_BLOCK && tile->max_tokens == 16) {
-        first->store = STORE_16BIT; /* those who read h quantise */
+    if (kind == KIND_FP8_BLOCK && is_few(tile)) { /* those who read h quantise it: gather.cuh */
+        first->store = STORE_16BIT;
         second->a = layout->h;
-        second->a_is_wide = 1;
     }
     first->bias_dtype = second->bias_dtype = args->dtype;
     first->out_is_f16 = second->out_is_f16 = args->dtype == MB_F16;
     set_tiles(&params, &layout->tiles);
-    params.stages_ahead = getenv("MB_ONE_AHEAD") ? atoi(getenv("MB_ONE_AHEAD")) : 8;
     params.read_once = n_hit * (args->w13.rows + args->intermediate) *
                            (int64_t)mb_dtype_row_bytes(args->w13.dtype, args->hidden) <=
                        READ_ONCE_BYTES;

@@ -7,8 +7,8 @@
  * output for two tokens, and [4 j + 2], [4 j + 3] the up of the same.
  *
  * Weights read across (the backward, whose K runs over the rows of the matrix): a stage has 64 rows of K for
- * each row block, 128 bytes each, so a row block begins where it would otherwise. It is one panel wide, so its
- * descriptor is that of rows along K: what tells panels apart is not used.
+ * each row block, 128 bytes each, so a row block begins where it would otherwise. It is one panel wide, so
+ * its descriptor is that of rows along K: what tells panels apart is not used.
  */
 #ifndef MB_OPS_MOE_EXPERTS_MULTIPLY_CUH
 #define MB_OPS_MOE_EXPERTS_MULTIPLY_CUH
@@ -157,8 +157,9 @@ multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks,
     }
 }
 
-/* The same for one warpgroup with one row block of few tokens, where a step's latency counts: the wgmma of two steps
- * are under way at once. (With one step's under way from one iteration to the next ptxas serialises all: C7514.) */
+/* The same for one warpgroup with one row block of few tokens, where a step's latency counts: the wgmma of
+ * two steps are under way at once. (With one step's under way from one iteration to the next ptxas
+ * serialises all: C7514.) */
 template <int n, class shared>
 static __device__ __forceinline__ void multiply_scaled_few(shared *s, const float *scales, int32_t k_blocks,
                                                            int32_t scale_low, int32_t scale_high,

@@ -18,8 +18,8 @@ enum experts_use {
     USE_GROUPS,   /* the experts, or one grouped GEMM */
     USE_DENSE,    /* one group, given by params->dense; tiles of DENSE_TOKENS tokens a CTA at least */
     USE_SAVING_P, /* the experts of a training step: p is kept; tiles of 256 weight rows of 16 bits */
-    USE_ACROSS, /* one grouped GEMM without bias whose K runs over the rows of the weights: the backward's dx */
-    USE_GRADIENT /* the same with an epilogue of its own: the backward's dp, hs and dot (gradient.cuh) */
+    USE_ACROSS,   /* one grouped GEMM without bias, K along the rows of the weights: the backward's dx */
+    USE_GRADIENT  /* the same with an epilogue of its own: the backward's dp, hs and dot (gradient.cuh) */
 };
 
 /* How a finished tile leaves shared memory. */
@@ -60,7 +60,6 @@ typedef struct experts_gemm {
     int32_t expert_scale_rows; /* scales' rows of an expert */
     int32_t gated, activated, store;
     int32_t out_is_f16;
-    int32_t a_is_wide; /* KIND_FP8_BLOCK, tiles of few tokens: a is of 16 bits, and its readers quantise it */
     mb_dtype bias_dtype;
     activation_shape activation;
 } experts_gemm;
@@ -91,9 +90,8 @@ typedef struct experts_params {
         ready; /* [max_tiles]: finished column tiles of a token tile's first GEMM, in each CTA of a cluster */
     /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
     int32_t *block_done;
-    int32_t stages_ahead; /* few tokens: of w13 that are still under way when w2 is asked for, at most */
-    int32_t read_once;    /* the weights should not push anything out of L2 */
-    void *p;              /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
+    int32_t read_once; /* the weights should not push anything out of L2 */
+    void *p;           /* USE_SAVING_P: [R, weight rows], w13 x + bias13 of 16 bits */
     experts_gradient gradient;
 } experts_params;
 

@@ -90,8 +90,8 @@ static __device__ __forceinline__ item half_of_pair(item work, int rank) {
     return work;
 }
 
-/* One k step of n_panels * 64 rows of the product's M from a matrix whose rows are K: a box of 64 by 64 for each
- * panel. */
+/* One k step of n_panels * 64 rows of the product's M from a matrix whose rows are K: a box of 64 by 64 for
+ * each panel. */
 template <int n_panels, int n_ctas>
 static __device__ __forceinline__ void load_across(unsigned char *to, const experts_gemm *g, uint64_t *full,
                                                    int32_t column, int32_t k, int32_t expert) {
@@ -104,15 +104,15 @@ static __device__ __forceinline__ void load_across(unsigned char *to, const expe
             mb_tma_load_5d(to + i * 64 * ROW_BYTES, &g->weights, full, column + i * 64, k, expert, 0, 0);
 }
 
-/* Few tokens: weights of w2 are asked for when most of this CTA's of w13 are there, but for the last few stages. In front
- * of others' of w13 they would hold up h, without which w2 is not multiplied. (The stage waited for is full without any
- * other CTA: tokens of w13 are there.) */
+/* Few tokens: weights of w2 are asked for when most of this CTA's of w13 are there, but for the last few
+ * stages. In front of others' of w13 they would hold up h, without which w2 is not multiplied. (The stage
+ * waited for is full without any other CTA: tokens of w13 are there.) */
 template <class shared>
-static __device__ __forceinline__ void wait_for_first(const experts_params *p, shared *s, int32_t n_first,
-                                                      const ring_cursor *stage) {
+static __device__ __forceinline__ void wait_for_first(shared *s, int32_t n_first, const ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    const int32_t back = p->stages_ahead + 1; /* from the next stage to the one that is waited for */
-    if (back > n_first || back > n_stages)
+    constexpr int back = STAGES_AHEAD + 1; /* from the next stage to the one that is waited for */
+    static_assert(back <= n_stages, "the stage waited for is not in use for another step");
+    if (back > n_first)
         return;
     const int is_this_pass = (int32_t)stage->at >= back;
     mb_mbarrier_wait(&s->full[stage->at + (is_this_pass ? 0 : n_stages) - back],
@@ -151,7 +151,7 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
             if (work.gemm == GEMM_FIRST)
                 n_first += (g->k_size + k_step - 1) / k_step;
             else {
-                wait_for_first(p, s, n_first, &stage);
+                wait_for_first(s, n_first, &stage);
                 n_first = 0;
             }
         }

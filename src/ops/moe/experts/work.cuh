@@ -25,6 +25,7 @@ enum {
     SCALE_BLOCK = MB_F8_BLOCK, /* columns of one fp8 scale */
     DENSE_TOKENS = 64,         /* one group: tiles of as many tokens a CTA, or more */
     FEW_TOKENS = 32,           /* a CTA with at most this many tokens puts them on wgmma's N */
+    STAGES_AHEAD = 8,          /* tiles of 16: stages of w13 still under way when w2 is asked for, at most */
 };
 
 enum { GEMM_FIRST, GEMM_SECOND, NO_MORE };
@@ -60,8 +61,9 @@ template <int n> static __device__ __forceinline__ ring_cursor one_before(const 
     return c->at > 0 ? ring_cursor{c->at - 1, c->parity} : ring_cursor{n - 1, c->parity ^ 1};
 }
 
-/* The weight rows of a GEMM's items. A tile of few tokens may have fewer than it has room for (launch_sm90.cu,
- * even_rows): the other rows of a stage are what was there before, and so are their sums, which nobody stores. */
+/* The weight rows of a GEMM's items. A tile of few tokens may have fewer than it has room for
+ * (launch_sm90.cu, even_rows): the other rows of a stage are what was there before, and so are their sums,
+ * which nobody stores. */
 template <int weight_rows, class shared>
 static __device__ __forceinline__ int32_t item_rows(const experts_gemm *g) {
     return shared::is_few ? g->tile_rows : weight_rows;

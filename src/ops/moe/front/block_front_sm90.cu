@@ -1,33 +1,115 @@
 /*
- * block_front_sm90.cu - norm, router, choice, plan and x to fp8 of up to four tokens, all that comes before the experts, by
- * one cluster of eight CTAs in one launch. For as few tokens each of these is a chain of latencies, and between two launches
- * a third.
+ * block_front_sm90.cu - norm, router, choice, plan and x to fp8 of up to four tokens, all that comes before
+ * the experts, by one cluster of eight CTAs in one launch. For as few tokens each of these is a chain of
+ * latencies, and between two launches a third.
  *
- *   every CTA     norms all rows (router_whole.cuh), multiplies them with a part of the router's weight, of 16 experts,
+ *   every CTA     norms all rows, multiplies them with the router's weight of 16 experts (router_whole.cuh),
  *                 which it asked for before the kernels in front ended
  *   the first     has the others' logits in its shared memory then; a warp a token chooses, a warp plans
  *
  * The bits are those of the launches that it stands for.
  */
 #include "base/status.h"
-#include "base/trial.h"
+#include "ops/common/element.cuh"
+#include "ops/common/packed.cuh"
 #include "ops/hopper/cluster.cuh"
 #include "ops/moe/arguments.h"
 #include "ops/moe/front/block_front.h"
 #include "ops/moe/front/plan_warp.cuh"
 #include "ops/moe/front/route.cuh"
 #include "ops/moe/plain/router_whole.cuh"
+#include "ops/moe/to_fp8.cuh"
 
 enum { BLOCK_CTAS = 8, BLOCK_EXPERTS = 16, BLOCK_TOKENS = 4, MOST_EXPERTS = BLOCK_CTAS * BLOCK_EXPERTS };
 
 typedef whole_map<16, BLOCK_EXPERTS> block_map;
 
 typedef struct block_params {
-    router_params router;
+    router_params router;    /* x: what goes into the norm */
+    const void *norm_weight; /* [H] bf16 */
+    void *normed;            /* [T, H] bf16 */
+    void *out8;              /* [T, H] the same in e4m3, and its scales; or NULL */
+    float *out8_scale;
+    float eps;
+    int32_t row_warps; /* warps that share a row's norm: a power of two */
     mb_moe_route_args route;
     plan_params plan;
 } block_params;
 
+/* The norm of all rows by every CTA, with the bits of ops/norm/norm_sm90.cu. The warps of a row each add up
+ * all of its squares and norm a part of its pieces of 256 columns. One CTA for each piece stores it for the
+ * experts. */
+template <int n_pieces>
+static __device__ __forceinline__ void load_norm_weight(const block_params *p, uint4 (&weight)[n_pieces]) {
+    const int lane = threadIdx.x % 32, last = p->row_warps - 1, part = threadIdx.x / 32 & last;
+    const int n = p->router.hidden / 8;
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+        if ((i & last) == part && lane + 32 * i < n)
+            weight[i] = ((const uint4 *)p->norm_weight)[lane + 32 * i];
+}
+
+template <int n_pieces>
+static __device__ __forceinline__ void norm_rows(const block_params *p, const uint4 (&weight)[n_pieces],
+                                                 uint32_t to) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, last = p->row_warps - 1, part = warp & last;
+    const int n = p->router.hidden / 8, row = warp >> __popc(last),
+              n_chunks = (p->router.hidden + 63) / 64 * 8;
+    if (row >= p->router.n_tokens)
+        return;
+    const uint4 *from = (const uint4 *)p->router.x + (int64_t)row * n;
+    uint4 packed[n_pieces];
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+        packed[i] = lane + 32 * i < n ? from[lane + 32 * i] : make_uint4(0, 0, 0, 0);
+    float sums[8] = {};
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        float v[8];
+        mb_unpack<MB_BF16>(packed[i], v);
+#pragma unroll
+        for (int e = 0; e < 8; e++)
+            sums[e] = fmaf(v[e], v[e], sums[e]);
+    }
+    const float of_four = mb_four_lanes_sum(sums);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        sum += __shfl_sync(0xffffffff, of_four, 4 * i);
+    const float scale = 1.0f / sqrtf(sum / (float)p->router.hidden + p->eps);
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        if ((i & last) != part)
+            continue;
+        const int at = lane + 32 * i;
+        const int is_mine = i % BLOCK_CTAS == (int)mb_cluster_rank();
+        float v[8], w[8];
+        uint4 normed = make_uint4(0, 0, 0, 0); /* behind the end of H */
+        if (at < n) {
+            mb_unpack<MB_BF16>(packed[i], v);
+            mb_unpack<MB_BF16>(weight[i], w);
+#pragma unroll
+            for (int e = 0; e < 8; e++)
+                v[e] = mb_element_round(MB_BF16, v[e] * scale) * w[e];
+            normed = mb_pack<MB_BF16>(v);
+        }
+        if (at < n_chunks)
+            mb_store_shared_16(to + at / 8 * block_map::RUN_BYTES + chunk_offset(row, at % 8), normed);
+        if (is_mine && at < n)
+            ((uint4 *)p->normed)[(int64_t)row * n + at] = normed;
+        if (is_mine && p->out8) {
+            mb_unpack<MB_BF16>(normed, v);
+            const float largest = largest_of_unit(v), unit_scale = scale_of_unit(largest);
+            if (at < n)
+                ((uint2 *)p->out8)[(int64_t)row * n + at] =
+                    divide_to_e4m3(v, unit_scale, is_tame(unit_scale, largest));
+            if (at < n && lane % 16 == 0)
+                p->out8_scale[row * ((n + 15) / 16) + at / 16] = unit_scale;
+        }
+    }
+}
+
+/* norm_pieces: pieces of 256 columns that the norm has. */
 template <int norm_pieces>
 static __global__ void __launch_bounds__(block_map::THREADS)
     block_front(const __grid_constant__ block_params p) {
@@ -47,9 +129,9 @@ static __global__ void __launch_bounds__(block_map::THREADS)
                                                    router->hidden, n_experts - expert0, runs + 16 * 128);
     mb_cp_async_commit();
     uint4 norm_weight[norm_pieces];
-    load_norm_weight(router, norm_weight);
+    load_norm_weight(&p, norm_weight);
     mb_grid_wait();
-    norm_rows<norm_pieces, block_map::RUN_BYTES>(router, norm_weight, runs);
+    norm_rows<norm_pieces>(&p, norm_weight, runs);
     mb_cp_async_wait<0>();
     __syncthreads();
     multiply_runs<16, BLOCK_EXPERTS>(runs, whole, n_runs);
@@ -93,8 +175,8 @@ static __global__ void __launch_bounds__(block_map::THREADS)
 int mb_moe_block_front_takes(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                              const mb_moe_front_args *front) {
     const mb_moe_quantize_args *q = &front->quantize;
-    return mb_trial("MB_ONE_FRONT") && front->route && score->logits == front->route->logits &&
-           front->route->logits_dtype == MB_F32 && score->n_tokens >= 1 && score->n_tokens <= BLOCK_TOKENS &&
+    return front->route && score->logits == front->route->logits && front->route->logits_dtype == MB_F32 &&
+           score->n_tokens >= 1 && score->n_tokens <= BLOCK_TOKENS &&
            score->n_tokens * front->plan.top_k <= WARP_CHOICES && score->n_experts % BLOCK_EXPERTS == 0 &&
            score->n_experts <= MOST_EXPERTS && front->plan.n_local_experts <= MOST_EXPERTS &&
            score->dtype == MB_BF16 && score->weight_dtype == MB_BF16 && score->hidden % 8 == 0 &&
@@ -123,6 +205,7 @@ template <int norm_pieces> static cudaError_t launch(const block_params *p, mb_s
 mb_status mb_moe_block_front_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                                   const mb_moe_front_args *front, mb_stream stream) {
     MB_TRY(mb_rms_norm_check(norm));
+    MB_TRY(mb_moe_router_gemm_check(score));
     MB_TRY(mb_moe_route_check(front->route));
     MB_TRY(mb_moe_plan_sm90_check(&front->plan));
     block_params p = {};
@@ -133,16 +216,16 @@ mb_status mb_moe_block_front_sm90(const mb_rms_norm_args *norm, const mb_moe_rou
     p.router.n_tokens = (int32_t)score->n_tokens;
     p.router.hidden = score->hidden;
     p.router.n_experts = score->n_experts;
-    p.router.norm_weight = norm->weight.data;
-    p.router.normed = norm->out;
-    p.router.eps = norm->eps;
+    p.norm_weight = norm->weight.data;
+    p.normed = norm->out;
+    p.eps = norm->eps;
     if (front->quantize.x) {
-        p.router.out8 = front->quantize.out;
-        p.router.out8_scale = front->quantize.scale;
+        p.out8 = front->quantize.out;
+        p.out8_scale = front->quantize.scale;
     }
-    p.router.row_warps = block_map::WARPS;
-    while (p.router.row_warps * p.router.n_tokens > block_map::WARPS)
-        p.router.row_warps /= 2;
+    p.row_warps = block_map::WARPS;
+    while (p.row_warps * p.router.n_tokens > block_map::WARPS)
+        p.row_warps /= 2;
     p.route = *front->route;
     p.plan = cut_plan(&front->plan, NULL);
     p.plan.counters = front->counters;

@@ -14,7 +14,6 @@
  *                 stages of 64 columns by cp.async, ldmatrix, mma
  *   bf16 by bf16, up to 1024 tokens and H to which shared memory reaches: router_whole.cuh
  */
-#include "base/trial.h"
 #include "ops/common/workspace.h"
 #include "ops/hopper/cluster.cuh"
 #include "ops/hopper/cp_async.cuh"
@@ -475,19 +474,6 @@ static cudaError_t launch(const router_params *p, mb_dtype weight_dtype, int lar
     }
 }
 
-static router_params params_of(const mb_moe_router_gemm_args *args) {
-    router_params p = {};
-    p.x = args->x;
-    p.weight = args->weight;
-    p.bias = (const float *)args->bias;
-    p.logits = args->logits;
-    p.n_tokens = (int32_t)args->n_tokens;
-    p.hidden = args->hidden;
-    p.n_experts = args->n_experts;
-    p.pitch = pitch_of(args);
-    return p;
-}
-
 extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args, void *workspace,
                                              size_t workspace_bytes, mb_stream stream) {
     MB_TRY(check_shape(args));
@@ -499,7 +485,15 @@ extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args
     if (needed && (uintptr_t)workspace % 256 != 0)
         return mb_fail(MB_ERR_ARGUMENT, "moe_router_gemm: workspace is not 256-byte aligned");
 
-    const router_params p = params_of(args);
+    router_params p;
+    p.x = args->x;
+    p.weight = args->weight;
+    p.bias = (const float *)args->bias;
+    p.logits = args->logits;
+    p.n_tokens = (int32_t)args->n_tokens;
+    p.hidden = args->hidden;
+    p.n_experts = args->n_experts;
+    p.pitch = pitch_of(args);
     const int large = is_large(args);
     const cudaError_t error =
         takes_whole(args)        ? launch_whole(&p, stream)
@@ -508,38 +502,5 @@ extern "C" mb_status mb_moe_router_gemm_sm90(const mb_moe_router_gemm_args *args
                                  : launch<float>(&p, args->weight_dtype, large, workspace, stream);
     if (error != cudaSuccess)
         return mb_fail(MB_ERR_DEVICE, "moe_router_gemm: launch failed: %s", cudaGetErrorString(error));
-    return MB_OK;
-}
-
-/* Whether the router's CTAs can norm its rows. */
-static int takes_norm(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score) {
-    return mb_trial("MB_ONE_NORM") && takes_whole(score) && score->n_tokens <= NORM_TOKENS &&
-           norm->out == score->x && norm->n_rows == score->n_tokens && norm->hidden == score->hidden &&
-           score->hidden <= 16 * 256 && norm->dtype == MB_BF16 && norm->weight.dtype == MB_BF16 &&
-           !norm->rows && !norm->out8 && ((uintptr_t)norm->x | (uintptr_t)norm->weight.data) % 16 == 0;
-}
-
-extern "C" mb_status mb_moe_norm_router_sm90(const mb_rms_norm_args *norm,
-                                             const mb_moe_router_gemm_args *score, void *workspace,
-                                             size_t workspace_bytes, mb_stream stream) {
-    if (score->n_tokens == 0 || !takes_norm(norm, score)) {
-        MB_TRY(mb_rms_norm_sm90(norm, stream));
-        return mb_moe_router_gemm_sm90(score, workspace, workspace_bytes, stream);
-    }
-    MB_TRY(check_shape(score));
-    MB_TRY(check_pointers(score));
-    MB_TRY(mb_rms_norm_check(norm));
-    router_params p = params_of(score);
-    p.x = norm->x;
-    p.norm_weight = norm->weight.data;
-    p.normed = norm->out;
-    p.eps = norm->eps;
-    p.row_warps = whole_map<16, 8>::WARPS;
-    while (p.row_warps * p.n_tokens > whole_map<16, 8>::WARPS)
-        p.row_warps /= 2;
-    const cudaError_t error = p.hidden <= 8 * 256 ? launch_whole_tiles<16, 8, 8>(&p, stream)
-                                                  : launch_whole_tiles<16, 8, 16>(&p, stream);
-    if (error != cudaSuccess)
-        return mb_fail(MB_ERR_DEVICE, "moe_norm_router: launch failed: %s", cudaGetErrorString(error));
     return MB_OK;
 }

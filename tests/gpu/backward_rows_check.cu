@@ -88,8 +88,8 @@ static void check_refusals(const rows_problem *p) {
                status);                                                                              \
     } while (0)
     REFUSE("fp32", a.dtype = MB_F32, MB_ERR_UNSUPPORTED);
-    REFUSE("H of 12", a.hidden = 12, MB_ERR_UNSUPPORTED);
-    REFUSE("I of 4", a.intermediate = 4, MB_ERR_UNSUPPORTED);
+    REFUSE("H of 12", a.hidden = 12, MB_ERR_ARGUMENT);
+    REFUSE("I of 4", a.intermediate = 4, MB_ERR_ARGUMENT);
     REFUSE("no activation", a.activation = MB_ACT_NONE, MB_ERR_ARGUMENT);
     REFUSE("more than 2^32 bytes of d_out", a.n_tokens = (int64_t)1 << 30, MB_ERR_UNSUPPORTED);
     REFUSE("p not aligned", a.p = (const char *)a.p + 8, MB_ERR_ARGUMENT);

@@ -416,7 +416,10 @@ def test_wrong_options(options, sentence):
 
 def test_float32_does_not_train_on_a_gpu():
     """By tensors without data: there need be no GPU."""
-    with FakeTensorMode(), pytest.raises(moebius.Error, match="MoE: the layer is float32 on cuda:0, where it trains in"):
+    with (
+        FakeTensorMode(),
+        pytest.raises(moebius.Error, match="MoE: the layer is float32 on cuda:0, where it trains in"),
+    ):
         make(device="cuda:0")(torch.empty(3, HIDDEN, device="cuda:0"))
     with FakeTensorMode(), torch.no_grad():
         make(device="cuda:0")(torch.empty(3, HIDDEN, device="cuda:0"))

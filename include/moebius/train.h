@@ -40,6 +40,7 @@ extern "C" {
  * caller's loss scale must keep them in range.) Beside what every device refuses, a GPU refuses
  *     dtype MB_F32                                                   MB_ERR_UNSUPPORTED
  *     x, or d_out, of more than 2^32 bytes                           MB_ERR_UNSUPPORTED
+ *     hidden, or rows of w13, of 2^30 or more                        MB_ERR_UNSUPPORTED
  *     hidden or intermediate that is no multiple of 8, or below 16   MB_ERR_ARGUMENT
  *     a matrix that is not 16-byte aligned                           MB_ERR_ARGUMENT
  *

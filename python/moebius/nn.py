@@ -7,7 +7,7 @@ from torch import nn
 
 from . import _torch, training
 from ._functions import Activation, Order, moe, route, router_gemm
-from ._library import GATED
+from ._library import GATED, Error
 from ._torch_tensors import autocast, has_gradient
 
 __all__ = ["MoE", "Routing"]
@@ -168,6 +168,15 @@ class MoE(nn.Module):
         rounded = training.token_rounding(logits, routed, **options)
         return rounded.weights, rounded.ids, routed, rounded
 
+    def _check_trains(self, w13: torch.Tensor) -> None:
+        """w13: in the dtype that the experts compute in."""
+        if w13.is_cuda and w13.dtype is torch.float32:
+            raise Error(
+                "MB_ERR_UNSUPPORTED",
+                f"MoE: the layer is float32 on {w13.device}, where it trains in bfloat16 and float16 only; "
+                "convert it (.to(torch.bfloat16)), or call it under torch.autocast",
+            )
+
     def forward(self, x: torch.Tensor, *, ids: torch.Tensor | None = None, return_routing: bool = False) -> Any:
         """From x [..., H] the layer's output of that shape; with return_routing a pair of it and a Routing.
 
@@ -179,6 +188,7 @@ class MoE(nn.Module):
         logits = router_gemm(rows, self.router)
         weights, chosen, before, rounded = self._choose(logits, ids)
         if torch.is_grad_enabled() and has_gradient((rows, weights, w13, w2, bias13, bias2)):
+            self._check_trains(w13)
             terms = (self.activation, bias13, bias2, None, None, "tf32", self.recompute)
             routed = (rows, w13, w2, weights, chosen, 0, self.n_experts)
             out, _ = _torch.train_moe(*routed, *terms, grad_dtype=self.grad_dtype, sums=self._main_grads())

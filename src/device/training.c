@@ -1,21 +1,7 @@
-/*
- * training.c - the public training operators: they look where the memory is, and call that place's op table.
- * A GPU's table may lack some of them.
- */
+/* training.c - the public training operators: they look where the memory is, and call that place's op table. */
 #include "base/status.h"
 #include "device/place.h"
 #include "ops/common/tensor.h"
-
-static mb_status refuse(const mb_place *where, const char *op) {
-    return mb_place_leave(
-        where,
-        mb_fail(MB_ERR_UNSUPPORTED,
-                "%s: the memory is a GPU's, and this operator runs on the CPU only; pass host memory", op));
-}
-
-/* Returns from the calling function with what the place's operator gives. */
-#define RETURN_CALL(where, op, name, ...) \
-    return (where).ops->op ? mb_place_leave(&(where), (where).ops->op(__VA_ARGS__)) : refuse(&(where), name)
 
 /* ---- The experts' backward ----------------------------------------------------------------------------- */
 
@@ -30,7 +16,7 @@ mb_status mb_moe_backward_workspace(const mb_moe_backward_args *most, size_t *by
     mb_place where;
     MB_TRY(mb_need(bytes, "moe_backward: bytes"));
     MB_TRY(enter_backward(most, &where));
-    RETURN_CALL(where, moe_backward_workspace, "moe_backward", most, bytes);
+    return mb_place_leave(&where, where.ops->moe_backward_workspace(most, bytes));
 }
 
 mb_status mb_moe_backward(const mb_moe_backward_args *args, void *workspace, size_t workspace_bytes,
@@ -38,7 +24,7 @@ mb_status mb_moe_backward(const mb_moe_backward_args *args, void *workspace, siz
     mb_place where;
     MB_TRY(mb_place_check_workspace("moe_backward", workspace));
     MB_TRY(enter_backward(args, &where));
-    RETURN_CALL(where, moe_backward, "moe_backward", args, workspace, workspace_bytes, stream);
+    return mb_place_leave(&where, where.ops->moe_backward(args, workspace, workspace_bytes, stream));
 }
 
 /* ---- Router -------------------------------------------------------------------------------------------- */
@@ -52,7 +38,7 @@ mb_status mb_moe_router_losses_workspace(const mb_moe_router_losses_args *most, 
     mb_place where;
     MB_TRY(mb_need(bytes, "moe_router_losses: bytes"));
     MB_TRY(enter_router_losses(most, &where));
-    RETURN_CALL(where, moe_router_losses_workspace, "moe_router_losses", most, bytes);
+    return mb_place_leave(&where, where.ops->moe_router_losses_workspace(most, bytes));
 }
 
 mb_status mb_moe_router_losses(const mb_moe_router_losses_args *args, void *workspace, size_t workspace_bytes,
@@ -60,14 +46,14 @@ mb_status mb_moe_router_losses(const mb_moe_router_losses_args *args, void *work
     mb_place where;
     MB_TRY(mb_place_check_workspace("moe_router_losses", workspace));
     MB_TRY(enter_router_losses(args, &where));
-    RETURN_CALL(where, moe_router_losses, "moe_router_losses", args, workspace, workspace_bytes, stream);
+    return mb_place_leave(&where, where.ops->moe_router_losses(args, workspace, workspace_bytes, stream));
 }
 
 mb_status mb_moe_route_backward(const mb_moe_route_backward_args *args, mb_stream stream) {
     mb_place where;
     MB_TRY(mb_need(args, "moe_route_backward: args"));
     MB_TRY(MB_PLACE_ENTER(&where, args->logits, args->ids, args->dlogits));
-    RETURN_CALL(where, moe_route_backward, "moe_route_backward", args, stream);
+    return mb_place_leave(&where, where.ops->moe_route_backward(args, stream));
 }
 
 static mb_status enter_token_rounding(const mb_moe_token_rounding_args *args, mb_place *where) {
@@ -79,7 +65,7 @@ mb_status mb_moe_token_rounding_workspace(const mb_moe_token_rounding_args *most
     mb_place where;
     MB_TRY(mb_need(bytes, "moe_token_rounding: bytes"));
     MB_TRY(enter_token_rounding(most, &where));
-    RETURN_CALL(where, moe_token_rounding_workspace, "moe_token_rounding", most, bytes);
+    return mb_place_leave(&where, where.ops->moe_token_rounding_workspace(most, bytes));
 }
 
 mb_status mb_moe_token_rounding(const mb_moe_token_rounding_args *args, void *workspace,
@@ -87,5 +73,5 @@ mb_status mb_moe_token_rounding(const mb_moe_token_rounding_args *args, void *wo
     mb_place where;
     MB_TRY(mb_place_check_workspace("moe_token_rounding", workspace));
     MB_TRY(enter_token_rounding(args, &where));
-    RETURN_CALL(where, moe_token_rounding, "moe_token_rounding", args, workspace, workspace_bytes, stream);
+    return mb_place_leave(&where, where.ops->moe_token_rounding(args, workspace, workspace_bytes, stream));
 }

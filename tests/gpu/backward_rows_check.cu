@@ -1,14 +1,15 @@
 /*
- * backward_rows_check.cu - checks and times the backward's gradients of rows on a GPU: dp, hs and dot from d_out,
- * and dx's rows from dp.
+ * backward_rows_check.cu - checks and times the backward's gradients of rows on a GPU: dp, hs and dot
+ * from d_out, and dx's rows from dp.
  *
  *   backward_rows_check [--check] [--small] [--times]
  *
- * Fresh random data, poisoned outputs and workspace. Every element against sums in fp64, rows of no expert
- * untouched, the second run and rows in other company bitwise equal. All seven activations on every shape. Times
- * are medians of launches one after another, beside the grouped GEMM of the same size whose weights are read
- * along K. Exit status 1 when anything is wrong. --check times nothing; --small leaves out the larger cases (for
- * compute-sanitizer); --times checks nothing.
+ * Fresh random data, poisoned outputs and workspace. Every element against sums in fp64, rows of no
+ * expert untouched, the second run and rows in other company bitwise equal. All seven activations on
+ * every shape. Times are medians of launches one after another, beside the grouped GEMM of the same size
+ * whose weights are read along K. Exit status 1 when anything is wrong. --check times nothing; --times
+ * checks nothing. --small, for compute-sanitizer: every activation once, in either type in turn, on tiles
+ * of every size, and each type on outputs of two tiles; one run of each.
  */
 #include "backward_rows_problem.cuh"
 #include "backward_rows_times.cuh"
@@ -24,13 +25,18 @@ static const rows_shape shapes[] = {
     {1000, 3000, 512, 256, 4, ROWS_DRAWN, 0},
     {700, 2900, 200, 776, 11, ROWS_SKEWED, EXTREMES},
 };
-enum { N_SHAPES = sizeof(shapes) / sizeof(shapes[0]), N_SMALL = 7 };
+enum { N_SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
+
+/* Experts of some 290, 180, 90, 35 and 5 rows: tiles of every number of tokens. K of two steps, stages of
+ * p of 64 and of 8 outputs. */
+static const rows_shape every_tile = {100, 600, 72, 72, 5, ROWS_SKEWED, EXTREMES};
+static const rows_shape two_column_tiles = {17, 40, 264, 264, 3, ROWS_ALL_TO_ONE, ROWS_BEFORE_AND_BEHIND};
 
 /* ---- The products against fp64 */
 
-static void check_values(const rows_problem *p) {
+static void check_values(const rows_problem *p, int n_runs) {
     const int64_t R = p->s.R, width = p->rows.intermediate, width13 = p->dx.width13;
-    for (int repeat = 0; repeat < 2; repeat++) {
+    for (int repeat = 0; repeat < n_runs; repeat++) {
         poison_outputs(p, repeat);
         run_rows(p);
         run_dx(p);
@@ -82,8 +88,8 @@ static void check_refusals(const rows_problem *p) {
                status);                                                                              \
     } while (0)
     REFUSE("fp32", a.dtype = MB_F32, MB_ERR_UNSUPPORTED);
-    REFUSE("H of 12", a.hidden = 12, MB_ERR_UNSUPPORTED);
-    REFUSE("I of 4", a.intermediate = 4, MB_ERR_UNSUPPORTED);
+    REFUSE("H of 12", a.hidden = 12, MB_ERR_ARGUMENT);
+    REFUSE("I of 4", a.intermediate = 4, MB_ERR_ARGUMENT);
     REFUSE("no activation", a.activation = MB_ACT_NONE, MB_ERR_ARGUMENT);
     REFUSE("more than 2^32 bytes of d_out", a.n_tokens = (int64_t)1 << 30, MB_ERR_UNSUPPORTED);
     REFUSE("p not aligned", a.p = (const char *)a.p + 8, MB_ERR_ARGUMENT);
@@ -96,21 +102,36 @@ static void check_refusals(const rows_problem *p) {
 }
 
 /* Every shape, activation and dtype. */
-static void check_shapes(int n_shapes) {
-    for (int i = 0; i < n_shapes; i++)
+static void check_shapes(void) {
+    for (int i = 0; i < N_SHAPES; i++)
         for (int activation = 0; activation < MB_ACT_NONE; activation++)
             for (int f16 = 0; f16 < 2; f16++) {
                 rows_problem p;
                 make_problem(&p, &shapes[i], (mb_activation)activation, f16 ? MB_F16 : MB_BF16,
                              (uint64_t)(1000 * i + 10 * activation + f16));
-                check_values(&p);
+                check_values(&p, 2);
                 check_company(&p);
                 if (i == 1 && activation == 0)
                     check_refusals(&p);
                 free_problem(&p);
             }
-    printf("%d shapes, 7 activations, bf16 and fp16: largest diff of dp %.1e, hs %.1e, dx %.1e, dot %.1e\n",
-           n_shapes, largest[DP], largest[HS], largest[DX], largest[DOT]);
+    printf("%d shapes, 7 activations, bf16 and fp16\n", N_SHAPES);
+}
+
+static void check_sanitized(const rows_shape *s, int activation, mb_dtype dtype, int has_refusals) {
+    rows_problem p;
+    make_problem(&p, s, (mb_activation)activation, dtype, (uint64_t)(7000 + activation));
+    check_values(&p, 1);
+    if (has_refusals)
+        check_refusals(&p);
+    free_problem(&p);
+}
+
+static void check_small(void) {
+    for (int activation = 0; activation < MB_ACT_NONE; activation++)
+        check_sanitized(&every_tile, activation, activation % 2 ? MB_F16 : MB_BF16, activation == 0);
+    check_sanitized(&two_column_tiles, MB_ACT_SWIGLU, MB_F16, 0);
+    check_sanitized(&two_column_tiles, MB_ACT_RELU, MB_BF16, 0);
 }
 
 int main(int argc, char **argv) {
@@ -130,8 +151,13 @@ int main(int argc, char **argv) {
     cudaDeviceProp card;
     CUDA(cudaGetDeviceProperties(&card, 0));
     printf("%s\n", card.name);
+    if (small)
+        check_small();
+    else if (!times_only)
+        check_shapes();
     if (!times_only)
-        check_shapes(small ? N_SMALL : N_SHAPES);
+        printf("largest diff of dp %.1e, hs %.1e, dx %.1e, dot %.1e\n", largest[DP], largest[HS], largest[DX],
+               largest[DOT]);
     fflush(stdout);
     if (!check_only)
         time_shapes();

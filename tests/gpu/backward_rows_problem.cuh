@@ -1,6 +1,6 @@
 /*
- * backward_rows_problem.cuh - random inputs of the backward's gradients of rows, the same in fp64 by naive kernels,
- * and what must hold of the outputs.
+ * backward_rows_problem.cuh - random inputs of the backward's gradients of rows, the same in fp64 by
+ * naive kernels, and what must hold of the outputs.
  */
 #ifndef MB_TESTS_BACKWARD_ROWS_PROBLEM_CUH
 #define MB_TESTS_BACKWARD_ROWS_PROBLEM_CUH

@@ -1,6 +1,6 @@
 /*
- * backward_rows_times.cuh - times of the backward's gradients of rows on shapes of layers that are trained, beside
- * the grouped GEMM with the same rows, outputs and K.
+ * backward_rows_times.cuh - times of the backward's gradients of rows on shapes of layers that are
+ * trained, beside the grouped GEMM with the same rows, outputs and K.
  */
 #ifndef MB_TESTS_BACKWARD_ROWS_TIMES_CUH
 #define MB_TESTS_BACKWARD_ROWS_TIMES_CUH
@@ -48,8 +48,8 @@ static inline void route_evenly(rows_problem *p, const timed_layer *l, uint64_t 
     free(choice);
 }
 
-/* The median of nine launches after two others, in us. Their arrays are many times the size of L2, so each launch
- * finds little there. */
+/* The median of nine launches after two others, in us. Their arrays are many times the size of L2, so
+ * each launch finds little there. */
 template <class run> static inline double time_us(const run &launch) {
     enum { TIMED = 9 };
     float times[TIMED];

@@ -5,9 +5,9 @@
 of the checks.
 
 Builds nothing: --build says where the programs and the library are. The engine's checks come first, then the
-kernels', --jobs of them beside each other: nothing is timed, and much of their time is the host's. Random traffic,
-which watches the device's memory, runs alone and has what time is left. What a stage prints goes to
-OUT/NAME.log. OUT/summary.txt has a line for each stage, with its last line of output, and below it every line
+kernels', --jobs of them beside each other: nothing is timed, and much of their time is the host's. backward_check,
+which takes 40 GB, runs alone, and then random traffic, which watches the device's memory and has what time is left.
+What a stage prints goes to OUT/NAME.log. OUT/summary.txt has a line for each stage, with its last line of output, and below it every line
 that says WRONG; OUT/summary.json has the same for programs. A stage that had no time, or what it needs is not
 installed, is LEFT OUT and said to be. Exit status: 0 when all that was to run is right, 1 when something is
 wrong, 3 when nothing is wrong but stages were left out.
@@ -49,6 +49,7 @@ class Stage:
     most: int  # seconds after which it is ended, and wrong
     modules: tuple = ()  # of Python, that it needs
     only_cuda: bool = False
+    alone: bool = False  # takes much of the device's memory, or watches it
 
 
 def stages(given, scratch):
@@ -73,7 +74,10 @@ def stages(given, scratch):
         Stage("accuracy_check", script("accuracy_check", *(["--every", 50] if on_cpu else [])), 20, 300, ("numpy",)),
         Stage("python_gpu_check", [python, "tests/python/gpu_check.py"], 20, 200, ("torch",), True),
     ]
-    found += [Stage(name, [f"{build}/tests/{name}", *options], 10, 400, (), True) for name, options in KERNELS.items()]
+    found += [
+        Stage(name, [f"{build}/tests/{name}", *options], 10, 400, (), True, name == "backward_check")
+        for name, options in KERNELS.items()
+    ]
     found += [
         Stage("bits_check_slice", script("bits_check", "--model", scratch / "slice", *small), 20, 400, ("numpy",)),
         Stage(
@@ -81,11 +85,10 @@ def stages(given, scratch):
         ),
     ]
     # Half of the time that is left is for each model; the minutes are filled in when the time is known.
+    traffic = {"traffic_check_slice": ["--model", scratch / "slice"], "traffic_check": []}
     found += [
-        Stage(
-            "traffic_check_slice", script("traffic_check", "--model", scratch / "slice"), 40, TRAFFIC_MOST, ("numpy",)
-        ),
-        Stage("traffic_check", script("traffic_check"), 20, TRAFFIC_MOST, ("numpy",)),
+        Stage(name, script("traffic_check", *options), 40 if options else 20, TRAFFIC_MOST, ("numpy",), alone=True)
+        for name, options in traffic.items()
     ]
     return [stage for stage in found if not (stage.only_cuda and on_cpu)]
 
@@ -128,6 +131,12 @@ def write_slice_config(folder, device):
                    "num_experts_per_tok": 2, "moe_intermediate_size": 48, "vocab_size": 1000, "max_position_embeddings": 2048}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def divided(chosen, n_jobs):
+    """The places of the stages that run beside each other, and of those that run alone after them."""
+    alone = [i for i, stage in enumerate(chosen) if stage.alone and n_jobs > 1]
+    return [i for i in range(len(chosen)) if i not in alone], alone
 
 
 def why_left_out(stage, left):
@@ -246,10 +255,9 @@ def main():
                 (given.out / "summary.json").write_text(json.dumps(so_far, indent=1))
         return text, status
 
-    alone = [i for i, stage in enumerate(chosen) if stage.name.startswith("traffic")]
-    text, status = run_stages([i for i in range(len(chosen)) if i not in alone], given.jobs)
-    if alone:
-        text, status = run_stages(alone, 1)
+    for these, n_jobs in zip(divided(chosen, given.jobs), (given.jobs, 1), strict=True):
+        if these:
+            text, status = run_stages(these, n_jobs)
     print(text, end="")
     return status
 

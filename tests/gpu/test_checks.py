@@ -1,5 +1,6 @@
 """The checks of this folder must be able to fail: each is given what is wrong. They need no GPU."""
 
+import argparse
 import stat
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_the_summary_has_every_stage_that_ended_in_the_order_of_the_list(tmp_pat
     program(tmp_path / "tests/test_golden", "echo all right")
     status, text = run_all_of(tmp_path, 60, "test_device", "test_golden", jobs=2)
     assert status == 0 and text.index("test_device") < text.index("test_golden")
+
+
+def test_stages_that_take_much_memory_or_watch_it_run_alone(tmp_path):
+    chosen = run_all.stages(argparse.Namespace(device="cuda", build=tmp_path), tmp_path)
+    beside, alone = run_all.divided(chosen, 8)
+    assert [chosen[i].name for i in alone] == ["backward_check", "traffic_check_slice", "traffic_check"]
+    assert sorted(beside + alone) == list(range(len(chosen)))
+    assert run_all.divided(chosen, 1) == (list(range(len(chosen))), [])
 
 
 def test_run_all_ends_what_hangs(tmp_path):

@@ -4,12 +4,14 @@
  *
  *   training_front_check [--small] [--check]
  *
- * The router's operators against the C references: ids, counts and reports exactly, losses and gradients to the last
- * bit of fp32, weights to 1e-6 (those of the router's own choices with the bits of mb_moe_route on the GPU). The
- * forward with every tile row: out has the same bits with p and without, p is w13 x + bias13 rounded, the same with
- * every tile row. Outputs and workspaces are poisoned, what lies around them must stay as it was, and a second run
- * has the same bits. Exit status 1 when anything is wrong. --small leaves out the large shapes (for
- * compute-sanitizer), --check times nothing.
+ * The router's operators against the C references: ids, counts and reports exactly, losses and gradients
+ * to the last bit of fp32, weights to 1e-6 (those of the router's own choices with the bits of
+ * mb_moe_route on the GPU). The forward with every tile row: out has the same bits with p and without, p
+ * is w13 x + bias13 rounded, the same with every tile row. Outputs and workspaces are poisoned, what lies
+ * around them must stay as it was, and a second run has the same bits. Exit status 1 when anything is
+ * wrong. --check times nothing. --small, for compute-sanitizer: shapes of their own, as few tokens as
+ * each kernel and each of its ways needs, every call once. A CTA sorts 1024 tokens for every expert whose
+ * count is no multiple, so there are few of those.
  */
 #include "training_p.cuh"
 #include "training_router.cuh"
@@ -30,10 +32,9 @@ static const router_shape router_shapes[] = {
     {9, 1024, 30, 32, 2, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 0, WHOLE_LOGITS, 1},
     {1300, 16, 4, 5, 128, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, PLAIN_LOGITS, 0},
     {1300, 16, 4, 16, 128, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 1, WHOLE_LOGITS, 0},
-    {3000, 12, 2, 3, 500, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, LEANING_LOGITS,
-     0}, /* most listed tokens are full */
-    {3000, 6, 1, 2, 1500, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 1, WHOLE_LOGITS,
-     1}, /* more are missing than are listed */
+    /* Most listed tokens are full; then more are missing than are listed. */
+    {3000, 12, 2, 3, 500, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, LEANING_LOGITS, 0},
+    {3000, 6, 1, 2, 1500, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 1, WHOLE_LOGITS, 1},
     {2500, 24, 1, 2, 700, MB_F32, MB_ROUTE_TOPK_SOFTMAX, 1, LEANING_LOGITS, 0},
     {2100, 8, 2, 4, 100000, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, PLAIN_LOGITS, 0},
 };
@@ -42,6 +43,16 @@ static const router_shape large_router_shapes[] = {
     {4097, 256, 8, 10, 128, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 1, PLAIN_LOGITS, 0},
     {16384, 256, 8, 12, 128, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, PLAIN_LOGITS, 0},
     {32768, 128, 8, 9, 128, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 0, LEANING_LOGITS, 0},
+};
+
+/* Kernels are compiled for up to 128, 256, 512 and 1024 experts. */
+static const router_shape small_router_shapes[] = {
+    {0, 5, 2, 3, 4, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, PLAIN_LOGITS, 0},
+    {35, 7, 3, 7, 4, MB_BF16, MB_ROUTE_TOPK_SOFTMAX, 0, WHOLE_LOGITS, 1}, /* 32 tokens are a CTA's */
+    {2, 130, 2, 3, 3, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 0, ODD_LOGITS, 0},
+    {2, 257, 2, 4, 2, MB_BF16, MB_ROUTE_SOFTMAX_TOPK, 0, WHOLE_LOGITS, 0},
+    {1, 513, 32, 32, 2, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 0, PLAIN_LOGITS, 0},
+    {1400, 3, 1, 2, 1300, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, LEANING_LOGITS, 0}, /* more missing than listed */
 };
 
 static const shape p_shapes[] = {
@@ -61,20 +72,30 @@ static const shape large_p_shapes[] = {
     {2111, 2048, 512, 16, 8, 0, 0, MB_ACT_GELU, SHARD, 0},
 };
 
+/* The first with every tile row. The others with the one that keeps p while it multiplies: K of one step,
+ * of two, of three with outputs of two tiles. */
+static const shape small_p_shapes[] = {
+    {5, 208, 24, 3, 2, 0, 0, MB_ACT_GEGLU, RANDOM, BIAS | RESIDUAL},
+    {3, 64, 16, 1, 1, 0, 0, MB_ACT_SWIGLU, RANDOM, 0},
+    {7, 128, 48, 3, 2, 0, 0, MB_ACT_GELU, RANDOM, SHARED},
+    {17, 176, 136, 3, 2, 0, 0, MB_ACT_REGLU, RANDOM, BIAS | IN_PLACE},
+};
+
 #define COUNT(array) ((int)(sizeof(array) / sizeof(array[0])))
 
-static void check_router_shape(const router_shape *s) {
+/* The steps tell which sets of parts and which roundings: 1 for all of them. */
+static void check_router_shape(const router_shape *s, unsigned parts_step, int rounding_step) {
     router_problem p;
     make_router(s, &p);
     int32_t *counts = (int32_t *)host_allocate((size_t)s->E * sizeof(int32_t));
     check_losses(&p, counts);
     free_router(&p);
-    for (unsigned parts = 0; parts < 8; parts++) {
+    for (unsigned parts = 0; parts < 8; parts += parts_step) {
         make_router(s, &p);
         check_gradient(&p, counts, parts);
         free_router(&p);
     }
-    for (int rounding = MB_ROUNDING_NONE; rounding <= MB_ROUNDING_BALANCED; rounding++) {
+    for (int rounding = MB_ROUNDING_NONE; rounding <= MB_ROUNDING_BALANCED; rounding += rounding_step) {
         make_router(s, &p);
         check_rounding(&p, (mb_rounding)rounding);
         free_router(&p);
@@ -185,24 +206,43 @@ static void time_forward(int T, int H, int I, int E, int K, void *flush) {
     free_problem(&p);
 }
 
+static void check_small(void) {
+    enum { NO_PARTS_OR_ALL = 7, NONE_UP_BALANCED = 2 };
+    router_runs = 1;
+    for (int i = 0; i < COUNT(small_router_shapes); i++)
+        check_router_shape(&small_router_shapes[i], NO_PARTS_OR_ALL, NONE_UP_BALANCED);
+    for (int i = 0; i < COUNT(small_p_shapes); i++)
+        for (int k = 0; k < 2; k++)
+            if (i == 0 || i % 2 == k)
+                check_p(&kinds[k ? FP16 : BF16], &small_p_shapes[i], 100 * i + 1, i == 0 ? 0 : MB_SAVING_TILE,
+                        1);
+}
+
+static void check_all(void) {
+    for (int i = 0; i < COUNT(router_shapes); i++)
+        check_router_shape(&router_shapes[i], 1, 1);
+    for (int i = 0; i < COUNT(large_router_shapes); i++)
+        check_router_shape(&large_router_shapes[i], 1, 1);
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < COUNT(p_shapes); i++)
+            check_p(&kinds[k ? FP16 : BF16], &p_shapes[i], 100 * i + 1, 0, 2);
+        for (int i = 0; i < COUNT(large_p_shapes); i++)
+            check_p(&kinds[k ? FP16 : BF16], &large_p_shapes[i], 100 * i + 7, 0, 2);
+    }
+}
+
 int main(int argc, char **argv) {
     int is_small = 0, is_timed = 1;
     for (int i = 1; i < argc; i++) {
         is_small |= strcmp(argv[i], "--small") == 0;
         is_timed &= strcmp(argv[i], "--check") != 0 && strcmp(argv[i], "--small") != 0;
     }
-    for (int i = 0; i < COUNT(router_shapes); i++)
-        check_router_shape(&router_shapes[i]);
-    for (int i = 0; i < COUNT(large_router_shapes) && !is_small; i++)
-        check_router_shape(&large_router_shapes[i]);
+    if (is_small)
+        check_small();
+    else
+        check_all();
     check_repeated_ids();
     check_router_refusals();
-    for (int k = 0; k < 2; k++) {
-        for (int i = 0; i < COUNT(p_shapes); i++)
-            check_p(&kinds[k ? FP16 : BF16], &p_shapes[i], 100 * i + 1);
-        for (int i = 0; i < COUNT(large_p_shapes) && !is_small; i++)
-            check_p(&kinds[k ? FP16 : BF16], &large_p_shapes[i], 100 * i + 7);
-    }
     check_p_refusals();
     if (is_timed) {
         void *flush = allocate(FLUSH_BYTES);

@@ -1,5 +1,5 @@
-/* training_p.cuh - the forward that keeps p: the bits of out are those without, p is right, and the same with every
- * tile row. */
+/* training_p.cuh - the forward that keeps p: the bits of out are those without, p is right, and the same
+ * with every tile row. */
 #ifndef MB_TESTS_TRAINING_P_CUH
 #define MB_TESTS_TRAINING_P_CUH
 
@@ -94,7 +94,7 @@ static inline void check_unwritten(const p_problem *p, const unsigned char *kept
     free(host);
 }
 
-static inline void run_p_tile(p_problem *p, int tile) {
+static inline void run_p_tile(p_problem *p, int tile, int n_runs) {
     enum { FENCE = 512 };
     const mb_moe_forward_args *given = &p->of.forward;
     const int64_t all_rows = given->n_tokens * given->top_k;
@@ -105,7 +105,7 @@ static inline void run_p_tile(p_problem *p, int tile) {
     MB(mb_moe_forward_sm90_tile_workspace(given, tile, &workspace_bytes));
     void *workspace = allocate(workspace_bytes), *expected = allocate(out_bytes(&p->of));
     unsigned char *memory = (unsigned char *)allocate(all_bytes + 2 * FENCE);
-    for (int run = 0; run < 2; run++) {
+    for (int run = 0; run < n_runs; run++) {
         mb_moe_forward_args f = fresh_forward(&p->of, 1);
         CUDA(cudaMemset(workspace, 0xff, workspace_bytes));
         MB(mb_moe_forward_sm90_tile(&f, tile, workspace, workspace_bytes, NULL));
@@ -134,13 +134,13 @@ static inline void run_p_tile(p_problem *p, int tile) {
     CUDA(cudaFree(memory));
 }
 
-/* Every tile row of 16 bits, then the operator's own choice. */
-static inline void check_p(const kind *k, const shape *s, uint64_t seed) {
+/* Every tile row of 16 bits from first_tile on, n_runs times. */
+static inline void check_p(const kind *k, const shape *s, uint64_t seed, int first_tile, int n_runs) {
     p_problem p;
     make_p_problem(&p, k, s, seed);
-    for (int tile = 0; tile < MB_MOE_N_TILES; tile++)
+    for (int tile = first_tile; tile < MB_MOE_N_TILES; tile++)
         if (mb_moe_tiles[tile].family == MB_MOE_16BIT)
-            run_p_tile(&p, tile);
+            run_p_tile(&p, tile, n_runs);
     const mb_moe_forward_args *f = &p.of.forward;
     mb_moe_forward_args refused = *f;
     refused.p = (char *)p.first_p + 2;

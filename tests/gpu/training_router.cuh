@@ -38,6 +38,9 @@ typedef struct router_problem {
     const float *gpu_dweights;
 } router_problem;
 
+/* Of each call; the second one must have the bits of the first. */
+static int router_runs = 2;
+
 static uint64_t router_seed;
 static inline uint32_t dice(uint32_t n) {
     router_seed = router_seed * 6364136223846793005ull + 1442695040888963407ull;
@@ -173,7 +176,7 @@ static inline void check_losses(const router_problem *p, int32_t *counts) {
     free(host_workspace);
 
     const size_t n_bytes = bytes_of(mb_moe_router_losses_sm90_workspace, &args);
-    for (int run = 0; run < 2; run++) {
+    for (int run = 0; run < router_runs; run++) {
         void *workspace = n_bytes ? poisoned(n_bytes) : NULL;
         args.logits = p->gpu_logits;
         args.ids = p->gpu_ids;
@@ -185,7 +188,8 @@ static inline void check_losses(const router_problem *p, int32_t *counts) {
         compare_ints(p->name, "counts", args.counts, counts, n_experts);
         compare_floats(p->name, "losses", found[run], expected, 2);
     }
-    compare_bits(p->name, "losses differ in a second run", found[0], found[1], 2 * sizeof(float));
+    compare_bits(p->name, "losses differ in a second run", found[0], found[router_runs - 1],
+                 2 * sizeof(float));
     if (n_bytes)
         expect(p->name, "losses: workspace too small",
                mb_moe_router_losses_sm90(&args, poisoned(n_bytes), n_bytes - 1, NULL), MB_ERR_CAPACITY);
@@ -221,12 +225,13 @@ static inline void check_gradient(const router_problem *p, const int32_t *counts
     args.counts = parts & 2 ? (const int32_t *)upload(counts, (size_t)s->E * sizeof(int32_t)) : NULL;
     args.d_load_balance = parts & 2 ? &gpu_slopes[0] : NULL;
     args.d_z = parts & 4 ? &gpu_slopes[1] : NULL;
-    for (int run = 0; run < 2; run++) {
+    for (int run = 0; run < router_runs; run++) {
         args.dlogits = found[run] = (float *)poisoned(n * sizeof(float));
         MB(mb_moe_route_backward_sm90(&args, NULL));
         compare_floats(p->name, "dlogits", found[run], expected, n);
     }
-    compare_bits(p->name, "dlogits differ in a second run", found[0], found[1], n * sizeof(float));
+    compare_bits(p->name, "dlogits differ in a second run", found[0], found[router_runs - 1],
+                 n * sizeof(float));
     if (s->T > 1) { /* the last token alone; with T and the counts all parts but that of the weights change */
         mb_moe_route_backward_args last = args;
         const size_t before = (size_t)s->T - 1;
@@ -320,7 +325,7 @@ static inline void check_rounding(const router_problem *p, mb_rounding rounding)
     const size_t n_bytes = bytes_of(mb_moe_token_rounding_sm90_workspace, &args);
     args.logits = p->gpu_logits;
     args.ids = p->gpu_ids;
-    for (int run = 0; run < 2; run++) {
+    for (int run = 0; run < router_runs; run++) {
         void *workspace = n_bytes ? poisoned(n_bytes) : NULL;
         args.out_ids = (int32_t *)poisoned(n * sizeof(int32_t));
         args.out_weights = (float *)poisoned(n * sizeof(float));
@@ -345,7 +350,8 @@ static inline void check_rounding(const router_problem *p, mb_rounding rounding)
     free(weights);
 }
 
-/* Ids that repeat are refused on the CPU. The GPU takes the first: nothing lies elsewhere, and counts are multiples. */
+/* Ids that repeat are refused on the CPU. The GPU takes the first: nothing lies elsewhere, and counts are
+ * multiples. */
 static inline void check_repeated_ids(void) {
     static const router_shape s = {300, 8, 3, 5, 16, MB_F32, MB_ROUTE_SOFTMAX_TOPK, 1, PLAIN_LOGITS, 0};
     router_problem p;

@@ -462,6 +462,18 @@ def check_training_layer():
             gradients(module)
         for name in ("w13", "w2", "bias13", "bias2"):
             close(f"main_grad of {name}", getattr(module, name).main_grad, 2 * expected[name].float(), 1e-5)
+    wide = MoE(H, I, E, K, device=DEVICE)
+    with torch.no_grad():
+        wide(x.float())
+    try:
+        wide(x.float())
+    except moebius.Error as error:
+        assert "float32 on cuda:0, where it trains in" in str(error), error
+    else:
+        raise AssertionError("MoE in float32 trains on a GPU")
+    with torch.autocast("cuda", torch.bfloat16):
+        wide(x.float()).float().square().mean().backward()
+    assert wide.w13.grad.dtype == torch.float32 and wide.w13.grad.any()
 
 
 def check_compile():

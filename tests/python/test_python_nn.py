@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 import moebius  # noqa: E402
 from moebius import training  # noqa: E402
 from moebius.nn import MoE  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 HIDDEN, INTERMEDIATE, EXPERTS, TOKENS = 24, 16, 6, 17
@@ -411,6 +412,19 @@ WRONG = [
 def test_wrong_options(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         make(**options)
+
+
+def test_float32_does_not_train_on_a_gpu():
+    """By tensors without data: there need be no GPU."""
+    with (
+        FakeTensorMode(),
+        pytest.raises(moebius.Error, match="MoE: the layer is float32 on cuda:0, where it trains in"),
+    ):
+        make(device="cuda:0")(torch.empty(3, HIDDEN, device="cuda:0"))
+    with FakeTensorMode(), torch.no_grad():
+        make(device="cuda:0")(torch.empty(3, HIDDEN, device="cuda:0"))
+    with FakeTensorMode():
+        make(device="cuda:0", dtype=torch.bfloat16)(torch.empty(3, HIDDEN, device="cuda:0", dtype=torch.bfloat16))
 
 
 def test_wrong_inputs():

@@ -174,6 +174,11 @@ static void refusals(void **state) {
             "hidden is 64, intermediate 8; on sm90 they must be multiples of 8, and 16 at least");
     REFUSED(args.n_tokens = (1 << 25) + 1, MB_ERR_UNSUPPORTED,
             "x is [33554433, 64] in bf16; at most 2^32 bytes can be done in one call");
+    REFUSED(args.hidden = args.w13.cols = args.w2.rows = 1 << 30, MB_ERR_UNSUPPORTED,
+            "hidden is 1073741824, rows of w13 64; on sm90 both must be below 2^30");
+    REFUSED(args.intermediate = 1 << 29; args.w2.cols = 1 << 29;
+            args.w13.rows = 1 << 30, MB_ERR_UNSUPPORTED,
+            "hidden is 64, rows of w13 1073741824; on sm90 both must be below 2^30");
     REFUSED(args.x = memory + 2, MB_ERR_ARGUMENT, "x is not 16-byte aligned, which sm90 needs");
     REFUSED(args.p = memory + 8, MB_ERR_ARGUMENT, "p is not 16-byte aligned, which sm90 needs");
     REFUSED(args.dw2 = memory + 4, MB_ERR_ARGUMENT, "dw2 is not 16-byte aligned, which sm90 needs");

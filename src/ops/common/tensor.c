@@ -14,6 +14,14 @@ mb_status mb_array_check(const char *op, const char *name, const void *array, si
     return MB_OK;
 }
 
+mb_status mb_matrix_check_sm90(const char *op, const char *name, const void *matrix, int may_be_null) {
+    enum { ALIGNMENT = 16 };
+    MB_REQUIRE(matrix || may_be_null, "%s: %s is NULL", op, name);
+    MB_REQUIRE((uintptr_t)matrix % ALIGNMENT == 0, "%s: %s is not 16-byte aligned, which sm90 needs", op,
+               name);
+    return MB_OK;
+}
+
 /* One scale a matrix, or blocks of MB_F8_BLOCK columns and a divisor of as many rows. */
 static int has_known_blocks(const mb_weight *weight) {
     int32_t rows = weight->scale_rows;

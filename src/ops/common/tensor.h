@@ -5,6 +5,10 @@
 #include "base/status.h"
 #include "moebius/ops.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Returns MB_ERR_ARGUMENT with a sentence from the calling function unless `condition` holds. */
 #define MB_REQUIRE(condition, ...)                        \
     do {                                                  \
@@ -18,6 +22,8 @@ int mb_dtype_is_activation(mb_dtype dtype);
 /* Checks a pointer: NULL, unless it may be, and alignment. `op` and `name` are in the error sentence. */
 mb_status mb_array_check(const char *op, const char *name, const void *array, size_t alignment,
                          int may_be_null);
+/* The same of a matrix on sm_90, which is read and written 16 bytes at a time. */
+mb_status mb_matrix_check_sm90(const char *op, const char *name, const void *matrix, int may_be_null);
 
 /* Checks that the weight has this shape, and a dtype and scales that are supported; without scales_allowed it
  * must have none. `name` begins the error sentence: "gemm: weight". mb_weight_check also asks for data. */
@@ -30,4 +36,7 @@ mb_status mb_weight_check(const mb_weight *weight, const char *name, int64_t cou
 void mb_weight_load(const mb_weight *weight, int64_t matrix, int64_t row, int64_t first, int64_t n,
                     float *values);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

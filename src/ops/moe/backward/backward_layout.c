@@ -1,9 +1,12 @@
 #include "base/status.h"
+#include "ops/common/tensor.h"
 #include "ops/moe/arguments.h"
 #include "ops/moe/backward/backward_sm90.h"
 #include "ops/moe/backward/rows.h"
 
 #include <inttypes.h>
+
+enum { MOST_COLUMNS = 1 << 30 };
 
 mb_status mb_moe_backward_sm90_check_sizes(const mb_moe_backward_args *args) {
     MB_TRY(mb_moe_backward_check_sizes(args));
@@ -13,12 +16,19 @@ mb_status mb_moe_backward_sm90_check_sizes(const mb_moe_backward_args *args) {
             "moe_backward: dtype is %s; on sm90 it must be bf16 or fp16; pass host memory, or tokens "
             "and weights of 16 bits",
             mb_dtype_name(args->dtype));
+    /* The forward takes the same sizes (layout_sm90.c): what it runs can be trained. */
     if (args->hidden < 16 || args->hidden % 8 != 0 || args->intermediate < 16 || args->intermediate % 8 != 0)
         return mb_fail(
             MB_ERR_ARGUMENT,
             "moe_backward: hidden is %d, intermediate %d; on sm90 they must be multiples of 8, and 16 at "
             "least",
             args->hidden, args->intermediate);
+    /* Byte offsets within a row are 32 bits in every kernel, with a sign. */
+    const int64_t width13 = (int64_t)args->intermediate * (1 + mb_activation_is_gated(args->activation));
+    if (args->hidden >= MOST_COLUMNS || width13 >= MOST_COLUMNS)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "moe_backward: hidden is %d, rows of w13 %" PRId64 "; on sm90 both must be below 2^30",
+                       args->hidden, width13);
     /* The grouped GEMMs have byte offsets into x and d_out of 32 bits. */
     if (args->n_tokens * args->hidden > ((int64_t)UINT32_MAX + 1) / 2)
         return mb_fail(MB_ERR_UNSUPPORTED,
@@ -31,22 +41,15 @@ mb_status mb_moe_backward_sm90_check_sizes(const mb_moe_backward_args *args) {
 mb_status mb_moe_backward_sm90_check(const mb_moe_backward_args *args) {
     MB_TRY(mb_moe_backward_sm90_check_sizes(args));
     MB_TRY(mb_moe_backward_check(args));
-    const struct {
-        const char *name;
-        const void *array;
-    } arrays[] = {{"x", args->x},
-                  {"w13.data", args->w13.data},
-                  {"w2.data", args->w2.data},
-                  {"p", args->p},
-                  {"d_out", args->d_out},
-                  {"dx", args->dx},
-                  {"dw13", args->dw13},
-                  {"dw2", args->dw2}};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++)
-        if ((uintptr_t)arrays[i].array % 16 != 0)
-            return mb_fail(MB_ERR_ARGUMENT, "moe_backward: %s is not 16-byte aligned, which sm90 needs",
-                           arrays[i].name);
-    return MB_OK;
+    const char *op = "moe_backward";
+    MB_TRY(mb_matrix_check_sm90(op, "x", args->x, 1));
+    MB_TRY(mb_matrix_check_sm90(op, "w13.data", args->w13.data, 1));
+    MB_TRY(mb_matrix_check_sm90(op, "w2.data", args->w2.data, 1));
+    MB_TRY(mb_matrix_check_sm90(op, "p", args->p, 1));
+    MB_TRY(mb_matrix_check_sm90(op, "d_out", args->d_out, 1));
+    MB_TRY(mb_matrix_check_sm90(op, "dx", args->dx, 1));
+    MB_TRY(mb_matrix_check_sm90(op, "dw13", args->dw13, 1));
+    return mb_matrix_check_sm90(op, "dw2", args->dw2, 1);
 }
 
 /* A saved p needs no less memory: a workspace's size does not depend on a pointer. */

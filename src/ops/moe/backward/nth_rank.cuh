@@ -1,6 +1,6 @@
 /*
- * nth_rank.cuh - the n-th of an expert's tokens in the order in which token rounding takes them, by one CTA: radix
- * selection, a digit of 8 bits in each look at the tokens, from the highest on.
+ * nth_rank.cuh - the n-th of an expert's tokens in the order in which token rounding takes them, by one
+ * CTA: radix selection, a digit of 8 bits in each look at the tokens, from the highest on.
  */
 #ifndef MB_OPS_MOE_BACKWARD_NTH_RANK_CUH
 #define MB_OPS_MOE_BACKWARD_NTH_RANK_CUH
@@ -49,7 +49,8 @@ typedef struct rank_search {
     int32_t digit, n_before, n_equal;
 } rank_search;
 
-/* By the first warp: the digit of the n-th token, how many tokens are before that digit, and how many have it. */
+/* By the first warp: the digit of the n-th token, how many tokens are before that digit, and how many
+ * have it. */
 static __device__ __forceinline__ void find_digit(rank_search *s, int32_t n) {
     enum { OF_LANE = DIGIT_VALUES / 32 };
     const int lane = threadIdx.x;
@@ -72,8 +73,8 @@ static __device__ __forceinline__ void find_digit(rank_search *s, int32_t n) {
     s->n_equal = s->bins[digit];
 }
 
-/* Of the eligible tokens, of which there are n at least and n is not 0, exactly n have this rank or one before
- * it. All threads of the CTA call it, and have the same result. */
+/* Of the eligible tokens, of which there are n at least and n is not 0, exactly n have this rank or one
+ * before it. All threads of the CTA call it, and have the same result. */
 template <class eligible_token>
 static __device__ __forceinline__ rank nth_rank(const uint64_t *score_keys, uint32_t n_tokens,
                                                 enum taking purpose, int32_t n,

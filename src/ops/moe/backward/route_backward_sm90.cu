@@ -1,6 +1,6 @@
 /*
- * route_backward_sm90.cu - the gradient of the router's logits: a warp takes one token after the other, a lane
- * every 32nd expert. All in fp64, rounded once, as the reference does.
+ * route_backward_sm90.cu - the gradient of the router's logits: a warp takes one token after the other, a
+ * lane every 32nd expert. All in fp64, rounded once, as the reference does.
  */
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/backward/router_sm90.h"

@@ -1,5 +1,5 @@
-/* router_layout.h - how the router's training operators divide their workspace on sm_90. Plain C; arguments were
- * checked. */
+/* router_layout.h - how the router's training operators divide their workspace on sm_90. Plain C;
+ * arguments were checked. */
 #ifndef MB_OPS_MOE_BACKWARD_ROUTER_LAYOUT_H
 #define MB_OPS_MOE_BACKWARD_ROUTER_LAYOUT_H
 
@@ -27,7 +27,8 @@ typedef struct mb_losses_layout {
 } mb_losses_layout;
 mb_losses_layout mb_moe_router_losses_layout(const mb_moe_router_losses_args *args, mb_arena *arena);
 
-/* A token's place in an order of tokens: 96 bits, different for different tokens. The largest is the first. */
+/* A token's place in an order of tokens: 96 bits, different for different tokens. The largest is the
+ * first. */
 typedef struct mb_token_rank {
     uint64_t score;
     uint32_t token;
@@ -38,8 +39,8 @@ typedef struct mb_rounding_layout {
     uint64_t *score_keys; /* [E, n_words * MB_ROUNDING_WORD] */
     uint32_t *chosen;     /* [E, n_words] a bit for each token whose choice the expert was */
     uint8_t *n_added;     /* [T] choices that were added */
-    int32_t *
-        candidates; /* [E, MB_ROUNDING_LISTED] the first tokens to add, in order, as if all had a free place */
+    /* [E, MB_ROUNDING_LISTED] the first tokens to add, in order, as if all had a free place */
+    int32_t *candidates;
     int32_t *n_candidates;       /* [E] 0: the expert does not go up */
     mb_token_rank *last_dropped; /* [E] if the expert goes down; undefined where its count is a multiple */
     int32_t *goes_down;          /* [E] */

@@ -21,8 +21,8 @@ typedef struct losses_params {
     mb_losses_layout parts;
 } losses_params;
 
-/* ptxas lets as many exponentials overlap as it believes to have registers for, and then spills a few: without the
- * second bound those of 8 and 16, with it those of 32. */
+/* ptxas lets as many exponentials overlap as it believes to have registers for, and then spills a few:
+ * without the second bound those of 8 and 16, with it those of 32. */
 template <int per_lane>
 static __global__ void __launch_bounds__(PART_THREADS, per_lane < 32 ? 1 : 0)
     sum_part(const __grid_constant__ losses_params p) {

@@ -1,7 +1,7 @@
 /*
  * rows.h - the two GEMMs of the backward that give gradients of rows, on sm_90. README.md tells how they
- * work. Words as in moebius/train.h; R rows sorted by expert, of which only offsets[0] .. offsets[E] exist.
- * Rows that do not exist are neither read nor written.
+ * work. Words as in moebius/train.h; R rows sorted by expert, of which only offsets[0] .. offsets[E]
+ * exist. (In the layer offsets[0] is 0.) Rows that do not exist are neither read nor written.
  */
 #ifndef MB_OPS_MOE_BACKWARD_ROWS_H
 #define MB_OPS_MOE_BACKWARD_ROWS_H
@@ -18,10 +18,12 @@ extern "C" {
  *     dp = s dh act'(p), gated: (s dh up act'(gate), s dh act(gate))
  *     hs = s h,  h = act(p), gated: act(gate) up
  *     dot[i, r] = sum of h dh over the outputs 64 i .. 64 i + 63
- * h . dh is the sum of dot[0 .. parts, r]; who adds them in order gets the same bits for a row in any company.
+ * h . dh is the sum of dot[0 .. parts, r]; who adds them in order gets the same bits for a row in any
+ * company.
  *
- * What these kernels cannot do is MB_ERR_UNSUPPORTED: dtypes other than bf16 and fp16; H or I that are not
- * multiples of 8; d_out of more than 2^32 bytes. Arrays of 16 bits are aligned to 16 bytes (MB_ERR_ARGUMENT).
+ * MB_ERR_UNSUPPORTED: dtypes other than bf16 and fp16; d_out of more than 2^32 bytes. MB_ERR_ARGUMENT: H
+ * or I that are no multiples of 8; arrays of 16 bits that are not aligned to 16 bytes. Rows of 2^30
+ * columns or more are for the caller to refuse.
  */
 typedef struct mb_moe_backward_rows_args {
     const void *d_out;        /* [T, H] dtype */
@@ -33,7 +35,7 @@ typedef struct mb_moe_backward_rows_args {
     void *dp;                 /* [R, 2I or I] dtype out; not p itself */
     void *hs;                 /* [R, I] dtype out */
     float *dot;               /* [mb_moe_backward_dot_parts(I), R] out */
-    int64_t n_tokens, n_rows; /* T, R */
+    int64_t n_tokens, n_rows; /* T, by which the size of d_out is checked; R */
     int32_t hidden, intermediate, n_experts;
     mb_dtype dtype;
     mb_activation activation;

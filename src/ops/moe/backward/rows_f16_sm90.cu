@@ -1,5 +1,5 @@
-/* rows_f16_sm90.cu - the experts' kernel for the backward's gradients of rows, one kind of numbers; a file each,
- * so that they compile side by side. */
+/* rows_f16_sm90.cu - the experts' kernel for the backward's gradients of rows, one kind of numbers; a
+ * file each, so that they compile side by side. */
 #include "ops/moe/backward/rows_tiles.h"
 #include "ops/moe/experts/kernel.cuh"
 

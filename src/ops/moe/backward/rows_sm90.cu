@@ -1,9 +1,10 @@
 /*
- * rows_sm90.cu - host side of the backward's gradients of rows: checks, the tiles of the experts' rows, tensor
- * maps of matrices that are read across, and the launches of the experts' kernel.
+ * rows_sm90.cu - host side of the backward's gradients of rows: checks, the tiles of the experts' rows,
+ * tensor maps of matrices that are read across, and the launches of the experts' kernel.
  */
 #include "base/status.h"
 #include "ops/common/dtype.h"
+#include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tensor_map.cuh"
@@ -32,16 +33,10 @@ static mb_status check_sizes(const char *op, const product_sizes *s) {
                        "the others at least 1",
                        op, (long long)s->n_rows, s->n_experts, s->k_size, s->width);
     if (s->k_size % 8 != 0 || s->width % 8 != 0)
-        return mb_fail(MB_ERR_UNSUPPORTED,
+        return mb_fail(MB_ERR_ARGUMENT,
                        "%s: an expert's matrix is [%d, %d]; on sm90 both must be multiples of 8", op,
                        s->k_size, s->width);
     return MB_OK;
-}
-
-static mb_status check_array(const char *op, const char *name, const void *array, size_t alignment) {
-    if (array && (uintptr_t)array % alignment == 0)
-        return MB_OK;
-    return mb_fail(MB_ERR_ARGUMENT, "%s: %s is NULL or not aligned to %zu bytes", op, name, alignment);
 }
 
 /* ---- The product ---- */
@@ -119,15 +114,15 @@ extern "C" mb_status mb_moe_backward_rows_sm90(const mb_moe_backward_rows_args *
     MB_TRY(check_rows_sizes(args));
     if (args->n_rows == 0)
         return MB_OK;
-    MB_TRY(check_array(ROWS, "d_out", args->d_out, 16));
-    MB_TRY(check_array(ROWS, "w2", args->w2, 16));
-    MB_TRY(check_array(ROWS, "p", args->p, 16));
-    MB_TRY(check_array(ROWS, "dp", args->dp, 16));
-    MB_TRY(check_array(ROWS, "hs", args->hs, 16));
-    MB_TRY(check_array(ROWS, "dot", args->dot, sizeof(float)));
-    MB_TRY(check_array(ROWS, "row_token", args->row_token, sizeof(int32_t)));
-    MB_TRY(check_array(ROWS, "row_weight", args->row_weight, sizeof(float)));
-    MB_TRY(check_array(ROWS, "offsets", args->offsets, sizeof(int32_t)));
+    MB_TRY(mb_matrix_check_sm90(ROWS, "d_out", args->d_out, 0));
+    MB_TRY(mb_matrix_check_sm90(ROWS, "w2", args->w2, 0));
+    MB_TRY(mb_matrix_check_sm90(ROWS, "p", args->p, 0));
+    MB_TRY(mb_matrix_check_sm90(ROWS, "dp", args->dp, 0));
+    MB_TRY(mb_matrix_check_sm90(ROWS, "hs", args->hs, 0));
+    MB_TRY(mb_array_check(ROWS, "dot", args->dot, sizeof(float), 0));
+    MB_TRY(mb_array_check(ROWS, "row_token", args->row_token, sizeof(int32_t), 0));
+    MB_TRY(mb_array_check(ROWS, "row_weight", args->row_weight, sizeof(float), 0));
+    MB_TRY(mb_array_check(ROWS, "offsets", args->offsets, sizeof(int32_t), 0));
     experts_params params = {};
     experts_gemm *g = &params.gemm[0];
     g->a = args->d_out;
@@ -164,10 +159,10 @@ extern "C" mb_status mb_moe_backward_dx_sm90(const mb_moe_backward_dx_args *args
     MB_TRY(check_sizes(DX, &sizes));
     if (args->n_rows == 0)
         return MB_OK;
-    MB_TRY(check_array(DX, "dp", args->dp, 16));
-    MB_TRY(check_array(DX, "w13", args->w13, 16));
-    MB_TRY(check_array(DX, "dx_rows", args->dx_rows, 16));
-    MB_TRY(check_array(DX, "offsets", args->offsets, sizeof(int32_t)));
+    MB_TRY(mb_matrix_check_sm90(DX, "dp", args->dp, 0));
+    MB_TRY(mb_matrix_check_sm90(DX, "w13", args->w13, 0));
+    MB_TRY(mb_matrix_check_sm90(DX, "dx_rows", args->dx_rows, 0));
+    MB_TRY(mb_array_check(DX, "offsets", args->offsets, sizeof(int32_t), 0));
     experts_params params = {};
     params.gemm[0].a = args->dp;
     params.gemm[0].out = args->dx_rows;

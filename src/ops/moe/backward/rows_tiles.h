@@ -1,5 +1,5 @@
-/* rows_tiles.h - the tiles of the backward's gradients of rows, and the compiled kinds. Both are tiles of a pair
- * of CTAs (experts/tiles.def tells the words): outputs by tokens, four stages. */
+/* rows_tiles.h - the tiles of the backward's gradients of rows, and the compiled kinds. Both are tiles of
+ * a pair of CTAs (experts/tiles.def tells the words): outputs by tokens, four stages. */
 #ifndef MB_OPS_MOE_BACKWARD_ROWS_TILES_H
 #define MB_OPS_MOE_BACKWARD_ROWS_TILES_H
 

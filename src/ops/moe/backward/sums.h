@@ -1,5 +1,5 @@
 /* sums.h - what the backward on Hopper does beside its GEMMs: weights by row, and sums that read memory
- * once. */
+ * once. The caller has checked the arguments (backward_layout.c). */
 #ifndef MB_OPS_MOE_BACKWARD_SUMS_H
 #define MB_OPS_MOE_BACKWARD_SUMS_H
 

@@ -2,14 +2,14 @@
  * token_rounding_sm90.cu - token rounding in four launches:
  *
  *   look_at_tokens    32 tokens a CTA   ids, who chose which expert, scores with the experts' as rows
- *   rank_candidates   an expert a CTA   its count; the last token to drop; the first 1024 tokens to add, sorted
- *   round_experts     one CTA           experts in order: up or down; the listed tokens that have a free place
+ *   rank_candidates   an expert a CTA   its count; the last token to drop; the first 1024 tokens to add
+ *   round_experts     one CTA           experts in order: up or down; listed tokens that have a free place
  *   settle_tokens     a token a warp    drops, and the weights
  *
- * Experts depend on each other by two things alone: the carry of balanced rounding, and the free places, which
- * only additions take. So which tokens would be dropped is known without the other experts, and of the tokens
- * to add the order is. An expert's turn then is a look at 1024 listed tokens, a thread each. Where these are not
- * enough (most were full, or more are missing) the CTA searches among all tokens.
+ * Experts depend on each other by two things alone: the carry of balanced rounding, and the free places,
+ * which only additions take. So which tokens would be dropped is known without the other experts, and of
+ * the tokens to add the order is. An expert's turn then is a look at 1024 listed tokens, a thread each.
+ * Where these are not enough (most were full, or more are missing) the CTA searches among all tokens.
  */
 #include "ops/common/workspace.h"
 #include "ops/hopper/launch.cuh"
@@ -171,7 +171,8 @@ static __device__ __forceinline__ void add_choice(const rounding_params *p, int3
     args->out_ids[(int64_t)token * args->max_choices + place] = e;
 }
 
-/* Adds the n first candidates of all that have a free place. Returns 0, and adds none, when there are fewer. */
+/* Adds the n first candidates of all that have a free place. Returns 0, and adds none, when there are
+ * fewer. */
 static __device__ __forceinline__ int add_searched(const rounding_params *p, int32_t e, int32_t n,
                                                    rank_search *search, int32_t *of_warps) {
     const uint64_t *keys = keys_of(p, e);
@@ -192,8 +193,8 @@ static __device__ __forceinline__ int add_searched(const rounding_params *p, int
     return 1;
 }
 
-/* The same by the list of candidates, of which this thread's is `listed`, or -1. n_all: tokens that had not chosen
- * the expert. */
+/* The same by the list of candidates, of which this thread's is `listed`, or -1. n_all: tokens that had
+ * not chosen the expert. */
 static __device__ __forceinline__ int add_listed(const rounding_params *p, int32_t e, int32_t n,
                                                  int32_t listed, int32_t n_listed, int32_t n_all,
                                                  rank_search *search, int32_t *of_warps) {

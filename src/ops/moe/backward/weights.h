@@ -23,6 +23,7 @@ extern "C" {
  * smallest normal number becomes 0.)
  *
  * All arrays are on the GPU, a, b and out 16-byte aligned. Nothing is allocated, no workspace is needed.
+ * Rows of 2^30 columns or more, and experts of as many rows, are for the caller to refuse.
  */
 typedef struct mb_moe_backward_weights_args {
     const void *a, *b;       /* [rows, m] and [rows, n] dtype */

@@ -45,9 +45,10 @@ static __device__ __forceinline__ void skip_finished(const weights_params *p, lo
 }
 
 /*
- * Index of a row of P, -1 if there is none. A warp copies WARP_ROWS rows of a step, so one load of a lane brings
- * one of them: lane l has the warp's row number l % WARP_ROWS. deal_index() hands it to the lanes that copy the row.
- * (Each lane loading all of its indices took a producer longer than the consumers multiply.)
+ * Index of a row of P, -1 if there is none. A warp copies WARP_ROWS rows of a step, so one load of a lane
+ * brings one of them: lane l has the warp's row number l % WARP_ROWS. deal_index() hands it to the lanes
+ * that copy the row. (Each lane loading all of its indices took a producer longer than the consumers
+ * multiply.)
  */
 static __device__ __forceinline__ int32_t load_index(const weights_params *p, const load_step *step) {
     const int32_t lane = threadIdx.x % 32, warp = threadIdx.x % WARPGROUP / 32;

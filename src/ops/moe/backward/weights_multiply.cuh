@@ -21,7 +21,10 @@ typedef struct stage_operands {
 static __device__ __forceinline__ stage_operands wait_stage(weights_shared *s, int warpgroup,
                                                             const ring_cursor *stage) {
     mb_mbarrier_wait(&s->full[stage->at], stage->parity);
-    mb_fence_async_shared(); /* cp.async wrote P by ordinary stores */
+    /* cp.async wrote P by ordinary stores of other threads. By PTX those threads would fence, before they
+     * arrive; but cp.async arrives by itself. On sm_90 a fence of the threads that use wgmma, behind
+     * their wait, does it: the experts' kernel (multiply.cuh) rests on the same. */
+    mb_fence_async_shared();
     return {
         mb_wgmma_descriptor_across(mb_shared_address(s->p[stage->at]) + warpgroup * PANEL_BYTES, PANEL_BYTES),
         mb_wgmma_descriptor_across(mb_shared_address(s->q[stage->at]), PANEL_BYTES)};

@@ -30,7 +30,11 @@ typedef struct weights_params {
     int32_t turned, accumulate;
 } weights_params;
 
-enum { ROWS_END = 1 << 30 }; /* of x, in the map of q */
+/* Of x, in the map of q, so an expert has ROWS_END rows at most. In the layer it has no more than T, when a
+ * token's ids differ, and T is 2^27 at most: x has 2^32 bytes at most, and 32 a row at least. All experts
+ * have 0x7fff0000 rows at most in the map; the workspace of as many is 192 GiB at least. Beyond these numbers
+ * gradients would be zeros. */
+enum { ROWS_END = 1 << 30 };
 
 cudaError_t mb_backward_weights_launch_bf16(const weights_params *params, int out_is_f32, int n_processors,
                                             mb_stream stream);

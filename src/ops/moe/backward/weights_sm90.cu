@@ -2,20 +2,13 @@
  * kernel. */
 #include "ops/moe/backward/weights.h"
 
+#include "ops/common/tensor.h"
 #include "ops/hopper/launch.cuh"
 #include "ops/hopper/tensor_map.cuh"
 #include "ops/moe/backward/weights_layout.cuh"
 #include "ops/moe/backward/weights_params.cuh"
 
 #define NAME "moe_backward_weights"
-
-static mb_status check_pointer(const char *name, const void *pointer) {
-    if (!pointer)
-        return mb_fail(MB_ERR_ARGUMENT, NAME ": %s is NULL", name);
-    if ((uintptr_t)pointer % 16 != 0)
-        return mb_fail(MB_ERR_ARGUMENT, NAME ": %s is not 16-byte aligned", name);
-    return MB_OK;
-}
 
 static mb_status check(const mb_moe_backward_weights_args *args) {
     if (args->n_experts < 1 || args->m < 8 || args->n < 8 || args->m % 8 != 0 || args->n % 8 != 0)
@@ -31,11 +24,12 @@ static mb_status check(const mb_moe_backward_weights_args *args) {
                        mb_dtype_name(args->out_dtype), mb_dtype_name(args->dtype));
     if (args->a_index && args->b_index)
         return mb_fail(MB_ERR_UNSUPPORTED, NAME ": a and b have an index; at most one of them can");
-    if (!args->offsets)
-        return mb_fail(MB_ERR_ARGUMENT, NAME ": offsets is NULL");
-    MB_TRY(check_pointer("a", args->a));
-    MB_TRY(check_pointer("b", args->b));
-    return check_pointer("out", args->out);
+    MB_TRY(mb_array_check(NAME, "offsets", args->offsets, sizeof(int32_t), 0));
+    MB_TRY(mb_array_check(NAME, "a_index", args->a_index, sizeof(int32_t), 1));
+    MB_TRY(mb_array_check(NAME, "b_index", args->b_index, sizeof(int32_t), 1));
+    MB_TRY(mb_matrix_check_sm90(NAME, "a", args->a, 0));
+    MB_TRY(mb_matrix_check_sm90(NAME, "b", args->b, 0));
+    return mb_matrix_check_sm90(NAME, "out", args->out, 0);
 }
 
 typedef struct map_shape {

@@ -16,8 +16,8 @@ enum {
     STORE_BARRIER = 1, /* and + 1: named barriers, of each consumer warpgroup */
 };
 
-/* Three stages and four pieces were slower by 1 %, with fp32 results too; a warpgroup that was held a step or two
- * in front of the other one, so that one stores while the other multiplies, gained nothing. */
+/* Three stages and four pieces were slower by 1 %, with fp32 results too; a warpgroup that was held a step
+ * or two in front of the other one, so that one stores while the other multiplies, gained nothing. */
 enum { N_STAGES = 4, N_PIECES = 2 };
 
 typedef struct weights_shared {

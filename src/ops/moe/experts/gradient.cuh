@@ -1,9 +1,10 @@
 /*
  * gradient.cuh - the backward's first GEMM: what becomes of dh = w2[e]^T d_out. Consumers' and storers' side.
  *
- * An item has 256 outputs in four rounds of 64. Round i is row block i, so warpgroup i % 2 works on it, alone,
- * in slot i. The producers have brought p in a stage for each round (gather.cuh), behind the stages of K.
- * Results lie in the same stage until the storing warps have copied them, three regions of cta_tokens rows:
+ * An item has 256 outputs in four rounds of 64. Round i is row block i, so warpgroup i % 2 works on it,
+ * alone, in slot i. The producers have brought p in a stage for each round (gather.cuh), behind the
+ * stages of K. Results lie in the same stage until the storing warps have copied them, three regions of
+ * cta_tokens rows:
  *
  *    in place of the weights   gate of p -> dp's gate      up of p -> dp's up
  *    in place of the tokens                                              hs
@@ -13,9 +14,9 @@
  *    storers                                     | 0 | 1   | 2 | 3 |
  *    producers        ... K of A | p 0 1 2 3     | K of B: a stage for each round that is stored
  *
- * dot, the sum of h dh over the outputs: a warp adds its 16 outputs in registers, the storing warps the four
- * warps' sums in order, and whoever reads dot the sums of 64 outputs. The order is the same for every tile and
- * number of tokens.
+ * dot, the sum of h dh over the outputs: a warp adds its 16 outputs in registers, the storing warps the
+ * four warps' sums in order, and whoever reads dot the sums of 64 outputs. The order is the same for
+ * every tile and number of tokens.
  */
 #ifndef MB_OPS_MOE_EXPERTS_GRADIENT_CUH
 #define MB_OPS_MOE_EXPERTS_GRADIENT_CUH
@@ -75,9 +76,9 @@ static __device__ __forceinline__ gradients gradients_of(const activation_shape 
 }
 
 /*
- * The routing weights of an item's tokens, all in the registers of each warp: lane l has those of tokens 2 l, 2 l
- * + 1, and of the next 64. They are asked for before the product and needed after it. (Loaded where they are
- * needed, they made the warps wait for memory four times a round.)
+ * The routing weights of an item's tokens, all in the registers of each warp: lane l has those of tokens
+ * 2 l, 2 l + 1, and of the next 64. They are asked for before the product and needed after it. (Loaded
+ * where they are needed, they made the warps wait for memory four times a round.)
  */
 typedef struct item_weights {
     float2 low, high;
@@ -118,9 +119,9 @@ static __device__ __forceinline__ float sum_and_deal(float (&value)[8], int lane
 }
 
 /*
- * One round: 64 outputs, a warp 16 of them, 16 tokens at a time. An instruction brings (and stores) four 8 x 8
- * matrices: the warp's first and second eight outputs of eight tokens, and the same of the next eight. `matrices`
- * is where this lane's row of them begins in a region; it moves on by 16 rows.
+ * One round: 64 outputs, a warp 16 of them, 16 tokens at a time. An instruction brings (and stores) four
+ * 8 x 8 matrices: the warp's first and second eight outputs of eight tokens, and the same of the next
+ * eight. `matrices` is where this lane's row of them begins in a region; it moves on by 16 rows.
  */
 template <int kind, int n, int shape, class shared>
 static __device__ __forceinline__ void emit_gradients(const experts_params *p, shared *s,
@@ -196,16 +197,16 @@ static __device__ __forceinline__ void consume_gradient(const experts_params *p,
             sum[m][i] = 0;
     multiply<kind, n, n_warpgroups, n_row_blocks, n_ctas>(s, warpgroup, p->gemm[GEMM_FIRST].k_size, 0, stage,
                                                           sum);
-    /* One code for all row blocks, each in its turn in sum[0]: straight on for two of them, a warp waited for its
-     * instructions. */
+    /* One code for all row blocks, each in its turn in sum[0]: straight on for two of them, a warp waited
+     * for its instructions. */
 #pragma unroll 1
     for (int m = 0; m < n_row_blocks; m++) {
         ring_cursor mine = *stage;
         for (int w = 0; w < warpgroup; w++)
             advance<n_stages>(&mine);
         mb_mbarrier_wait(&s->staged_empty[slot->at], slot->parity ^ 1);
-        /* The other warpgroup's stage of p is not waited for. It is full: threads bring the stages in turn, so
-         * their arrivals at a later stage's barrier come after those at an earlier one's. */
+        /* The other warpgroup's stage of p is not waited for. It is full: threads bring the stages in
+         * turn, so their arrivals at a later stage's barrier come after those at an earlier one's. */
         mb_mbarrier_wait(&s->full[mine.at], mine.parity);
         if (is_relu && p->gradient.gated)
             emit_gradients<kind, n, GRADIENT_GATED_RELU>(p, s, &weights, mine.at, slot->at, sum[0]);

@@ -2,8 +2,8 @@
 """
 What loading batches costs a training step on a GPU, three ways, each with a timeline of the copies and of the computation.
 
-    python bench/loading_timeline.py                      batches of 32 MiB, steps of three matrix products of 8192
-    python bench/loading_timeline.py --mib 256 --products 2
+    python bench/loading_timeline.py                      batches of 32 MiB, steps of ten matrix products of 8192
+    python bench/loading_timeline.py --mib 8 --products 3
 
 pageable     tensor.to(device) from ordinary memory: the driver copies through a buffer of its own, and the host waits
 pinned       the same from pinned memory, not waited for, on the stream that computes
@@ -95,7 +95,7 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=32, help="of a batch (default 32)")
-    parser.add_argument("--products", type=int, default=3, help="matrix products of a step (default 3)")
+    parser.add_argument("--products", type=int, default=10, help="matrix products of a step (default 10)")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("loading_timeline: there is no GPU; on the CPU nothing is copied")

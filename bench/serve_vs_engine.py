@@ -94,7 +94,7 @@ class Measurement:
         self.model = [] if quant == "none" else [f"--quant={quant}"]
         if given.kv_dtype:
             self.model.append(f"--kv-dtype={given.kv_dtype}")
-        self.name = "weights as they are" if quant == "none" else quant
+        self.weights = given.dtype if quant == "none" else quant
 
     # ---- Programs
 
@@ -110,12 +110,15 @@ class Measurement:
             command += [f"--{name.replace('_', '-')}", value]
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
 
-    def end_load(self, process):
+    def result(self, process):
         text = process.communicate()[0]
         if process.returncode != 0:
             sys.exit("serve_vs_engine: moebius bench serve failed")
-        row = json.loads(text.strip().splitlines()[-1])
-        row["weights"] = self.quant
+        return json.loads(text.strip().splitlines()[-1])
+
+    def end_load(self, process, **facts):
+        row = self.result(process)
+        row |= {"weights": self.weights, **({"kv": self.given.kv_dtype} if self.given.kv_dtype else {}), **facts}
         self.keep([row])
         return row
 
@@ -125,7 +128,7 @@ class Measurement:
     def start_server(self, log):
         command = [self.given.moebius, "serve", self.folder, "--random-weights", "--port", 0,
                    "--max-num-seqs", max(AT_ONCE, *self.given.batches), *self.model, *self.given.options]  # fmt: skip
-        with Timed(f"server ready, {self.name}"):
+        with Timed(f"server ready, {self.weights}"):
             return Server(list(map(str, command)), log)
 
     # ---- The engine
@@ -137,7 +140,7 @@ class Measurement:
         length = given.prompt_tokens + (given.output_tokens - n_steps) // 2
         command = [given.moebius, "bench", self.folder, "--random-weights", "--json", "--batches", ",".join(map(str, given.batches)),
                    "--prompt-lengths", length, "-n", n_steps, "--repeat", 1, *self.model, *given.options]  # fmt: skip
-        with Timed(f"engine, {self.name}"):
+        with Timed(f"engine, {self.weights}"):
             done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         self.keep(rows)
@@ -150,15 +153,15 @@ class Measurement:
 
     def throughput(self, server, batch, engine):
         given = self.given
-        burst = {"concurrency": batch, "requests": batch, "prompt_tokens": given.prompt_tokens, "warmup": 0}
-        with Timed(f"first burst of {batch}"):
-            self.load(server, **burst, output_tokens=min(16, given.output_tokens))
-        with Timed(f"{batch} at once"):
-            row = self.load(server, **burst, output_tokens=given.output_tokens)
-        what = f"{self.name}, {batch} at once, {given.prompt_tokens} in, {given.output_tokens} out"
         prefill_s = batch * given.prompt_tokens / engine["prefill"]
         decode_s = batch * given.output_tokens / engine["decode"]
         whole = batch * given.output_tokens / (prefill_s + decode_s)
+        burst = {"concurrency": batch, "requests": batch, "prompt_tokens": given.prompt_tokens, "warmup": 0}
+        with Timed(f"first burst of {batch}"):
+            self.result(self.start_load(server, **burst, output_tokens=min(16, given.output_tokens)))
+        with Timed(f"{batch} at once"):
+            row = self.end_load(self.start_load(server, **burst, output_tokens=given.output_tokens), engine_tok_s=round(whole, 2))
+        what = f"{self.weights}, {batch} at once, {given.prompt_tokens} in, {given.output_tokens} out"
         judge(f"{what}, whole", f"{row['tok_s']:.0f} tok/s, engine {whole:.0f} (prefill {prefill_s:.2f} s, decode {decode_s:.2f} s): "
               f"{100 * row['tok_s'] / whole:.1f} %", ">= 95 %", row["tok_s"] >= 0.95 * whole)  # fmt: skip
         steady, decode = row["steady_tok_s"], engine["decode"]
@@ -174,12 +177,14 @@ class Measurement:
 
     def long_prompts(self, server, batch):
         n, n_tokens = max(1, batch // 2), self.given.long_tokens
+        answers, arriving = {"concurrency": n, "in": 256, "out": 512}, {"rate": 2, "in": n_tokens, "out": 4}
         with Timed(f"long prompts beside {n}"):
             decoders = self.start_load(server, concurrency=n, requests=n, prompt_tokens=256, output_tokens=512, warmup=0)
             time.sleep(1)
-            prompts = self.load(server, rate=2, requests=16, prompt_tokens=n_tokens, output_tokens=4, warmup=0)
-            between = self.end_load(decoders)["itl_ms"]
-        judge(f"{self.name}, between tokens of {n} requests while prompts of {n_tokens} arrive, 2 in a second",
+            arrivals = self.start_load(server, rate=2, requests=16, prompt_tokens=n_tokens, output_tokens=4, warmup=0)
+            prompts = self.end_load(arrivals, beside=answers)
+            between = self.end_load(decoders, beside=arriving)["itl_ms"]
+        judge(f"{self.weights}, between tokens of {n} requests while prompts of {n_tokens} arrive, 2 in a second",
               f"p50 {between['p50']:.2f} ms, p99 {between['p99']:.2f} ms, most {between['max']:.2f} ms: "
               f"{between['p99'] / between['p50']:.2f}", "p99 <= 2 p50", between["p99"] <= 2 * between["p50"])  # fmt: skip
         say(f"        the long prompts' first token: p50 {prompts['ttft_ms']['p50']:.0f} ms")
@@ -192,7 +197,7 @@ class Measurement:
             fresh = self.load(server, **load, prompt_tokens=n_tokens)["ttft_ms"]["p50"]
             row = self.load(server, **load, prompts="shared-prefix", prefixes=1, prefix_tokens=n_tokens - n_own, prompt_tokens=n_own)
         shared = row["ttft_ms"]["p50"]
-        judge(f"{self.name}, first token of {n_tokens} tokens, {n_at_once} at once, {100 * SHARED:.0f} % shared "
+        judge(f"{self.weights}, first token of {n_tokens} tokens, {n_at_once} at once, {100 * SHARED:.0f} % shared "
               f"({100 * row['cached_tokens'] / row['prompt_tokens']:.1f} % found)",
               f"{shared:.1f} ms, of new prompts {fresh:.1f} ms: {fresh / shared:.2f} times sooner", ">= 3",
               fresh >= 3 * shared)  # fmt: skip
@@ -230,7 +235,9 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, help="append the rows as JSON")
     parser.add_argument("options", nargs="*", help="further options of bench and serve, behind --")
     given = parser.parse_args()
-    given.vocabulary = json.loads(given.config.read_text())["vocab_size"] - 100  # without the special tokens
+    config = json.loads(given.config.read_text())
+    given.vocabulary = config["vocab_size"] - 100  # without the special tokens
+    given.dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[config.get("dtype") or config["torch_dtype"]]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("serve_vs_engine: ended by SIGTERM"))  # and the server with it
     with tempfile.TemporaryDirectory() as scratch, Timed("all"):
         folder = pathlib.Path(scratch) / given.config.parent.name

@@ -28,7 +28,7 @@ def newest_rows():
                 sys.exit(f"{path}:{number}: not JSON: {error}")
             if row["bench"] == "text":  # has no shapes; docs/text.md cites these rows
                 continue
-            details = [row.get(key) for key in ("model", "weights", "kv", "pass", "routing", "grad_dtype")]
+            details = [row.get(key) for key in ("model", "weights", "kv", "pass", "routing", "grad_dtype", "beside")]
             details += [row.get("activation", "swiglu"), row.get("bias", False)]
             key = json.dumps([row["who"], row["dtype"], row["shape"], *details], sort_keys=True)
             tables.setdefault((row["bench"], row["card"]), {})[key] = row
@@ -221,27 +221,47 @@ def load_table(rows):
                f"| {r['bytes'] / min(r['seconds']) / 1e9:.1f} | {r['commit']} |")
 
 
-def serve_load(shape):
+def serve_load(row):
+    shape = row["shape"]
     parts = [f"{shape['rate']:g} arrive in a second"] if "rate" in shape else []
-    return ", ".join(parts + ([f"{shape['concurrency']} at once"] if "concurrency" in shape else []))
+    parts += [f"{shape['concurrency']} at once"] if "concurrency" in shape else []
+    if "beside" in row:
+        beside = row["beside"]
+        many = f"{beside['rate']:g} a second" if "rate" in beside else beside["concurrency"]
+        parts.append(f"beside {many} of {serve_prompts(beside)}")
+    return ", ".join(parts)
 
 
 def serve_prompts(shape):
     if "in" not in shape:
         return f"{shape['prompts']}, up to {shape['longest']}"
-    prefix = f"one of {shape['prefixes']} prefixes of {shape['prefix']}, then " if "prefix" in shape else ""
+    prefix = ""
+    if "prefix" in shape:
+        prefix = f"a prefix of {shape['prefix']}" if shape["prefixes"] == 1 else f"one of {shape['prefixes']} prefixes of {shape['prefix']}"
+        prefix += ", then "
     return f"{prefix}{shape['in']} in, {shape['out']} out"
 
 
+def serve_order(row):
+    """By load; prompts that share a prefix follow those of the same length that do not."""
+    shape = row["shape"]
+    length = shape.get("in", 0) + shape.get("prefix", 0)
+    load = [shape.get("rate", 0), shape.get("concurrency", 0), length, shape.get("prefix", 0), shape.get("out", 0)]
+    return [row["who"] != "moebius", row["who"], row["model"], row.get("weights", ""), load, serve_prompts(shape)]
+
+
 def serve_table(rows):
-    yield ("| server | model | load | tokens | first token ms, p50, p99 | per token ms, p50, p99 | output tokens/s | requests/s "
-           "| good requests/s | commit |")
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for r in sorted(rows, key=lambda r: (r["who"] != "moebius", r["who"], r["model"], serve_prompts(r["shape"]))):
-        yield (f"| {r['who']} | {r['model']} | {serve_load(r['shape'])} | {serve_prompts(r['shape'])} "
-               f"| {r['ttft_ms']['p50']:.1f}, {r['ttft_ms']['p99']:.1f} | {r['tpot_ms']['p50']:.2f}, {r['tpot_ms']['p99']:.2f} "
-               f"| {r['tok_s']:.0f} | {r['requests_s']:.2f} | {format(r['goodput_s'], '.2f') if 'goodput_s' in r else ''} "
-               f"| {r['commit']} |")
+    yield ("| server | model | weights | load | tokens | requests | first token ms, p50, p99 | between tokens ms, p50, p99 "
+           "| per token ms, p50, p99 | output tokens/s | of the engine | requests/s | good requests/s | commit |")
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    for r in sorted(rows, key=serve_order):
+        times = " | ".join(f"{r[key]['p50']:{form}}, {r[key]['p99']:{form}}"
+                           for key, form in (("ttft_ms", ".1f"), ("itl_ms", ".2f"), ("tpot_ms", ".2f")))
+        weights = r.get("weights", "") + (f", KV {r['kv']}" if "kv" in r else "")
+        engine = f"{100 * r['tok_s'] / r['engine_tok_s']:.1f} %" if "engine_tok_s" in r else ""
+        yield (f"| {r['who']} | {r['model']} | {weights} | {serve_load(r)} | {serve_prompts(r['shape'])} | {r['requests']} "
+               f"| {times} | {r['tok_s']:.0f} | {engine} | {r['requests_s']:.2f} "
+               f"| {format(r['goodput_s'], '.2f') if 'goodput_s' in r else ''} | {r['commit']} |")
 
 
 SECTIONS = [
@@ -276,8 +296,9 @@ SECTIONS = [
      "it: `bench/engine_vs_hf.py`.", engine_table),
     ("load", "Loading", "From the start of `moebius run` to its end after one token, with a checkpoint in the page cache; every run "
      "in its turn. `python bench/load_time.py --output FILE`.", load_table),
-    ("serve", "Serving", "What the clients of a server see. `moebius bench serve --output FILE`; bench/README.md tells what is "
-     "measured.", serve_table),
+    ("serve", "Serving", "What the clients of a server see. Of the engine: beside the tokens/s that `moebius bench` makes of the same "
+     "prompts and answers. `moebius bench serve --output FILE`, and `python bench/serve_vs_engine.py --output FILE` with random weights; "
+     "bench/README.md tells what is measured.", serve_table),
 ]
 
 
@@ -290,7 +311,7 @@ def page():
                 continue
             values = list(rows.values())
             dates = sorted({r["date"] for r in values})
-            hows = sorted({r["how"] for r in values if "how" in r})
+            hows = sorted({r["how"] for r in values if "how" in r and bench != "serve"})  # of serve, columns say it
             intro = f"{text} Measured {' and '.join(dates)}{': ' if hows else ''}{'; '.join(hows)}."
             parts.append(f"## {title}: {card}\n\n{intro}\n\n" + "\n".join(table(values)).rstrip() + "\n")
     return "\n".join(parts)

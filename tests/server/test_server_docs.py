@@ -1,10 +1,11 @@
-"""What docs/ has for programs is true of the server: the paths of the OpenAPI file, the metrics of the dashboard."""
+"""What docs/ has for programs is true of the server: the paths of the OpenAPI file, the metrics of the dashboard, the options."""
 
 import json
 import re
+import subprocess
 
 import jsonschema
-from server_support import ROOT
+from server_support import BINARY, ROOT
 
 
 def described():
@@ -53,3 +54,11 @@ def test_the_dashboard_asks_for_metrics_that_there_are(server):
     panels = json.loads((ROOT / "docs/grafana.json").read_text())["panels"]
     asked = {name for panel in panels for target in panel["targets"] for name in re.findall(r"vllm:(\w+)", target["expr"])}
     assert len(asked) > 12 and asked <= set(server.metrics()), asked - set(server.metrics())
+
+
+def test_the_table_of_options_has_all_of_them():
+    manual = subprocess.run([BINARY, "help", "serve"], capture_output=True, text=True, timeout=60, check=True).stdout
+    options = set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", manual, re.M)) - {"--help"}
+    table = (ROOT / "docs/serving.md").read_text().partition("## Options")[2].partition("## Limits")[0]
+    named = set(re.findall(r"`(--[\w-]+)", table))
+    assert len(options) > 25 and options == named, options ^ named

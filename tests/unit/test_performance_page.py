@@ -49,17 +49,43 @@ def test_newest_row_stands_and_peers_are_beside_us(results):
     ]
 
 
-def test_serving(results):
+def serve_row(**extra):
     spread = {"mean": 1.0, "p50": 1.0, "p90": 2.0, "p99": 3.0, "max": 4.0}
-    facts = {"bench": "serve", "commit": "abc", "card": CARD, "date": "2026-11-27", "dtype": "bf16", "model": "m", "how": "x",
-             "ttft_ms": spread, "tpot_ms": spread, "tok_s": 99.4, "requests_s": 2}
+    facts = {"bench": "serve", "who": "moebius", "commit": "abc", "card": CARD, "date": "2026-11-27", "dtype": "bf16", "model": "m"}
+    facts |= {"how": "x", "ttft_ms": spread, "itl_ms": {**spread, "p99": 2.5}, "tpot_ms": spread}
+    return {**facts, "requests": 7, "tok_s": 99.4, "requests_s": 2, **extra}
+
+
+def test_serving(results):
     rate = {"prompts": "shared-prefix", "endpoint": "chat", "rate": 4.0, "in": 5, "out": 6, "prefix": 70, "prefixes": 8}
     closed = {"prompts": "sharegpt", "endpoint": "chat", "concurrency": 64, "longest": 1024}
-    results({**facts, "who": "vllm", "shape": closed}, {**facts, "who": "moebius", "shape": rate, "goodput_s": 1.5})
-    lines = [line for line in performance.page().splitlines() if line.startswith(("| moebius", "| vllm"))]
-    assert lines == [
-        "| moebius | m | 4 arrive in a second | one of 8 prefixes of 70, then 5 in, 6 out | 1.0, 3.0 | 1.00, 3.00 | 99 | 2.00 | 1.50 | abc |",
-        "| vllm | m | 64 at once | sharegpt, up to 1024 | 1.0, 3.0 | 1.00, 3.00 | 99 | 2.00 |  | abc |",
+    results(serve_row(who="vllm", shape=closed), serve_row(shape=rate, goodput_s=1.5))
+    page = performance.page()
+    times = "7 | 1.0, 3.0 | 1.00, 2.50 | 1.00, 3.00 | 99"
+    assert [line for line in page.splitlines() if line.startswith(("| moebius", "| vllm"))] == [
+        f"| moebius | m |  | 4 arrive in a second | one of 8 prefixes of 70, then 5 in, 6 out | {times} |  | 2.00 | 1.50 | abc |",
+        f"| vllm | m |  | 64 at once | sharegpt, up to 1024 | {times} |  | 2.00 |  | abc |",
+    ]
+    assert "Measured 2026-11-27.\n" in page
+
+
+def test_serving_beside_the_engine(results):
+    """Rows of bench/serve_vs_engine.py: of each weights; with the engine's speed; and of two loads at the same time."""
+    alone = {"prompts": "fixed", "endpoint": "completions", "concurrency": 1, "in": 50, "out": 2}
+    shared = {**alone, "prompts": "shared-prefix", "in": 10, "prefix": 40, "prefixes": 1}
+    many, beside = {**alone, "concurrency": 32}, {"rate": 2, "in": 4096, "out": 4}
+    rows = [serve_row(shape=many, weights="fp8"), serve_row(shape=many, weights="fp8", beside=beside)]
+    rows += [serve_row(shape=shared, weights="fp8"), serve_row(shape=alone, weights="fp8")]
+    rows += [serve_row(shape=alone, weights="fp8", kv="fp8", beside={"concurrency": 8, "in": 9, "out": 7})]
+    results(*rows, serve_row(shape=many, weights="bf16", engine_tok_s=100.0))
+    cells = [[cell.strip() for cell in line.split("|")] for line in performance.page().splitlines() if line.startswith("| moebius")]
+    assert [[row[i] for i in (3, 4, 5, 11)] for row in cells] == [
+        ["bf16", "32 at once", "50 in, 2 out", "99.4 %"],
+        ["fp8", "1 at once", "50 in, 2 out", ""],
+        ["fp8, KV fp8", "1 at once, beside 8 of 9 in, 7 out", "50 in, 2 out", ""],
+        ["fp8", "1 at once", "a prefix of 40, then 10 in, 2 out", ""],
+        ["fp8", "32 at once", "50 in, 2 out", ""],
+        ["fp8", "32 at once, beside 2 a second of 4096 in, 4 out", "50 in, 2 out", ""],
     ]
 
 

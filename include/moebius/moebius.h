@@ -217,8 +217,9 @@ typedef enum mb_graphs {
     /* The step is a CUDA graph. There is one for each range of batch and context, captured when a step first
      * needs it. */
     MB_GRAPHS_STEP = 0,
-    MB_GRAPHS_NONE,      /* kernel by kernel */
-    MB_GRAPHS_ATTENTION, /* the attention block of each layer is a graph, all else is launched kernel by kernel */
+    MB_GRAPHS_NONE, /* kernel by kernel */
+    /* The attention block of each layer is a graph, all else is launched kernel by kernel. */
+    MB_GRAPHS_ATTENTION,
     /* As MB_GRAPHS_STEP, and copies run on a second stream: what the step before drew comes to the host on a
      * branch of the graph, beside the first kernels, and the next step's arrays go to the GPU while this one
      * runs. With one step in flight nothing can run beside another: then it is MB_GRAPHS_STEP. */

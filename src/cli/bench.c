@@ -73,8 +73,8 @@ static const cli_option bench_options[] = {
      .choices = "step|none|attention|two-streams",
      .fallback = "step",
      .help =
-         "How a GPU gets a decode step: as one CUDA graph; kernel by kernel; with a graph for the attention of each "
-         "layer; or as one graph with copies on a second stream. The results have the same bits."},
+         "How a GPU gets a decode step: as one CUDA graph; kernel by kernel; with a graph for the attention of "
+         "each layer; or as one graph with copies on a second stream. The results have the same bits."},
     {.name = "steps-in-flight",
      .value_name = "N",
      .kind = CLI_INTEGER,

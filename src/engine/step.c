@@ -267,8 +267,9 @@ static mb_step_slot *slot_before(mb_runner *runner, const mb_step_slot *slot) {
 static mb_status enqueue_attention(void *user, int layer, mb_device_work work, const void *context,
                                    mb_stream stream) {
     const step_work *w = user;
-    return mb_decode_graphs_run(&w->slot->graphs[layer], w->runner->model->device, w->slot->counts.n_sequences,
-                                w->slot->counts.max_blocks, work, context, stream);
+    return mb_decode_graphs_run(&w->slot->graphs[layer], w->runner->model->device,
+                                w->slot->counts.n_sequences, w->slot->counts.max_blocks, work, context,
+                                stream);
 }
 
 static mb_status run_forward(const step_work *w) {

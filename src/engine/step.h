@@ -32,10 +32,10 @@ enum { MB_STEP_SLOTS = 2 }; /* steps that can be in flight at once */
 typedef struct mb_runner_limits {
     int32_t n_slots; /* steps in flight: 1 or MB_STEP_SLOTS */
     int32_t max_sequences, max_step_tokens, max_logits;
-    int32_t max_blocks;     /* KV blocks of one sequence */
-    mb_graphs graphs;       /* of decode steps */
-    int32_t n_kv_blocks;    /* 0: what memory_fraction leaves when all else is allocated */
-    float memory_fraction;  /* of the device's memory that may be in use in the end */
+    int32_t max_blocks;    /* KV blocks of one sequence */
+    mb_graphs graphs;      /* of decode steps */
+    int32_t n_kv_blocks;   /* 0: what memory_fraction leaves when all else is allocated */
+    float memory_fraction; /* of the device's memory that may be in use in the end */
 } mb_runner_limits;
 
 /* How many of everything are in a step; with the largest counts the input buffer is measured. */
@@ -132,7 +132,7 @@ typedef struct mb_runner {
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
     size_t device_bytes, kv_bytes; /* at device_memory and kv_memory */
-    mb_graphs graphs; /* MB_GRAPHS_NONE where the device has none */
+    mb_graphs graphs;              /* MB_GRAPHS_NONE where the device has none */
     /* For MB_GRAPHS_TWO_STREAMS; else NULL. */
     mb_stream copies; /* inputs up; drawn tokens down, on a branch of the step's graph */
     mb_event *forked, *joined;

@@ -471,7 +471,8 @@ static mb_status run_attention(pass *p, int layer) {
     p->left = (mb_moe_reduce_args){0};
     if (!batch->enqueue_attention)
         return enqueue_attention(&part, p->stream);
-    return batch->enqueue_attention(batch->enqueue_attention_user, layer, enqueue_attention, &part, p->stream);
+    return batch->enqueue_attention(batch->enqueue_attention_user, layer, enqueue_attention, &part,
+                                    p->stream);
 }
 
 /* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is

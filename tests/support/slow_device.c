@@ -40,8 +40,9 @@ struct stream {
     work *first, *last;
     uint64_t n_enqueued, n_done;
     int in_capture;
-    uint64_t n_captured, n_joined; /* pieces in the capture; of them, what the capture's first stream waits for */
-    uint64_t n_before;             /* pieces when the replay began that is being enqueued */
+    uint64_t n_captured,
+        n_joined;      /* pieces in the capture; of them, what the capture's first stream waits for */
+    uint64_t n_before; /* pieces when the replay began that is being enqueued */
     int stop;
 };
 
@@ -449,7 +450,8 @@ static mb_status slow_capture_end(mb_device *device, mb_stream s, mb_graph **gra
     *graph = slow->captured;
     slow->captured = NULL;
     for (work *w = (*graph)->first; w; w = w->next)
-        is_joined &= w->captured_on == (*graph)->origin || w->captured_on->n_joined == w->captured_on->n_captured;
+        is_joined &=
+            w->captured_on == (*graph)->origin || w->captured_on->n_joined == w->captured_on->n_captured;
     for (work *w = (*graph)->first; w; w = w->next)
         w->captured_on->in_capture = 0;
     (*graph)->origin->in_capture = 0;

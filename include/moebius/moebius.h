@@ -211,6 +211,21 @@ typedef struct mb_sampling {
 
 typedef struct mb_session mb_session;
 
+/* How a GPU gets a step that only decodes. The results have the same bits. Other steps are launched kernel by
+ * kernel. */
+typedef enum mb_graphs {
+    /* The step is a CUDA graph. There is one for each range of batch and context, captured when a step first
+     * needs it. */
+    MB_GRAPHS_STEP = 0,
+    MB_GRAPHS_NONE, /* kernel by kernel */
+    /* The attention block of each layer is a graph, all else is launched kernel by kernel. */
+    MB_GRAPHS_ATTENTION,
+    /* As MB_GRAPHS_STEP, and copies run on a second stream: what the step before drew comes to the host on a
+     * branch of the graph, beside the first kernels, and the next step's arrays go to the GPU while this one
+     * runs. With one step in flight nothing can run beside another: then it is MB_GRAPHS_STEP. */
+    MB_GRAPHS_TWO_STREAMS
+} mb_graphs;
+
 typedef struct mb_session_options {
     int32_t max_sequences;   /* in one step; default 64 */
     int32_t max_step_tokens; /* token budget of one step; 0, the default: 2048 on the CPU, 8192 on a GPU */
@@ -226,10 +241,7 @@ typedef struct mb_session_options {
     /* Most positions of one sequence, prompt and answer together; 0, the default: the model's. The buffers
      * of a step grow with max_sequences times this. */
     int64_t max_context;
-    /* A GPU runs steps that only decode as CUDA graphs. There is one for each range of batch and
-     * context, captured when a step first needs it. 1: kernel by kernel, as all other steps. The results
-     * have the same bits. */
-    int plain_launches;
+    mb_graphs graphs; /* default MB_GRAPHS_STEP */
     /* 1, the default: the KV of full blocks of 64 tokens stays in the cache when its sequence has ended,
      * until the space is needed. A later sequence that begins with the same tokens (and has the same
      * cache_salt) uses the blocks instead of computing them again. The results have the same bits. 0: no

@@ -5,8 +5,8 @@
  * A session that is not profiled has no part of this. While one is, it has one step in flight. Each
  * operator's time is taken on the device, before it and after it. On the CPU the clock is read around each
  * call. On a GPU a step that would run as a CUDA graph runs as one that takes the times too, captured anew
- * for each step; other steps, and all with plain_launches, are launched kernel by kernel. Operators do not
- * overlap then.
+ * for each step. Other steps, and all with MB_GRAPHS_NONE or MB_GRAPHS_ATTENTION, are launched kernel by
+ * kernel. Operators do not overlap then.
  */
 #ifndef MOEBIUS_PROFILE_H
 #define MOEBIUS_PROFILE_H

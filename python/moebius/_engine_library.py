@@ -101,7 +101,7 @@ class SessionOptions(ctypes.Structure):
         ("kv_tokens", c_int64),
         ("memory_fraction", c_float),
         ("max_context", c_int64),
-        ("plain_launches", c_int),
+        ("graphs", c_int),
         ("prefix_caching", c_int),
         ("max_decode_slowdown", c_float),
         ("steps_in_flight", c_int32),

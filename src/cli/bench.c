@@ -17,9 +17,9 @@
 typedef struct settings {
     cli_ids lengths, batches;
     cli_integer n_new, n_repeat, seed;
-    int json, random_weights, plain_launches, profile;
+    int json, random_weights, profile;
     cli_integer steps_in_flight, max_step_tokens;
-    const char *output;
+    const char *output, *graphs;
     cli_model_settings model;
 } settings;
 
@@ -66,10 +66,15 @@ static const cli_option bench_options[] = {
      .maximum = 9007199254740991,
      .fallback = "1",
      .help = "Seed of the random prompts."},
-    {.name = "plain-launches",
-     .kind = CLI_FLAG,
-     .offset = offsetof(settings, plain_launches),
-     .help = "On a GPU: launch kernel by kernel in place of a CUDA graph for each decode step."},
+    {.name = "graphs",
+     .value_name = "HOW",
+     .kind = CLI_CHOICE,
+     .offset = offsetof(settings, graphs),
+     .choices = "step|none|attention|two-streams",
+     .fallback = "step",
+     .help =
+         "How a GPU gets a decode step: as one CUDA graph; kernel by kernel; with a graph for the attention of "
+         "each layer; or as one graph with copies on a second stream. The results have the same bits."},
     {.name = "steps-in-flight",
      .value_name = "N",
      .kind = CLI_INTEGER,
@@ -137,7 +142,10 @@ static void collect_facts(const char *directory, const settings *given, const mb
         snprintf(threads, sizeof threads, "%d threads, ",
                  (int)(given->model.n_threads.given ? given->model.n_threads.value
                                                     : sysconf(_SC_NPROCESSORS_ONLN)));
-    snprintf(facts->how, sizeof facts->how, "%srandom prompts, 1 warm-up, median of %d", threads,
+    char graphs[32] = ""; /* the usual ones are not told */
+    if (strcmp(given->graphs, "step") != 0)
+        snprintf(graphs, sizeof graphs, "graphs: %s, ", given->graphs);
+    snprintf(facts->how, sizeof facts->how, "%s%srandom prompts, 1 warm-up, median of %d", threads, graphs,
              (int)given->n_repeat.value);
 }
 
@@ -249,6 +257,17 @@ static int run_case(mb_model *model, const run_facts *facts, const cli_bench_cas
     return status;
 }
 
+static mb_graphs chosen_graphs(const settings *given) {
+    static const char *const names[] = {[MB_GRAPHS_STEP] = "step",
+                                        [MB_GRAPHS_NONE] = "none",
+                                        [MB_GRAPHS_ATTENTION] = "attention",
+                                        [MB_GRAPHS_TWO_STREAMS] = "two-streams"};
+    mb_graphs graphs = MB_GRAPHS_STEP;
+    while (strcmp(names[graphs], given->graphs) != 0)
+        graphs++;
+    return graphs;
+}
+
 static int run_all(mb_model *model, const char *directory, const settings *given, cli_bench_rows *rows) {
     run_facts facts;
     int status = CLI_OK, n_run = 0;
@@ -261,7 +280,7 @@ static int run_all(mb_model *model, const char *directory, const settings *given
                                     .n_new = (int32_t)given->n_new.value,
                                     .n_repeat = (int32_t)given->n_repeat.value,
                                     .seed = (uint64_t)given->seed.value,
-                                    .plain_launches = given->plain_launches,
+                                    .graphs = chosen_graphs(given),
                                     .profile = given->profile,
                                     .steps_in_flight = (int32_t)given->steps_in_flight.value,
                                     .max_step_tokens = (int32_t)given->max_step_tokens.value};

@@ -3,6 +3,7 @@
 #define MB_CLI_BENCH_H
 
 #include "cli/options.h"
+#include "moebius/moebius.h"
 #include "moebius/profile.h"
 
 typedef struct cli_bench_case {
@@ -10,7 +11,7 @@ typedef struct cli_bench_case {
     int32_t n_new;         /* decode: steps that are timed */
     int32_t n_repeat;
     uint64_t seed;
-    int plain_launches;
+    mb_graphs graphs;
     int profile;             /* will be shown */
     int32_t steps_in_flight; /* 0: the default */
     int32_t max_step_tokens; /* of all prompts, or of one; 0: the default */

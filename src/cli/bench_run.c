@@ -216,7 +216,7 @@ int cli_bench_run(mb_model *model, const cli_bench_case *bench, cli_bench_result
     int64_t decode_tokens = bench->n_new + prefill_steps(bench) + 1;
     options.max_sequences = bench->batch;
     options.max_queued = bench->batch;
-    options.plain_launches = bench->plain_launches;
+    options.graphs = bench->graphs;
     options.steps_in_flight = bench->steps_in_flight;
     options.max_step_tokens = options.prefill_chunk = bench->max_step_tokens;
     options.prefix_caching = 0;      /* every prompt is computed */

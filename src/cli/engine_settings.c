@@ -134,7 +134,7 @@ int cli_apply_engine(const cli_engine_settings *given, const mb_model *model, mb
     options->max_step_tokens = (int32_t)given->max_num_batched_tokens.value;
     options->prefill_chunk = (int32_t)given->prefill_chunk.value;
     options->kv_tokens = given->kv_tokens.value;
-    options->plain_launches = given->enforce_eager;
+    options->graphs = given->enforce_eager ? MB_GRAPHS_NONE : MB_GRAPHS_STEP;
     options->prefix_caching = !given->no_enable_prefix_caching;
     options->max_context = given->max_model_len.value;
     mb_model_get_info(model, &info);

@@ -66,10 +66,12 @@ struct mb_device {
     void (*event_close)(mb_device *device, mb_event *event); /* NULL allowed */
     /* The event now stands behind all that is in the stream. */
     mb_status (*event_record)(mb_device *device, mb_event *event, mb_stream stream);
-    /* Enqueues that a timed event takes the time, for event_elapsed alone. While the stream is captured the
-     * taking becomes part of the graph: each replay does it anew. */
+    /* Enqueues that an event is recorded; a timed one takes the time. While the stream is captured that becomes
+     * part of the graph: each replay does it anew, for event_elapsed and event_synchronize. */
     mb_status (*event_mark)(mb_device *device, mb_event *event, mb_stream stream);
-    /* What is enqueued from now on starts when the event was reached. */
+    /* What is enqueued from now on starts when the event was reached. An event that was recorded on a stream
+     * that is captured takes the waiting stream into the capture. The graph then has a branch, which the first
+     * stream must wait for before the capture ends. */
     mb_status (*event_wait)(mb_device *device, mb_event *event, mb_stream stream);
     mb_status (*event_synchronize)(mb_device *device, mb_event *event); /* the caller waits */
     mb_status (*event_query)(mb_device *device, mb_event *event, int *was_reached);

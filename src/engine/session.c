@@ -45,6 +45,7 @@ static mb_status check_options(const mb_session_options *options) {
     MB_TRY(check_range("prefill_chunk", options->prefill_chunk, 0, MAX_STEP_TOKENS));
     MB_TRY(check_range("max_queued", options->max_queued, 1, MAX_QUEUED));
     MB_TRY(check_range("steps_in_flight", options->steps_in_flight, 0, MB_STEP_SLOTS));
+    MB_TRY(check_range("graphs", (int64_t)options->graphs, MB_GRAPHS_STEP, MB_GRAPHS_TWO_STREAMS));
     float slowdown = options->max_decode_slowdown; /* written so that NaN fails */
     if (slowdown != 0 && !(slowdown > 1 && slowdown <= FLT_MAX))
         return mb_fail(MB_ERR_ARGUMENT,
@@ -135,7 +136,7 @@ static mb_status open_parts(mb_session *session, const mb_session_options *optio
         .n_slots = n_slots,
         .max_sequences = step.max_sequences,
         .max_step_tokens = step.max_tokens,
-        .plain_launches = options->plain_launches,
+        .graphs = options->graphs,
         .max_logits = smaller(step.max_sequences + PROMPT_LOGITS, step.max_tokens),
         .max_blocks = (int32_t)mb_kv_blocks_for(session->max_context),
         .n_kv_blocks = (int32_t)mb_kv_blocks_for(kv_tokens),

@@ -58,6 +58,10 @@ static void cut_slot(const mb_runner *runner, mb_step_slot *slot, arenas *a) {
     slot->draw_planned = mb_arena_push(&a->host, n_sequences, sizeof *slot->draw_planned);
     slot->reports = mb_arena_push(&a->host, n_logits, sizeof *slot->reports);
     slot->outcomes = mb_arena_push(&a->host, n_sequences, sizeof *slot->outcomes);
+    slot->n_graphs = runner->graphs == MB_GRAPHS_ATTENTION ? runner->model->config.n_layers : 1;
+    slot->graphs = mb_arena_push(&a->host, (size_t)slot->n_graphs, sizeof *slot->graphs);
+    for (int32_t i = 0; i < slot->n_graphs && slot->graphs; i++)
+        slot->graphs[i] = (mb_decode_graphs){0};
 }
 
 static void cut_sampler_places(mb_runner *runner, arenas *a) {
@@ -174,6 +178,20 @@ static mb_status open_kv(mb_runner *runner) {
     return MB_OK;
 }
 
+/* (A trace waits for the stream after every operator, which a capture cannot.) */
+static mb_graphs usable_graphs(const mb_device *device, const mb_runner_limits *limits) {
+    if (device->n_sms == 0 || mb_trace_is_on())
+        return MB_GRAPHS_NONE;
+    return limits->graphs == MB_GRAPHS_TWO_STREAMS && limits->n_slots == 1 ? MB_GRAPHS_STEP : limits->graphs;
+}
+
+static mb_status open_copies(mb_runner *runner) {
+    mb_device *device = runner->model->device;
+    MB_TRY(device->stream_open(device, &runner->copies));
+    MB_TRY(device->event_open(device, 0, &runner->forked));
+    return device->event_open(device, 0, &runner->joined);
+}
+
 /* The cache comes last and takes what is left. */
 static mb_status open_parts(mb_runner *runner) {
     const mb_model *model = runner->model;
@@ -184,9 +202,10 @@ static mb_status open_parts(mb_runner *runner) {
                                         .max_logits = limits->max_logits,
                                         .max_blocks = limits->max_blocks,
                                         .kv_dtype = model->kv_dtype};
-    /* (A trace waits for the stream after every operator, which a capture cannot.) */
-    runner->uses_graphs = device->n_sms > 0 && !limits->plain_launches && !mb_trace_is_on();
     MB_TRY(device->stream_open(device, &runner->stream));
+    runner->graphs = usable_graphs(device, limits);
+    if (runner->graphs == MB_GRAPHS_TWO_STREAMS)
+        MB_TRY(open_copies(runner));
     MB_TRY(device->stream_open(device, &runner->reports));
     for (int i = 0; i < limits->n_slots; i++)
         MB_TRY(device->event_open(device, 0, &runner->slots[i].done));
@@ -216,9 +235,13 @@ void mb_runner_close(mb_runner *runner) {
     mb_profiler_close(runner->profiler);
     mb_forward_free(&runner->forward);
     for (int i = 0; i < MB_STEP_SLOTS; i++) {
-        mb_decode_graphs_close(&runner->slots[i].graphs, device);
+        for (int32_t k = 0; k < runner->slots[i].n_graphs && runner->slots[i].graphs; k++)
+            mb_decode_graphs_close(&runner->slots[i].graphs[k], device);
         device->event_close(device, runner->slots[i].done);
     }
+    device->event_close(device, runner->forked);
+    device->event_close(device, runner->joined);
+    device->stream_close(device, runner->copies);
     device->stream_close(device, runner->reports);
     device->stream_close(device, runner->stream);
     mb_free(runner->host_memory);
@@ -227,11 +250,33 @@ void mb_runner_close(mb_runner *runner) {
 
 /* ---- Running --------------------------------------------------------------------------------------- */
 
-static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
+/* The work of a step between its inputs and its results. */
+typedef struct step_work {
+    mb_runner *runner;
+    mb_step_slot *slot;
+    int has_parts; /* each layer's attention is a graph */
+} step_work;
+
+/* With one step in flight, the slot itself. */
+static mb_step_slot *slot_before(mb_runner *runner, const mb_step_slot *slot) {
+    const int32_t n_slots = runner->limits.n_slots;
+    return &runner->slots[(slot - runner->slots + n_slots - 1) % n_slots];
+}
+
+/* As its graph. */
+static mb_status enqueue_attention(void *user, int layer, mb_device_work work, const void *context,
+                                   mb_stream stream) {
+    const step_work *w = user;
+    return mb_decode_graphs_run(&w->slot->graphs[layer], w->runner->model->device,
+                                w->slot->counts.n_sequences, w->slot->counts.max_blocks, work, context,
+                                stream);
+}
+
+static mb_status run_forward(const step_work *w) {
+    mb_runner *runner = w->runner;
+    const mb_step_slot *slot = w->slot;
     const mb_step_counts *n = &slot->counts;
     const mb_step_inputs *in = &slot->in;
-    const int32_t n_slots = runner->limits.n_slots;
-    const int64_t i_before = (slot - runner->slots + n_slots - 1) % n_slots;
     mb_batch batch = {.ids = mb_step_on_device(slot, in->ids),
                       .positions = mb_step_on_device(slot, in->positions),
                       .slots = mb_step_on_device(slot, in->slots),
@@ -240,9 +285,11 @@ static mb_status run_forward(mb_runner *runner, const mb_step_slot *slot) {
                       .span_start = mb_step_on_device(slot, in->span_start),
                       .block_table = mb_step_on_device(slot, in->block_table),
                       .logit_rows = mb_step_on_device(slot, in->logit_rows),
-                      .draw_of = n_slots > 1 ? mb_step_on_device(slot, in->draw_of) : NULL,
-                      .draws = runner->slots[i_before].device_drawn_ids,
+                      .draw_of = runner->limits.n_slots > 1 ? mb_step_on_device(slot, in->draw_of) : NULL,
+                      .draws = slot_before(runner, slot)->device_drawn_ids,
                       .logits = slot->logits,
+                      .enqueue_attention = w->has_parts ? enqueue_attention : NULL,
+                      .enqueue_attention_user = (void *)w,
                       .n_tokens = n->n_tokens,
                       .n_sequences = n->n_sequences,
                       .n_logits = n->n_logits,
@@ -269,17 +316,49 @@ static mb_status draw(mb_runner *runner, const mb_step_slot *slot) {
     return ops->log_softmax(&log_softmax, runner->stream);
 }
 
-/* The work of a step between its inputs and its results. */
-typedef struct step_work {
-    mb_runner *runner;
-    const mb_step_slot *slot;
-} step_work;
+static mb_status download_draws(const mb_runner *runner, mb_step_slot *slot, mb_stream stream) {
+    mb_device *device = runner->model->device;
+    return device->download(device, slot->drawn_ids, slot->device_drawn_ids,
+                            2 * (size_t)runner->limits.max_sequences * sizeof *slot->drawn_ids, stream);
+}
+
+/* The second stream begins where the first one is now. */
+static mb_status fork_copies(const mb_runner *runner) {
+    mb_device *device = runner->model->device;
+    MB_TRY(device->event_record(device, runner->forked, runner->stream));
+    return device->event_wait(device, runner->forked, runner->copies);
+}
+
+/* The first stream goes on when the second one is where it is now. */
+static mb_status join_copies(const mb_runner *runner) {
+    mb_device *device = runner->model->device;
+    MB_TRY(device->event_record(device, runner->joined, runner->copies));
+    return device->event_wait(device, runner->joined, runner->stream);
+}
+
+static mb_status enqueue_main_chain(const step_work *w) {
+    MB_TRY(run_forward(w));
+    return draw(w->runner, w->slot);
+}
+
+/* Beside the main chain: the copy of what the step before drew, whether or not it is owed. */
+static mb_status enqueue_two_streams(const step_work *w) {
+    mb_runner *runner = w->runner;
+    mb_device *device = runner->model->device;
+    mb_step_slot *before = slot_before(runner, w->slot);
+    MB_TRY(fork_copies(runner));
+    MB_TRY(download_draws(runner, before, runner->copies));
+    MB_TRY(device->event_mark(device, before->done, runner->copies));
+    MB_TRY(enqueue_main_chain(w));
+    return join_copies(runner);
+}
 
 static mb_status enqueue_work(const void *context, mb_stream stream) {
     const step_work *w = context;
     (void)stream; /* the runner's */
-    MB_TRY(run_forward(w->runner, w->slot));
-    return draw(w->runner, w->slot);
+    if (w->slot->is_graph && w->runner->graphs == MB_GRAPHS_TWO_STREAMS)
+        return enqueue_two_streams(w);
+    return enqueue_main_chain(w);
 }
 
 /* Enqueues an upload of a sequence's array, which lives as long as the step is in flight. It goes
@@ -323,39 +402,65 @@ static mb_status start_samplers(mb_runner *runner, mb_step_slot *slot) {
     return MB_OK;
 }
 
+/* All of it is one graph. */
+static int is_one_graph(const mb_runner *runner, const mb_step_slot *slot) {
+    return slot->is_graph && runner->graphs != MB_GRAPHS_ATTENTION;
+}
+
 /* A step whose graph is still to be made is run as if there were no profile: kernels that are loaded on first
  * use cannot be captured. */
 static int is_profiled(const mb_runner *runner, const mb_step_slot *slot) {
     return runner->profiler &&
-           (!slot->is_graph ||
-            mb_decode_graphs_has(&slot->graphs, slot->counts.n_sequences, slot->counts.max_blocks));
+           (!is_one_graph(runner, slot) ||
+            mb_decode_graphs_has(&slot->graphs[0], slot->counts.n_sequences, slot->counts.max_blocks));
 }
 
 static mb_status run_work(mb_runner *runner, mb_step_slot *slot) {
-    const step_work work = {runner, slot};
+    step_work work = {.runner = runner, .slot = slot};
     if (is_profiled(runner, slot)) {
         const mb_profiler_inputs inputs = {slot->device_inputs, slot->inputs, slot->inputs_arena.used};
-        return mb_profiler_run(runner->profiler, &inputs, slot->is_graph, enqueue_work, &work,
+        return mb_profiler_run(runner->profiler, &inputs, is_one_graph(runner, slot), enqueue_work, &work,
                                runner->stream);
     }
-    if (slot->is_graph)
-        return mb_decode_graphs_run(&slot->graphs, runner->model->device, slot->counts.n_sequences,
+    if (is_one_graph(runner, slot))
+        return mb_decode_graphs_run(&slot->graphs[0], runner->model->device, slot->counts.n_sequences,
                                     slot->counts.max_blocks, enqueue_work, &work, runner->stream);
+    work.has_parts = slot->is_graph;
     return enqueue_work(&work, runner->stream);
 }
 
-static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
+/* The slot's arrays may be written: the step that read them was collected. */
+static mb_status upload_inputs(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
+    mb_stream stream = runner->copies ? runner->copies : runner->stream;
+    MB_TRY(device->upload(device, slot->device_inputs, slot->inputs, slot->inputs_arena.used, stream));
+    return runner->copies ? join_copies(runner) : MB_OK;
+}
+
+/* Enqueues what of the step's results is not enqueued yet. */
+static mb_status finish(mb_runner *runner, mb_step_slot *slot) {
+    mb_device *device = runner->model->device;
+    MB_TRY(download_draws(runner, slot, runner->stream));
+    MB_TRY(device->event_record(device, slot->done, runner->stream));
+    slot->is_owed = 0;
+    return MB_OK;
+}
+
+static mb_status enqueue(mb_runner *runner, mb_step_slot *slot) {
     if (slot->inputs_arena.overflowed || mb_arena_check(&slot->inputs_arena))
         return mb_fail(MB_ERR_INTERNAL, "the step's inputs are larger than their buffer");
-    MB_TRY(
-        device->upload(device, slot->device_inputs, slot->inputs, slot->inputs_arena.used, runner->stream));
+    const int has_two_streams = slot->is_graph && runner->graphs == MB_GRAPHS_TWO_STREAMS;
+    mb_step_slot *before = slot_before(runner, slot);
+    if (before->is_owed && !has_two_streams)
+        MB_TRY(finish(runner, before));
+    MB_TRY(upload_inputs(runner, slot));
     MB_TRY(start_samplers(runner, slot));
     MB_TRY(run_work(runner, slot));
-    MB_TRY(device->download(device, slot->drawn_ids, slot->device_drawn_ids,
-                            2 * (size_t)runner->limits.max_sequences * sizeof *slot->drawn_ids,
-                            runner->stream));
-    return device->event_record(device, slot->done, runner->stream);
+    if (!has_two_streams)
+        return finish(runner, slot);
+    before->is_owed = 0;
+    slot->is_owed = 1;
+    return MB_OK;
 }
 
 mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot) {
@@ -368,6 +473,10 @@ mb_status mb_runner_launch(mb_runner *runner, mb_step_slot *slot) {
 void mb_runner_drain(mb_runner *runner) {
     mb_device *device = runner->model->device;
     device->synchronize(device, runner->stream);
+    if (runner->copies)
+        device->synchronize(device, runner->copies);
+    for (int32_t i = 0; i < runner->limits.n_slots; i++)
+        runner->slots[i].is_owed = 0;
     if (runner->profiler)
         mb_profiler_drop(runner->profiler);
 }
@@ -409,6 +518,8 @@ mb_status mb_runner_collect(mb_runner *runner, mb_step_slot *slot) {
         mb_runner_drain(runner); /* what was enqueued must not outlive this step */
         return mb_fail(slot->status, "%s", slot->sentence);
     }
+    if (slot->is_owed)
+        MB_TRY(finish(runner, slot));
     MB_TRY(device->event_synchronize(device, slot->done));
     if (runner->profiler)
         MB_TRY(mb_profiler_collect(runner->profiler));

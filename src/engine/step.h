@@ -32,10 +32,10 @@ enum { MB_STEP_SLOTS = 2 }; /* steps that can be in flight at once */
 typedef struct mb_runner_limits {
     int32_t n_slots; /* steps in flight: 1 or MB_STEP_SLOTS */
     int32_t max_sequences, max_step_tokens, max_logits;
-    int32_t max_blocks;     /* KV blocks of one sequence */
-    int32_t plain_launches; /* decode steps are not captured in graphs */
-    int32_t n_kv_blocks;    /* 0: what memory_fraction leaves when all else is allocated */
-    float memory_fraction;  /* of the device's memory that may be in use in the end */
+    int32_t max_blocks;    /* KV blocks of one sequence */
+    mb_graphs graphs;      /* of decode steps */
+    int32_t n_kv_blocks;   /* 0: what memory_fraction leaves when all else is allocated */
+    float memory_fraction; /* of the device's memory that may be in use in the end */
 } mb_runner_limits;
 
 /* How many of everything are in a step; with the largest counts the input buffer is measured. */
@@ -89,7 +89,12 @@ typedef struct mb_step_slot {
     mb_step_counts counts; /* rounded up when the step runs as a graph */
     int32_t n_drawn;       /* draws without padding */
     int32_t is_graph;
-    mb_decode_graphs graphs; /* of this slot's addresses */
+    /* Of this slot's addresses: one, of all of the step, or [n_layers], of each layer's attention. */
+    mb_decode_graphs *graphs;
+    int32_t n_graphs;
+    /* What was drawn is copied to the host, and `done` recorded, by the next step's graph, or by collect when there
+     * is none. */
+    int32_t is_owed;
     mb_arena inputs_arena;
     mb_step_inputs in;            /* cut from inputs */
     char *inputs, *device_inputs; /* the same places in both */
@@ -127,7 +132,10 @@ typedef struct mb_runner {
     mb_kv_memory kv;
     void *kv_memory, *device_memory, *pinned_memory, *host_memory;
     size_t device_bytes, kv_bytes; /* at device_memory and kv_memory */
-    int32_t uses_graphs;
+    mb_graphs graphs;              /* MB_GRAPHS_NONE where the device has none */
+    /* For MB_GRAPHS_TWO_STREAMS; else NULL. */
+    mb_stream copies; /* inputs up; drawn tokens down, on a branch of the step's graph */
+    mb_event *forked, *joined;
     size_t inputs_bytes, sample_workspace_bytes, staging_bytes;
     void *sample_workspace;
     mb_sampler_place *places; /* [max_sequences]; a sequence has the place of its KV table */

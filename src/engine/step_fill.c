@@ -199,7 +199,7 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     slot->counts = count(slot->plan, slot->n_planned);
     slot->n_drawn = slot->counts.n_draws;
     slot->n_starts = 0;
-    slot->is_graph = runner->uses_graphs && is_decode(&slot->counts);
+    slot->is_graph = runner->graphs != MB_GRAPHS_NONE && is_decode(&slot->counts);
     if (slot->is_graph)
         round_up(&runner->limits, &slot->counts);
     mb_arena_init(&slot->inputs_arena, slot->inputs, runner->inputs_bytes, 1);

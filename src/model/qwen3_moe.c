@@ -424,7 +424,8 @@ static mb_status attend_any(const pass *p, int layer) {
     return p->ops->attention(&attend, f->workspace, f->workspace_bytes, p->stream);
 }
 
-static mb_status attention_block(pass *p, int layer) {
+/* left: what the block in front has left to be added up. */
+static mb_status attention_block(const pass *p, int layer, const mb_moe_reduce_args *left) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
     const mb_layer_weights *w = &f->weights->layers[layer];
@@ -438,9 +439,7 @@ static mb_status attention_block(pass *p, int layer) {
     mb_gemm_args project = linear(f, f->x, &w->qkv, f->qkv, n_tokens);
     add_norm(f, &project, &w->input_norm);
     add_bias(&project, &w->qkv_bias);
-    const mb_moe_reduce_args sum = p->left;
-    project.x_sum = sum.n_tokens > 0 ? &sum : NULL;
-    p->left = (mb_moe_reduce_args){0};
+    project.x_sum = left->n_tokens > 0 ? left : NULL;
     MB_TRY(gemm(p, &project));
     trace(p, layer, "02-qkv", f->qkv, f->dtype, n_tokens, w->qkv.rows);
 
@@ -452,6 +451,28 @@ static mb_status attention_block(pass *p, int layer) {
     add_to_residual(p, &output.residual, &output.out);
     MB_TRY(gemm(p, &output));
     return end_block(p, layer, "05-attention-out");
+}
+
+typedef struct attention_part {
+    const pass *p;
+    int layer;
+    mb_moe_reduce_args left;
+} attention_part;
+
+static mb_status enqueue_attention(const void *context, mb_stream stream) {
+    const attention_part *part = context;
+    (void)stream; /* the pass's */
+    return attention_block(part->p, part->layer, &part->left);
+}
+
+static mb_status run_attention(pass *p, int layer) {
+    const mb_batch *batch = p->batch;
+    const attention_part part = {p, layer, p->left};
+    p->left = (mb_moe_reduce_args){0};
+    if (!batch->enqueue_attention)
+        return enqueue_attention(&part, p->stream);
+    return batch->enqueue_attention(batch->enqueue_attention_user, layer, enqueue_attention, &part,
+                                    p->stream);
 }
 
 /* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is
@@ -551,7 +572,7 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
     trace(&p, -1, "embed", f->x, f->dtype, batch->n_tokens, c->hidden);
 
     for (int layer = 0; layer < c->n_layers; layer++) {
-        MB_TRY(attention_block(&p, layer));
+        MB_TRY(run_attention(&p, layer));
         mb_rms_norm_args post_norm =
             norm(f, f->x, &f->weights->layers[layer].post_norm, f->normed, batch->n_tokens);
         int in_fp8 = wants_x8(f, &f->weights->layers[layer].w13, batch->n_tokens);

@@ -24,6 +24,11 @@ typedef struct mb_kv_memory {
     mb_dtype dtype;
 } mb_kv_memory;
 
+/* Enqueues a part of a step: calls work(context, stream), or enqueues what that call enqueued when the part was
+ * the same before. */
+typedef mb_status (*mb_enqueue_part)(void *user, int layer, mb_device_work work, const void *context,
+                                     mb_stream stream);
+
 /* One step's batch. Pointers are device memory, which the step reads until it has run; ints are known on the
  * host. */
 typedef struct mb_batch {
@@ -36,6 +41,9 @@ typedef struct mb_batch {
     const int32_t *block_table; /* [n_sequences, max_blocks] */
     const int32_t *logit_rows;  /* [n_logits] token rows whose logits are wanted */
     float *logits;              /* [n_logits, V] fp32 out */
+    /* Through this goes each layer's attention block: all in front of the MLP or the experts. NULL: it is called. */
+    mb_enqueue_part enqueue_attention;
+    void *enqueue_attention_user;
     int32_t n_tokens, n_sequences, n_logits, max_blocks, max_q_len, max_kv_len;
 } mb_batch;
 

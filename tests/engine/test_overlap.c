@@ -95,7 +95,11 @@ static void test_two_steps_change_no_result(void **state) {
         {.steps_in_flight = 1, .max_sequences = 6, .max_step_tokens = 60, .prefill_chunk = 20},
         {.steps_in_flight = 2, .max_sequences = 6, .max_step_tokens = 60, .prefill_chunk = 20},
         {.steps_in_flight = 2, .max_sequences = 3, .max_step_tokens = 17, .prefill_chunk = 7},
-        {.steps_in_flight = 2, .max_sequences = 8, .plain_launches = 1},
+        {.steps_in_flight = 2, .max_sequences = 8, .graphs = MB_GRAPHS_NONE},
+        {.steps_in_flight = 2, .max_sequences = 8, .graphs = MB_GRAPHS_ATTENTION},
+        {.steps_in_flight = 2, .max_sequences = 8, .graphs = MB_GRAPHS_TWO_STREAMS},
+        {.steps_in_flight = 1, .max_sequences = 8, .graphs = MB_GRAPHS_TWO_STREAMS},
+        {.steps_in_flight = 2, .max_sequences = 3, .prefill_chunk = 7, .graphs = MB_GRAPHS_TWO_STREAMS},
         {.steps_in_flight = 2, .max_sequences = 1},
     };
     generation alone[N];

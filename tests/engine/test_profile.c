@@ -57,14 +57,14 @@ static int use_cpu(void **state) {
     return 0;
 }
 
-static mb_session *open_session(int plain_launches) {
+static mb_session *open_session(mb_graphs graphs) {
     mb_session_options options;
     mb_session *session;
     mb_session_options_init(&options);
     options.max_sequences = 4;
     options.kv_tokens = 1024;
     options.prefix_caching = 0;
-    options.plain_launches = plain_launches;
+    options.graphs = graphs;
     assert_int_equal(mb_session_open(model, &options, &session), MB_OK);
     return session;
 }
@@ -149,7 +149,7 @@ static void test_on_the_cpu(void **state) {
     (void)state;
     const mb_config *c = &model->config;
     generation plain, profiled;
-    mb_session *session = open_session(0);
+    mb_session *session = open_session(MB_GRAPHS_STEP);
     run_generation(&plain, session);
     start(session);
     run_generation(&profiled, session);
@@ -177,7 +177,7 @@ static mb_profile profile_on_cpu(void) {
     generation g;
     mb_device *former = model->device;
     model->device = cpu;
-    mb_session *session = open_session(0);
+    mb_session *session = open_session(MB_GRAPHS_STEP);
     start(session);
     run_generation(&g, session);
     mb_profile profile = stop(session);
@@ -205,7 +205,7 @@ static void test_steps_that_are_graphs(void **state) {
     (void)state;
     generation plain, profiled;
     slow_device_of(slow)->bytes_per_second = 1e9;
-    mb_session *session = open_session(0);
+    mb_session *session = open_session(MB_GRAPHS_STEP);
     run_generation(&plain, session);
     uint64_t n_replays = slow_device_n_replays(slow);
     start(session);
@@ -228,14 +228,15 @@ static void test_steps_that_are_graphs(void **state) {
  * count. */
 static void test_steps_without_a_graph(void **state) {
     (void)state;
-    for (int plain_launches = 0; plain_launches <= 1; plain_launches++) {
+    for (mb_graphs graphs = MB_GRAPHS_STEP; graphs <= MB_GRAPHS_TWO_STREAMS; graphs++) {
+        const int is_one_graph = graphs == MB_GRAPHS_STEP || graphs == MB_GRAPHS_TWO_STREAMS;
         generation g;
-        mb_session *session = open_session(plain_launches);
+        mb_session *session = open_session(graphs);
         start(session);
         run_generation(&g, session);
         mb_profile profile = stop(session);
         /* Each of the two slots makes its graph. */
-        assert_int_equal(profile.n_steps, plain_launches ? N_NEW : N_NEW - 2);
+        assert_int_equal(profile.n_steps, is_one_graph ? N_NEW - 2 : N_NEW);
         check_calls(&profile);
         generation_free(&g);
         run_generation(&g, session);
@@ -249,7 +250,7 @@ static void test_a_step_that_fails(void **state) {
     for (int refused = 0; refused <= 1; refused++) {
         generation g, other;
         int n_unfinished;
-        mb_session *session = open_session(0);
+        mb_session *session = open_session(MB_GRAPHS_STEP);
         run_generation(&other, session);
         start(session);
         generation_init_random(&g, model, 6, VOCAB, -1, N_PROMPT, N_NEW);
@@ -316,7 +317,7 @@ static void *limited_allocate(void *user, void *pointer, size_t n_bytes) {
 static void test_no_memory(void **state) {
     (void)state;
     generation g;
-    mb_session *session = open_session(0);
+    mb_session *session = open_session(MB_GRAPHS_STEP);
     long long k = 0;
     mb_set_allocator(limited_allocate, NULL);
     for (mb_status status = MB_ERR_MEMORY; status != MB_OK; k++) {

@@ -1,8 +1,8 @@
 """Bits never depend on company: python tests/gpu/bits_check.py [--device cpu|cuda] [--model DIR] [--longest N]
 
 The same sequences run in many ways, and must give the same token ids and the same log-probabilities, bit for
-bit: again, all in one batch, with prompts cut into chunks of 64, 512 and 2048, kernel by kernel in place of
-graphs, with one step in flight in place of two, with and without prefix cache, and preempted. With the
+bit: again, all in one batch, with prompts cut into chunks of 64, 512 and 2048, kernel by kernel and with
+other graphs, with one step in flight in place of two, with and without prefix cache, and preempted. With the
 compute type of the device, with fp8 weights and with an fp8 KV cache. --model: a checkpoint, or a folder with
 a config.json alone, whose weights are then random; default: the demo model.
 """
@@ -17,6 +17,7 @@ from engine_support import DEMO, LOAD_ALL, LOAD_RANDOM, Model, Session, Verdict,
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "top_k": 40, "repetition_penalty": 1.1, "presence_penalty": 0.3,
            "frequency_penalty": 0.2}  # fmt: skip
+NO_GRAPHS, GRAPHS_OF_ATTENTION, TWO_STREAMS = 1, 2, 3  # mb_graphs
 N_NEW = 24
 SHORT = 700  # tokens of a prompt; of longer ones whole rows are compared in the plain kind alone
 
@@ -103,11 +104,13 @@ def check(verdict, name, model, is_demo, longest, is_thorough):
             "chunks of 512": {"prefill_chunk": 512},
             "chunks of 2048": {"prefill_chunk": 2048},
             "steps of 100 tokens": {"max_step_tokens": 100, "max_sequences": 16},
-            "kernel by kernel": {"plain_launches": 1},
+            "kernel by kernel": {"graphs": NO_GRAPHS},
+            "graphs of attention": {"graphs": GRAPHS_OF_ATTENTION},
+            "two streams in the graph": {"graphs": TWO_STREAMS},
             "one step in flight": {"steps_in_flight": 1},
             "two steps in flight": {"steps_in_flight": 2},
             "no prefix cache": {"prefix_caching": 0},
-            "kernel by kernel, one step, no cache": {"plain_launches": 1, "steps_in_flight": 1, "prefix_caching": 0},
+            "kernel by kernel, one step, no cache": {"graphs": NO_GRAPHS, "steps_in_flight": 1, "prefix_caching": 0},
         }  # fmt: skip
     for what, options in ways.items():
         compare(verdict, f"{name}, {what}", together(problem, model, kv_tokens=room, **options), expected)

@@ -28,9 +28,10 @@ typedef struct work {
     void *to, *workspace;
     const void *from;
     size_t n_bytes, workspace_bytes, block_bytes;
-    const stream *awaited; /* begins when this stream has done n_awaited pieces */
+    stream *awaited; /* begins when this stream has done n_awaited pieces; in a graph: of the graph's */
     uint64_t n_awaited;
-    int is_operator;
+    stream *captured_on; /* of a graph's work */
+    int is_operator, is_mark;
 } work;
 
 struct stream {
@@ -38,18 +39,22 @@ struct stream {
     pthread_t thread;
     work *first, *last;
     uint64_t n_enqueued, n_done;
+    int in_capture;
+    uint64_t n_captured,
+        n_joined;      /* pieces in the capture; of them, what the capture's first stream waits for */
+    uint64_t n_before; /* pieces when the replay began that is being enqueued */
     int stop;
-    mb_status failure; /* the first one; its sentence: */
-    char sentence[512];
 };
 
 struct mb_event {
-    const stream *stream;
-    uint64_t number; /* of the last piece of work before it */
-    double us;       /* when it was marked */
+    stream *stream;
+    uint64_t number; /* of the last piece of work before it; of the capture's when in_capture */
+    int in_capture;
+    double us; /* when it was marked */
 };
 
 struct mb_graph {
+    stream *origin; /* where the capture began */
     work *first, *last;
 };
 
@@ -61,8 +66,8 @@ struct slow_device {
     pthread_cond_t changed;
     int is_held, fails_next;
     int n_streams, n_events, n_graphs;
-    const stream *capturing; /* its work goes to captured */
-    mb_graph *captured;
+    mb_graph *captured; /* the work of streams that are in_capture goes there */
+    int holds_at_fork;
     uint64_t n_replays, n_records;
     uint64_t holds_after, refuses_after; /* a number of records, 0: never */
     mb_event records[LAST_RECORDS];      /* the n-th at n % LAST_RECORDS */
@@ -70,6 +75,8 @@ struct slow_device {
     uint64_t n_limit;
     uint64_t n_waiting; /* pieces of work that have not run, on all streams */
     uint64_t total_bytes, used_bytes;
+    mb_status failure; /* of work on any stream, the first one; its sentence: */
+    char sentence[512];
 };
 
 static slow_device *self(mb_device *device) {
@@ -158,9 +165,9 @@ static void *stream_body(void *user) {
         pthread_mutex_unlock(&slow->lock);
         mb_status status = run(slow, w);
         pthread_mutex_lock(&slow->lock);
-        if (status != MB_OK && s->failure == MB_OK) {
-            s->failure = status;
-            snprintf(s->sentence, sizeof s->sentence, "%s", mb_last_error());
+        if (status != MB_OK && slow->failure == MB_OK) {
+            slow->failure = status;
+            snprintf(slow->sentence, sizeof slow->sentence, "%s", mb_last_error());
         }
         s->first = w->next;
         if (!s->first)
@@ -197,7 +204,9 @@ static mb_status enqueue(mb_stream to, const work *what) {
         free(w);
         return mb_fail(MB_ERR_MEMORY, "slow device: an operator was refused");
     }
-    if (s == slow->capturing) {
+    if (s->in_capture) {
+        w->captured_on = s;
+        s->n_captured++;
         append(&slow->captured->first, &slow->captured->last, w);
     } else {
         append(&s->first, &s->last, w);
@@ -239,13 +248,13 @@ static void slow_stream_close(mb_device *device, mb_stream closed) {
     free(s);
 }
 
-/* Waits with the lock held; the first failure of the stream's work is told once. */
+/* Waits with the lock held; the first failure of the device's work is told once. */
 static mb_status wait_for(slow_device *slow, const stream *s, uint64_t number) {
     while (s->n_done < number)
         pthread_cond_wait(&slow->changed, &slow->lock);
-    mb_status status = s->failure;
-    ((stream *)s)->failure = MB_OK;
-    return status == MB_OK ? MB_OK : mb_fail(status, "%s", s->sentence);
+    mb_status status = slow->failure;
+    slow->failure = MB_OK;
+    return status == MB_OK ? MB_OK : mb_fail(status, "%s", slow->sentence);
 }
 
 static mb_status slow_synchronize(mb_device *device, mb_stream of) {
@@ -313,7 +322,12 @@ static void limit(slow_device *slow, const mb_event *event) {
 static mb_status slow_event_record(mb_device *device, mb_event *event, mb_stream s) {
     slow_device *slow = self(device);
     pthread_mutex_lock(&slow->lock);
-    *event = (mb_event){.stream = s, .number = ((const stream *)s)->n_enqueued};
+    stream *of = s;
+    *event = (mb_event){of, of->in_capture ? of->n_captured : of->n_enqueued, .in_capture = of->in_capture};
+    if (event->in_capture) {
+        pthread_mutex_unlock(&slow->lock);
+        return MB_OK;
+    }
     slow->records[++slow->n_records % LAST_RECORDS] = *event;
     if (slow->n_records == slow->holds_after)
         limit(slow, event);
@@ -329,10 +343,22 @@ static mb_status run_mark(work *w) {
     return MB_OK;
 }
 
+/* With the lock held. */
+static void set_mark(mb_event *event, stream *s) {
+    event->stream = s;
+    event->number = s->n_enqueued;
+    event->in_capture = 0;
+}
+
+/* In a capture the event stays what it is. */
 static mb_status slow_event_mark(mb_device *device, mb_event *event, mb_stream s) {
-    (void)device;
-    const work w = {.run = run_mark, .to = event};
-    return enqueue(s, &w);
+    const work w = {.run = run_mark, .to = event, .is_mark = 1};
+    MB_TRY(enqueue(s, &w));
+    pthread_mutex_lock(&self(device)->lock);
+    if (!((stream *)s)->in_capture)
+        set_mark(event, s);
+    pthread_mutex_unlock(&self(device)->lock);
+    return MB_OK;
 }
 
 static mb_status slow_event_elapsed(mb_device *device, mb_event *from, mb_event *to, double *us) {
@@ -346,8 +372,25 @@ static mb_status run_nothing(work *w) {
     return MB_OK;
 }
 
+/* A stream that waits for a captured event is in the capture from then on. */
+static mb_status enter_capture(slow_device *slow, const mb_event *event, stream *s) {
+    mb_status status = MB_OK;
+    pthread_mutex_lock(&slow->lock);
+    if (!event->in_capture && s->in_capture)
+        status = mb_fail(MB_ERR_DEVICE, "slow device: a capture waits for an event outside of it");
+    else if (event->in_capture && !slow->captured)
+        status = mb_fail(MB_ERR_DEVICE, "slow device: the event's capture has ended");
+    else if (event->in_capture && !s->in_capture) {
+        s->in_capture = 1;
+        s->n_captured = s->n_joined = 0;
+    } else if (event->in_capture && s == slow->captured->origin)
+        event->stream->n_joined = event->number;
+    pthread_mutex_unlock(&slow->lock);
+    return status;
+}
+
 static mb_status slow_event_wait(mb_device *device, mb_event *event, mb_stream s) {
-    (void)device;
+    MB_TRY(enter_capture(self(device), event, s));
     const work w = {.run = run_nothing, .awaited = event->stream, .n_awaited = event->number};
     return enqueue(s, &w);
 }
@@ -367,41 +410,8 @@ static mb_status slow_event_query(mb_device *device, mb_event *event, int *was_r
     return MB_OK;
 }
 
-/* ---- Graphs: lists of work ------------------------------------------------------------------------- */
-
-static mb_status slow_capture_begin(mb_device *device, mb_stream s) {
-    slow_device *slow = self(device);
-    mb_graph *graph = calloc(1, sizeof *graph);
-    if (!graph)
-        return mb_fail(MB_ERR_MEMORY, "slow device: no memory for a graph");
-    pthread_mutex_lock(&slow->lock);
-    slow->capturing = s;
-    slow->captured = graph;
-    slow->n_graphs++;
-    pthread_mutex_unlock(&slow->lock);
-    return MB_OK;
-}
-
-static mb_status slow_capture_end(mb_device *device, mb_stream s, mb_graph **graph) {
-    slow_device *slow = self(device);
-    (void)s;
-    pthread_mutex_lock(&slow->lock);
-    *graph = slow->captured;
-    slow->captured = NULL;
-    slow->capturing = NULL;
-    pthread_mutex_unlock(&slow->lock);
-    return MB_OK;
-}
-
-static mb_status slow_replay(mb_device *device, mb_graph *graph, mb_stream s) {
-    slow_device *slow = self(device);
-    for (const work *w = graph->first; w; w = w->next)
-        MB_TRY(enqueue(s, w));
-    pthread_mutex_lock(&slow->lock);
-    slow->n_replays++;
-    pthread_mutex_unlock(&slow->lock);
-    return MB_OK;
-}
+/* ---- Graphs: lists of work, each piece for the stream that it was captured on, the first one's for the stream
+ * of the replay ------------------------------------------------------------------------- */
 
 static void slow_graph_close(mb_device *device, mb_graph *graph) {
     slow_device *slow = self(device);
@@ -415,6 +425,79 @@ static void slow_graph_close(mb_device *device, mb_graph *graph) {
     pthread_mutex_lock(&slow->lock);
     slow->n_graphs--;
     pthread_mutex_unlock(&slow->lock);
+}
+
+static mb_status slow_capture_begin(mb_device *device, mb_stream s) {
+    slow_device *slow = self(device);
+    mb_graph *graph = calloc(1, sizeof *graph);
+    if (!graph)
+        return mb_fail(MB_ERR_MEMORY, "slow device: no memory for a graph");
+    pthread_mutex_lock(&slow->lock);
+    graph->origin = s;
+    graph->origin->in_capture = 1;
+    graph->origin->n_captured = 0;
+    slow->captured = graph;
+    slow->n_graphs++;
+    pthread_mutex_unlock(&slow->lock);
+    return MB_OK;
+}
+
+static mb_status slow_capture_end(mb_device *device, mb_stream s, mb_graph **graph) {
+    slow_device *slow = self(device);
+    int is_joined = 1;
+    (void)s;
+    pthread_mutex_lock(&slow->lock);
+    *graph = slow->captured;
+    slow->captured = NULL;
+    for (work *w = (*graph)->first; w; w = w->next)
+        is_joined &=
+            w->captured_on == (*graph)->origin || w->captured_on->n_joined == w->captured_on->n_captured;
+    for (work *w = (*graph)->first; w; w = w->next)
+        w->captured_on->in_capture = 0;
+    (*graph)->origin->in_capture = 0;
+    pthread_mutex_unlock(&slow->lock);
+    if (is_joined)
+        return MB_OK;
+    slow_graph_close(device, *graph);
+    *graph = NULL;
+    return mb_fail(MB_ERR_DEVICE, "slow device: a capture has ended before its second stream was joined");
+}
+
+static mb_status replay_piece(slow_device *slow, const mb_graph *graph, const work *piece, stream *s) {
+    work w = *piece;
+    stream *to = piece->captured_on == graph->origin ? s : piece->captured_on;
+    if (piece->awaited) {
+        w.awaited = piece->awaited == graph->origin ? s : piece->awaited;
+        pthread_mutex_lock(&slow->lock);
+        w.n_awaited += w.awaited->n_before;
+        if (slow->holds_at_fork && w.awaited == s) {
+            const mb_event fork = {.stream = s, .number = w.n_awaited};
+            limit(slow, &fork);
+            slow->holds_at_fork = 0;
+        }
+        pthread_mutex_unlock(&slow->lock);
+    }
+    MB_TRY(enqueue(to, &w));
+    pthread_mutex_lock(&slow->lock);
+    if (piece->is_mark)
+        set_mark(piece->to, to);
+    pthread_mutex_unlock(&slow->lock);
+    return MB_OK;
+}
+
+static mb_status slow_replay(mb_device *device, mb_graph *graph, mb_stream s) {
+    slow_device *slow = self(device);
+    pthread_mutex_lock(&slow->lock);
+    for (work *w = graph->first; w; w = w->next)
+        w->captured_on->n_before = w->captured_on->n_enqueued;
+    ((stream *)s)->n_before = ((stream *)s)->n_enqueued;
+    pthread_mutex_unlock(&slow->lock);
+    for (const work *w = graph->first; w; w = w->next)
+        MB_TRY(replay_piece(slow, graph, w, s));
+    pthread_mutex_lock(&slow->lock);
+    slow->n_replays++;
+    pthread_mutex_unlock(&slow->lock);
+    return MB_OK;
 }
 
 /* ---- Operators: the CPU's, later ------------------------------------------------------------------- */
@@ -540,6 +623,7 @@ static void set_held(slow_device *slow, int is_held) {
     if (!is_held) {
         slow->limited = NULL;
         slow->holds_after = 0;
+        slow->holds_at_fork = 0;
     }
     pthread_cond_broadcast(&slow->changed);
     pthread_mutex_unlock(&slow->lock);
@@ -588,6 +672,12 @@ void slow_device_hold_after(slow_device *slow, uint64_t n) {
     if (n > 0 && n <= slow->n_records)
         limit(slow, &slow->records[n % LAST_RECORDS]);
     pthread_cond_broadcast(&slow->changed);
+    pthread_mutex_unlock(&slow->lock);
+}
+
+void slow_device_hold_at_fork(slow_device *slow) {
+    pthread_mutex_lock(&slow->lock);
+    slow->holds_at_fork = 1;
     pthread_mutex_unlock(&slow->lock);
 }
 

@@ -1,7 +1,7 @@
 /*
  * slow_device.h - a device that behaves like a GPU on a machine without one: what is enqueued runs later,
- * on a thread of its stream, with the CPU's operators. Work can be captured as a graph, and held
- * back. Memory is limited.
+ * on a thread of its stream, with the CPU's operators. Work can be captured as a graph, of one stream or of
+ * several, and held back. Memory is limited.
  *
  * So an engine that reads results too early, changes inputs too early or frees memory too early shows.
  */
@@ -30,6 +30,10 @@ void slow_device_wait_for_records(slow_device *slow, uint64_t n);
 /* Lets the stream of the n-th record, past or to come, work up to there: what is behind it does not begin
  * before slow_device_go. Ends a hold. */
 void slow_device_hold_after(slow_device *slow, uint64_t n);
+
+/* The next replay of a graph with a second stream works in its first stream up to where the second one begins: what is
+ * behind it does not begin before slow_device_go. */
+void slow_device_hold_at_fork(slow_device *slow);
 
 /* The next operator that runs fails: enqueueing it succeeds, waiting for it does not. */
 void slow_device_fail_next(slow_device *slow);

@@ -64,7 +64,7 @@ mb_session *slow_models_session(mb_model *of, session_shape s) {
     mb_session *session;
     mb_session_options_init(&options);
     options.steps_in_flight = s.steps_in_flight;
-    options.plain_launches = s.plain_launches;
+    options.graphs = s.graphs;
     options.kv_tokens = s.kv_tokens ? s.kv_tokens : KV_TOKENS;
     if (s.max_sequences)
         options.max_sequences = s.max_sequences;

@@ -30,7 +30,7 @@ int slow_models_use_cpu(void **state);
 
 typedef struct session_shape {
     int32_t steps_in_flight, max_sequences, max_step_tokens, prefill_chunk, kv_tokens;
-    int plain_launches;
+    mb_graphs graphs;
 } session_shape;
 
 mb_session *slow_models_session(mb_model *of, session_shape s);

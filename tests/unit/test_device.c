@@ -150,6 +150,62 @@ static void check_graphs(mb_device *device, mb_stream stream) {
     device->free(device, pointer);
 }
 
+typedef struct branch {
+    mb_device *device;
+    void *source, *filled;
+    size_t n_filled;
+    int32_t *back; /* pinned */
+    mb_stream other;
+    mb_event *forked, *copied, *joined;
+} branch;
+
+/* A copy on a branch, beside a fill that takes long. */
+static mb_status copy_beside_fill(const void *context, mb_stream stream) {
+    const branch *b = context;
+    mb_device *device = b->device;
+    const char one = 1;
+    MB_TRY(device->event_record(device, b->forked, stream));
+    MB_TRY(device->event_wait(device, b->forked, b->other));
+    MB_TRY(device->download(device, b->back, b->source, sizeof *b->back, b->other));
+    MB_TRY(device->event_mark(device, b->copied, b->other));
+    MB_TRY(device->fill(device, b->filled, b->n_filled, &one, 1, stream));
+    MB_TRY(device->event_record(device, b->joined, b->other));
+    return device->event_wait(device, b->joined, stream);
+}
+
+/* An event of the branch is reached anew by each replay, and not before what lies in front of the graph. */
+static void check_branches(mb_device *device, mb_stream stream) {
+    branch b = {.device = device, .n_filled = device->host_memory ? 1 << 16 : 256 << 20};
+    mb_graph *graph = NULL;
+    assert_int_equal(device->allocate(device, sizeof *b.back, &b.source), MB_OK);
+    assert_int_equal(device->allocate(device, b.n_filled, &b.filled), MB_OK);
+    assert_int_equal(device->allocate_pinned(device, sizeof *b.back, (void **)&b.back), MB_OK);
+    assert_int_equal(device->stream_open(device, &b.other), MB_OK);
+    assert_int_equal(device->event_open(device, 0, &b.forked), MB_OK);
+    assert_int_equal(device->event_open(device, 0, &b.copied), MB_OK);
+    assert_int_equal(device->event_open(device, 0, &b.joined), MB_OK);
+    if (device->n_sms > 0)
+        assert_int_equal(mb_device_capture(device, copy_beside_fill, &b, stream, &graph), MB_OK);
+    for (int32_t i = 1; i <= 10; i++) {
+        const char zero = 0;
+        assert_int_equal(device->fill(device, b.filled, b.n_filled, &zero, 1, stream), MB_OK);
+        assert_int_equal(device->fill(device, b.source, sizeof i, &i, sizeof i, stream), MB_OK);
+        assert_int_equal(
+            graph && i > 1 ? device->replay(device, graph, stream) : copy_beside_fill(&b, stream), MB_OK);
+        assert_int_equal(device->event_synchronize(device, b.copied), MB_OK);
+        assert_int_equal(*b.back, i);
+    }
+    assert_int_equal(device->synchronize(device, stream), MB_OK);
+    device->graph_close(device, graph);
+    device->event_close(device, b.forked);
+    device->event_close(device, b.copied);
+    device->event_close(device, b.joined);
+    device->stream_close(device, b.other);
+    device->free_pinned(device, b.back);
+    device->free(device, b.filled);
+    device->free(device, b.source);
+}
+
 typedef struct timed {
     mb_device *device;
     void *pointer;
@@ -232,6 +288,7 @@ static void check_device(mb_device *device) {
     check_fill(device, stream);
     check_events(device, stream);
     check_graphs(device, stream);
+    check_branches(device, stream);
     check_marks(device, stream);
     check_time(device);
     device->stream_close(device, stream);

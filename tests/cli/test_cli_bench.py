@@ -20,6 +20,12 @@ def test_rows_say_the_step(moebius):
     ]  # fmt: skip
 
 
+def test_rows_say_other_graphs(moebius):
+    for graphs in ("step", "none", "attention", "two-streams"):
+        rows, _ = rows_of(moebius, "--batches", "1", "--device", "cpu", "--graphs", graphs)
+        assert [f"graphs: {graphs}" in row["how"] for row in rows] == 2 * [graphs != "step"]
+
+
 def test_a_step_of_its_own(moebius):
     rows, told = rows_of(moebius, "--batches", "1,4,16", "--device", "cpu", "--max-step-tokens", "24")
     assert {row["shape"]["batch"]: row["max_step_tokens"] for row in rows} == {1: 24, 4: 24}

@@ -395,6 +395,7 @@ static mb_session_options with_defaults(const mb_session_options *given) {
     SET(memory_fraction);
     SET(max_context);
     SET(steps_in_flight);
+    SET(graphs);
     SET(max_decode_slowdown);
 #undef SET
     return options;
@@ -423,6 +424,7 @@ static void test_bad_session_options_are_named(void **state) {
         {{.max_context = -1}, "max_context"},
         {{.steps_in_flight = -1}, "steps_in_flight"},
         {{.steps_in_flight = 3}, "steps_in_flight"},
+        {{.graphs = MB_GRAPHS_TWO_STREAMS + 1}, "graphs"},
         {{.max_decode_slowdown = 1}, "max_decode_slowdown"},
         {{.max_decode_slowdown = -2}, "max_decode_slowdown"},
         {{.max_decode_slowdown = NAN}, "max_decode_slowdown"},

@@ -52,6 +52,7 @@ static void test_copies_run_beside_a_held_step(void **state) {
     assert_int_equal(g.n_tokens, 2);
     assert_true(slow_device_has_work(models.slow));
 
+    const mb_step_slot *next = &runner->slots[1 - session->oldest_slot];
     uint64_t n_records = slow_device_n_records(models.slow);
     stepper s;
     stepper_start(&s, session);
@@ -59,6 +60,7 @@ static void test_copies_run_beside_a_held_step(void **state) {
     for (int i = 0; i < 3000 && !was_reached(runner->joined); i++)
         pause_a_little();
     assert_true(was_reached(runner->joined));
+    assert_memory_equal(next->device_inputs, next->inputs, next->inputs_arena.used);
     pause_a_little();
     assert_false(atomic_load(&s.is_done)); /* its token is drawn by the step that is held */
     slow_device_go(models.slow);

@@ -476,7 +476,8 @@ static mb_status run_attention(pass *p, int layer) {
 }
 
 /* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is
- * then what that will write. */
+ * then what that will write. So end_block is not called: a model that is spread over several devices cannot take this
+ * way. */
 static mb_status run_moe_block(pass *p, int layer, const mb_rms_norm_args *norm,
                                const mb_moe_router_gemm_args *score, mb_moe_forward_args *args) {
     mb_forward *f = p->f;

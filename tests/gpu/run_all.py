@@ -121,9 +121,9 @@ def sanitizer_stages(given):
 
 
 def write_slice_config(folder, device):
-    """Two layers of Qwen3-30B-A3B's shape for the checks that need no trained weights; on the CPU a small shape."""
+    """Three layers of Qwen3-30B-A3B's shape for the checks that need no trained weights; on the CPU a small shape."""
     config = json.loads((ROOT / "bench/shapes/qwen3-30b-a3b/config.json").read_text()) | {
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "eos_token_id": 1,
     }
     if device == "cpu":

@@ -158,7 +158,7 @@ static void test_known_plans(void **state) {
 static void test_sums(void **state) {
     (void)state;
     static const _Alignas(16) char norm_weight[16];
-    static char y[1], residual[1], out[1];
+    static _Alignas(16) char y[16], residual[16], out[16];
     for (int64_t n_tokens = 1; n_tokens <= 5; n_tokens++)
         for (int64_t cols = 512; cols <= 4096; cols *= 2)
             for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
@@ -192,6 +192,9 @@ static void test_sums(void **state) {
                 with_sum.shared_bytes = plain.shared_bytes;
                 assert_memory_equal(&with_sum, &plain, sizeof plain);
                 sum.out = residual; /* others would read what one CTA has written */
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+                sum.out = out;
+                sum.y = y + 8; /* loaded 16 bytes at a time */
                 assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
             }
 }

@@ -52,7 +52,7 @@ static int can_sum(const mb_gemm_args *args) {
     return sum && args->n_tokens <= MB_FEW_SUM_TOKENS && sum->top_k <= MB_FEW_SUM_TERMS && sum->y &&
            sum->residual && !sum->shared && sum->residual != sum->out && !args->norm_rows &&
            sum->dtype == args->dtype && sum->out_dtype == args->dtype && sum->hidden == args->weight.cols &&
-           sum->n_tokens == args->n_tokens;
+           sum->n_tokens == args->n_tokens && ((uintptr_t)sum->y | (uintptr_t)sum->residual) % 16 == 0;
 }
 
 /* Every CTA does it anew, so only as much as 8 warps load at once. */

@@ -38,7 +38,8 @@ typedef struct mb_gemm_args {
     const int32_t *norm_rows; /* [T] row of x that is normed for each row, or NULL: the same row */
     float eps;                /* of the norm */
     /* The rows of x are still to be added up: the call does what mb_moe_reduce does with these, and x is
-     * their out. NULL: x is there. Choices and weights must be older than the kernel in front of the call. */
+     * their out. NULL: x is there. Choices and weights must be older than the kernel in front of the call. They and
+     * the rows may lie in the call's workspace: they are read before anything is written there. */
     const mb_moe_reduce_args *x_sum;
 } mb_gemm_args;
 

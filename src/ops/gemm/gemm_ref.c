@@ -96,6 +96,10 @@ mb_status mb_gemm_check(const mb_gemm_args *args) {
     MB_REQUIRE(!sum || (sum->out == args->x && sum->n_tokens == args->n_tokens &&
                         sum->hidden == args->weight.cols && sum->out_dtype == args->dtype),
                "gemm: x is not what x_sum writes");
+    MB_REQUIRE(!sum || !args->x8, "gemm: x8 beside x_sum");
+    MB_REQUIRE(!sum || args->n_tokens == 0 || (sum->top_k >= 1 && sum->weights && sum->token_row),
+               "gemm: x_sum without choices: top_k is %d, or weights or token_row is NULL",
+               sum ? sum->top_k : 0);
     return MB_OK;
 }
 
@@ -174,11 +178,11 @@ mb_status mb_gemm_ref(const mb_gemm_args *args, void *workspace, size_t workspac
     size_t needed;
     MB_TRY(mb_gemm_ref_workspace(args, &needed));
     MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
+    if (args->x_sum) /* its rows and choices may lie in the workspace */
+        MB_TRY(mb_moe_reduce_ref(args->x_sum, stream));
     mb_arena arena;
     mb_arena_init(&arena, workspace, workspace_bytes, 1);
     const layout l = cut_workspace(args, &arena);
-    if (args->x_sum)
-        MB_TRY(mb_moe_reduce_ref(args->x_sum, stream));
     if (!l.normed) {
         multiply(args, l.copy, stream);
         return MB_OK;

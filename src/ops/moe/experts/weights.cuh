@@ -198,6 +198,8 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     }
     if constexpr (shared::is_dense)
         mb_grid_wait(); /* who starts now may rely on what came before this kernel */
+    /* Never in front of the wait: the next kernel reads, before its own wait, choices and weights that the kernel in
+     * front of this one wrote (reduce, and gemm's x_sum). */
     mb_grid_launch_dependents();
 }
 

@@ -172,17 +172,20 @@ static __global__ void __launch_bounds__(block_map::THREADS)
         write_offsets_by_lanes(&p.plan, expert, warp - 1, block_map::WARPS - 1);
 }
 
+enum { BLOCK_SHARED_BYTES = 200 << 10 };
+
 int mb_moe_block_front_takes(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                              const mb_moe_front_args *front) {
     const mb_moe_quantize_args *q = &front->quantize;
     return front->route && score->logits == front->route->logits && front->route->logits_dtype == MB_F32 &&
+           score->n_tokens == front->route->n_tokens && score->n_experts == front->route->n_experts &&
            score->n_tokens >= 1 && score->n_tokens <= BLOCK_TOKENS &&
            score->n_tokens * front->plan.top_k <= WARP_CHOICES && score->n_experts % BLOCK_EXPERTS == 0 &&
            score->n_experts <= MOST_EXPERTS && front->plan.n_local_experts <= MOST_EXPERTS &&
            score->dtype == MB_BF16 && score->weight_dtype == MB_BF16 && score->hidden % 8 == 0 &&
-           score->hidden <= 16 * 256 && whole_bytes<16, BLOCK_EXPERTS>(score->hidden) <= 200 << 10 &&
-           norm->out == score->x && norm->n_rows == score->n_tokens && norm->hidden == score->hidden &&
-           norm->dtype == MB_BF16 && norm->weight.dtype == MB_BF16 && !norm->rows && !norm->out8 &&
+           whole_bytes<16, BLOCK_EXPERTS>(score->hidden) <= BLOCK_SHARED_BYTES && norm->out == score->x &&
+           norm->n_rows == score->n_tokens && norm->hidden == score->hidden && norm->dtype == MB_BF16 &&
+           norm->weight.dtype == MB_BF16 && !norm->rows && !norm->out8 &&
            (!q->x || (q->x == norm->out && !q->per_tensor && score->hidden % 16 == 0)) &&
            (((uintptr_t)norm->x | (uintptr_t)norm->weight.data | (uintptr_t)score->weight) % 16 == 0) &&
            (uintptr_t)score->logits % 8 == 0;
@@ -191,8 +194,9 @@ int mb_moe_block_front_takes(const mb_rms_norm_args *norm, const mb_moe_router_g
 template <int norm_pieces> static cudaError_t launch(const block_params *p, mb_stream stream) {
     const int shared_bytes = whole_bytes<16, BLOCK_EXPERTS>(p->router.hidden);
     const auto kernel = block_front<norm_pieces>;
+    /* A constant: another thread may launch the same kernel for another hidden. */
     const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BLOCK_SHARED_BYTES);
     if (error != cudaSuccess)
         return error;
     cudaLaunchConfig_t config;

@@ -50,7 +50,8 @@ static mb_status moe_block(const mb_rms_norm_args *norm, const mb_moe_router_gem
                              .offsets = cut(((size_t)args->n_local_experts + 1) * 4),
                              .row_token = cut(n_rows * 4),
                              .token_row = cut(n_rows * 4)};
-    void *y = workspace, *rest = cut(0); /* as on a GPU: the call that makes the sum gets the same workspace */
+    /* As on a GPU: the call that makes the sum gets the same workspace. */
+    void *y = workspace, *rest = cut(0);
     assert_true(n_rows * (size_t)args->hidden * 2 <= workspace_bytes);
     size_t rest_bytes = MEMORY - n_used;
     assert_int_equal(mb_moe_plan_ref(&plan, rest, rest_bytes, stream), MB_OK);

@@ -141,7 +141,9 @@ class Measurement:
         command = [given.moebius, "bench", self.folder, "--random-weights", "--json", "--batches", ",".join(map(str, given.batches)),
                    "--prompt-lengths", length, "-n", n_steps, "--repeat", 1, *self.model, *given.options]  # fmt: skip
         with Timed(f"engine, {self.weights}"):
-            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit("serve_vs_engine: moebius bench failed, see above")
         rows = [json.loads(line) for line in done.stdout.splitlines()]
         self.keep(rows)
         rates = {}
@@ -235,7 +237,16 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, help="append the rows as JSON")
     parser.add_argument("options", nargs="*", help="further options of bench and serve, behind --")
     given = parser.parse_args()
-    config = json.loads(given.config.read_text())
+    if min(given.batches) < 1:
+        sys.exit(f"serve_vs_engine: --batches has {min(given.batches)}; give whole numbers from 1")
+    if not given.moebius.is_file():
+        sys.exit(f"serve_vs_engine: --moebius {given.moebius}: there is no such program; ./dev build cuda makes build/cuda/moebius")
+    try:
+        config = json.loads(given.config.read_text())
+        if given.output:
+            open(given.output, "a").close()  # not only when the first load has ended
+    except OSError as error:
+        sys.exit(f"serve_vs_engine: {error.filename}: {error.strerror}")
     given.vocabulary = config["vocab_size"] - 100  # without the special tokens
     given.dtype = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}[config.get("dtype") or config["torch_dtype"]]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("serve_vs_engine: ended by SIGTERM"))  # and the server with it

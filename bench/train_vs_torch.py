@@ -235,7 +235,8 @@ def difference(got, expected):
         sums += torch.stack([b.abs().sum(), apart.sum(), (a * a + b * b).sum(), (a * b).sum()]).cpu()
     values, apart, squares, products = sums.tolist()
     largest, most_apart = maxima.tolist()
-    return largest, values / expected.numel(), most_apart, apart / values, 1 - 2 * products / squares
+    relative = apart / values if values else float(apart != 0)  # with K 1 the router has no gradient: all zeros
+    return largest, values / expected.numel(), most_apart, relative, 1 - 2 * products / squares if squares else 0.0
 
 
 def check(given, contenders, parameters, x, ids, d_out):
@@ -439,12 +440,38 @@ def choices(given, parameters, x):
     return ids
 
 
+def shape_of(text):
+    try:
+        shape = [int(n) for n in text.split(",")]
+    except ValueError:
+        shape = []
+    if len(shape) != 5 or min(shape) < 1:
+        sys.exit(f"train_vs_torch: --thiek {text}: give five whole numbers from 1, separated by commas")
+    if shape[4] > min(32, shape[3]):
+        sys.exit(f"train_vs_torch: --thiek {text}: K is {shape[4]}; with {shape[3]} experts it must be at most {min(32, shape[3])}")
+    return shape
+
+
+def refuse(given):
+    """What would else fail after the first measurement, or in many lines."""
+    if given.tile_rows < 1:
+        sys.exit(f"train_vs_torch: --tile-rows is {given.tile_rows}; it must be at least 1")
+    try:
+        torch.empty(0, device=given.device)
+    except Exception as error:  # no such device, no driver, a PyTorch without CUDA
+        sys.exit(f"train_vs_torch: --device {given.device}: {(str(error) or type(error).__name__).splitlines()[0]}")
+    if given.output:
+        try:
+            append_rows(given.output, [])
+        except OSError as error:
+            sys.exit(f"train_vs_torch: --output {given.output}: {error.strerror}")
+
+
 def main():
     given = parse()
-    for text in given.thiek or ["256,256,128,16,2"]:
-        shape = [int(n) for n in text.split(",")]
-        if len(shape) != 5 or min(shape) < 1:
-            sys.exit(f"train_vs_torch: --thiek {text}: give five whole numbers from 1, separated by commas")
+    shapes = [(text, shape_of(text)) for text in given.thiek or ["256,256,128,16,2"]]
+    refuse(given)
+    for text, shape in shapes:
         given.top_k = shape[4]
         x, d_out, parameters = make_layer(given, shape)
         print(f"T,H,I,E,K {text}, {given.dtype}, {given.activation}, {given.routing}, {card_name(x.device)}, torch {torch.__version__}")

@@ -280,8 +280,9 @@ SECTIONS = [
      moe_block_table),
     ("train", "Training an MoE layer", "TFLOP/s of a step, from tokens and router logits to the gradients of all inputs, routing and its "
      "gradient included, the router's matrix not. Counted are 6 T K H I flops forward and 12 backward; with token rounding the rows that "
-     "were processed. Gradients are of the weights' type unless named. Goal: what we set out to reach on an H100. MHz, W: SM clock and "
-     "power in half a second of steps; at the power limit the clock falls, so compare within a run. Padding: rows that fill up tiles of "
+     "were processed. Gradients are of the weights' type unless named. Goal: what we set out to reach on an H100. MHz, W: SM clock "
+     "in half a second of steps, and the driver's mean power of the last second, in which the card has rested too; at the power limit the "
+     "clock falls, so compare within a run. Padding: rows that fill up tiles of "
      "128. `moebius bench train --output FILE`.", train_table),
     ("train_block", "Training an MoE layer, beside PyTorch", "TFLOP/s, the router's matrix and its gradient included. Kept: what autograd "
      "keeps from the forward to the backward, tokens included. Peak: memory that a step takes beyond weights, tokens and the output's "

@@ -1,5 +1,6 @@
 """A mixture-of-experts layer for PyTorch that trains, on the CPU and on a Hopper GPU (docs/training.md)."""
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -108,6 +109,12 @@ class MoE(nn.Module):
             if parameter is not None:
                 parameter.grad_dtype = dtype
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of copy.deepcopy and unpickling: PyTorch's copies of parameters have lost their grad_dtype."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.grad_dtype in (torch.float32, self.w13.dtype):
+            self._set_grad_dtype(self.grad_dtype)
+
     def reset_parameters(self) -> None:
         """Uniform values as in nn.Linear."""
         pairs = ((self.router, self.hidden), (self.w13, self.hidden), (self.w2, self.intermediate))
@@ -125,9 +132,12 @@ class MoE(nn.Module):
     def keep_main_grads(self, dtype: torch.dtype = torch.float32) -> None:
         """From now on backwards add the experts' gradients to tensors of `dtype`, in place and rounded once.
 
+        dtype: torch.float32, or the one that the experts compute in (the parameters', or torch.autocast's).
         These are the parameters' main_grad (Megatron's name), zeros at first; grad stays None. Call it when the module
         has its final device and dtype. The router's gradient goes to grad as ever.
         """
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"MoE: keep_main_grads: dtype is {dtype}; it must be torch.float32 or the experts' dtype")
         parameter: Any
         for parameter in self._of_experts():
             if parameter is not None:
@@ -152,13 +162,24 @@ class MoE(nn.Module):
             )
         return sums
 
+    def _replayed(self, ids: torch.Tensor, n_tokens: int) -> torch.Tensor:
+        """ids as int32 [T, K]. Those of another number of tokens are refused: reshaped they would be other tokens'."""
+        most = min(32, self.n_experts)
+        if ids.dim() == 0 or math.prod(ids.shape[:-1]) != n_tokens or not 1 <= ids.shape[-1] <= most:
+            raise ValueError(
+                f"MoE: ids has shape {tuple(ids.shape)}; it must be [T, K] with T {n_tokens} and K in [1, {most}]"
+            )
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool:
+            raise TypeError(f"MoE: ids has dtype {ids.dtype}; it must be int32 or int64")
+        return ids.reshape(n_tokens, ids.shape[-1]).to(torch.int32).contiguous()
+
     def _choose(
         self, logits: torch.Tensor, ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, training.Rounded | None]:
         """Weights and ids, the ids that the losses are taken of, and the report of a rounding."""
         options: dict[str, Any] = {"renormalize": self.renormalize, "order": self.order}
         if ids is not None:
-            ids = ids.reshape(logits.shape[0], -1).to(torch.int32).contiguous()
+            ids = self._replayed(ids, logits.shape[0])
             given = training.token_rounding(logits, ids, tile_rows=self.tile_rows, rounding="none", **options)
             return given.weights, given.ids, given.ids, None
         weights, routed = route(logits, self.top_k, **options)
@@ -180,8 +201,8 @@ class MoE(nn.Module):
     def forward(self, x: torch.Tensor, *, ids: torch.Tensor | None = None, return_routing: bool = False) -> Any:
         """From x [..., H] the layer's output of that shape; with return_routing a pair of it and a Routing.
 
-        ids: choices [..., K] in place of the router's (routing replay), any K up to 32, each expert once a token, -1 for
-        no choice. Their weights come from the router's logits.
+        ids: choices [..., K] or [T, K] in place of the router's (routing replay), any K up to 32 and to n_experts, each
+        expert once a token, -1 for no choice. Their weights come from the router's logits.
         """
         x, w13, w2, bias13, bias2 = autocast(x, *self._of_experts())
         rows = x.reshape(-1, x.shape[-1]).contiguous()

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import moe_reference as reference
 import pytest
@@ -296,6 +297,9 @@ def test_choices_that_are_given():
     ids[4, 1] = -1
     check(module, x, 2e-6, ids=ids)
     assert (module(x, ids=ids)[2] == 0).all()
+    cubic = module(x[:16].view(2, 8, HIDDEN), ids=routing.ids[:16].view(2, 8, 2))
+    assert (cubic.view(16, HIDDEN) == out[:16]).all() and (module(x[0], ids=routing.ids[0]) == out[0]).all()
+    assert module(x[:0], ids=ids[:0]).shape == (0, HIDDEN)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "up", "down", "balanced"])
@@ -435,6 +439,23 @@ def test_wrong_inputs():
         module(tokens()[:, :-1])
     with pytest.raises(moebius.Error, match="ids of token 0 have expert 2 twice"):
         module(tokens(), ids=torch.full((TOKENS, 2), 2))
+    for shape in ((2 * TOKENS, 2), (2, TOKENS), (TOKENS,), (TOKENS, 0), (TOKENS, EXPERTS + 1), ()):
+        with pytest.raises(ValueError, match=r"MoE: ids has shape .*; it must be \[T, K\] with T 17 and K in \[1, 6\]"):
+            module(tokens(), ids=torch.full(shape, -1))
+    for ids in (torch.full((TOKENS, 1), 1.7), torch.ones(TOKENS, 1, dtype=torch.bool)):
+        with pytest.raises(TypeError, match="MoE: ids has dtype .*; it must be int32 or int64"):
+            module(tokens(), ids=ids)
+    for dtype in (torch.float64, torch.int32):
+        with pytest.raises(ValueError, match=f"MoE: keep_main_grads: dtype is {dtype}; it must be torch.float32"):
+            module.keep_main_grads(dtype)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="needs PyTorch 2.10")
+def test_copies_keep_the_gradients_dtype():
+    module = make(dtype=torch.bfloat16, bias=True, grad_dtype=torch.float32)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        other(tokens(dtype=torch.bfloat16)).sum().backward()
+        assert {value.grad.dtype for name, value in other.named_parameters() if name != "router"} == {torch.float32}
 
 
 def test_the_functions_of_training_are_those_of_numpy():

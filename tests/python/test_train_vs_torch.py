@@ -26,6 +26,21 @@ def test_difference_is_summed_in_pieces(monkeypatch):
     apart = (got - expected).abs()
     assert whole[:4] == pytest.approx([float(v) for v in (expected.abs().max(), expected.abs().mean(), apart.max(), apart.mean() / expected.abs().mean())])
     assert bench.difference(expected, expected)[2:] == (0, 0, pytest.approx(0))
+    nothing = torch.zeros(7, 5)  # the router's gradient with one expert a token
+    assert bench.difference(nothing, nothing) == (0, 0, 0, 0, 0) and bench.difference(got, nothing)[3:] == (1, 1)
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (["--thiek", "a,b"], "--thiek a,b: give five whole numbers"),
+    (["--thiek", "4,8,8,2,3"], "K is 3; with 2 experts it must be at most 2"),
+    (["--tile-rows", "0"], "--tile-rows is 0; it must be at least 1"),
+    (["--device", "nowhere"], "--device nowhere: "),
+    (["--output", "/no/such/folder/rows.jsonl"], "--output /no/such/folder/rows.jsonl: No such file or directory"),
+])
+def test_what_is_refused_before_it_is_measured(monkeypatch, options, sentence):
+    monkeypatch.setattr(sys, "argv", ["train_vs_torch.py", "--device", "cpu", *options])
+    with pytest.raises(SystemExit, match=sentence):
+        bench.main()
 
 
 def test_the_ceiling_computes_the_layer():

@@ -57,3 +57,11 @@ def test_verdict(ours, right, is_same):
     lines, verdict = compare.verdict([[2.0, 1.0], [ours, 1.0], [2.2, 1.0]], right, 1000)
     assert verdict is is_same and f"moebius {(ours - 2) / 2:.4f}, other seed 0.1000" in lines[0]
     assert lines[1].endswith("(chance: ± 27)")
+
+
+@pytest.mark.parametrize("option", ["--rows", "--per-family", "--workers", "--threads"])
+def test_none_of_what_it_needs(option, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--out", str(tmp_path / "out"), option, "0"])
+    with pytest.raises(SystemExit, match=f"compare: {option} is 0; give 1 at least"):
+        compare.main()
+    assert not (tmp_path / "out").exists()

@@ -293,6 +293,9 @@ def main():
     for name, value, least in (("--steps", given.steps, WINDOW), ("--pilot", given.pilot, 2 * WINDOW)):
         if value is not None and (value < least or value % WINDOW):
             sys.exit(f"compare: {name} is {value}; give a multiple of {WINDOW}, {least} at least")
+    for name in ("rows", "per_family", "workers", "threads"):
+        if getattr(given, name) < 1:
+            sys.exit(f"compare: --{name.replace('_', '-')} is {getattr(given, name)}; give 1 at least")
     given.out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     n_steps = context.Value("l", given.steps or 10**9, lock=False)

@@ -440,6 +440,8 @@ static mb_status upload_inputs(mb_runner *runner, mb_step_slot *slot) {
 /* Enqueues what of the step's results is not enqueued yet. */
 static mb_status finish(mb_runner *runner, mb_step_slot *slot) {
     mb_device *device = runner->model->device;
+    if (runner->copies) /* the same copy may be under way there, for a step that then was refused */
+        MB_TRY(join_copies(runner));
     MB_TRY(download_draws(runner, slot, runner->stream));
     MB_TRY(device->event_record(device, slot->done, runner->stream));
     slot->is_owed = 0;

@@ -44,11 +44,8 @@ static void test_the_host_works_while_a_step_runs(void **state) {
     assert_session_idle(session);
     mb_session_close(session);
 
-    models.plain->device = models.cpu;
-    session = slow_models_session(models.plain, (session_shape){0});
-    generation_run_alone(&alone, session);
+    slow_models_run_one_alone(&alone);
     assert_same_generation(&g, &alone);
-    mb_session_close(session);
     generation_free(&g);
     generation_free(&alone);
 }
@@ -204,14 +201,11 @@ static void test_a_shared_prefix_changes_no_result(void **state) {
     assert_true(session_stats(session).n_prefix_hits >= 128);
     mb_session_close(session);
 
-    models.plain->device = models.cpu;
     alone = slow_models_generation(1, 140, 12);
     alone.request.sampling.presence_penalty = 0.5f;
-    session = slow_models_session(models.plain, (session_shape){0});
-    generation_run_alone(&alone, session);
+    slow_models_run_one_alone(&alone);
     for (int i = 0; i < N; i++)
         assert_same_generation(&all[i], &alone);
-    mb_session_close(session);
     slow_models_free(all, N);
     generation_free(&alone);
 }

@@ -69,11 +69,8 @@ static void test_copies_run_beside_a_held_step(void **state) {
     assert_session_idle(session);
     mb_session_close(session);
 
-    models.plain->device = models.cpu;
-    session = slow_models_session(models.plain, (session_shape){0});
-    generation_run_alone(&alone, session);
+    slow_models_run_one_alone(&alone);
     assert_same_generation(&g, &alone);
-    mb_session_close(session);
     generation_free(&g);
     generation_free(&alone);
 }
@@ -130,14 +127,10 @@ static void test_leaving_and_failing_at_every_point(void **state) {
     (void)state;
     enum { N = 3, POINTS = 8 };
     generation alone[N];
-    models.plain->device = models.cpu;
-    mb_session *session = slow_models_session(models.plain, (session_shape){0});
     for (uint64_t i = 0; i < N; i++) {
         alone[i] = silent(i);
-        generation_run_alone(&alone[i], session);
+        slow_models_run_one_alone(&alone[i]);
     }
-    mb_session_close(session);
-    models.plain->device = slow_device_of(models.slow);
     for (int n = 0; n < POINTS; n++)
         for (int how = 0; how < 3; how++)
             disturb_at(n, how, alone);

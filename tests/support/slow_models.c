@@ -111,17 +111,22 @@ void assert_same_generation(const generation *a, const generation *b) {
         assert_memory_equal(a->rows, b->rows, (size_t)a->n_rows * VOCAB * sizeof(float));
 }
 
-/* What the wild requests give alone on the CPU. */
-void slow_models_run_alone(generation *alone, size_t n) {
+/* What a request gives alone on the CPU. */
+void slow_models_run_one_alone(generation *g) {
     mb_device *former = models.plain->device;
     models.plain->device = models.cpu;
     mb_session *session = slow_models_session(models.plain, (session_shape){.max_sequences = 1});
-    for (size_t i = 0; i < n; i++) {
-        slow_models_wild(&alone[i], i);
-        generation_run_alone(&alone[i], session);
-    }
+    generation_run_alone(g, session);
     mb_session_close(session);
     models.plain->device = former;
+}
+
+/* What the wild requests give alone on the CPU. */
+void slow_models_run_alone(generation *alone, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        slow_models_wild(&alone[i], i);
+        slow_models_run_one_alone(&alone[i]);
+    }
 }
 
 void slow_models_free(generation *g, size_t n) {

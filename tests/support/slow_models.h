@@ -38,6 +38,8 @@ generation slow_models_generation(uint64_t seed, size_t n_ids, int64_t max_new);
 /* Requests of every kind, the same for the same seed: all that the next draw may depend on, all that may
  * end an answer, and log-probabilities. */
 void slow_models_wild(generation *g, uint64_t seed);
+/* What a request gives alone on the CPU. */
+void slow_models_run_one_alone(generation *g);
 /* What the wild requests of the seeds 0 to n - 1 give alone on the CPU. */
 void slow_models_run_alone(generation *alone, size_t n);
 void slow_models_free(generation *g, size_t n);

@@ -25,7 +25,7 @@ RULES = {
     "src/ops/norm/norm_sm90.cu": ["base/", "ops/hopper/", "ops/common/", "ops/moe/to_fp8.cuh", "@own", PUBLIC],
     # A norm may be in front of the dense layer, and the sum of the experts in front of the norm.
     "src/ops/gemm/gemm.h": ["ops/common/", "ops/norm/norm.h", PUBLIC],
-    "src/ops/gemm/gemm_ref.c": ["base/", "ops/common/", "ops/moe/moe.h", "@own", PUBLIC],
+    "src/ops/gemm/gemm_ref.c": ["base/", "ops/common/", "ops/moe/arguments.h", "ops/moe/moe.h", "@own", PUBLIC],
     # The whole MoE block begins with a norm.
     "src/ops/moe/moe_sm90.h": ["ops/norm/norm.h", PUBLIC],
     "src/device/": ["base/", "ops/", "device/", PUBLIC],

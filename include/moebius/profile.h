@@ -6,7 +6,8 @@
  * operator's time is taken on the device, before it and after it. On the CPU the clock is read around each
  * call. On a GPU a step that would run as a CUDA graph runs as one that takes the times too, captured anew
  * for each step. Other steps, and all with MB_GRAPHS_NONE or MB_GRAPHS_ATTENTION, are launched kernel by
- * kernel. Operators do not overlap then.
+ * kernel. Operators do not overlap then. A GPU's step without a profile may have several operators in one
+ * launch, above all steps of up to four tokens; while one is profiled each operator is launched by itself.
  */
 #ifndef MOEBIUS_PROFILE_H
 #define MOEBIUS_PROFILE_H

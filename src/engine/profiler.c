@@ -163,7 +163,8 @@ static mb_ops table_around(const mb_ops *ops) {
 #define ENTRY(op) around.op = profiled_##op;
     STEP_OPERATORS(ENTRY, ENTRY, ENTRY)
 #undef ENTRY
-    around.moe_block = NULL; /* operators one by one */
+    /* So that each operator has a time. A step without a profile has fewer launches. */
+    around.moe_block = NULL;
     return around;
 }
 

@@ -274,7 +274,8 @@ static void cut_scratch(mb_forward *f, mb_arena *arena) {
 
     f->attention_counters = mb_arena_push(arena, n_attention_counters(f), sizeof *f->attention_counters);
     f->inv_freq = mb_arena_push(arena, (size_t)c->head_dim / 2, sizeof(float));
-    for (int i = 0; i < 2; i++)
+    const int n_x = any_moe && f->ops->moe_block ? 2 : 1; /* run_moe_block reads one and writes the other */
+    for (int i = 0; i < n_x; i++)
         f->rows_of_x[i] = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
     f->x = f->rows_of_x[0];
     f->normed = mb_arena_push(arena, n_tokens * (size_t)c->hidden, element);
@@ -380,8 +381,9 @@ static void add_to_residual(const pass *p, const void **residual, void **out) {
     *out = p->f->x;
 }
 
-/* Called behind the last operator of every block. This is where a model that is spread over several devices
- * adds up their parts of x; only one of them then adds the residual in add_to_residual. */
+/* Called behind the last operator of every block, except of a MoE block that is one call (is_one_call). This is
+ * where a model that is spread over several devices adds up their parts of x; only one of them then adds the
+ * residual in add_to_residual. */
 static mb_status end_block(const pass *p, int layer, const char *name) {
     trace(p, layer, name, p->f->x, p->f->dtype, p->batch->n_tokens, p->f->config->hidden);
     return MB_OK;
@@ -475,9 +477,14 @@ static mb_status run_attention(pass *p, int layer) {
                                     p->stream);
 }
 
-/* All of it in one call. The sum of the experts' rows is left to the next layer's first operator, and x is
- * then what that will write. So end_block is not called: a model that is spread over several devices cannot take this
- * way. */
+/* Whether a MoE block is one call. The sum of its experts' rows, residual included, is then made by the next
+ * layer's first operator, and end_block has no x to look at. So neither a trace nor a model that is spread over
+ * several devices may take this way. */
+static int is_one_call(const pass *p) {
+    return p->ops->moe_block && !mb_trace_is_on();
+}
+
+/* x is then what the next layer's first operator will write. */
 static mb_status run_moe_block(pass *p, int layer, const mb_rms_norm_args *norm,
                                const mb_moe_router_gemm_args *score, mb_moe_forward_args *args) {
     mb_forward *f = p->f;
@@ -505,7 +512,7 @@ static mb_status moe_block(pass *p, int layer, int in_fp8, const mb_rms_norm_arg
         combine.x8_scale = f->x8_scale;
     }
     add_to_residual(p, &combine.residual, &combine.out);
-    if (p->ops->moe_block && !mb_trace_is_on())
+    if (is_one_call(p))
         return run_moe_block(p, layer, norm, &score, &combine);
     MB_TRY(p->ops->rms_norm(norm, p->stream));
     trace(p, layer, "06-post-norm", f->normed, f->dtype, n_tokens, c->hidden);

@@ -59,8 +59,8 @@ typedef struct mb_forward {
     size_t memory_bytes;
     mb_arena arena;
     float *inv_freq;
-    /* The residual stream: x is one of rows_of_x, [max_tokens, H] each; the sum of a MoE block goes to the
-     * other. */
+    /* The residual stream: x is one of rows_of_x, [max_tokens, H] each. A MoE block that is one call has its sum
+     * made in the other one, which is NULL where the device has no moe_block. */
     void *x, *rows_of_x[2];
     void *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;

@@ -64,9 +64,11 @@ typedef struct mb_ops {
     /* Whether gemm and moe_forward, beside such a weight and so many tokens, would rather have x in fp8
      * from what makes it (rms_norm) than in dtype. NULL: never. */
     int (*wants_x8)(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens);
-    /* rms_norm, whose out is the router's x, moe_router_gemm, and moe_forward with its workspace, which
-     * does for the router too. left: NULL, or what is left to be summed: gemm's x_sum; n_tokens 0: nothing.
-     * NULL: not on this device. */
+    /* rms_norm, moe_router_gemm and moe_forward in one call; what must hold of them together is in
+     * ops/moe/block_arguments.h. The workspace is as large as each of moe_router_gemm and moe_forward wants.
+     * left: NULL, or what is left to be summed: gemm's x_sum; n_tokens 0: nothing. gemm adds it up without a
+     * launch of its own only where args->out is not args->residual.
+     * The entry is NULL: not on this device. */
     mb_status (*moe_block)(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                            const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                            mb_moe_reduce_args *left, mb_stream stream);

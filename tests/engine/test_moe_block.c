@@ -3,6 +3,7 @@
  * layer's first operator (mb_ops, moe_block). Here the CPU does, and the logits have the same bits.
  */
 #include "model/qwen3_moe.h"
+#include "ops/moe/block_arguments.h"
 #include "ops/moe/moe.h"
 #include "ops/op_table.h"
 
@@ -32,6 +33,7 @@ static void *cut(size_t n_bytes) {
 static mb_status moe_block(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                            const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                            mb_moe_reduce_args *left, mb_stream stream) {
+    assert_int_equal(mb_moe_block_check(norm, score, args), MB_OK);
     assert_int_equal(mb_rms_norm_ref(norm, stream), MB_OK);
     assert_int_equal(mb_moe_router_gemm_ref(score, workspace, workspace_bytes, stream), MB_OK);
     n_whole += !left;
@@ -100,6 +102,7 @@ static void run(const mb_config *config, const mb_weights *weights, mb_device *d
     const mb_forward_limits limits = {TOKENS, 1, ROWS, BLOCKS, MB_BF16};
     assert_int_equal(device->stream_open(device, &stream), MB_OK);
     assert_int_equal(mb_forward_init(&forward, config, weights, device, MB_BF16, &limits, stream), MB_OK);
+    assert_int_equal(forward.rows_of_x[1] != NULL, device->ops->moe_block != NULL);
     size_t layer_bytes = BLOCKS * MB_KV_BLOCK * (size_t)(config->n_kv_heads * config->head_dim) * 2;
     mb_kv_memory kv = {.k = calloc(LAYERS, layer_bytes),
                        .v = calloc(LAYERS, layer_bytes),

@@ -3,6 +3,7 @@
 #include "base/alloc.h"
 #include "device/device.h"
 #include "ops/common/check.h"
+#include "ops/moe/block_arguments.h"
 #include "ops/sample/philox.h"
 
 #include <math.h>
@@ -228,6 +229,96 @@ static void test_refused_gemm(void **state) {
     ASSERT_REFUSED(mb_gemm_ref(&bad, workspace, sizeof workspace, NULL), "norm_weight");
 }
 
+/* What gemm adds up first is refused as the sum alone is. */
+static void test_refused_sums(void **state) {
+    (void)state;
+    float x[16] = {0}, y[32] = {0}, w[32] = {0}, out[8], weights[4] = {0}, scale[1] = {1};
+    int32_t token_row[4] = {0, 1, 2, 3};
+    _Alignas(64) char workspace[4096];
+    const mb_moe_reduce_args right = {
+        .y = y, .weights = weights, .token_row = token_row, .out = x, .n_tokens = 2, .hidden = 8, .top_k = 2};
+    mb_moe_reduce_args sum = right;
+    mb_gemm_args args = {.x = x,
+                         .weight = {.data = w, .count = 1, .rows = 4, .cols = 8},
+                         .out = out,
+                         .n_tokens = 2,
+                         .x_sum = &sum};
+    assert_int_equal(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), MB_OK);
+    static const char *const other = "x is not what x_sum writes";
+    sum.out = y;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), other);
+    sum = right, sum.n_tokens = 1;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), other);
+    sum = right, sum.hidden = 4;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), other);
+    sum = right, sum.out_dtype = MB_BF16;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), other);
+    sum = right, sum.dtype = MB_F8_E4M3;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), "gemm: x_sum: moe_reduce: dtype");
+    sum = right, sum.top_k = 0;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), "top_k is 0");
+    sum = right, sum.weights = NULL;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), "weights is NULL");
+    sum = right, sum.token_row = NULL;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), "token_row is NULL");
+    sum = right, sum.weights = (const float *)(const void *)((const char *)weights + 2);
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), "weights is not aligned");
+    sum = right, args.x8 = workspace, args.x8_scale = scale;
+    ASSERT_REFUSED(mb_gemm_ref(&args, workspace, sizeof workspace, NULL), "x8 beside x_sum");
+}
+
+/* A block whose parts do not belong together. */
+static void test_refused_blocks(void **state) {
+    (void)state;
+    static float x[16], normed[16], logits[8], weights[4], scales[2], others[16];
+    static int32_t ids[4];
+    mb_moe_route_args route = {
+        .logits = logits, .weights = weights, .ids = ids, .n_tokens = 2, .n_experts = 4, .top_k = 2};
+    const mb_rms_norm_args right_norm = {.x = x, .out = normed, .n_rows = 2, .hidden = 8};
+    const mb_moe_router_gemm_args right_score = {
+        .x = normed, .logits = logits, .n_tokens = 2, .hidden = 8, .n_experts = 4};
+    const mb_moe_forward_args right = {
+        .x = normed, .route = &route, .n_tokens = 2, .hidden = 8, .top_k = 2, .n_experts = 4};
+    mb_rms_norm_args norm = right_norm;
+    mb_moe_router_gemm_args score = right_score;
+    mb_moe_forward_args args = right;
+    assert_int_equal(mb_moe_block_check(&norm, &score, &args), MB_OK);
+    norm.n_rows = 3;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the norm has 3 rows, the router 2 tokens");
+    norm = right_norm, score.n_tokens = 1;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the router 1 tokens, the layer 2");
+    score = right_score, args.n_tokens = 4;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the layer 4");
+    args = right, norm.hidden = 4;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "hidden is 4 in the norm");
+    norm = right_norm, score.hidden = 4;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "4 in the router");
+    score = right_score, norm.dtype = MB_BF16;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "dtype is bf16 in the norm");
+    norm = right_norm, score.dtype = MB_F16;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "fp16 in the router");
+    score = right_score, score.n_experts = 8;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "n_experts is 8 in the router, 4");
+    score = right_score, args.route = NULL;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "route is NULL");
+    args = right, route.logits_dtype = MB_BF16;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "logits_dtype is bf16");
+    route.logits_dtype = MB_F32, route.logits = others;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "route's logits");
+    route.logits = logits, score.x = others;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the router's x");
+    score = right_score, args.x = others;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the layer's x is");
+    args = right, args.x8 = x, args.x8_scale = scales;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the layer's x8");
+    norm.out8 = x, norm.out8_scale = scales;
+    assert_int_equal(mb_moe_block_check(&norm, &score, &args), MB_OK);
+    norm = right_norm, score = right_score, args = right;
+    norm.n_rows = score.n_tokens = args.n_tokens = 0;
+    norm.out = NULL; /* nothing to do needs no pointers */
+    assert_int_equal(mb_moe_block_check(&norm, &score, &args), MB_OK);
+}
+
 static void test_refused_others(void **state) {
     (void)state;
     float x[64] = {0}, out[64], inv_freq[4] = {0};
@@ -320,9 +411,18 @@ static void test_refused_others(void **state) {
                                        .max_kv_len = 320,
                                        .n_heads = 1,
                                        .n_kv_heads = 1,
-                                       .head_dim = 2};
+                                       .head_dim = 2,
+                                       .scale = 1};
     ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "max_q_len is 9");
     decode.max_q_len = 1;
+    static const float no_scales[] = {0, -1, INFINITY, NAN};
+    for (size_t i = 0; i < sizeof no_scales / sizeof no_scales[0]; i++) {
+        decode.scale = no_scales[i];
+        ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "decode_attention: scale is");
+    }
+    decode.scale = 1, decode.qkv = (const char *)x + 2;
+    ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "decode_attention: qkv is not");
+    decode.qkv = x;
     ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "span_start or counters is NULL");
     decode.counters = counters;
     ASSERT_REFUSED(mb_decode_attention_ref(&decode, out, sizeof out, NULL), "span_start[1] is 1, but");
@@ -377,6 +477,8 @@ int main(void) {
         cmocka_unit_test(test_route_not_finite),
         cmocka_unit_test(test_sample_edges),
         cmocka_unit_test(test_refused_gemm),
+        cmocka_unit_test(test_refused_sums),
+        cmocka_unit_test(test_refused_blocks),
         cmocka_unit_test(test_sample_counts_what_it_draws),
         cmocka_unit_test(test_sample_distribution),
         cmocka_unit_test(test_refused_others),

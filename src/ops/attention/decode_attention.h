@@ -43,7 +43,7 @@ typedef struct mb_decode_attention_args {
     int32_t n_heads, n_kv_heads, head_dim; /* Hq a multiple of Hkv; D even, <= 512 */
     float eps;
     float rope_scale;            /* multiplies cos and sin */
-    float scale;                 /* of the scores */
+    float scale;                 /* of the scores; above 0 */
     mb_dtype dtype, cache_dtype; /* dtype: MB_F32, MB_BF16 or MB_F16; cache_dtype: also MB_F8_E4M3 */
     /* With MB_F8_E4M3, as in rope.h and attention.h. [Hkv] each; NULL: 1. */
     const float *k_scale, *v_scale;

@@ -4,6 +4,8 @@
 #include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 
+#include <math.h>
+
 mb_status mb_decode_attention_check_sizes(const mb_decode_attention_args *args) {
     mb_attention_args attend = mb_decode_attention_part(args, NULL);
     MB_TRY(mb_attention_check_sizes(&attend));
@@ -15,6 +17,9 @@ mb_status mb_decode_attention_check_sizes(const mb_decode_attention_args *args) 
 
 mb_status mb_decode_attention_check(const mb_decode_attention_args *args) {
     MB_TRY(mb_decode_attention_check_sizes(args));
+    MB_REQUIRE(args->scale > 0 && isfinite(args->scale),
+               "decode_attention: scale is %g; it must be above 0 and finite", (double)args->scale);
+    MB_REQUIRE((uintptr_t)args->qkv % 4 == 0, "decode_attention: qkv is not 4-byte aligned");
     /* Pointers that only the parts know are checked by them; q is the workspace's. */
     mb_qk_norm_rope_store_args rope = mb_decode_rope_part(args, args->out);
     mb_attention_args attend = mb_decode_attention_part(args, args->qkv);

@@ -1,4 +1,5 @@
 #include "ops/gemm/gemm.h"
+#include "ops/moe/arguments.h"
 #include "ops/moe/moe.h"
 
 #include "base/arena.h"
@@ -97,10 +98,8 @@ mb_status mb_gemm_check(const mb_gemm_args *args) {
                         sum->hidden == args->weight.cols && sum->out_dtype == args->dtype),
                "gemm: x is not what x_sum writes");
     MB_REQUIRE(!sum || !args->x8, "gemm: x8 beside x_sum");
-    MB_REQUIRE(!sum || args->n_tokens == 0 || (sum->top_k >= 1 && sum->weights && sum->token_row),
-               "gemm: x_sum without choices: top_k is %d, or weights or token_row is NULL",
-               sum ? sum->top_k : 0);
-    return MB_OK;
+    const mb_status status = sum ? mb_moe_reduce_check(sum) : MB_OK;
+    return status == MB_OK ? MB_OK : mb_fail_context(status, "gemm: x_sum");
 }
 
 /* Bias and residual are added in fp32; the result is rounded once. */

@@ -67,21 +67,36 @@ def median_us(function, device):
     return statistics.median(start.elapsed_time(end) * 1e3 for start, end in pairs)
 
 
-class Sensors:
-    """What nvidia-smi tells of a GPU while the block runs, every 50 ms; nothing on the CPU or without nvidia-smi."""
+def sample(line):
+    """Clock, power and limit of a line of nvidia-smi; None where one is missing: "[N/A]", or a field that it does not know."""
+    try:
+        clock, power, limit = map(float, line.split(","))
+    except ValueError:
+        return None
+    return clock, power, limit
 
-    QUERY = "--query-gpu=clocks.sm,power.draw,enforced.power.limit"
+
+class Sensors:
+    """What nvidia-smi tells of a GPU while the block runs, every 50 ms; nothing on the CPU or without nvidia-smi.
+    Power is that of the moment; where the driver has no such field, its mean of a second."""
 
     def __init__(self, device):
-        self.device, self.samples, self.program = device, [], None
+        self.device, self.samples, self.program, self.power = device, [], None, "instant"
+
+    def command(self, power):
+        uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+        draw = "power.draw.instant" if power == "instant" else "power.draw"
+        return ["nvidia-smi", "-i", uuid if uuid.startswith("GPU-") else f"GPU-{uuid}",
+                f"--query-gpu=clocks.sm,{draw},enforced.power.limit", "--format=csv,noheader,nounits"]  # fmt: skip
 
     def __enter__(self):
         if self.device.type != "cuda":
             return self
-        uuid = str(torch.cuda.get_device_properties(self.device).uuid)
-        command = ["nvidia-smi", "-i", uuid if uuid.startswith("GPU-") else f"GPU-{uuid}", self.QUERY]
-        command += ["--format=csv,noheader,nounits", "-lms", "50"]
         try:
+            once = subprocess.run(self.command("instant"), capture_output=True, text=True)
+            if sample(once.stdout) is None:
+                self.power = "mean"
+            command = [*self.command(self.power), "-lms", "50"]
             self.program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except OSError:  # no nvidia-smi here
             pass
@@ -92,18 +107,15 @@ class Sensors:
             return
         self.program.terminate()
         for line in self.program.communicate()[0].splitlines():
-            try:
-                clock, power, limit = map(float, line.split(","))
-            except ValueError:  # the last line may be cut off, and a card may not tell
-                continue
-            self.samples.append((clock, power, limit))
+            if sample(line) is not None:  # the last line may be cut off
+                self.samples.append(sample(line))
 
     def figures(self):
         """Medians, for a result row."""
         if not self.samples:
             return {}
         clock, power, limit = map(statistics.median, zip(*self.samples, strict=True))
-        return {"sm_mhz": clock, "watts": power, "limit_watts": limit}
+        return {"sm_mhz": clock, "watts": power, "limit_watts": limit, "power": self.power}
 
 
 def card_name(device):

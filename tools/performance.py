@@ -29,7 +29,7 @@ def newest_rows():
             if row["bench"] == "text":  # has no shapes; docs/text.md cites these rows
                 continue
             details = [row.get(key) for key in ("model", "weights", "kv", "pass", "routing", "grad_dtype", "beside")]
-            details += [row.get("activation", "swiglu"), row.get("bias", False)]
+            details += [row.get("activation", "swiglu"), row.get("bias", False), row.get("graphs", "step")]
             key = json.dumps([row["who"], row["dtype"], row["shape"], *details], sort_keys=True)
             tables.setdefault((row["bench"], row["card"]), {})[key] = row
     return tables
@@ -151,6 +151,24 @@ def train_types(r):
     )
 
 
+def sustained_rate(row):
+    """TFLOP/s of the pass again and again; None where it was not measured."""
+    return row["tflops"] * row["us"] / row["sustained_us"] if row.get("sustained_us") else None
+
+
+def rounding_ratio(row, plain):
+    """Of the sustained rates, where both are there: at the power limit the rates after a rest depend on the rest."""
+    rates = [sustained_rate(r) for r in (row, plain)]
+    return rates[0] / rates[1] if all(rates) else row["tflops"] / plain["tflops"]
+
+
+def power_text(row):
+    """SM clock and power. Rows that do not say that it is the moment's power have the driver's mean of a second."""
+    if not row.get("watts"):
+        return ""
+    return f"{row['sm_mhz']:.0f}, {row['watts']:.0f}" + ("" if row.get("power") == "instant" else " (mean)")
+
+
 def train_rates(step):
     return " | ".join(f"{step[name]['tflops']:.0f}" if name in step else "" for name in PASSES)
 
@@ -170,15 +188,14 @@ def train_table(rows):
             routing = "rounding"
             other = plain.get((sides, train_types(r)))
             if other:
-                ratios = " / ".join(f"{step[name]['tflops'] / other[name]['tflops']:.2f}" for name in ("forward", "backward"))
+                ratios = " / ".join(f"{rounding_ratio(step[name], other[name]):.2f}" for name in ("forward", "backward"))
                 routing += f" ({ratios} of top-k)"
         goal = " / ".join(map(str, TRAIN_GOALS[sides])) if has_goal else ""
-        power = f"{r['sm_mhz']:.0f}, {r['watts']:.0f}" if r.get("watts") else ""
-        sustained = " / ".join(f"{one['tflops'] * one['us'] / one['sustained_us']:.0f}"
-                               for one in (step.get("forward"), step.get("backward")) if one and one.get("sustained_us"))
+        sustained = " / ".join(f"{sustained_rate(one):.0f}"
+                               for one in (step.get("forward"), step.get("backward")) if one and sustained_rate(one))
         yield (f"| {', '.join(map(str, sides))}{train_types(r)} | {routing} | {goal} | {train_rates(step)} | {sustained} "
                f"| {r['us'] / 1e3:.2f} "
-               f"| {power} | {100 * r['wasted_ratio']:.1f} % | {r['commit']} |")
+               f"| {power_text(r)} | {100 * r['wasted_ratio']:.1f} % | {r['commit']} |")
 
 
 def train_block_table(rows):
@@ -188,9 +205,8 @@ def train_block_table(rows):
         first = next(iter(step.values()))
         kept, peak = (step[name].get(key) if name in step else None for name, key in (("forward", "kept_bytes"), ("both", "peak_bytes")))
         memory = " | ".join(f"{n / (1 << 20):.0f}" if n else "" for n in (kept, peak))
-        power = f"{first['sm_mhz']:.0f}, {first['watts']:.0f}" if first.get("watts") else ""
         routing = ", rounding" if first["routing"] == "rounding" else ""
-        yield (f"| {', '.join(map(str, sides))}{train_types(first)}{routing} | {first['who']} | {train_rates(step)} | {memory} | {power} "
+        yield (f"| {', '.join(map(str, sides))}{train_types(first)}{routing} | {first['who']} | {train_rates(step)} | {memory} | {power_text(first)} "
                f"| {first['commit']} |")
 
 
@@ -203,13 +219,32 @@ def trains_table(rows):
 
 
 def engine_table(rows):
-    yield "| who | model | batch | context | compute | weights | KV | tokens/s | ms a step | % of floor | commit |"
-    yield "|---|---|---|---|---|---|---|---|---|---|---|"
+    """With a column for the kind of graphs where a row has others than the usual ones, the step's."""
+    tells_graphs = any(r.get("graphs", "step") != "step" for r in rows)
+    yield f"| who | model | batch | context | compute | weights | KV |{' graphs |' if tells_graphs else ''} tokens/s | ms a step | % of floor | commit |"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|" + "---|" * tells_graphs
     for r in rows:
+        graphs = f" {r.get('graphs', 'step')} |" if tells_graphs else ""
         step = f"{r['step_us'] / 1e3:.2f}" if "step_us" in r else ""
         share = f"{100 * r['floor_us'] / r['step_us']:.0f}" if "floor_us" in r else ""
-        yield (f"| {r['who']} | {r['model']} | {r['shape']['batch']} | {r['shape']['context']} | {r['dtype']} | {r['weights']} | {r['kv']} "
-               f"| {r['tok_s']:.0f} | {step} | {share} | {r['commit']} |")
+        yield (f"| {r['who']} | {r['model']} | {r['shape']['batch']} | {r['shape']['context']} | {r['dtype']} | {r['weights']} | {r['kv']} |"
+               f"{graphs} {r['tok_s']:.0f} | {step} | {share} | {r['commit']} |")
+
+
+def engine_vs_hf_table(rows):
+    """Ours, and beside it every contender's speed and how many times ours is as fast."""
+    names = [who for who in dict.fromkeys(r["who"] for r in rows) if who != "moebius"]
+    shapes = {}
+    for r in rows:
+        shapes.setdefault((r["model"], r["pass"], r["shape"]["batch"], r["shape"]["context"]), {})[r["who"]] = r
+    yield "| model | pass | batch | prompt | moebius |" + "".join(f" {name} |" for name in names) + " commit |"
+    yield "|---|---|---|---|---|" + "---|" * len(names) + "---|"
+    for (model, name, batch, length), found in sorted(shapes.items(), key=lambda item: (item[0][0], item[0][1] != "decode", item[0])):
+        ours = found.get("moebius")
+        if ours is None:
+            continue
+        cells = (f"{found[who]['tok_s']:.1f} ({ours['tok_s'] / found[who]['tok_s']:.1f}x) |" if who in found else "|" for who in names)
+        yield f"| {model} | {name} | {batch} | {length} | {ours['tok_s']:.1f} | " + " ".join(cells) + f" {ours['commit']} |"
 
 
 def load_table(rows):
@@ -281,8 +316,8 @@ SECTIONS = [
     ("train", "Training an MoE layer", "TFLOP/s of a step, from tokens and router logits to the gradients of all inputs, routing and its "
      "gradient included, the router's matrix not. Counted are 6 T K H I flops forward and 12 backward; with token rounding the rows that "
      "were processed. Gradients are of the weights' type unless named. Goal: what we set out to reach on an H100. MHz, W: SM clock "
-     "in half a second of steps, and the driver's mean power of the last second, in which the card has rested too; at the power limit the "
-     "clock falls, so compare within a run. Padding: rows that fill up tiles of "
+     "and power in half a second of steps; (mean): the power is the driver's mean of the last second, in which the card has rested too; at the "
+     "power limit the clock falls, so compare within a run. Beside rounding: its rate as a share of top-k's, of the sustained rates where both were measured. Padding: rows that fill up tiles of "
      "128. `moebius bench train --output FILE`.", train_table),
     ("train_block", "Training an MoE layer, beside PyTorch", "TFLOP/s, the router's matrix and its gradient included. Kept: what autograd "
      "keeps from the forward to the backward, tokens included. Peak: memory that a step takes beyond weights, tokens and the output's "
@@ -291,10 +326,12 @@ SECTIONS = [
     ("trains", "Training the demo model", "The same batches with transformers' experts, with ours from the same first weights, and with "
      "transformers' from other first weights. `python tools/demo/compare.py`; docs/training.md shows the curves.", trains_table),
     ("decode", "Decode", "Output tokens per second over all sequences. The floor is that of the bytes and flops that a step's operators "
-     "must move and compute (bench/README.md). `moebius bench DIR --output FILE`; Hugging Face beside it: `bench/engine_vs_hf.py`.",
+     "must move and compute (bench/README.md). Decode steps are CUDA graphs on a GPU unless a column names others. `moebius bench DIR --output FILE`.",
      engine_table),
-    ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`; Hugging Face beside "
-     "it: `bench/engine_vs_hf.py`.", engine_table),
+    ("prefill", "Prefill", "Prompt tokens per second over all sequences. `moebius bench DIR --output FILE`.", engine_table),
+    ("engine_vs_hf", "The engine beside Hugging Face", "Tokens per second over all sequences, in bf16, one after the other on the same card in one "
+     "run, and how many times as fast moebius is. HF: transformers with the experts that are named, sdpa and a DynamicCache, launched from "
+     "Python. `python bench/engine_vs_hf.py --output FILE`.", engine_vs_hf_table),
     ("load", "Loading", "From the start of `moebius run` to its end after one token, with a checkpoint in the page cache; every run "
      "in its turn. `python bench/load_time.py --output FILE`.", load_table),
     ("serve", "Serving", "What the clients of a server see. Of the engine: beside the tokens/s that `moebius bench` makes of the same "

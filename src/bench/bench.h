@@ -74,6 +74,7 @@ typedef struct mb_bench_train_result {
     /* On a GPU, while the pass runs again and again; 0: not known. */
     double sustained_us[MB_N_PASSES];
     double sm_mhz[MB_N_PASSES], watts[MB_N_PASSES], limit_watts;
+    int watts_are_mean; /* of the last second, not of the moment */
     int n_repeats;
     mb_moe_rounding_report report; /* of the training forward; hardware: in tiles of tile_rows */
     double saved_bytes;            /* p */

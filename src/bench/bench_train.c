@@ -232,6 +232,7 @@ static mb_status run_under_load(const training *t, mb_device_work work, const lo
     result->sm_mhz[pass] = state.sm_mhz;
     result->watts[pass] = state.watts;
     result->limit_watts = state.limit_watts;
+    result->watts_are_mean = state.watts_are_mean;
     return MB_OK;
 }
 
@@ -315,6 +316,12 @@ static mb_status measure(training *t, const mb_bench_train_args *args, const dty
     if (status != MB_OK)
         return mb_fail_context(status, "bench_train");
     MB_TRY(run_once(t, result));
+    if (result->report.processed == 0)
+        return mb_fail(
+            MB_ERR_ARGUMENT,
+            "token rounding to tiles of %d rows leaves no row, as no expert has enough tokens: give more "
+            "tokens or smaller tiles",
+            (int)args->tile_rows);
     count_flops(args, result);
     const mb_moe_forward_args *f = &t->layer.forward;
     result->saved_bytes = (double)f->n_tokens * f->top_k * (double)mb_dtype_row_bytes(f->dtype, f->w13.rows);

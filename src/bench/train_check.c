@@ -130,7 +130,7 @@ static void compare(const char *name, const float *got, const float *expected, i
             check->max_difference = difference;
     }
     check->mean_reference = sum / (double)n;
-    /* All zeros on both sides: token rounding can leave no row at all. */
+    /* All zeros on both sides: the router's gradient, where a token's only choice has the weight 1. */
     check->mean_relative = difference_sum == 0 ? 0 : difference_sum / sum;
 }
 

@@ -126,6 +126,7 @@ static const cli_group groups[] = {
 typedef struct run_facts {
     mb_model_info info;
     char model[256], card[128], date[16], how[128];
+    const char *graphs;
     int with_profile;
 } run_facts;
 
@@ -142,10 +143,8 @@ static void collect_facts(const char *directory, const settings *given, const mb
         snprintf(threads, sizeof threads, "%d threads, ",
                  (int)(given->model.n_threads.given ? given->model.n_threads.value
                                                     : sysconf(_SC_NPROCESSORS_ONLN)));
-    char graphs[32] = ""; /* the usual ones are not told */
-    if (strcmp(given->graphs, "step") != 0)
-        snprintf(graphs, sizeof graphs, "graphs: %s, ", given->graphs);
-    snprintf(facts->how, sizeof facts->how, "%s%srandom prompts, 1 warm-up, median of %d", threads, graphs,
+    facts->graphs = given->graphs;
+    snprintf(facts->how, sizeof facts->how, "%srandom prompts, 1 warm-up, median of %d", threads,
              (int)given->n_repeat.value);
 }
 
@@ -153,12 +152,13 @@ static void collect_facts(const char *directory, const settings *given, const mb
 static json_t *make_row(const run_facts *facts, const char *bench, const cli_bench_case *shape,
                         int64_t step_tokens, const cli_bench_pass *pass) {
     const mb_profile *profile = &pass->profile;
-    json_t *row = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:I, s:s, s:s, s:f, s:f, s:s}", "bench", bench,
-        "who", "moebius", "commit", cli_bench_commit(), "model", facts->model, "card", facts->card, "date",
-        facts->date, "dtype", facts->info.dtype, "shape", "batch", shape->batch, "context", shape->length,
-        "max_step_tokens", (json_int_t)step_tokens, "weights", facts->info.weight_dtype, "kv",
-        facts->info.kv_dtype, "tok_s", pass->tok_s, "step_us", pass->step_us, "how", facts->how);
+    json_t *row =
+        json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:{s:i, s:i}, s:I, s:s, s:s, s:s, s:f, s:f, s:s}",
+                  "bench", bench, "who", "moebius", "commit", cli_bench_commit(), "model", facts->model,
+                  "card", facts->card, "date", facts->date, "dtype", facts->info.dtype, "shape", "batch",
+                  shape->batch, "context", shape->length, "max_step_tokens", (json_int_t)step_tokens,
+                  "graphs", facts->graphs, "weights", facts->info.weight_dtype, "kv", facts->info.kv_dtype,
+                  "tok_s", pass->tok_s, "step_us", pass->step_us, "how", facts->how);
     if (row == NULL || profile->n_steps == 0)
         return row;
     json_object_set_new(row, "bytes", json_real(profile->bytes / (double)profile->n_steps));
@@ -187,8 +187,8 @@ static int write_rows(cli_bench_rows *rows, const run_facts *facts, const char *
 }
 
 static void print_head(const run_facts *facts) {
-    cli_print("%s on %s\n%s weights, %s, %s\n\n", facts->model, facts->card, facts->info.weight_dtype,
-              facts->info.dtype, facts->how);
+    cli_print("%s on %s\n%s weights, %s, graphs: %s, %s\n\n", facts->model, facts->card,
+              facts->info.weight_dtype, facts->info.dtype, facts->graphs, facts->how);
     cli_print("  prompt   batch                   prompt or       ms a        MB a     GFLOP a     %% of\n"
               "  tokens                     output tokens/s       step        step        step    floor\n");
     cli_flush();

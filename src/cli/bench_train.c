@@ -193,6 +193,9 @@ static void print_times(const mb_bench_train_result *result) {
             "pass again and\n  again, without a graph, after a quarter of a second. The power limit is %.0f W: the clock falls "
             "at it, so compare\n  within a run.\n",
             result->limit_watts);
+    if (has_power && result->watts_are_mean)
+        cli_print(
+            "  The driver tells power as a mean of the last second, in which the card has rested too.\n");
 }
 
 static void print_result(const settings *given, const mb_bench_train_args *args,
@@ -228,6 +231,7 @@ static void add_power(json_t *row, const mb_bench_train_result *result, int pass
     json_object_set_new(row, "sustained_us", json_real(result->sustained_us[pass]));
     json_object_set_new(row, "sm_mhz", json_real(result->sm_mhz[pass]));
     json_object_set_new(row, "watts", json_real(result->watts[pass]));
+    json_object_set_new(row, "power", json_string(result->watts_are_mean ? "mean" : "instant"));
     json_object_set_new(row, "limit_watts", json_real(result->limit_watts));
 }
 

@@ -25,7 +25,8 @@ typedef struct mb_graph mb_graph; /* work that was captured, to be enqueued agai
 
 /* A GPU as its driver tells it at this moment; 0: not known. */
 typedef struct mb_device_state {
-    double sm_mhz, watts, limit_watts; /* power: drawn (a mean of the last second), and allowed */
+    double sm_mhz, watts, limit_watts; /* power: drawn, and allowed */
+    int watts_are_mean;                /* of the last second: the driver tells no power of this moment */
 } mb_device_state;
 
 struct mb_device {

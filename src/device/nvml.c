@@ -6,18 +6,32 @@
 
 #include <dlfcn.h>
 
-enum { SM_CLOCK = 1, DONE = 0 }; /* NVML_CLOCK_SM, NVML_SUCCESS */
+/* NVML_CLOCK_SM, NVML_SUCCESS, NVML_FI_DEV_POWER_INSTANT, NVML_VALUE_TYPE_UNSIGNED_INT */
+enum { SM_CLOCK = 1, DONE = 0, POWER_NOW = 186, TYPE_UNSIGNED = 1 };
+
+/* nvmlFieldValue_t */
+typedef struct field {
+    unsigned id, scope; /* scope 0: the GPU; 1 would be the whole module */
+    long long moment_us, latency_us;
+    int type, status;
+    union {
+        double largest;
+        unsigned milliwatts;
+    } value;
+} field;
 
 typedef int (*start_function)(void);
 typedef int (*find_function)(const char *pci_bus_id, void **gpu);
 typedef int (*clock_function)(void *gpu, int type, unsigned *megahertz);
 typedef int (*power_function)(void *gpu, unsigned *milliwatts);
+typedef int (*fields_function)(void *gpu, int n_fields, field *fields);
 
 struct mb_nvml {
     void *library, *gpu;
     start_function stop;
     clock_function clock;
     power_function power, limit;
+    fields_function fields; /* NULL: the driver has none */
 };
 
 /* C has no cast from an object's pointer to a function's. */
@@ -37,6 +51,7 @@ static int start(mb_nvml *nvml, const char *pci_bus_id) {
         !find(nvml->library, "nvmlDeviceGetPowerUsage", &nvml->power) ||
         !find(nvml->library, "nvmlDeviceGetEnforcedPowerLimit", &nvml->limit))
         return 0;
+    (void)find(nvml->library, "nvmlDeviceGetFieldValues", &nvml->fields);
     if (begin() != DONE)
         return 0;
     if (of_bus(pci_bus_id, &nvml->gpu) == DONE)
@@ -63,6 +78,16 @@ void mb_nvml_close(mb_nvml *nvml) {
     mb_free(nvml);
 }
 
+/* The power at this moment. nvmlDeviceGetPowerUsage tells, from Ampere on, a mean of the last second. */
+static int read_power_now(const mb_nvml *nvml, double *watts) {
+    field power = {.id = POWER_NOW};
+    if (!nvml->fields || nvml->fields(nvml->gpu, 1, &power) != DONE || power.status != DONE ||
+        power.type != TYPE_UNSIGNED)
+        return 0;
+    *watts = power.value.milliwatts * 1e-3;
+    return 1;
+}
+
 void mb_nvml_read(const mb_nvml *nvml, mb_device_state *state) {
     unsigned value;
     *state = (mb_device_state){0};
@@ -70,8 +95,10 @@ void mb_nvml_read(const mb_nvml *nvml, mb_device_state *state) {
         return;
     if (nvml->clock(nvml->gpu, SM_CLOCK, &value) == DONE)
         state->sm_mhz = value;
-    if (nvml->power(nvml->gpu, &value) == DONE)
+    if (!read_power_now(nvml, &state->watts) && nvml->power(nvml->gpu, &value) == DONE) {
         state->watts = value * 1e-3;
+        state->watts_are_mean = 1;
+    }
     if (nvml->limit(nvml->gpu, &value) == DONE)
         state->limit_watts = value * 1e-3;
 }

@@ -114,11 +114,12 @@ def train_row(us, bench="train", who="moebius", **extra):
 
 
 def test_training(results):
-    power = {"sm_mhz": 1410.0, "watts": 699.6}
+    power = {"sm_mhz": 1410.0, "watts": 699.6, "power": "instant"}
     rows = [train_row(30000.0, **power), train_row(12500.0, sustained_us=15000.0, **{"pass": "forward"}),
             train_row(20000.0, sustained_us=22500.0, **{"pass": "backward"})]
     rows += [train_row(25000.0, routing="rounding", wasted_ratio=0.0)]
-    rows += [train_row(10000.0, routing="rounding", **{"pass": p}) for p in ("forward", "backward")]
+    rows += [train_row(10000.0, routing="rounding", **{"pass": "forward"}),
+             train_row(10000.0, routing="rounding", sustained_us=15000.0, **{"pass": "backward"})]
     rows += [train_row(40000.0, grad_dtype="fp32", activation="geglu", bias=True), train_row(2.0, activation="geglu", bias=True)]
     rows += [train_row(15000.0, shape={"T": 32768, "H": 4096, "I": 1024, "E": 128, "K": 8})]
     results(*rows)
@@ -127,19 +128,53 @@ def test_training(results):
     assert lines == [
         "| 32768, 4096, 1024, 128, 8 | top-k | 610 / 600 |  |  | 600 |  |  | 15.00 |  | 12.5 % | abc |",
         f"| {shape} | top-k | 560 / 520 | 720 | 450 | 300 |  | 600 / 400 | 30.00 | 1410, 700 | 12.5 % | abc |",
-        f"| {shape} | rounding (1.25 / 2.00 of top-k) | 560 / 520 | 900 | 900 | 360 |  |  | 25.00 |  | 0.0 % | abc |",
+        f"| {shape} | rounding (1.25 / 1.50 of top-k) | 560 / 520 | 900 | 900 | 360 |  | 600 | 25.00 |  | 0.0 % | abc |",
         f"| {shape}, gradients fp32, geglu, biases | top-k |  |  |  | 225 |  |  | 40.00 |  | 12.5 % | abc |",
         f"| {shape}, geglu, biases | top-k |  |  |  | 4500000 |  |  | 0.00 |  | 12.5 % | abc |",
     ]
 
 
 def test_training_beside_others(results):
-    rows = [train_row(30000.0, "train_block", peak_bytes=3 << 20), train_row(15000.0, "train_block", kept_bytes=2 << 20, **{"pass": "forward"})]
+    mean = {"sm_mhz": 1700.0, "watts": 360.2}
+    rows = [train_row(30000.0, "train_block", peak_bytes=3 << 20, **mean), train_row(15000.0, "train_block", kept_bytes=2 << 20, **{"pass": "forward"})]
     results(*rows, train_row(10000.0, "train_block", "cuBLAS batched GEMMs", **{"pass": "forward"}))
     shape = "| 16384, 4096, 1024, 256, 8 |"
     assert [line for line in performance.page().splitlines() if line.startswith(shape)] == [
-        f"{shape} moebius | 600 |  | 300 |  | 2 | 3 |  | abc |",
+        f"{shape} moebius | 600 |  | 300 |  | 2 | 3 | 1700, 360 (mean) | abc |",
         f"{shape} cuBLAS batched GEMMs | 900 |  |  |  |  |  |  | abc |",
+    ]
+
+
+def engine_row(bench, tok_s, who="moebius", **extra):
+    facts = {"bench": bench, "who": who, "commit": "abc", "card": CARD, "date": "2026-11-28", "dtype": "bf16", "model": "m"}
+    facts |= {"weights": "bf16", "kv": "bf16", "shape": {"batch": 1, "context": 512}, "how": "random prompts"}
+    return {**facts, "tok_s": tok_s, **extra}
+
+
+def test_engine(results):
+    """The step's graphs are not named, in old rows neither; other graphs are, and do not replace them."""
+    results(engine_row("decode", 300.0), engine_row("decode", 310.0, graphs="step", step_us=3200.0, floor_us=1600.0))
+    page = performance.page()
+    assert "| moebius | m | 1 | 512 | bf16 | bf16 | bf16 | 310 | 3.20 | 50 | abc |" in page and "| graphs |" not in page
+    results(engine_row("decode", 310.0), engine_row("decode", 280.0, graphs="none"))
+    page = performance.page()
+    assert "| KV | graphs | tokens/s |" in page
+    assert [line.split("|")[8:10] for line in page.splitlines() if line.startswith("| moebius")] == [[" step ", " 310 "], [" none ", " 280 "]]
+
+
+def test_engine_beside_hugging_face(results):
+    large = {"batch": 16, "context": 512}
+    speeds = [("moebius", "prefill", 2000.0), ("moebius", "decode", 300.0), ("HF grouped_mm", "prefill", 1000.0), ("HF grouped_mm", "decode", 20.0)]
+    rows = [engine_row("engine_vs_hf", tok_s, who, **{"pass": name}) for who, name, tok_s in speeds]
+    rows += [engine_row("engine_vs_hf", 1000.0, shape=large, **{"pass": "decode"})]
+    rows += [engine_row("engine_vs_hf", 4.0, "HF eager", shape=large, **{"pass": "decode"})]
+    results(*rows)
+    lines = performance.page().splitlines()
+    assert "| model | pass | batch | prompt | moebius | HF grouped_mm | HF eager | commit |" in lines
+    assert [line for line in lines if line.startswith("| m ")] == [
+        "| m | decode | 1 | 512 | 300.0 | 20.0 (15.0x) | | abc |",
+        "| m | decode | 16 | 512 | 1000.0 | | 4.0 (250.0x) | abc |",
+        "| m | prefill | 1 | 512 | 2000.0 | 1000.0 (2.0x) | | abc |",
     ]
 
 

@@ -33,6 +33,7 @@ const cli_option cli_answer_options[] = {
 
 const cli_option cli_engine_options[] = {
     {.name = "max-model-len",
+     .also = "max-context",
      .value_name = "N",
      .kind = CLI_INTEGER,
      .offset = FIELD(max_model_len),
@@ -41,6 +42,7 @@ const cli_option cli_engine_options[] = {
      .help =
          "Most tokens of a prompt and its answer together. Without it: as the model and the KV cache allow."},
     {.name = "max-num-seqs",
+     .also = "max-batch",
      .value_name = "N",
      .kind = CLI_INTEGER,
      .offset = FIELD(max_num_seqs),
@@ -49,6 +51,7 @@ const cli_option cli_engine_options[] = {
      .fallback = "256",
      .help = "Most sequences in one step."},
     {.name = "max-num-batched-tokens",
+     .also = "max-step-tokens",
      .value_name = "N",
      .kind = CLI_INTEGER,
      .offset = FIELD(max_num_batched_tokens),
@@ -71,6 +74,7 @@ const cli_option cli_engine_options[] = {
      .help =
          "Size of the KV cache in tokens. Without it: 16384 on the CPU, on a GPU what its memory allows."},
     {.name = "gpu-memory-utilization",
+     .also = "gpu-memory",
      .value_name = "PART",
      .kind = CLI_NUMBER,
      .offset = FIELD(gpu_memory_utilization),

@@ -70,6 +70,8 @@ static void print_option(FILE *file, const cli_option *option) {
     fprintf(file, "       ");
     if (option->letter != 0)
         fprintf(file, "-%c, ", option->letter);
+    if (option->also != NULL)
+        fprintf(file, "--%s, ", option->also);
     fprintf(file, "--%s%s%s\n", option->name, option->value_name != NULL ? " " : "",
             option->value_name != NULL ? option->value_name : "");
     describe_option(option, text, sizeof text);
@@ -137,6 +139,11 @@ static void print_roff_options(FILE *file, const cli_option *option) {
         fputs(".TP\n", file);
         if (option->letter != 0)
             fprintf(file, "\\fB\\-%c\\fR, ", option->letter);
+        if (option->also != NULL) {
+            fputs("\\fB\\-\\-", file);
+            print_roff(file, option->also);
+            fputs("\\fR, ", file);
+        }
         fputs("\\fB\\-\\-", file);
         print_roff(file, option->name);
         fprintf(file, "\\fR%s\\fI%s\\fR\n", option->value_name != NULL ? " " : "",

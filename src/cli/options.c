@@ -33,7 +33,7 @@ void cli_describe_values(const cli_option *option, char *text, size_t capacity) 
         snprintf(text, capacity, "a text that is not empty");
         break;
     case CLI_CHOICE:
-        snprintf(text, capacity, "one of %s", option->choices);
+        snprintf(text, capacity, "%s%s", strchr(option->choices, '|') ? "one of " : "", option->choices);
         break;
     case CLI_INTEGER:
         snprintf(text, capacity, "a whole number from %.0f to %.0f", low, high);
@@ -248,6 +248,10 @@ static void *value_of(const cli_command *command, size_t i_group, const cli_opti
     return (char *)settings + command->groups[i_group].offset + option->offset;
 }
 
+static int is_called(const char *is, const char *name, size_t length) {
+    return is != NULL && strlen(is) == length && memcmp(is, name, length) == 0;
+}
+
 /* The option called `name` (length bytes long: a letter, or a name), and its group. */
 static const cli_option *find_option(const cli_command *command, const char *name, size_t length,
                                      int is_letter, size_t *i_group) {
@@ -256,7 +260,7 @@ static const cli_option *find_option(const cli_command *command, const char *nam
     *i_group = 0;
     while ((option = next_option(command, i_group, &i_option)) != NULL) {
         if (is_letter ? option->letter == *name
-                      : strlen(option->name) == length && memcmp(option->name, name, length) == 0)
+                      : is_called(option->name, name, length) || is_called(option->also, name, length))
             return option;
     }
     return NULL;

@@ -62,6 +62,7 @@ typedef enum cli_ends { CLI_CLOSED, CLI_OPEN_BELOW } cli_ends;
 typedef struct cli_option {
     char letter;            /* 0: none */
     const char *name;       /* without the dashes */
+    const char *also;       /* another name that means the same; NULL: none */
     const char *value_name; /* "N"; NULL for flags */
     cli_kind kind;
     size_t offset; /* of the value in its group's settings */

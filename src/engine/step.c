@@ -107,8 +107,7 @@ static mb_status open_buffers(mb_runner *runner) {
     if (status == MB_OK)
         status = device->allocate_pinned(device, a.pinned.used, &runner->pinned_memory);
     if (status != MB_OK)
-        return mb_device_no_memory(device, status, "the buffers of a step", a.device.used,
-                                   "lower max_sequences, max_step_tokens or max_context");
+        return mb_device_no_memory(device, status, "the buffers of a step", a.device.used, MB_LOWER_LIMITS);
     runner->device_bytes = a.device.used;
     runner->host_memory = mb_malloc(a.host.used);
     if (!runner->host_memory)
@@ -149,8 +148,9 @@ static mb_status count_kv_blocks(mb_runner *runner, double fraction) {
         return MB_OK;
     return mb_fail(MB_ERR_MEMORY,
                    "%s: no room for a KV cache: %.2f of %.2f GB are free, of them %.2f are kept free "
-                   "(memory_fraction %.2f); lower max_sequences, max_step_tokens or max_context, raise "
-                   "memory_fraction, or end other programs on the device",
+                   "(memory_fraction %.2f); " MB_LOWER_LIMITS
+                   ", raise memory_fraction (--gpu-memory), or end "
+                   "other programs on the device",
                    device->name, (double)free_bytes / 1e9, (double)total / 1e9, kept / 1e9, fraction);
 }
 
@@ -166,7 +166,7 @@ static mb_status open_kv(mb_runner *runner) {
                        (long long)n_blocks * MB_KV_BLOCK);
     mb_status status = device->allocate(device, (size_t)n_bytes, &memory);
     if (status != MB_OK)
-        return mb_device_no_memory(device, status, "the KV cache", n_bytes, "lower kv_tokens");
+        return mb_device_no_memory(device, status, "the KV cache", n_bytes, "lower kv_tokens (--kv-tokens)");
     size_t half = (size_t)n_bytes / 2;
     runner->kv_memory = memory;
     runner->kv_bytes = (size_t)n_bytes;

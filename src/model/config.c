@@ -81,6 +81,30 @@ static mb_status check_sliding_window(const reader *r, int32_t max_positions) {
         r->path, window, max_positions);
 }
 
+/* "layer_types": without it all layers are attention. */
+static mb_status read_layer_kinds(const reader *r, mb_config *c) {
+    char shown[SHOWN];
+    for (int32_t l = 0; l < c->n_layers; l++)
+        c->kinds[l] = MB_LAYER_ATTENTION;
+    const json_t *types = mb_json_present(r->root, "layer_types");
+    if (!types)
+        return MB_OK;
+    if (!json_is_array(types) || json_array_size(types) != (size_t)c->n_layers)
+        return mb_fail(MB_ERR_CONFIG,
+                       "%s: \"layer_types\" is %s; it must be an array with a name for each of the "
+                       "%d layers",
+                       r->path, mb_json_describe(shown, sizeof shown, types), c->n_layers);
+    size_t i;
+    json_t *type;
+    json_array_foreach((json_t *)types, i, type) {
+        if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention") != 0)
+            return mb_fail(MB_ERR_UNSUPPORTED,
+                           "%s: \"layer_types\" has %s for layer %zu; only \"full_attention\" is supported",
+                           r->path, mb_json_describe(shown, sizeof shown, type), i);
+    }
+    return MB_OK;
+}
+
 static mb_status read_attention(const reader *r, mb_config *c) {
     MB_TRY(require_int(r, "hidden_size", 1, MAX_WIDTH, &c->hidden));
     MB_TRY(require_int(r, "num_hidden_layers", 1, MB_MAX_LAYERS, &c->n_layers));
@@ -99,6 +123,7 @@ static mb_status read_attention(const reader *r, mb_config *c) {
                        "%s: \"head_dim\" is %d; it must be an even number from 2 to %d "
                        "(default: hidden_size / num_attention_heads)",
                        r->path, c->head_dim, MB_MAX_HEAD_DIM);
+    MB_TRY(read_layer_kinds(r, c));
     c->max_positions = 32768;
     MB_TRY(read_int(r, "max_position_embeddings", 1, MAX_POSITIONS, &c->max_positions));
     MB_TRY(mb_json_read_bool(r->path, r->root, "attention_bias", &c->attention_bias));
@@ -126,7 +151,7 @@ static mb_status read_n_experts(const reader *r, int32_t *n_experts) {
 
 /* Which layers are MoE: those that mlp_only_layers does not name and whose number, counted from 1, is a
  * multiple of decoder_sparse_step. */
-static mb_status read_layer_kinds(const reader *r, mb_config *c) {
+static mb_status read_moe_layers(const reader *r, mb_config *c) {
     int32_t step = 1;
     MB_TRY(read_int(r, "decoder_sparse_step", 1, MB_MAX_LAYERS, &step));
     for (int32_t l = 0; l < c->n_layers; l++)
@@ -157,7 +182,7 @@ static int count_moe_layers(const mb_config *c) {
 
 static mb_status read_mlp(const reader *r, mb_config *c) {
     MB_TRY(read_n_experts(r, &c->n_experts));
-    MB_TRY(read_layer_kinds(r, c));
+    MB_TRY(read_moe_layers(r, c));
     int n_moe = count_moe_layers(c);
     /* The sizes of the kind of layer that the model does not have may be missing. */
     if (n_moe > 0 || mb_json_present(r->root, "num_experts_per_tok"))

@@ -10,10 +10,14 @@
 
 enum { MB_MAX_LAYERS = 1024, MB_MAX_EOS = 256, MB_MAX_HEAD_DIM = 512 };
 
+/* What lets a layer's tokens see each other. A model with other kinds beside attention gets them here. */
+typedef enum mb_layer_kind { MB_LAYER_ATTENTION } mb_layer_kind;
+
 typedef struct mb_config {
     int32_t hidden, n_layers, n_heads, n_kv_heads, head_dim;
     int32_t vocab, max_positions;
     int32_t n_experts, top_k, moe_intermediate, intermediate;
+    uint8_t kinds[MB_MAX_LAYERS];  /* per layer, mb_layer_kind, from layer_types */
     uint8_t is_moe[MB_MAX_LAYERS]; /* per layer, from decoder_sparse_step, mlp_only_layers and n_experts */
     int32_t norm_topk_prob, attention_bias, tie_embeddings;
     float rms_eps;
@@ -31,7 +35,8 @@ typedef struct mb_config {
 
 /* Parses and checks config.json's bytes. `path` is for the error sentence. MB_ERR_FORMAT: not JSON;
  * MB_ERR_CONFIG: a value is missing, of the wrong type or out of range (the sentence names the key);
- * MB_ERR_UNSUPPORTED: another architecture, sliding window, unknown rope or quantisation type. A key that is
+ * MB_ERR_UNSUPPORTED: another architecture, sliding window, a layer without full attention, unknown rope or
+ * quantisation type. A key that is
  * there twice: the last one counts, with a warning. */
 mb_status mb_config_parse(const char *path, const char *json, size_t n_bytes, mb_config *config);
 

@@ -324,7 +324,7 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
     status = device->allocate(device, measure.used, &forward->memory);
     if (status != MB_OK)
         return mb_device_no_memory(device, status, "the activations of a step", measure.used,
-                                   "lower max_step_tokens, max_sequences or max_context");
+                                   MB_LOWER_LIMITS);
     forward->memory_bytes = measure.used;
     mb_arena_init(&forward->arena, forward->memory, measure.used, device->host_memory);
     cut_scratch(forward, &forward->arena);
@@ -477,6 +477,16 @@ static mb_status run_attention(pass *p, int layer) {
                                     p->stream);
 }
 
+static mb_status mix_tokens(pass *p, int layer) {
+    const mb_config *c = p->f->config;
+    switch ((mb_layer_kind)c->kinds[layer]) {
+    case MB_LAYER_ATTENTION:
+        return run_attention(p, layer);
+    }
+    return mb_fail(MB_ERR_INTERNAL, "layer %d is of kind %d, which the forward pass does not know", layer,
+                   c->kinds[layer]);
+}
+
 /* Whether a MoE block is one call. The sum of its experts' rows, residual included, is then made by the next
  * layer's first operator, and end_block has no x to look at. So neither a trace nor a model that is spread over
  * several devices may take this way. */
@@ -580,7 +590,7 @@ mb_status mb_forward_run(mb_forward *f, const mb_kv_memory *kv, const mb_batch *
     trace(&p, -1, "embed", f->x, f->dtype, batch->n_tokens, c->hidden);
 
     for (int layer = 0; layer < c->n_layers; layer++) {
-        MB_TRY(run_attention(&p, layer));
+        MB_TRY(mix_tokens(&p, layer));
         mb_rms_norm_args post_norm =
             norm(f, f->x, &f->weights->layers[layer].post_norm, f->normed, batch->n_tokens);
         int in_fp8 = wants_x8(f, &f->weights->layers[layer].w13, batch->n_tokens);

@@ -16,6 +16,10 @@ typedef struct mb_forward_limits {
     mb_dtype kv_dtype;                             /* of the KV cache */
 } mb_forward_limits;
 
+/* What to do when a session's buffers do not fit: its options, and those of the command line. */
+#define MB_LOWER_LIMITS \
+    "lower max_sequences (--max-batch), max_step_tokens (--max-step-tokens) or max_context (--max-context)"
+
 /* Paged KV memory of all layers: layer l's K is k + l * layer_bytes, each [n_blocks, Hkv, 64, D]. */
 typedef struct mb_kv_memory {
     void *k, *v;

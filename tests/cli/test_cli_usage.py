@@ -33,9 +33,9 @@ def test_manual_page(moebius, command):
 def test_every_option_of_the_page_is_parsed(moebius, command):
     """An option with a value complains about its absence, a flag about a value: neither is unknown."""
     page = moebius(command, "--help").stdout.decode()
-    options = re.findall(r"^ {7}(?:-\w, )?(--[a-z-]+)(?: (\S+))?$", page, re.M)
+    options = re.findall(r"^ {7}(?:-\w, )?(?:(--[a-z-]+), )?(--[a-z-]+)(?: (\S+))?$", page, re.M)
     assert len(options) >= 6
-    for option, value in options:
+    for option, value in [(name, value) for *names, value in options for name in names if name]:
         if option == "--help":
             continue
         result = moebius(command, MODEL, option if value else option + "=x")
@@ -142,6 +142,10 @@ MISTAKES = [
     (RUN + ["--device", "tpu"], '--device: "tpu" is not understood; give one of cpu|cuda|cuda:N'),
     (RUN + ["--device", "cuda:"], '--device: "cuda:" is not understood'),
     (RUN + ["--device", "cuda:N"], '--device: "cuda:N" is not understood'),
+    (RUN + ["--quant", "fp4"], '--quant: "fp4" is not understood; give fp8'),
+    (["batch", MODEL, "in", "out", "--gpu-memory", "2"], '--gpu-memory: "2" is out of range; give a number above 0, at most 1'),
+    (["batch", MODEL, "in", "out", "--max-batch", "0"], '--max-batch: "0" is out of range; give a whole number from 1 to 4096'),
+    (["batch", MODEL, "in", "out", "--max-context", "-1"], '--max-context: "-1" is out of range'),
     (RUN + ["--dtype", "fp8"], '--dtype: "fp8" is not understood; give one of fp32|bf16|fp16'),
     (RUN + ["--dtype", ""], '--dtype: "" is not understood'),
     (RUN + ["--threads", "0"], '--threads: "0" is out of range; give a whole number from 1 to 1024'),

@@ -151,10 +151,13 @@ static void test_out_of_memory(void **state) {
         float fraction;
         const char *words[3];
     } cases[] = {
-        {64 * MIB, 1 << 20, 0.92f, {"KV cache", "lower kv_tokens", "free"}},
-        {64 * MIB, 0, 0.01f, {"memory_fraction", "max_step_tokens", "free"}},
-        {400 << 10, 64, 0.92f, {"buffers of a step", "max_step_tokens", "free"}},
-        {4 << 10, 64, 0.92f, {"activations of a step", "max_step_tokens", "free"}},
+        {64 * MIB, 1 << 20, 0.92f, {"KV cache", "lower kv_tokens (--kv-tokens)", "free"}},
+        {64 * MIB,
+         0,
+         0.01f,
+         {"memory_fraction (--gpu-memory)", "max_step_tokens (--max-step-tokens)", "free"}},
+        {400 << 10, 64, 0.92f, {"buffers of a step", "max_sequences (--max-batch)", "free"}},
+        {4 << 10, 64, 0.92f, {"activations of a step", "max_context (--max-context)", "free"}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         slow_device *slow = slow_device_open(cases[i].total);

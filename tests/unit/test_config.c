@@ -108,6 +108,20 @@ static void test_defaults(void **state) {
         assert_int_equal(c.is_moe[l], 1);
 }
 
+static void test_layer_types(void **state) {
+    (void)state;
+    mb_config c;
+    memset(&c, 0xff, sizeof c);
+    parse("{" SHAPE ", \"num_experts\": 4}", &c);
+    for (int l = 0; l < 4; l++)
+        assert_int_equal(c.kinds[l], MB_LAYER_ATTENTION);
+    parse("{" SHAPE ", \"num_experts\": 4, \"layer_types\": [\"full_attention\", \"full_attention\", "
+          "\"full_attention\", \"full_attention\"]}",
+          &c);
+    for (int l = 0; l < 4; l++)
+        assert_int_equal(c.kinds[l], MB_LAYER_ATTENTION);
+}
+
 static void test_layer_kinds(void **state) {
     (void)state;
     static const struct {
@@ -352,6 +366,7 @@ int main(void) {
         cmocka_unit_test(test_published),
         cmocka_unit_test(test_both_spellings),
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_layer_types),
         cmocka_unit_test(test_layer_kinds),
         cmocka_unit_test(test_activations_and_quantization),
         cmocka_unit_test(test_rope),

@@ -107,6 +107,8 @@ static void rope(void **state) {
     check(mb_qk_norm_rope_store_cost(&args), bytes, 5 * 3 * 48, 45);
     args.q_norm = args.k_norm = matrix(1, 1, 8, MB_BF16);
     check(mb_qk_norm_rope_store_cost(&args), bytes + 2 * 16, 5 * 3 * 48 + 5 * 4 * 48, 45);
+    args.rotary_dim = 2; /* of 8: a frequency in place of four */
+    check(mb_qk_norm_rope_store_cost(&args), bytes + 2 * 16 - 12, 5 * 3 * 12 + 5 * 4 * 48, 45);
 }
 
 /* A token that sees 10 positions, and a chunk of 3 behind 4 others: it sees 5, 6 and 7. */

@@ -360,7 +360,13 @@ static void test_refused_others(void **state) {
     ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "head_dim");
     rope.head_dim = 514;
     ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "head_dim");
-    rope.head_dim = 8, rope.cache_dtype = MB_F8_E8M0;
+    rope.head_dim = 8, rope.rotary_dim = 10;
+    ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "rotary_dim is 10");
+    rope.rotary_dim = 3;
+    ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "rotary_dim is 3");
+    rope.rotary_dim = -2;
+    ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "rotary_dim is -2");
+    rope.rotary_dim = 4, rope.cache_dtype = MB_F8_E8M0;
     ASSERT_REFUSED(mb_qk_norm_rope_store_ref(&rope, NULL), "cache_dtype");
 
     mb_attention_args attention = {.q = x,

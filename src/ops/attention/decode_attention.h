@@ -24,7 +24,7 @@ typedef struct mb_decode_attention_args {
     mb_weight q_norm, k_norm; /* [1, 1, D] any dtype; data NULL: no norm */
     const int32_t *positions; /* [T] for the rotation */
     const int32_t *slots;     /* [T] cache row: block * 64 + offset; -1: do not store */
-    const float *inv_freq;    /* [D/2] */
+    const float *inv_freq;    /* [R/2] */
     void *k_cache, *v_cache;  /* [n_blocks, Hkv, 64, D] cache_dtype */
     const int32_t *q_start;   /* [S + 1] */
     const int32_t *kv_len;    /* [S], this step's tokens included */
@@ -41,6 +41,7 @@ typedef struct mb_decode_attention_args {
     int32_t max_q_len,
         max_kv_len; /* largest of the batch, known on the host; max_q_len <= MB_DECODE_TOKENS */
     int32_t n_heads, n_kv_heads, head_dim; /* Hq a multiple of Hkv; D even, <= 512 */
+    int32_t rotary_dim;                    /* R, as in rope.h; 0: D */
     float eps;
     float rope_scale;            /* multiplies cos and sin */
     float scale;                 /* of the scores; above 0 */

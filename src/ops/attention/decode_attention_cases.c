@@ -16,7 +16,7 @@ typedef struct batch {
 } batch;
 
 typedef struct heads {
-    int32_t n, n_kv, dim;
+    int32_t n, n_kv, dim, rotary_dim; /* rotary_dim 0: all */
 } heads;
 
 typedef struct problem {
@@ -157,6 +157,7 @@ static void fill_args(mb_check *check, problem *p, heads h, mb_dtype dtype, mb_d
     args->n_heads = h.n;
     args->n_kv_heads = h.n_kv;
     args->head_dim = h.dim;
+    args->rotary_dim = h.rotary_dim;
     args->dtype = dtype;
     args->cache_dtype = cache_dtype;
     args->eps = 1e-6f;
@@ -185,9 +186,9 @@ static void check_case(mb_check *check, const batch *b, heads h, mb_dtype dtype,
                        int has_norm) {
     problem p = {0};
     mb_decode_attention_args *args = &p.args;
-    mb_check_begin(check, "decode_attention %s cache=%s%s S=%d%s q=%d kv=%d Hq=%d Hkv=%d D=%d",
+    mb_check_begin(check, "decode_attention %s cache=%s%s S=%d%s q=%d kv=%d Hq=%d Hkv=%d D=%d R=%d",
                    mb_dtype_name(dtype), mb_dtype_name(cache_dtype), has_norm ? " norm" : "", b->n_sequences,
-                   b->kind ? " random" : "", b->q_len[0], b->kv_len[0], h.n, h.n_kv, h.dim);
+                   b->kind ? " random" : "", b->q_len[0], b->kv_len[0], h.n, h.n_kv, h.dim, h.rotary_dim);
     make_lengths(check, b, &p);
     fill_args(check, &p, h, dtype, cache_dtype, has_norm);
     int64_t n_out = args->n_tokens * h.n * h.dim, n_cache = (int64_t)p.n_blocks * h.n_kv * BLOCK * h.dim;
@@ -234,11 +235,12 @@ void mb_decode_attention_cases(mb_check *check) {
         {40, {0}, {0}, RANDOM_LENGTHS},
         {MAX_SEQUENCES, {0}, {0}, RANDOM_LENGTHS},
     };
-    static const heads shapes[] = {{8, 1, 128}, {6, 2, 64}, {20, 1, 64}, {1, 1, 128}, {4, 4, 32}};
+    static const heads shapes[] = {{8, 1, 128, 0}, {6, 2, 64, 0}, {20, 1, 64, 0},
+                                   {1, 1, 128, 0}, {4, 4, 32, 0}, {4, 1, 64, 16}};
     enum { N_BATCHES = sizeof batches / sizeof batches[0] };
     for (size_t i = 0; i < N_BATCHES; i++)
         for (size_t j = 0; j < sizeof shapes / sizeof shapes[0]; j++)
-            for (int a = 0; a < 3; a++)
+            for (int a = 0; a < 3 && (shapes[j].rotary_dim == 0 || i < 5); a++)
                 for (int c = 0; c < 4; c++)
                     /* On a GPU one kernel takes these alone; large batches need not be run with all others. */
                     if (i + 3 < N_BATCHES || (dtypes[a] == MB_BF16 && (c == 0 || c == 3)))

@@ -20,6 +20,7 @@ static inline mb_qk_norm_rope_store_args mb_decode_rope_part(const mb_decode_att
     part.n_heads = args->n_heads;
     part.n_kv_heads = args->n_kv_heads;
     part.head_dim = args->head_dim;
+    part.rotary_dim = args->rotary_dim;
     part.eps = args->eps;
     part.rope_scale = args->rope_scale;
     part.dtype = args->dtype;

@@ -297,7 +297,8 @@ static __global__ void __launch_bounds__(N_THREADS, block_shape<cache_dtype, dim
 static int takes(const mb_decode_attention_args *args) {
     return (args->dtype == MB_BF16 || args->dtype == MB_F16) &&
            (args->cache_dtype == args->dtype || args->cache_dtype == MB_F8_E4M3) &&
-           (args->head_dim == 64 || args->head_dim == 128);
+           (args->head_dim == 64 || args->head_dim == 128) &&
+           mb_rotated_dims(args->rotary_dim, args->head_dim) == args->head_dim;
 }
 
 static int64_t most_spans(const mb_decode_attention_args *args) {

@@ -5,13 +5,13 @@
 
 typedef struct shape {
     int64_t n_tokens;
-    int32_t n_heads, n_kv_heads, head_dim;
+    int32_t n_heads, n_kv_heads, head_dim, rotary_dim; /* rotary_dim 0: all */
 } shape;
 
 /* What one head becomes: normalised if there is a weight, then rotated by the position's angles. */
 static void expect_head(const mb_qk_norm_rope_store_args *args, const mb_weight *norm, int64_t first,
                         int32_t position, double *out) {
-    int32_t d = args->head_dim;
+    int32_t d = args->head_dim, rotated = mb_rotated_dims(args->rotary_dim, d), half = rotated / 2;
     double normed[512], squares = 0;
     for (int32_t i = 0; i < d; i++)
         squares += pow(mb_check_value(args->dtype, args->qkv, first + i), 2);
@@ -21,25 +21,29 @@ static void expect_head(const mb_qk_norm_rope_store_args *args, const mb_weight 
             normed[i] *= mb_check_weight_value(norm, 0, 0, i) / sqrt(squares / d + (double)args->eps);
     }
     for (int32_t i = 0; i < d; i++) {
+        if (i >= rotated) {
+            out[i] = normed[i];
+            continue;
+        }
         /* the angle is an fp32 product by contract; all else is exact */
-        double angle = (double)((float)position * args->inv_freq[i % (d / 2)]);
-        double other = i < d / 2 ? -normed[i + d / 2] : normed[i - d / 2];
+        double angle = (double)((float)position * args->inv_freq[i % half]);
+        double other = i < half ? -normed[i + half] : normed[i - half];
         out[i] = (normed[i] * cos(angle) + other * sin(angle)) * (double)args->rope_scale;
     }
 }
 
 static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype cache_dtype, int with_norm) {
-    mb_check_begin(check, "qk_norm_rope_store %s cache=%s T=%lld Hq=%d Hkv=%d D=%d%s", mb_dtype_name(dtype),
-                   mb_dtype_name(cache_dtype), (long long)s.n_tokens, s.n_heads, s.n_kv_heads, s.head_dim,
-                   with_norm ? " norm" : "");
-    int32_t d = s.head_dim, heads = s.n_heads + 2 * s.n_kv_heads;
+    mb_check_begin(check, "qk_norm_rope_store %s cache=%s T=%lld Hq=%d Hkv=%d D=%d R=%d%s",
+                   mb_dtype_name(dtype), mb_dtype_name(cache_dtype), (long long)s.n_tokens, s.n_heads,
+                   s.n_kv_heads, s.head_dim, s.rotary_dim, with_norm ? " norm" : "");
+    int32_t d = s.head_dim, rotated = mb_rotated_dims(s.rotary_dim, d), heads = s.n_heads + 2 * s.n_kv_heads;
     int64_t n_blocks = s.n_tokens / MB_KV_BLOCK + 2, n_cache = n_blocks * s.n_kv_heads * MB_KV_BLOCK * d;
     int64_t n_slots = n_blocks * MB_KV_BLOCK, n_q = s.n_tokens * s.n_heads * d;
     int32_t *positions = mb_check_alloc(check, (size_t)s.n_tokens * sizeof *positions);
     int32_t *slots = mb_check_alloc(check, (size_t)s.n_tokens * sizeof *slots);
-    float *inv_freq = mb_check_alloc(check, (size_t)(d / 2) * sizeof *inv_freq);
-    for (int32_t i = 0; i < d / 2; i++)
-        inv_freq[i] = (float)pow(1e6, -2.0 * i / d);
+    float *inv_freq = mb_check_alloc(check, (size_t)(rotated / 2) * sizeof *inv_freq);
+    for (int32_t i = 0; i < rotated / 2; i++)
+        inv_freq[i] = (float)pow(1e6, -2.0 * i / rotated);
     for (int64_t t = 0; t < s.n_tokens; t++) { /* slots scattered; every fifth token is not stored */
         positions[t] = (int32_t)(mb_check_random(check) % 40000);
         slots[t] = t % 5 == 4 ? -1 : (int32_t)((t * 29 + 7) % n_slots);
@@ -57,6 +61,7 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype cache_
         .n_heads = s.n_heads,
         .n_kv_heads = s.n_kv_heads,
         .head_dim = d,
+        .rotary_dim = s.rotary_dim,
         .eps = 1e-6f,
         .rope_scale = 1.25f,
         .dtype = dtype,
@@ -109,8 +114,10 @@ static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype cache_
 
 void mb_rope_cases(mb_check *check) {
     static const mb_dtype dtypes[] = {MB_F32, MB_BF16, MB_F16, MB_F8_E4M3};
-    static const shape shapes[] = {{0, 4, 2, 64},  {1, 1, 1, 2},     {3, 3, 1, 18},
-                                   {13, 8, 2, 64}, {70, 32, 4, 128}, {2, 4, 4, 512}};
+    static const shape shapes[] = {{0, 4, 2, 64, 0},     {1, 1, 1, 2, 0},     {3, 3, 1, 18, 0},
+                                   {13, 8, 2, 64, 0},    {70, 32, 4, 128, 0}, {2, 4, 4, 512, 0},
+                                   {5, 3, 1, 18, 2},     {13, 8, 2, 64, 32},  {9, 16, 2, 256, 64},
+                                   {3, 32, 4, 128, 126}, {4, 4, 1, 64, 64}};
     for (size_t s = 0; s < sizeof shapes / sizeof shapes[0]; s++)
         for (int a = 0; a < 3; a++)
             for (int b = 0; b < 4; b++)

@@ -9,6 +9,10 @@
 
 enum { MAX_HEAD_DIM = 512 };
 
+int32_t mb_rotated_dims(int32_t rotary_dim, int32_t head_dim) {
+    return rotary_dim > 0 ? rotary_dim : head_dim;
+}
+
 static void norm_head(const mb_weight *weight, float eps, int32_t head_dim, float *head) {
     if (!weight->data)
         return;
@@ -46,8 +50,9 @@ static int64_t cache_index(const mb_qk_norm_rope_store_args *args, int32_t slot,
 static void process_token(const void *context, int64_t t) {
     const mb_qk_norm_rope_store_args *args = context;
     int32_t n_q = args->n_heads, n_kv = args->n_kv_heads, d = args->head_dim, slot = args->slots[t];
+    int32_t half = mb_rotated_dims(args->rotary_dim, d) / 2;
     float head[MAX_HEAD_DIM], cosines[MAX_HEAD_DIM / 2], sines[MAX_HEAD_DIM / 2];
-    for (int32_t i = 0; i < d / 2; i++) {
+    for (int32_t i = 0; i < half; i++) {
         float angle = (float)args->positions[t] * args->inv_freq[i]; /* rounded to fp32, as in HF */
         cosines[i] = cosf(angle) * args->rope_scale;
         sines[i] = sinf(angle) * args->rope_scale;
@@ -56,7 +61,7 @@ static void process_token(const void *context, int64_t t) {
     for (int32_t h = 0; h < n_q; h++) {
         mb_load_f32(args->dtype, args->qkv, (row + h) * d, d, head);
         norm_head(&args->q_norm, args->eps, d, head);
-        rotate_head(cosines, sines, d / 2, head);
+        rotate_head(cosines, sines, half, head);
         mb_store_f32(args->dtype, args->q, (t * n_q + h) * d, d, head);
     }
     if (slot < 0)
@@ -64,7 +69,7 @@ static void process_token(const void *context, int64_t t) {
     for (int32_t h = 0; h < n_kv; h++) {
         mb_load_f32(args->dtype, args->qkv, (row + n_q + h) * d, d, head);
         norm_head(&args->k_norm, args->eps, d, head);
-        rotate_head(cosines, sines, d / 2, head);
+        rotate_head(cosines, sines, half, head);
         store_head(args, args->k_cache, cache_index(args, slot, h), args->k_scale ? &args->k_scale[h] : NULL,
                    head);
         mb_load_f32(args->dtype, args->qkv, (row + n_q + n_kv + h) * d, d, head);
@@ -81,6 +86,9 @@ mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
     MB_REQUIRE(args->head_dim > 0 && args->head_dim <= MAX_HEAD_DIM && args->head_dim % 2 == 0,
                "qk_norm_rope_store: head_dim is %d, not an even number up to %d", args->head_dim,
                MAX_HEAD_DIM);
+    MB_REQUIRE(args->rotary_dim >= 0 && args->rotary_dim <= args->head_dim && args->rotary_dim % 2 == 0,
+               "qk_norm_rope_store: rotary_dim is %d, not an even number up to head_dim, which is %d",
+               args->rotary_dim, args->head_dim);
     MB_REQUIRE(mb_dtype_is_activation(args->dtype), "qk_norm_rope_store: dtype %s is not one of activations",
                mb_dtype_name(args->dtype));
     MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype) || args->cache_dtype == MB_F8_E4M3,

@@ -104,6 +104,10 @@ static wide_kernel pick_wide(const mb_qk_norm_rope_store_args *args) {
 
 mb_status mb_qk_norm_rope_store_sm90(const mb_qk_norm_rope_store_args *args, mb_stream stream) {
     MB_TRY(mb_qk_norm_rope_store_check(args));
+    if (mb_rotated_dims(args->rotary_dim, args->head_dim) != args->head_dim)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "qk_norm_rope_store: rotary_dim is %d; a GPU rotates whole heads only, here %d",
+                       args->rotary_dim, args->head_dim);
     if (args->n_tokens == 0)
         return MB_OK;
     const wide_kernel wide = pick_wide(args);

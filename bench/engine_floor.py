@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from performance import newest_rows  # noqa: E402
 
 # Bytes a second, and flops a second beside 16-bit and fp8 weights: those of docs/performance.md.
-RATES = {"NVIDIA H100 80GB HBM3": (3.0e12, 700e12, 1400e12)}
+RATES = {"NVIDIA H100 80GB HBM3": (3.0e12, 700e12, 1400e12), "NVIDIA H200": (4.3e12, 700e12, 1400e12)}
 KV_BYTES = {"bf16": 2, "fp16": 2, "fp8_e4m3": 1}
 
 

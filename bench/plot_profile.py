@@ -4,6 +4,7 @@ Draws where the time of a step goes, from what `moebius bench DIR --profile --ou
 pass, batch and context, a bar for each operator, its floor as the dark part of the bar.
 
     python bench/plot_profile.py rows.jsonl [more.jsonl] -o picture.png        (needs matplotlib; .svg works too)
+    python bench/plot_profile.py rows.jsonl --pass decode -o picture.png       only its panels
 
 Of rows with the same model, card, types, pass and shape the newest counts.
 """
@@ -94,12 +95,13 @@ def draw(rows, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", type=pathlib.Path, help="files of --output")
+    parser.add_argument("--pass", dest="name", choices=("prefill", "decode"), help="only rows of this pass")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="the picture")
     given = parser.parse_args()
     need_matplotlib()
-    rows = read_rows(given.rows)
+    rows = [row for row in read_rows(given.rows) if given.name in (None, row["pass"])]
     if not rows:
-        sys.exit("there are no rows of bench --profile in these files")
+        sys.exit(f"there are no rows of bench --profile in these files{f' of {given.name}' if given.name else ''}")
     draw(rows, given.output)
     print(given.output)
 

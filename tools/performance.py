@@ -93,9 +93,18 @@ def moe_table(rows):
                 yield from [f"![Time against T, {family}, {layer}]({picture})", ""]
 
 
-def moe_zipf_table(rows):
-    for dtype in dict.fromkeys(r["dtype"] for r in rows):
-        yield from [f"### {dtype}", "", *moe_dtype_table(rows, dtype), ""]
+def moe_zipf_table(rows, uniform):
+    """Beside each row uniform routing of the same commit, and the quotient of the two shares of the floor."""
+    plain = {(moe_label(r), r["dtype"], r["commit"]): r for r in uniform if r["who"] == "moebius"}
+    yield "| dtype | T, H, I, E, K | floor µs | µs | % of floor | uniform: µs | % of floor | share of uniform's | commit |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for r in sorted(rows, key=lambda r: ([d for family in MOE_FAMILIES.values() for d in family].index(r["dtype"]), moe_order(r))):
+        floor = f"{r['floor_us']:.1f}" if "floor_us" in r else "-"
+        beside, quotient = plain.get((moe_label(r), r["dtype"], r["commit"])), ""
+        cells = f"{beside['us']:.1f} | {moe_share(beside, '%d')}" if beside else "|"
+        if beside and "floor_us" in r and "floor_us" in beside:
+            quotient = f"{r['floor_us'] / r['us'] / (beside['floor_us'] / beside['us']):.2f}"
+        yield f"| {r['dtype']} | {moe_label(r)} | {floor} | {r['us']:.1f} | {moe_share(r, '%d')} | {cells} | {quotient} | {r['commit']} |"
 
 
 def moe_block_table(rows):
@@ -308,7 +317,8 @@ SECTIONS = [
      "`build/cuda/tests/moe_check --output FILE`; the others: `bench/moe_sweep.py`.",
      moe_table),
     ("moe_zipf", "The MoE layer with skewed routing", "As above, but a token's first choice is the most popular expert twice as often as "
-     "the second, three times as often as the third, and so on (Zipf); its other choices are drawn from the rest. `moebius bench moe --routing zipf --output FILE`.", moe_zipf_table),
+     "the second, three times as often as the third, and so on (Zipf); its other choices are drawn from the rest. Beside it uniform routing, where it was measured at the same commit. `moebius bench moe --routing zipf --output FILE`.",
+     moe_zipf_table),
     ("moe_block", "Qwen3's MoE block", "From tokens to the combined output, the router's matrix included, beside Hugging Face's "
      "Qwen3MoeSparseMoeBlock with the same weights (bf16 in the rows of fp8 too). Prefill: prompts of 64, 128, 256 and 256 tokens at "
      "once. Decode: 16 sequences. (graph): replayed as a CUDA graph. `python bench/moe_vs_torch.py --output FILE`.",
@@ -351,7 +361,8 @@ def page():
             dates = sorted({r["date"] for r in values})
             hows = sorted({r["how"] for r in values if "how" in r and bench != "serve"})  # of serve, columns say it
             intro = f"{text} Measured {' and '.join(dates)}{': ' if hows else ''}{'; '.join(hows)}."
-            parts.append(f"## {title}: {card}\n\n{intro}\n\n" + "\n".join(table(values)).rstrip() + "\n")
+            beside = [list(tables.get(("moe", card), {}).values())] if bench == "moe_zipf" else []
+            parts.append(f"## {title}: {card}\n\n{intro}\n\n" + "\n".join(table(values, *beside)).rstrip() + "\n")
     return "\n".join(parts)
 
 

@@ -49,6 +49,16 @@ def test_newest_row_stands_and_peers_are_beside_us(results):
     ]
 
 
+def test_skewed_routing_beside_uniform(results):
+    """The quotient of the shares of the floor is of one commit alone."""
+    results(row(250.0), row(400.0, floor_us=100.0, bench="moe_zipf"), row(300.0, dtype="fp8_block", commit="old"),
+            row(500.0, dtype="fp8_block", bench="moe_zipf"), row(7.0, "HF eager"))
+    page = performance.page()
+    shape = "16, 2048, 768, 128, 8"
+    assert f"| bf16 | {shape} | 100.0 | 400.0 | 25 | 250.0 | 80 | 0.31 | abc |" in page
+    assert f"| fp8_block | {shape} | 200.0 | 500.0 | 40 | | |  | abc |" in page
+
+
 def serve_row(**extra):
     spread = {"mean": 1.0, "p50": 1.0, "p90": 2.0, "p99": 3.0, "max": 4.0}
     facts = {"bench": "serve", "who": "moebius", "commit": "abc", "card": CARD, "date": "2026-11-27", "dtype": "bf16", "model": "m"}

@@ -49,6 +49,17 @@ def test_files_that_cannot_be_drawn(tmp_path, monkeypatch):
             plot_profile.main()
 
 
+def test_a_pass_alone(tmp_path, monkeypatch):
+    drawn, prefill = [], {**ROW, "pass": "prefill"}
+    monkeypatch.setattr(plot_profile, "need_matplotlib", lambda: None)
+    monkeypatch.setattr(plot_profile, "draw", lambda rows, _path: drawn.append(rows))
+    path = str(write(tmp_path / "rows.jsonl", ROW, prefill))
+    for options in ([], ["--pass", "prefill"]):
+        monkeypatch.setattr(sys, "argv", ["plot_profile.py", path, "-o", "x.png", *options])
+        plot_profile.main()
+    assert drawn == [[ROW, prefill], [prefill]]
+
+
 def test_picture(tmp_path):
     pytest.importorskip("matplotlib")
     for name in ("step.png", "step.svg"):

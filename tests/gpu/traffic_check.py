@@ -15,7 +15,11 @@ device's free memory too, so growth of device memory is not judged; all else is.
 run_all.py, which runs this check alone, never gives it.
 
 --model: a checkpoint, or a folder with a config.json alone, whose weights are then random; default: the demo
-model.
+model. --quant and --kv-dtype: as of moebius run, so
+
+    python tests/gpu/traffic_check.py --model bench/shapes/qwen3-30b-a3b --quant fp8 --kv-dtype fp8
+
+is the model of that size in fp8.
 """
 
 import argparse
@@ -186,18 +190,21 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192, help="most tokens of prompt and answer (default 8192)")
     parser.add_argument("--model", type=pathlib.Path, default=DEMO)
+    parser.add_argument("--quant", choices=("fp8",), help="weights in blocks of fp8; default: as the checkpoint has them")
+    parser.add_argument("--kv-dtype", help="type of the KV cache; default: that of the activations")
     parser.add_argument(
         "--beside-others", action="store_true", help="other programs use the device: do not judge its free memory"
     )
     given = parser.parse_args()
     load = LOAD_ALL if list(given.model.glob("*.safetensors")) else LOAD_RANDOM
     verdict = Verdict("traffic_check")
-    with Model(given.model, given.device, load=load) as model:
+    with Model(given.model, given.device, quant=given.quant, kv_dtype=given.kv_dtype, load=load) as model:
         context = min(model.info.max_positions, given.context)
         kv_tokens = 3 * context  # little, so that sequences are preempted and cached blocks evicted
         with Session(model, max_sequences=24, max_context=context, kv_tokens=kv_tokens) as session:
             print(
-                f"{given.model.name} on {model.info.device.decode()}, {model.info.dtype.decode()}, {given.minutes:g} minutes",
+                f"{given.model.name} on {model.info.device.decode()}, {model.info.dtype.decode()}, "
+                f"{model.info.weight_dtype.decode()} weights, {model.info.kv_dtype.decode()} cache, {given.minutes:g} minutes",
                 flush=True,
             )
             traffic = Traffic(model, session, context, given.seed)

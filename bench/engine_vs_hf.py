@@ -109,7 +109,7 @@ class HuggingFace:
     def run(self, ids, n_new, given):
         """-> seconds of prefill, seconds of a decode step, of which there are n_new."""
         batch, length = ids.shape
-        cache = self.cache(batch, length + n_new + 1)
+        cache = self.cache(batch, length + given.new + 1)
         synchronize(given)
         begin = time.perf_counter()
         out = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -155,10 +155,11 @@ def rows_of_shape(hf, batch, length, like, given):
     """Rows of prefill and decode in the form of moebius bench's; `like` is one of them."""
     chance = torch.Generator().manual_seed(1)
     ids = torch.randint(0, hf.model.config.vocab_size, (batch, length), generator=chance).to(given.device)
-    hf.run(ids, 1, given)  # what is made at the first call
-    n_new, n_runs = given.new, given.repeat
-    if not hf.name.endswith("compiled"):  # that one would be compiled anew
-        n_new, n_runs = runs_that_fit(*hf.run(ids, 1, given), given)
+    is_compiled = hf.decoder is not hf.model  # which takes some steps
+    first = hf.run(ids, FEWEST_STEPS if is_compiled else 1, given)
+    if is_compiled or sum(first) < given.seconds:  # without what is made at the first call
+        first = hf.run(ids, 1, given)
+    n_new, n_runs = runs_that_fit(*first, given)
     times = [hf.run(ids, n_new, given) for _ in range(n_runs)]
     prefill, decode = (statistics.median(column) for column in zip(*times, strict=True))
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"

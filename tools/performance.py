@@ -256,6 +256,29 @@ def engine_vs_hf_table(rows):
         yield f"| {model} | {name} | {batch} | {length} | {ours['tok_s']:.1f} | " + " ".join(cells) + f" {ours['commit']} |"
 
 
+def gemm_table(rows):
+    shapes = {}
+    for r in rows:
+        shapes.setdefault(tuple(r["shape"][k] for k in "TNK"), {})[r["who"]] = r
+    yield "| rows, N, K | dtype | cuBLAS µs | moebius µs | TFLOP/s | of cuBLAS | commit |"
+    yield "|---|---|---|---|---|---|---|"
+    for shape, found in sorted(shapes.items(), key=lambda item: (item[0][1:], item[0])):
+        ours, peer = found.get("moebius"), found.get("cuBLAS")
+        if ours and peer:
+            yield (f"| {', '.join(map(str, shape))} | {ours['dtype']} | {peer['us']:.1f} | {ours['us']:.1f} | {ours['tflops']:.0f} "
+                   f"| {100 * peer['us'] / ours['us']:.0f} % | {ours['commit']} |")
+
+
+def attention_table(rows):
+    yield "| pass | sequences x queries | context | heads, kv heads, D | KV | µs | rate | commit |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for r in rows:
+        shape = r["shape"]
+        rate = f"{r['tflops']:.0f} TFLOP/s" if "tflops" in r else f"{r['tbps']:.2f} TB/s"
+        yield (f"| {r['pass']} | {shape['sequences']} x {shape['queries']} | {shape['context']} | {shape['heads']}, {shape['kv_heads']}, {shape['D']} "
+               f"| {r['kv']} | {r['us']:.1f} | {rate} | {r['commit']} |")
+
+
 def load_table(rows):
     yield "| who | model | weights | GB | seconds | GB/s | commit |"
     yield "|---|---|---|---|---|---|---|"
@@ -342,6 +365,11 @@ SECTIONS = [
     ("engine_vs_hf", "The engine beside Hugging Face", "Tokens per second over all sequences, in bf16, one after the other on the same card in one "
      "run, and how many times as fast moebius is. HF: transformers with the experts that are named, sdpa and a DynamicCache, launched from "
      "Python. `python bench/engine_vs_hf.py --output FILE`.", engine_vs_hf_table),
+    ("attention", "Attention", "The kernels alone, each after the L2 cache was flushed. Prefill: the last queries of each sequence's context; "
+     "TFLOP/s of the causal pairs. Decode: with the norm and rotation of the queries and the store of k and v; TB/s of the cache that is read. "
+     "`python bench/attention_times.py --output FILE`.", attention_table),
+    ("gemm", "Dense layers", "Of Qwen3's sizes beside cuBLAS (torch.matmul), in turns in one run. `python bench/gemm_vs_torch.py --output FILE`.",
+     gemm_table),
     ("load", "Loading", "From the start of `moebius run` to its end after one token, with a checkpoint in the page cache; every run "
      "in its turn. `python bench/load_time.py --output FILE`.", load_table),
     ("serve", "Serving", "What the clients of a server see. Of the engine: beside the tokens/s that `moebius bench` makes of the same "

@@ -188,6 +188,19 @@ def test_engine_beside_hugging_face(results):
     ]
 
 
+def test_attention_and_dense_layers(results):
+    facts = {"commit": "abc", "card": CARD, "date": "2026-11-28", "dtype": "bf16", "kv": "bf16", "how": "graph", "us": 100.0}
+    shape = {"sequences": 1, "queries": 2048, "context": 2048, "heads": 32, "kv_heads": 4, "D": 128}
+    attention = {**facts, "bench": "attention", "who": "moebius", "shape": shape}
+    gemm = {**facts, "bench": "gemm", "shape": {"T": 8192, "N": 5120, "K": 2048}, "tflops": 700}
+    results({**attention, "pass": "prefill", "tflops": 430.0}, {**attention, "pass": "decode", "tbps": 2.876, "shape": {**shape, "queries": 1}},
+            {**gemm, "who": "cuBLAS", "us": 95.0}, {**gemm, "who": "moebius"})
+    page = performance.page()
+    assert "| prefill | 1 x 2048 | 2048 | 32, 4, 128 | bf16 | 100.0 | 430 TFLOP/s | abc |" in page
+    assert "| decode | 1 x 1 | 2048 | 32, 4, 128 | bf16 | 100.0 | 2.88 TB/s | abc |" in page
+    assert "| 8192, 5120, 2048 | bf16 | 95.0 | 100.0 | 700 | 95 % | abc |" in page
+
+
 def test_the_demo_model_trains(results):
     facts = {"bench": "trains", "commit": "abc", "card": CARD, "date": "2026-11-28", "dtype": "bf16", "experts": "eager", "seed": 1}
     results({**facts, "who": "transformers", "shape": {"steps": 2000, "rows": 32}, "seconds": 9.0, "loss": 0.5, "right": 1990, "prompts": 2000})

@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "grammar/store.h"
+#include "model/kv_scales.h"
 #include "model/model.h"
 #include "model/qwen3_moe.h"
 
@@ -115,12 +116,16 @@ static mb_status open_parts(const char *directory, const mb_model_options *optio
                              .inner_multiple = is_gpu ? KERNEL_INNER_MULTIPLE : 0};
     MB_TRY(choose_kv_dtype(options->kv_dtype, model));
     MB_TRY(choose_quantization(options->quant, model, &types.to_fp8));
-    if (options->load == MB_LOAD_RANDOM)
-        return mb_weights_random(&model->config, model->device, types, &model->weights);
     if (options->load == MB_LOAD_SIZES)
         return measure_weights(directory, types, model);
-    return mb_weights_load(directory, &model->config, model->device, types, options->n_threads,
-                           options->progress, options->progress_user, &model->weights);
+    if (options->load == MB_LOAD_RANDOM)
+        MB_TRY(mb_weights_random(&model->config, model->device, types, &model->weights));
+    else
+        MB_TRY(mb_weights_load(directory, &model->config, model->device, types, options->n_threads,
+                               options->progress, options->progress_user, &model->weights));
+    if (model->kv_dtype != MB_F8_E4M3)
+        return MB_OK;
+    return mb_kv_scales_make(&model->config, &model->weights, model->device, &model->kv_scales);
 }
 
 mb_status mb_model_open(const char *directory, const mb_model_options *options, mb_model **model) {
@@ -157,6 +162,8 @@ mb_status mb_model_open(const char *directory, const mb_model_options *options, 
 void mb_model_close(mb_model *model) {
     if (!model)
         return;
+    if (model->kv_scales)
+        model->device->free(model->device, model->kv_scales);
     mb_weights_free(&model->weights);
     mb_grammar_store_close(model->grammars);
     mb_model_close_text(model);

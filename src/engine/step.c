@@ -174,7 +174,8 @@ static mb_status open_kv(mb_runner *runner) {
                                 .v = (char *)memory + half,
                                 .layer_bytes = half / (size_t)model->config.n_layers,
                                 .n_blocks = n_blocks,
-                                .dtype = model->kv_dtype};
+                                .dtype = model->kv_dtype,
+                                .scales = model->kv_scales};
     return MB_OK;
 }
 

@@ -28,6 +28,7 @@ struct mb_model {
     mb_device *device;       /* NULL: MB_LOAD_TEXT */
     mb_dtype dtype;          /* compute type */
     mb_dtype kv_dtype;       /* of the KV cache: dtype, or fp8 */
+    float *kv_scales;        /* of an fp8 cache, on the device (kv_scales.h); NULL: no fp8, or no weights */
     mb_tokenizer *tokenizer; /* NULL: the checkpoint has none, or none that can be used: tokenizer_failure */
     mb_chat_template
         *chat_template; /* NULL: the checkpoint has none, or none that can be used: chat_failure */

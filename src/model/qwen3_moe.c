@@ -65,6 +65,11 @@ static void *layer_cache(const mb_kv_memory *kv, void *cache, int32_t layer) {
     return cache ? (char *)cache + (size_t)layer * kv->layer_bytes : NULL;
 }
 
+/* One layer's scales of K or V. */
+static const float *layer_scales(const mb_forward *f, const mb_kv_memory *kv, int layer, int is_v) {
+    return kv->scales ? kv->scales + (2 * layer + is_v) * f->config->n_kv_heads : NULL;
+}
+
 static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch,
                                    int layer) {
     const mb_config *c = f->config;
@@ -85,7 +90,9 @@ static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, 
                                .head_dim = c->head_dim,
                                .scale = 1.0f / sqrtf((float)c->head_dim),
                                .dtype = f->dtype,
-                               .cache_dtype = kv->dtype};
+                               .cache_dtype = kv->dtype,
+                               .k_scale = layer_scales(f, kv, layer, 0),
+                               .v_scale = layer_scales(f, kv, layer, 1)};
 }
 
 static mb_decode_attention_args decode_attention(const mb_forward *f, const mb_kv_memory *kv,
@@ -118,7 +125,9 @@ static mb_decode_attention_args decode_attention(const mb_forward *f, const mb_k
                                       .rope_scale = c->rope_scale,
                                       .scale = 1.0f / sqrtf((float)c->head_dim),
                                       .dtype = f->dtype,
-                                      .cache_dtype = kv->dtype};
+                                      .cache_dtype = kv->dtype,
+                                      .k_scale = layer_scales(f, kv, layer, 0),
+                                      .v_scale = layer_scales(f, kv, layer, 1)};
 }
 
 /* Tokens of a sequence with which a batch goes to decode_attention: as many as have rows for one walk. */
@@ -418,7 +427,9 @@ static mb_status attend_any(const pass *p, int layer) {
                                           .eps = c->rms_eps,
                                           .rope_scale = c->rope_scale,
                                           .dtype = f->dtype,
-                                          .cache_dtype = p->kv->dtype};
+                                          .cache_dtype = p->kv->dtype,
+                                          .k_scale = layer_scales(f, p->kv, layer, 0),
+                                          .v_scale = layer_scales(f, p->kv, layer, 1)};
     MB_TRY(p->ops->qk_norm_rope_store(&prepare, p->stream));
     trace(p, layer, "03-q", f->q, f->dtype, n_tokens, q_width);
 

@@ -26,6 +26,7 @@ typedef struct mb_kv_memory {
     size_t layer_bytes;
     int32_t n_blocks;
     mb_dtype dtype;
+    const float *scales; /* of an fp8 cache (kv_scales.h): [n_layers, K and V, Hkv]; NULL: 1 */
 } mb_kv_memory;
 
 /* Enqueues a part of a step: calls work(context, stream), or enqueues what that call enqueued when the part was

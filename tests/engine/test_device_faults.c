@@ -177,7 +177,8 @@ static mb_status keep(life *l, mb_status status) {
 }
 
 static mb_status open_model(mb_model **model) {
-    return mb_model_open(directory, &(mb_model_options){.device = device_name, .n_threads = 1}, model);
+    return mb_model_open(
+        directory, &(mb_model_options){.device = device_name, .kv_dtype = "fp8", .n_threads = 1}, model);
 }
 
 static mb_status open_session(mb_model *model, mb_session **session) {

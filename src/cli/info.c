@@ -67,14 +67,8 @@ static void print_count(const char *label, uint64_t count) {
 }
 
 static void print_bytes(const char *label, uint64_t n_bytes, const char *remark) {
-    static const char *const units[] = {"bytes", "kB", "MB", "GB", "TB"};
-    double value = (double)n_bytes;
-    size_t unit = 0;
-    while (value >= 1000 && unit + 1 < CLI_COUNT(units)) {
-        value /= 1000;
-        unit++;
-    }
-    cli_print("%-20s %.*f %s%s\n", label, unit > 0 ? 2 : 0, value, units[unit], remark);
+    char size[CLI_SIZE_TEXT];
+    cli_print("%-20s %s%s\n", label, cli_size_text(n_bytes, size), remark);
 }
 
 static void print_table(const char *directory, const mb_model_info *info) {

@@ -21,6 +21,18 @@ static void note_output(int succeeded) {
         output_error = errno != 0 ? errno : EIO;
 }
 
+const char *cli_size_text(uint64_t n_bytes, char text[CLI_SIZE_TEXT]) {
+    static const char *const units[] = {"bytes", "kB", "MB", "GB", "TB"};
+    double value = (double)n_bytes;
+    size_t unit = 0;
+    while (value >= 1000 && unit + 1 < sizeof units / sizeof *units) {
+        value /= 1000;
+        unit++;
+    }
+    snprintf(text, CLI_SIZE_TEXT, "%.*f %s", unit > 0 ? 2 : 0, value, units[unit]);
+    return text;
+}
+
 void cli_print(const char *format, ...) {
     va_list arguments;
     if (output_error != 0)

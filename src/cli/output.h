@@ -3,6 +3,7 @@
 #define MB_CLI_OUTPUT_H
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* printf to stdout. After the first failed write the following ones do nothing. */
 __attribute__((format(printf, 1, 2))) void cli_print(const char *format, ...);
@@ -10,6 +11,10 @@ __attribute__((format(printf, 1, 2))) void cli_print(const char *format, ...);
 /* Prints text that a model wrote. On a terminal, control characters other than newline and tab are left
  * out: an escape sequence could rename the window or worse. */
 void cli_print_text(const char *text, size_t n_bytes);
+
+enum { CLI_SIZE_TEXT = 32 };
+/* "1.23 GB", in powers of 1000; returns text. */
+const char *cli_size_text(uint64_t n_bytes, char text[CLI_SIZE_TEXT]);
 
 /* Sends what is buffered; streaming commands call it for every token. */
 void cli_flush(void);

@@ -1,5 +1,6 @@
 /* moebius serve: a model behind HTTP. */
 #include <errno.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -186,6 +187,21 @@ static int wait_for_end(const settings *given, mb_server *server, const sigset_t
     return CLI_OK;
 }
 
+static void print_memory(const mb_model *model, const mb_server *server) {
+    char weights[CLI_SIZE_TEXT], kv[CLI_SIZE_TEXT], buffers[CLI_SIZE_TEXT], left[CLI_SIZE_TEXT],
+        all[CLI_SIZE_TEXT];
+    mb_model_info info;
+    mb_session_memory memory;
+    mb_model_get_info(model, &info);
+    server_memory(server, &memory);
+    fprintf(stderr,
+            "moebius: memory of %s: weights %s, KV cache %s for %" PRId64
+            " tokens, buffers %s; %s of %s are free\n",
+            info.device, cli_size_text(memory.weight_bytes, weights), cli_size_text(memory.kv_bytes, kv),
+            memory.kv_tokens, cli_size_text(memory.buffer_bytes, buffers),
+            cli_size_text(memory.free_bytes, left), cli_size_text(memory.device_bytes, all));
+}
+
 static int serve(const settings *given, const char *directory, const key_list *keys, mb_model *model) {
     char name[256];
     const char *names[2] = {name, NULL};
@@ -217,6 +233,8 @@ static int serve(const settings *given, const char *directory, const key_list *k
     pthread_sigmask(SIG_BLOCK, &signals, NULL); /* before there are threads, which inherit it */
     status = server_open(model, &wanted, &server) == MB_OK ? CLI_OK : cli_report_failure();
     if (status == CLI_OK) {
+        if (!given->model.quiet)
+            print_memory(model, server);
         int is_ipv6 = strchr(given->host, ':') != NULL;
         cli_print("moebius: serving %s on http://%s%s%s:%d\n", all_names[0], is_ipv6 ? "[" : "", given->host,
                   is_ipv6 ? "]" : "", server_port(server));

@@ -198,6 +198,10 @@ int server_port(const mb_server *server) {
     return server->port;
 }
 
+void server_memory(const mb_server *server, mb_session_memory *memory) {
+    mb_session_get_memory(server->engine.session, memory);
+}
+
 void server_begin_shutdown(mb_server *server) {
     atomic_store(&server->is_stopping, 1);
 }

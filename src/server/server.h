@@ -29,6 +29,7 @@ typedef struct server_settings {
 /* The model must live longer. Names and keys are copied. Signals should be blocked before. */
 mb_status server_open(mb_model *model, const server_settings *settings, mb_server **opened);
 int server_port(const mb_server *server);
+void server_memory(const mb_server *server, mb_session_memory *memory);
 /* From now on new requests are refused, and /ready says no. */
 void server_begin_shutdown(mb_server *server);
 /* 1 when no request is in progress. */

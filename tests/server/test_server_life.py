@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -85,6 +86,15 @@ def test_environment_variables_stand_for_options(start):
     wait_until(lambda: b'"GET /v1/models" 200' in server.messages, "the line of the access log")
     result = run(environment={"MOEBIUS_MAX_QUEUE": "many"})
     assert result.returncode == 2 and b"MOEBIUS_MAX_QUEUE" in result.stderr
+
+
+def test_the_start_tells_where_the_memory_went(start):
+    server = start(DEMO, "--kv-tokens", 4096)
+    wait_until(lambda: b"are free" in server.messages, "the line about memory")
+    line = server.messages.decode().splitlines()[0]
+    number = r"[\d.]+ [kMGT]?B"
+    assert re.fullmatch(rf"moebius: memory of cpu: weights {number}, KV cache {number} for 4096 tokens, buffers {number}; {number} of {number} are free", line)
+    assert start(DEMO, "--quiet").messages == b""
 
 
 def test_every_name_can_be_served(start):

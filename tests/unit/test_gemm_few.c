@@ -159,6 +159,7 @@ static void test_sums(void **state) {
     (void)state;
     static const _Alignas(16) char norm_weight[16];
     static _Alignas(16) char y[16], residual[16], out[16];
+    static const int32_t norm_rows[5];
     for (int64_t n_tokens = 1; n_tokens <= 5; n_tokens++)
         for (int64_t cols = 512; cols <= 4096; cols *= 2)
             for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
@@ -195,6 +196,21 @@ static void test_sums(void **state) {
                 assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
                 sum.out = out;
                 sum.y = y + 8; /* loaded 16 bytes at a time */
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+                sum.y = y;
+                sum.top_k = MB_FEW_SUM_TERMS + 1;
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+                sum.top_k = 8;
+                sum.shared = y;
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+                sum.shared = NULL;
+                sum.residual = NULL;
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+                sum.residual = residual;
+                sum.dtype = MB_F32;
+                assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
+                sum.dtype = MB_BF16;
+                args.norm_rows = norm_rows;
                 assert_true(mb_few_plan_with(&args, 1, 132, &with_sum) && with_sum.sum_offset == 0);
             }
 }

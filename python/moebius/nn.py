@@ -134,7 +134,8 @@ class MoE(nn.Module):
 
         dtype: torch.float32, or the one that the experts compute in (the parameters', or torch.autocast's).
         These are the parameters' main_grad (Megatron's name), zeros at first; grad stays None. Call it when the module
-        has its final device and dtype. The router's gradient goes to grad as ever.
+        has its final device and dtype. The router's gradient goes to grad as ever. A copy.deepcopy of the module has no
+        main_grad, as it has no grad: call this for the copy too.
         """
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ValueError(f"MoE: keep_main_grads: dtype is {dtype}; it must be torch.float32 or the experts' dtype")

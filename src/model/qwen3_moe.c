@@ -390,9 +390,9 @@ static void add_to_residual(const pass *p, const void **residual, void **out) {
     *out = p->f->x;
 }
 
-/* Called behind the last operator of every block, except of a MoE block that is one call (is_one_call). This is
- * where a model that is spread over several devices adds up their parts of x; only one of them then adds the
- * residual in add_to_residual. */
+/* Called behind the last operator of every block, except of a MoE block that is one call (is_one_call).
+ * This is where a model that is spread over several devices adds up their parts of x; only one of them then
+ * adds the residual in add_to_residual. */
 static mb_status end_block(const pass *p, int layer, const char *name) {
     trace(p, layer, name, p->f->x, p->f->dtype, p->batch->n_tokens, p->f->config->hidden);
     return MB_OK;
@@ -498,9 +498,9 @@ static mb_status mix_tokens(pass *p, int layer) {
                    c->kinds[layer]);
 }
 
-/* Whether a MoE block is one call. The sum of its experts' rows, residual included, is then made by the next
- * layer's first operator, and end_block has no x to look at. So neither a trace nor a model that is spread over
- * several devices may take this way. */
+/* Whether a MoE block is one call. The sum of its experts' rows, residual included, is then made by the
+ * next layer's first operator, and end_block has no x to look at. So neither a trace nor a model that is
+ * spread over several devices may take this way. */
 static int is_one_call(const pass *p) {
     return p->ops->moe_block && !mb_trace_is_on();
 }

@@ -29,8 +29,8 @@ typedef struct mb_kv_memory {
     const float *scales; /* of an fp8 cache (kv_scales.h): [n_layers, K and V, Hkv]; NULL: 1 */
 } mb_kv_memory;
 
-/* Enqueues a part of a step: calls work(context, stream), or enqueues what that call enqueued when the part was
- * the same before. */
+/* Enqueues a part of a step: calls work(context, stream), or enqueues what that call enqueued when the part
+ * was the same before. */
 typedef mb_status (*mb_enqueue_part)(void *user, int layer, mb_device_work work, const void *context,
                                      mb_stream stream);
 
@@ -46,7 +46,8 @@ typedef struct mb_batch {
     const int32_t *block_table; /* [n_sequences, max_blocks] */
     const int32_t *logit_rows;  /* [n_logits] token rows whose logits are wanted */
     float *logits;              /* [n_logits, V] fp32 out */
-    /* Through this goes each layer's attention block: all in front of the MLP or the experts. NULL: it is called. */
+    /* Through this goes each layer's attention block: all in front of the MLP or the experts. NULL: it is
+     * called. */
     mb_enqueue_part enqueue_attention;
     void *enqueue_attention_user;
     int32_t n_tokens, n_sequences, n_logits, max_blocks, max_q_len, max_kv_len;
@@ -64,8 +65,8 @@ typedef struct mb_forward {
     size_t memory_bytes;
     mb_arena arena;
     float *inv_freq;
-    /* The residual stream: x is one of rows_of_x, [max_tokens, H] each. A MoE block that is one call has its sum
-     * made in the other one, which is NULL where the device has no moe_block. */
+    /* The residual stream: x is one of rows_of_x, [max_tokens, H] each. A MoE block that is one call has
+     * its sum made in the other one, which is NULL where the device has no moe_block. */
     void *x, *rows_of_x[2];
     void *normed, *qkv, *q, *attended, *gate_up, *activated;
     float *router_logits, *route_weights;

@@ -1,22 +1,19 @@
 #include "ops/moe/backward/router_layout.h"
 
 #include "base/status.h"
+#include "ops/common/dtype.h"
 #include "ops/common/workspace.h"
 #include "ops/moe/backward/router_sm90.h"
 #include "ops/moe/routing_arguments.h"
-
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
 
 mb_losses_layout mb_moe_router_losses_layout(const mb_moe_router_losses_args *args, mb_arena *arena) {
     mb_losses_layout l = {0};
     if (args->n_tokens == 0)
         return l;
-    int64_t n_parts = ceil_div(args->n_tokens, MB_LOSSES_TOKENS);
+    int64_t n_parts = mb_ceil_div(args->n_tokens, MB_LOSSES_TOKENS);
     n_parts = n_parts < MB_LOSSES_PARTS ? n_parts : MB_LOSSES_PARTS;
-    l.part_tokens = ceil_div(args->n_tokens, n_parts);
-    l.n_parts = (int32_t)ceil_div(args->n_tokens, l.part_tokens);
+    l.part_tokens = mb_ceil_div(args->n_tokens, n_parts);
+    l.n_parts = (int32_t)mb_ceil_div(args->n_tokens, l.part_tokens);
     size_t n = (size_t)n_parts * (size_t)args->n_experts; /* (n_parts does not fall as tokens get more) */
     l.probabilities = mb_arena_push(arena, n, sizeof *l.probabilities);
     l.counts = mb_arena_push(arena, n, sizeof *l.counts);
@@ -29,7 +26,7 @@ mb_rounding_layout mb_moe_token_rounding_layout(const mb_moe_token_rounding_args
     if (args->n_tokens == 0)
         return l;
     size_t n_tokens = (size_t)args->n_tokens, n_experts = (size_t)args->n_experts;
-    l.n_words = ceil_div(args->n_tokens, MB_ROUNDING_WORD);
+    l.n_words = mb_ceil_div(args->n_tokens, MB_ROUNDING_WORD);
     size_t n_words = (size_t)l.n_words;
     l.log_sums = mb_arena_push(arena, n_tokens, sizeof *l.log_sums);
     l.score_keys = mb_arena_push(arena, n_words * MB_ROUNDING_WORD, n_experts * sizeof *l.score_keys);

@@ -1,5 +1,7 @@
 #include "ops/moe/experts/pick.h"
 
+#include "ops/common/dtype.h"
+
 const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES] = {
 #define X(family, name, weight_rows, n_warpgroups, cta_tokens, token_step, n_stages, n_ctas) \
     {#name, family, weight_rows, (cta_tokens) * (n_ctas), (weight_rows) / (n_ctas), (token_step) * (n_ctas)},
@@ -45,10 +47,6 @@ static int32_t ctas_of(const mb_moe_tile *tile) {
     return tile->weight_rows / tile->box_rows;
 }
 
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return (a + b - 1) / b;
-}
-
 /* What a step of 128 bytes along K takes in all rounds of items, in clocks of an H100. A round takes as long
  * as the slowest of: the tensor cores, what L2 sends to one SM, and to all SMs that have an item. */
 static double dense_clocks(const mb_moe_tile *tile, int64_t n_rows, int64_t n_outputs, int32_t n_processors) {
@@ -56,16 +54,18 @@ static double dense_clocks(const mb_moe_tile *tile, int64_t n_rows, int64_t n_ou
      * 65 to 1024 rows, 16 bits and fp8), 3 of 36 some 5 % longer. */
     const double sm_bytes = 64, l2_bytes = 7000;
     int32_t n_ctas = ctas_of(tile);
-    int64_t n_token_tiles = ceil_div(n_rows, tile->max_tokens);
-    int64_t tile_tokens = ceil_div(ceil_div(n_rows, n_token_tiles), tile->token_step) * tile->token_step;
-    int64_t n_items = n_token_tiles * ceil_div(n_outputs, tile->weight_rows), n_slots = n_processors / n_ctas;
+    int64_t n_token_tiles = mb_ceil_div(n_rows, tile->max_tokens);
+    int64_t tile_tokens =
+        mb_ceil_div(mb_ceil_div(n_rows, n_token_tiles), tile->token_step) * tile->token_step;
+    int64_t n_items = n_token_tiles * mb_ceil_div(n_outputs, tile->weight_rows),
+            n_slots = n_processors / n_ctas;
     double n_busy = (double)(n_items < n_slots ? n_items : n_slots) * n_ctas;
     double tokens = (double)tile_tokens / n_ctas;
     double multiply = tile->weight_rows / 64 * 2 * (tokens > 32 ? tokens : 32),
            to_one = (tile->weight_rows + tokens) * 128 / sm_bytes,
            to_all = n_busy * (tile->box_rows + tokens) * 128 / l2_bytes;
     double load = to_one > to_all ? to_one : to_all;
-    return (double)ceil_div(n_items, n_slots) * (multiply > load ? multiply : load);
+    return (double)mb_ceil_div(n_items, n_slots) * (multiply > load ? multiply : load);
 }
 
 int mb_moe_pick_dense(mb_moe_family family, int64_t n_rows, int64_t n_outputs, int32_t n_processors) {
@@ -90,12 +90,12 @@ int mb_moe_pick_dense(mb_moe_family family, int64_t n_rows, int64_t n_outputs, i
 
 /* Rows of a tile in each CTA, as the kernel has code for them. */
 static int32_t padded_tokens(const mb_moe_tile *tile, int32_t tile_rows) {
-    int32_t n_ctas = ctas_of(tile), tokens = (int32_t)ceil_div(ceil_div(tile_rows, n_ctas), 8) * 8;
+    int32_t n_ctas = ctas_of(tile), tokens = (int32_t)mb_ceil_div(mb_ceil_div(tile_rows, n_ctas), 8) * 8;
     if (n_ctas == 1)
         return tokens;
     if (tile->family == MB_MOE_FP8)
         return tokens <= 32 ? tokens : tokens <= 64 ? 64 : 128;
-    return tokens < 96 ? (int32_t)ceil_div(tokens, 32) * 32 : tokens;
+    return tokens < 96 ? (int32_t)mb_ceil_div(tokens, 32) * 32 : tokens;
 }
 
 /* Clocks of an H100 for all rounds of items. A step of 128 bytes along K takes as long as the slowest of: the
@@ -108,7 +108,7 @@ static double dense_plan_clocks(const mb_moe_tile *tile, int32_t tile_rows, int6
     const double sm_bytes = 52, l2_bytes = 9500, store_bytes = 14; /* a clock */
     const double of_pair = 140, of_item = 500;                     /* clocks */
     int32_t n_ctas = ctas_of(tile), tokens = padded_tokens(tile, tile_rows);
-    int64_t n_items = ceil_div(n_rows, tile_rows) * ceil_div(n_outputs, tile->weight_rows);
+    int64_t n_items = mb_ceil_div(n_rows, tile_rows) * mb_ceil_div(n_outputs, tile->weight_rows);
     int64_t n_slots = n_processors / n_ctas, element_bytes = tile->family == MB_MOE_FP8 ? 1 : 2;
     double n_busy = (double)(n_items < n_slots ? n_items : n_slots) * n_ctas;
     double step = tile->weight_rows / 64 * 2 * (tokens > 32 ? tokens : 32);
@@ -120,8 +120,8 @@ static double dense_plan_clocks(const mb_moe_tile *tile, int32_t tile_rows, int6
         step += 4 * tokens;
     if (n_ctas == 2)
         step += of_pair;
-    return (double)ceil_div(n_items, n_slots) * ((double)ceil_div(k_size * element_bytes, 128) * step +
-                                                 of_item + tile->weight_rows * tokens * 2 / store_bytes);
+    return (double)mb_ceil_div(n_items, n_slots) * ((double)mb_ceil_div(k_size * element_bytes, 128) * step +
+                                                    of_item + tile->weight_rows * tokens * 2 / store_bytes);
 }
 
 mb_dense_plan mb_dense_plan_with(int tile, int64_t n_rows, int64_t n_outputs, int64_t k_size,
@@ -130,17 +130,18 @@ mb_dense_plan mb_dense_plan_with(int tile, int64_t n_rows, int64_t n_outputs, in
     const mb_moe_tile *t = &mb_moe_tiles[tile];
     mb_dense_plan plan = {tile, 0, 0};
     double least = 0;
-    int64_t fewest = ceil_div(n_rows, t->max_tokens);
+    int64_t fewest = mb_ceil_div(n_rows, t->max_tokens);
     for (int64_t n_tiles = fewest; n_tiles < fewest + TRIED; n_tiles++) {
-        int32_t tile_rows = (int32_t)(ceil_div(ceil_div(n_rows, n_tiles), t->token_step) * t->token_step);
+        int32_t tile_rows =
+            (int32_t)(mb_ceil_div(mb_ceil_div(n_rows, n_tiles), t->token_step) * t->token_step);
         double clocks = dense_plan_clocks(t, tile_rows, n_rows, n_outputs, k_size, n_processors);
         if (plan.tile_rows == 0 || clocks < least) {
             plan.tile_rows = tile_rows;
             least = clocks;
         }
     }
-    int64_t n_columns = ceil_div(n_outputs, t->weight_rows);
-    plan.band = (int32_t)ceil_div(n_columns, ceil_div(n_columns, BAND));
+    int64_t n_columns = mb_ceil_div(n_outputs, t->weight_rows);
+    plan.band = (int32_t)mb_ceil_div(n_columns, mb_ceil_div(n_columns, BAND));
     return plan;
 }
 

@@ -1,4 +1,5 @@
-/* block_arguments.h - what must hold of the parts of a MoE block together, on every device (mb_ops, moe_block). */
+/* block_arguments.h - what must hold of the parts of a MoE block together, on every device (mb_ops,
+ * moe_block). */
 #ifndef MB_OPS_MOE_BLOCK_ARGUMENTS_H
 #define MB_OPS_MOE_BLOCK_ARGUMENTS_H
 
@@ -8,8 +9,8 @@
 extern "C" {
 #endif
 
-/* The same rows, types and experts in all three, and each reads what the one in front of it writes. What a part asks
- * for alone is checked with the part. */
+/* The same rows, types and experts in all three, and each reads what the one in front of it writes. What a
+ * part asks for alone is checked with the part. */
 mb_status mb_moe_block_check(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                              const mb_moe_forward_args *args);
 

@@ -1,5 +1,5 @@
-/* rounding_score.h - how token rounding ranks the tokens of an expert, with the same bits on the CPU and on the
- * GPU. */
+/* rounding_score.h - how token rounding ranks the tokens of an expert, with the same bits on the CPU and on
+ * the GPU. */
 #ifndef MB_OPS_MOE_ROUNDING_SCORE_H
 #define MB_OPS_MOE_ROUNDING_SCORE_H
 

@@ -1,5 +1,5 @@
-/* routing_arguments.h - what must hold of the arguments of the router's training operators on every device. See
- * arguments.h. */
+/* routing_arguments.h - what must hold of the arguments of the router's training operators on every device.
+ * See arguments.h. */
 #ifndef MB_OPS_MOE_ROUTING_ARGUMENTS_H
 #define MB_OPS_MOE_ROUTING_ARGUMENTS_H
 

@@ -14,8 +14,8 @@ mb_status mb_experts_cut_tiles(const mb_experts_tiles *tiles, const int32_t *off
                                int64_t n_rows, mb_stream stream);
 
 /* Both grouped GEMMs with the activation between them: y = w2(act(w13(x))) for every row of the tiles, in
- * one launch (of the exact fp32 GEMM two; with p, on other tiles than MB_SAVING_TILE, three). x is the layout's
- * x8 with fp8 weights. The tiles are cut, the counters 0. */
+ * one launch (of the exact fp32 GEMM two; with p, on other tiles than MB_SAVING_TILE, three). x is the
+ * layout's x8 with fp8 weights. The tiles are cut, the counters 0. */
 mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_experts_layout *layout,
                             mb_stream stream);
 
@@ -23,9 +23,9 @@ mb_status mb_experts_launch(const mb_moe_experts_args *args, const mb_moe_expert
 mb_status mb_experts_one_gemm(const mb_grouped_gemm_args *args, const mb_experts_tiles *tiles, void *scratch,
                               mb_stream stream);
 
-/* One group's plain product plus a residual ([R, columns of out] of out's type, may be out; or NULL), in one
- * launch, without tiles: out in 16 bits or fp32, neither row_index nor activation nor row_weight, not TF32. The
- * weight is read before the kernels in front of this one have ended. */
+/* One group's plain product plus a residual ([R, columns of out] of out's type, may be out; or NULL), in
+ * one launch, without tiles: out in 16 bits or fp32, neither row_index nor activation nor row_weight, not
+ * TF32. The weight is read before the kernels in front of this one have ended. */
 mb_status mb_experts_dense(const mb_grouped_gemm_args *args, const void *residual, const mb_dense_plan *plan,
                            mb_stream stream);
 

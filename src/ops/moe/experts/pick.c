@@ -98,11 +98,12 @@ static int32_t padded_tokens(const mb_moe_tile *tile, int32_t tile_rows) {
     return tokens < 96 ? (int32_t)mb_ceil_div(tokens, 32) * 32 : tokens;
 }
 
-/* Clocks of an H100 for all rounds of items. A step of 128 bytes along K takes as long as the slowest of: the
- * tensor cores, what L2 sends to one SM, and to all SMs that have an item; and with block scales the promotion
- * (all fp8 is taken for that). In a pair a step waits for two CTAs. An item's outputs take a time of their own.
- * The rates are fitted to times of all tiles (gemm_check --time --dense: qkv and o of Qwen3-30B-A3B and 235B,
- * 128 to 8192 rows, 16 bits and fp8): the picks then take as long as the best tile, 4 of 56 up to 7 % longer. */
+/* Clocks of an H100 for all rounds of items. A step of 128 bytes along K takes as long as the slowest of:
+ * the tensor cores, what L2 sends to one SM, and to all SMs that have an item; and with block scales the
+ * promotion (all fp8 is taken for that). In a pair a step waits for two CTAs. An item's outputs take a time
+ * of their own. The rates are fitted to times of all tiles (gemm_check --time --dense: qkv and o of
+ * Qwen3-30B-A3B and 235B, 128 to 8192 rows, 16 bits and fp8): the picks then take as long as the best tile,
+ * 4 of 56 up to 7 % longer. */
 static double dense_plan_clocks(const mb_moe_tile *tile, int32_t tile_rows, int64_t n_rows, int64_t n_outputs,
                                 int64_t k_size, int32_t n_processors) {
     const double sm_bytes = 52, l2_bytes = 9500, store_bytes = 14; /* a clock */

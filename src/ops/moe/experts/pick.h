@@ -32,8 +32,8 @@ enum {
     MB_MOE_N_TILES
 };
 
-/* The tile whose kernel can keep p (mb_moe_experts_args). With the others p takes a launch of its own: they are for
- * few rows an expert, where training does not spend its time. */
+/* The tile whose kernel can keep p (mb_moe_experts_args). With the others p takes a launch of its own: they
+ * are for few rows an expert, where training does not spend its time. */
 enum { MB_SAVING_TILE = MB_MOE_TILE_w256_t288 };
 
 extern const mb_moe_tile mb_moe_tiles[MB_MOE_N_TILES];

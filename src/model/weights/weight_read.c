@@ -12,6 +12,9 @@
 
 enum { PIECE_BYTES = 8 << 20, MAX_THREADS = 16, MAX_BUFFERS = 2 * MAX_THREADS };
 
+/* All of the host's memory that a load into a GPU takes, besides the plan: whatever the model's size. */
+_Static_assert((PIECE_BYTES >> 20) * MAX_BUFFERS < 2048, "staging stays below 2 GiB");
+
 /* What one thread reads at a time: rows of a part, at most PIECE_BYTES of them in the block and in the file.
  * config.h bounds the widths, so one row always fits. */
 typedef struct piece {

@@ -4,7 +4,7 @@ Draws where the time of a step goes, from what `moebius bench DIR --profile --ou
 pass, batch and context, a bar for each operator, its floor as the dark part of the bar.
 
     python bench/plot_profile.py rows.jsonl [more.jsonl] -o picture.png        (needs matplotlib; .svg works too)
-    python bench/plot_profile.py rows.jsonl --pass decode -o picture.png       only its panels
+    python bench/plot_profile.py rows.jsonl --pass decode --shapes 1x512,64x1024 -o picture.png      only these panels
 
 Of rows with the same model, card, types, pass and shape the newest counts.
 """
@@ -32,6 +32,10 @@ def read_rows(paths):
             if row.get("bench") == "profile":
                 rows[tuple(row[key] for key in KEY) + (json.dumps(row["shape"], sort_keys=True),)] = row
     return list(rows.values())
+
+
+def shape_text(row):
+    return f"{row['shape']['batch']}x{row['shape']['context']}"
 
 
 def bars(row):
@@ -96,12 +100,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", type=pathlib.Path, help="files of --output")
     parser.add_argument("--pass", dest="name", choices=("prefill", "decode"), help="only rows of this pass")
+    parser.add_argument("--shapes", metavar="BxL,...", help="only rows of these batches and contexts")
     parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="the picture")
     given = parser.parse_args()
     need_matplotlib()
-    rows = [row for row in read_rows(given.rows) if given.name in (None, row["pass"])]
-    if not rows:
-        sys.exit(f"there are no rows of bench --profile in these files{f' of {given.name}' if given.name else ''}")
+    wanted = given.shapes.split(",") if given.shapes else None
+    rows = [row for row in read_rows(given.rows) if given.name in (None, row["pass"]) and (wanted is None or shape_text(row) in wanted)]
+    missing = set(wanted or []) - {shape_text(row) for row in rows}
+    if missing or not rows:
+        of = "".join(f" of {what}" for what in (given.name, ", ".join(sorted(missing))) if what)
+        sys.exit(f"there are no rows of bench --profile in these files{of}")
     draw(rows, given.output)
     print(given.output)
 

@@ -49,15 +49,18 @@ def test_files_that_cannot_be_drawn(tmp_path, monkeypatch):
             plot_profile.main()
 
 
-def test_a_pass_alone(tmp_path, monkeypatch):
-    drawn, prefill = [], {**ROW, "pass": "prefill"}
+def test_some_panels(tmp_path, monkeypatch):
+    drawn, prefill, large = [], {**ROW, "pass": "prefill"}, {**ROW, "shape": {"batch": 64, "context": 1024}}
     monkeypatch.setattr(plot_profile, "need_matplotlib", lambda: None)
     monkeypatch.setattr(plot_profile, "draw", lambda rows, _path: drawn.append(rows))
-    path = str(write(tmp_path / "rows.jsonl", ROW, prefill))
-    for options in ([], ["--pass", "prefill"]):
+    path = str(write(tmp_path / "rows.jsonl", ROW, prefill, large))
+    for options in ([], ["--pass", "prefill"], ["--pass", "decode", "--shapes", "64x1024"]):
         monkeypatch.setattr(sys, "argv", ["plot_profile.py", path, "-o", "x.png", *options])
         plot_profile.main()
-    assert drawn == [[ROW, prefill], [prefill]]
+    assert drawn == [[ROW, prefill, large], [prefill], [large]]
+    monkeypatch.setattr(sys, "argv", ["plot_profile.py", path, "-o", "x.png", "--pass", "prefill", "--shapes", "1x512,64x1024"])
+    with pytest.raises(SystemExit, match="in these files of prefill of 64x1024"):
+        plot_profile.main()
 
 
 def test_picture(tmp_path):

@@ -95,6 +95,7 @@ typedef struct mb_step_slot {
     /* What was drawn is copied to the host, and `done` recorded, by the next step's graph, or by collect when there
      * is none. */
     int32_t is_owed;
+    /* Input queue: what the host has written for the device, a step in each slot. */
     mb_arena inputs_arena;
     mb_step_inputs in;            /* cut from inputs */
     char *inputs, *device_inputs; /* the same places in both */
@@ -105,6 +106,7 @@ typedef struct mb_step_slot {
     int32_t *draw_planned; /* [max_sequences] planned item of each draw */
     mb_report *reports;    /* [max_logits] */
 
+    /* Result queue: what the device has drawn for the host. */
     float *logits;                         /* device [max_logits, vocab] */
     int32_t *device_drawn_ids, *drawn_ids; /* [max_sequences], followed by the log-probabilities' [..] */
     float *device_drawn_logprobs, *drawn_logprobs; /* so that both come back in one copy */

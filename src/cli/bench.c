@@ -103,8 +103,8 @@ static const cli_option bench_options[] = {
      .kind = CLI_FLAG,
      .offset = offsetof(settings, random_weights),
      .help =
-         "DIR needs no more than a config.json: random weights of its shape are made on the device, always the "
-         "same ones."},
+         "DIR needs no more than a config.json, and may be the path of that file: random weights of its shape are "
+         "made on the device, always the same ones."},
     {.name = "json",
      .kind = CLI_FLAG,
      .offset = offsetof(settings, json),

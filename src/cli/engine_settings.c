@@ -107,8 +107,8 @@ const cli_option cli_engine_options[] = {
      .kind = CLI_FLAG,
      .offset = FIELD(random_weights),
      .help =
-         "To measure a server without a checkpoint: DIR needs a config.json and a tokenizer. Random weights of "
-         "its shape are made on the device, always the same ones."},
+         "To measure a server without a checkpoint: DIR needs a config.json and a tokenizer, and may be the path of "
+         "that config.json. Random weights of its shape are made on the device, always the same ones."},
     {0},
 };
 
@@ -168,7 +168,9 @@ static void last_part(const char *path, char *name, size_t capacity) {
 }
 
 void cli_name_of_path(const char *path, char *name, size_t capacity) {
-    char resolved[PATH_MAX];
+    char resolved[PATH_MAX], folder[PATH_MAX];
+    if (cli_folder_of_config(path, folder, sizeof folder))
+        path = folder;
     last_part(path, name, capacity);
     if (is_relative(name) && realpath(path, resolved) != NULL)
         last_part(resolved, name, capacity);

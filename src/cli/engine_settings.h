@@ -30,7 +30,7 @@ int cli_apply_engine(const cli_engine_settings *settings, const mb_model *model,
                      mb_answer_formats *formats);
 
 /* What a model is called when nobody says: the last part of its path, without slashes at its end; for
- * "." and ".." that of the folder. */
+ * "." and ".." that of the folder; for a config.json that of the folder it lies in. */
 void cli_name_of_path(const char *path, char *name, size_t capacity);
 
 /* CLI_OK, or a failure that was reported, with `instead` for what to do, when JSON cannot have this name. */

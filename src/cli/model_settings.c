@@ -1,6 +1,9 @@
 #include "cli/model_settings.h"
 
+#include <limits.h>
 #include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
 
 #include "cli/output.h"
 
@@ -80,6 +83,18 @@ static void draw_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
     fflush(stderr);
 }
 
+int cli_folder_of_config(const char *path, char *folder, size_t capacity) {
+    const char *slash = strrchr(path, '/');
+    const char *name = slash != NULL ? slash + 1 : path;
+    struct stat facts;
+    if (strcmp(name, "config.json") != 0 || stat(path, &facts) != 0 || !S_ISREG(facts.st_mode))
+        return 0;
+    /* With its slash at the end, so that "/config.json" lies in "/". */
+    const int length = slash != NULL ? snprintf(folder, capacity, "%.*s", (int)(name - path), path)
+                                     : snprintf(folder, capacity, ".");
+    return length >= 0 && (size_t)length < capacity;
+}
+
 int cli_open_model(const char *directory, const cli_model_settings *settings, mb_model **model) {
     return cli_open_part(directory, settings, MB_LOAD_ALL, model);
 }
@@ -99,6 +114,9 @@ int cli_open_part(const char *directory, const cli_model_settings *settings, mb_
         options.progress = draw_progress;
         options.progress_user = &bar;
     }
+    char folder[PATH_MAX];
+    if (load == MB_LOAD_RANDOM && cli_folder_of_config(directory, folder, sizeof folder))
+        directory = folder;
     char *found;
     *model = NULL;
     mb_status status = mb_find_model(directory, &found);

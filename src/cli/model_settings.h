@@ -12,7 +12,11 @@ typedef struct cli_model_settings {
 
 extern const cli_option cli_model_options[];
 
-/* directory: a folder, or the name of a model in the Hugging Face cache.
+/* Whether path is a file config.json; then `folder` becomes the folder that it lies in. */
+int cli_folder_of_config(const char *path, char *folder, size_t capacity);
+
+/* directory: a folder, or the name of a model in the Hugging Face cache; for MB_LOAD_RANDOM also the path of
+ * a config.json.
  * On failure *model is NULL, the reason was printed, and CLI_FAILED is returned. The second opens as
  * much of the model as `load` says. */
 int cli_open_model(const char *directory, const cli_model_settings *settings, mb_model **model);

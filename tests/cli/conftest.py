@@ -18,8 +18,9 @@ def moebius():
         if input is None:
             options.setdefault("stdin", subprocess.DEVNULL)
         options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("cwd", ROOT)
         return subprocess.run(
-            [BINARY, *map(str, arguments)], input=input, stderr=subprocess.PIPE, timeout=TIMEOUT, cwd=ROOT, **options
+            [BINARY, *map(str, arguments)], input=input, stderr=subprocess.PIPE, timeout=TIMEOUT, **options
         )
 
     return call

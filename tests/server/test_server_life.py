@@ -113,9 +113,11 @@ def test_the_context_can_be_cut(start):
 def test_random_weights_need_no_checkpoint(start, tmp_path):
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, tmp_path)
-    answers = [start(tmp_path, "--random-weights").complete("Once", max_tokens=8, ignore_eos=True) for _ in range(2)]
+    servers = [start(path, "--random-weights") for path in (tmp_path, tmp_path / "config.json")]
+    answers = [server.complete("Once", max_tokens=8, ignore_eos=True) for server in servers]
     assert answers[0]["usage"]["completion_tokens"] == 8
     assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
+    assert [server.get("/v1/models").json()["data"][0]["id"] for server in servers] == 2 * [tmp_path.name]
 
 
 @pytest.mark.parametrize("options", [

@@ -46,6 +46,8 @@ static void norm(void **state) {
     check(mb_rms_norm_cost(&args), 2 * (16 + 8 + 4) + 32 + 8, 4 * 16, 45);
     args.out = out8;
     check(mb_rms_norm_cost(&args), 2 * (16 + 16 + 8 + 4) + 32 + 8, 4 * 16, 45);
+    args.rows = NULL, args.residual = args.sum = out8; /* read; written */
+    check(mb_rms_norm_cost(&args), 2 * (16 + 16 + 8 + 4 + 16 + 16) + 32, 5 * 16, 45);
     args.n_rows = 0;
     check(mb_rms_norm_cost(&args), 0, 0, 45);
 }

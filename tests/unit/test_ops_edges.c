@@ -313,6 +313,8 @@ static void test_refused_blocks(void **state) {
     ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the layer's x8");
     norm.out8 = x, norm.out8_scale = scales;
     assert_int_equal(mb_moe_block_check(&norm, &score, &args), MB_OK);
+    norm = right_norm, norm.residual = x, norm.sum = others, args = right;
+    ASSERT_REFUSED(mb_moe_block_check(&norm, &score, &args), "the norm has a residual");
     norm = right_norm, score = right_score, args = right;
     norm.n_rows = score.n_tokens = args.n_tokens = 0;
     norm.out = NULL; /* nothing to do needs no pointers */
@@ -345,6 +347,14 @@ static void test_refused_others(void **state) {
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "one of out8 and out8_scale is NULL");
     norm.out8_scale = inv_freq;
     ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out8 is given, but dtype is fp32");
+    norm.out8 = NULL, norm.out8_scale = NULL, norm.residual = x;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "one of residual and sum is NULL");
+    norm.residual = NULL, norm.sum = out;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "one of residual and sum is NULL");
+    norm.residual = x, norm.sum = norm.out;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "out is sum");
+    norm.sum = out, norm.rows = ids, norm.out = out + 8;
+    ASSERT_REFUSED(mb_rms_norm_ref(&norm, NULL), "residual beside rows");
 
     mb_qk_norm_rope_store_args rope = {.qkv = x,
                                        .positions = ids,

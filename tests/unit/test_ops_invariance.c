@@ -229,6 +229,26 @@ static void test_rows(void **state) {
         assert_memory_equal(all + r * H, other, H * sizeof *all);
     }
 
+    /* the same behind a residual */
+    float *sum = mb_check_alloc(&check, (size_t)N_ROWS * H * sizeof *sum), one_sum[H];
+    const float *residual = mb_check_values(&check, MB_F32, N_ROWS * H, -1, 1);
+    norm.x = x;
+    norm.residual = residual;
+    norm.n_rows = N_ROWS;
+    norm.out = all;
+    norm.sum = sum;
+    assert_int_equal(ops->rms_norm(&norm, two_threads), MB_OK);
+    norm.n_rows = 1;
+    norm.out = other;
+    norm.sum = one_sum;
+    for (int r = 0; r < N_ROWS; r++) {
+        norm.x = x + r * H;
+        norm.residual = residual + r * H;
+        assert_int_equal(ops->rms_norm(&norm, one_thread), MB_OK);
+        assert_memory_equal(all + r * H, other, H * sizeof *all);
+        assert_memory_equal(sum + r * H, one_sum, sizeof one_sum);
+    }
+
     mb_gated_activation_args act = {.x = x, .out = all, .n_rows = N_ROWS, .intermediate = H / 2};
     assert_int_equal(ops->gated_activation(&act, two_threads), MB_OK);
     for (int r = 0; r < N_ROWS; r++) {

@@ -26,6 +26,7 @@ mb_status mb_moe_block_check(const mb_rms_norm_args *norm, const mb_moe_router_g
     if (args->n_tokens == 0)
         return MB_OK;
     MB_REQUIRE(route->logits == score->logits, "moe_block: route's logits are not the router's logits");
+    MB_REQUIRE(!norm->residual, "moe_block: the norm has a residual; add first, then call the block");
     MB_REQUIRE(score->x == norm->out, "moe_block: the router's x is not the norm's out");
     MB_REQUIRE(args->x == norm->out, "moe_block: the layer's x is not the norm's out");
     MB_REQUIRE(!args->x8 || (args->x8 == norm->out8 && args->x8_scale == norm->out8_scale),

@@ -1,4 +1,7 @@
-/* norm.h - RMSNorm (Zhang and Sennrich 2019), as Qwen3MoeRMSNorm: y = w * (x / sqrt(mean(x^2) + eps)). */
+/*
+ * norm.h - RMSNorm (Zhang and Sennrich 2019), as Qwen3MoeRMSNorm: y = w * (x / sqrt(mean(x^2) + eps)); of x, or of
+ * x + residual, whose sum is written too.
+ */
 #ifndef MB_OPS_NORM_H
 #define MB_OPS_NORM_H
 
@@ -17,6 +20,12 @@ typedef struct mb_rms_norm_args {
     /* The rows of out, rounded to dtype, in fp8 too, as gemm.h's x8; or NULL. dtype is MB_BF16 or MB_F16 then. */
     void *out8;        /* [n_rows, H] e4m3 */
     float *out8_scale; /* [n_rows, ceil(H / 128)] */
+    /* x is added to residual first: in fp32, the sum rounded to dtype once. What is normed is the sum as rounded,
+     * so out has the bits of the norm alone of sum's rows. Not beside rows. Both are NULL, or neither is.
+     * sum may be x or residual, and so may out, but out is not sum: vLLM's fused_add_rms_norm has sum =
+     * residual and out = x. */
+    const void *residual; /* [n_rows, H] dtype */
+    void *sum;            /* [n_rows, H] dtype */
 } mb_rms_norm_args;
 
 #ifdef __cplusplus

@@ -10,12 +10,29 @@
 /* Rows are walked in pieces of this length; a multiple of the sum's lanes. */
 enum { PIECE = 256, SUM_LANES = 8 };
 
+/* n elements from element i on of a row that is normed. */
+static void load_piece(const mb_rms_norm_args *args, int64_t source, int64_t i, int64_t n, float *piece) {
+    mb_load_f32(args->dtype, args->residual ? args->sum : args->x, source * args->hidden + i, n, piece);
+}
+
+static void add_residual(const mb_rms_norm_args *args, int64_t row) {
+    float piece[PIECE], residual[PIECE];
+    for (int64_t i = 0; i < args->hidden; i += PIECE) {
+        int64_t at = row * args->hidden + i, n = args->hidden - i < PIECE ? args->hidden - i : PIECE;
+        mb_load_f32(args->dtype, args->x, at, n, piece);
+        mb_load_f32(args->dtype, args->residual, at, n, residual);
+        for (int64_t j = 0; j < n; j++)
+            piece[j] += residual[j];
+        mb_store_f32(args->dtype, args->sum, at, n, piece);
+    }
+}
+
 static float inverse_rms(const mb_rms_norm_args *args, int64_t source) {
     double lanes[SUM_LANES] = {0};
     float piece[PIECE];
     for (int64_t i = 0; i < args->hidden; i += PIECE) {
         int64_t n = args->hidden - i < PIECE ? args->hidden - i : PIECE;
-        mb_load_f32(args->dtype, args->x, source * args->hidden + i, n, piece);
+        load_piece(args, source, i, n, piece);
         for (int64_t padded = n; padded % SUM_LANES != 0; padded++)
             piece[padded] = 0;
         for (int64_t j = 0; j < n; j += SUM_LANES)
@@ -31,11 +48,13 @@ static float inverse_rms(const mb_rms_norm_args *args, int64_t source) {
 static void norm_row(const void *context, int64_t row) {
     const mb_rms_norm_args *args = context;
     int64_t source = args->rows ? args->rows[row] : row;
+    if (args->residual)
+        add_residual(args, row);
     float scale = inverse_rms(args, source);
     float piece[PIECE], weight[PIECE];
     for (int64_t i = 0; i < args->hidden; i += PIECE) {
         int64_t n = args->hidden - i < PIECE ? args->hidden - i : PIECE;
-        mb_load_f32(args->dtype, args->x, source * args->hidden + i, n, piece);
+        load_piece(args, source, i, n, piece);
         mb_weight_load(&args->weight, 0, 0, i, n, weight);
         for (int64_t j = 0; j < n; j++)
             piece[j] *= scale;
@@ -64,6 +83,10 @@ mb_status mb_rms_norm_check(const mb_rms_norm_args *args) {
     MB_REQUIRE(!args->out8 || args->dtype != MB_F32,
                "rms_norm: out8 is given, but dtype is fp32; it must be bf16 or fp16");
     MB_REQUIRE(!args->rows || args->out != args->x, "rms_norm: out is x although rows are gathered");
+    MB_REQUIRE(!args->residual == !args->sum, "rms_norm: one of residual and sum is NULL");
+    MB_REQUIRE(!args->residual || !args->rows,
+               "rms_norm: residual beside rows; add first, then norm the rows that are wanted");
+    MB_REQUIRE(!args->sum || args->out != args->sum, "rms_norm: out is sum, which is not normed");
     return MB_OK;
 }
 

@@ -151,6 +151,9 @@ mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream) {
     MB_TRY(mb_rms_norm_check(args));
     if (args->n_rows == 0)
         return MB_OK;
+    if (args->residual)
+        return mb_fail(MB_ERR_UNSUPPORTED,
+                       "rms_norm: residual is given, which no kernel adds yet; add first, then norm");
     const kernel_of_norm rows = pick_rows(args);
     if (rows)
         return mb_launch("rms_norm", rows, dim3((unsigned)((args->n_rows + N_WARPS - 1) / N_WARPS)),

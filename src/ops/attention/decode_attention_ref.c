@@ -31,6 +31,8 @@ mb_status mb_decode_attention_check(const mb_decode_attention_args *args) {
 }
 
 int64_t mb_decode_attention_counters(const mb_decode_attention_args *most) {
+    if (!most || most->n_kv_heads <= 0)
+        return 0;
     int64_t n_rows = (int64_t)most->max_q_len * (most->n_heads / most->n_kv_heads);
     const int64_t n_tiles = (n_rows + MB_DECODE_ROWS - 1) / MB_DECODE_ROWS;
     return 1 + (int64_t)most->n_sequences * most->n_kv_heads * n_tiles;

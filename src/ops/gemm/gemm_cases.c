@@ -7,7 +7,7 @@ typedef struct shape {
     int64_t n_tokens, n, k;
 } shape;
 
-/* The rows that are multiplied: x, x8, or normed and rounded as norm.h says. */
+/* The rows that are multiplied: x, x8, or normed and rounded as layers.h says. */
 static double *multiplied_rows(mb_check *check, const mb_gemm_args *args) {
     int64_t k_size = args->weight.cols;
     double *rows = mb_check_alloc(check, (size_t)(args->n_tokens * k_size) * sizeof *rows);

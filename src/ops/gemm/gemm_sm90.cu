@@ -83,7 +83,7 @@ static __global__ void __launch_bounds__(N_THREADS) add_residual(add_args args) 
 
 /* ---- host */
 
-/* The tensor cores multiply fp8 by fp8: x is quantised, as gemm.h says. */
+/* The tensor cores multiply fp8 by fp8: x is quantised, as layers.h says. */
 static int is_quantized(const mb_gemm_args *args) {
     const mb_weight *weight = &args->weight;
     return weight->dtype == MB_F8_E4M3 && weight->scale && weight->scale_rows > 0 &&

@@ -1,6 +1,7 @@
 """
-moebius: Engine answers prompts with a Qwen3-MoE model; the other functions are the MoE operators for NVIDIA Hopper, and
-their CPU reference, on NumPy arrays and PyTorch tensors. moebius.nn.MoE is a layer that trains, and moebius.training
+moebius: Engine answers prompts with a Qwen3-MoE model; the other functions are the operators of its layers for NVIDIA
+Hopper (the MoE's; norm, dense layer, rotary embedding, attention over a paged KV cache), and their CPU reference, on NumPy
+arrays and PyTorch tensors. moebius.nn.MoE is a layer that trains, and moebius.training
 has the operators of training.
 
 Words: T tokens, H hidden, I intermediate size of one expert, E experts, K chosen experts per token, R routed rows.
@@ -13,6 +14,7 @@ from ._library import LIBRARY as _LIBRARY
 from ._library import Error
 from ._operators import Plan
 from ._sampling import Sampling
+from ._transformer_functions import attention, linear, qk_norm_rope_store, rms_norm
 
 __version__ = _LIBRARY.mb_version().decode()
 
@@ -24,12 +26,16 @@ __all__ = [
     "Plan",
     "Sampling",
     "Stream",
+    "attention",
     "grouped_gemm",
+    "linear",
     "moe",
     "moe_experts",
     "moe_from_logits",
     "plan",
+    "qk_norm_rope_store",
     "reduce",
+    "rms_norm",
     "route",
     "router_gemm",
 ]

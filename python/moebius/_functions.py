@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy
 
-from . import _layer, _operators, _training
+from . import _layer, _operators, _training, _transformer
 from ._arrays import NumpyArrays
 from ._operators import Plan
 from ._signatures import with_article
@@ -44,6 +44,10 @@ _numpy = SimpleNamespace(
     moe=_on_numpy(_layer.moe),
     moe_experts=_on_numpy(_layer.moe_experts),
     moe_from_logits=_on_numpy(_layer.moe_from_logits),
+    rms_norm=_on_numpy(_transformer.rms_norm),
+    linear=_on_numpy(_transformer.linear),
+    qk_norm_rope_store=_on_numpy(_transformer.qk_norm_rope_store),
+    attention=_on_numpy(_transformer.attention),
     train_moe=_on_numpy(_training.train_moe),
     moe_backward=_on_numpy(_training.moe_backward),
     router_losses=_on_numpy(_training.router_losses),

@@ -1,8 +1,8 @@
-"""The C library through ctypes: the parameter structs of ops.h and train.h, field by field, and its errors."""
+"""The C library through ctypes: the parameter structs of ops.h, layers.h and train.h, field by field, and its errors."""
 
 import ctypes
 import os
-from ctypes import c_double, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 # The enums of ops.h and train.h. Callers name their values by these strings.
@@ -194,6 +194,101 @@ class ForwardArgs(ctypes.Structure):
     ]
 
 
+class RmsNormArgs(ctypes.Structure):
+    """mb_rms_norm_args"""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("rows", c_void_p),
+        ("weight", Weight),
+        ("out", c_void_p),
+        ("n_rows", c_int64),
+        ("hidden", c_int32),
+        ("eps", c_float),
+        ("dtype", c_int32),
+        ("out8", c_void_p),
+        ("out8_scale", c_void_p),
+        ("residual", c_void_p),
+        ("sum", c_void_p),
+    ]
+
+
+class GemmArgs(ctypes.Structure):
+    """mb_gemm_args"""
+
+    _fields_ = [
+        ("x", c_void_p),
+        ("x8", c_void_p),
+        ("x8_scale", c_void_p),
+        ("weight", Weight),
+        ("bias", c_void_p),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("n_tokens", c_int64),
+        ("dtype", c_int32),
+        ("out_dtype", c_int32),
+        ("bias_dtype", c_int32),
+        ("norm_weight", Weight),
+        ("norm_rows", c_void_p),
+        ("eps", c_float),
+        ("x_sum", ctypes.POINTER(ReduceArgs)),
+    ]
+
+
+class QkNormRopeStoreArgs(ctypes.Structure):
+    """mb_qk_norm_rope_store_args"""
+
+    _fields_ = [
+        ("qkv", c_void_p),
+        ("q_norm", Weight),
+        ("k_norm", Weight),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("inv_freq", c_void_p),
+        ("q", c_void_p),
+        ("k_cache", c_void_p),
+        ("v_cache", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_heads", c_int32),
+        ("n_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("rotary_dim", c_int32),
+        ("eps", c_float),
+        ("rope_scale", c_float),
+        ("dtype", c_int32),
+        ("cache_dtype", c_int32),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
+    ]
+
+
+class AttentionArgs(ctypes.Structure):
+    """mb_attention_args"""
+
+    _fields_ = [
+        ("q", c_void_p),
+        ("k_cache", c_void_p),
+        ("v_cache", c_void_p),
+        ("q_start", c_void_p),
+        ("kv_len", c_void_p),
+        ("block_table", c_void_p),
+        ("out", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_sequences", c_int32),
+        ("max_blocks", c_int32),
+        ("max_q_len", c_int32),
+        ("max_kv_len", c_int32),
+        ("n_heads", c_int32),
+        ("n_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("scale", c_float),
+        ("dtype", c_int32),
+        ("cache_dtype", c_int32),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
+    ]
+
+
 class BackwardArgs(ctypes.Structure):
     """mb_moe_backward_args"""
 
@@ -304,6 +399,8 @@ _WITH_WORKSPACE = {
     "mb_grouped_gemm": GroupedGemmArgs,
     "mb_moe_experts": ExpertsArgs,
     "mb_moe_forward": ForwardArgs,
+    "mb_gemm": GemmArgs,
+    "mb_attention": AttentionArgs,
     "mb_moe_backward": BackwardArgs,
     "mb_moe_router_losses": RouterLossesArgs,
     "mb_moe_token_rounding": TokenRoundingArgs,
@@ -311,6 +408,8 @@ _WITH_WORKSPACE = {
 _WITHOUT_WORKSPACE = {
     "mb_moe_route": RouteArgs,
     "mb_moe_reduce": ReduceArgs,
+    "mb_rms_norm": RmsNormArgs,
+    "mb_qk_norm_rope_store": QkNormRopeStoreArgs,
     "mb_moe_route_backward": RouteBackwardArgs,
 }
 

@@ -38,6 +38,19 @@ PARAMETERS = {
         "Tensor x, Tensor router_logits, Tensor w13, Tensor w2, int top_k, bool renormalize, str order, "
         "int first_expert, " + _TERMS
     ),
+    "rms_norm": "Tensor x, Tensor weight, float eps, Tensor? residual, ScalarType? out_dtype",
+    "linear": (
+        "Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? weight_scale, ScalarType? out_dtype, "
+        "Tensor? out"
+    ),
+    "qk_norm_rope_store": (
+        "Tensor qkv, Tensor k_cache, Tensor v_cache, Tensor positions, Tensor slots, Tensor inv_freq, Tensor? q_norm, "
+        "Tensor? k_norm, float eps, float rope_scale, Tensor? k_scale, Tensor? v_scale"
+    ),
+    "attention": (
+        "Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor kv_lengths, Tensor query_starts, "
+        "float? scale, int? max_query_length, int? max_kv_length, Tensor? k_scale, Tensor? v_scale, Tensor? out"
+    ),
     "train_moe": (
         "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
         "str activation, Tensor? bias13, Tensor? bias2, Tensor? residual, Tensor? shared, str f32, bool recompute"
@@ -70,11 +83,19 @@ class Signature:
         types: dict[str, tuple[type, ...]] = {
             "Tensor": (array,),
             "int": (int, numpy.integer),
+            "float": (float, int),
             "bool": (bool, numpy.bool_),
             "str": (str,),
             "ScalarType": dtype,
         }
-        names = {"Tensor": array_name, "int": "an int", "bool": "a bool", "str": "a str", "ScalarType": dtype_name}
+        names = {
+            "Tensor": array_name,
+            "int": "an int",
+            "float": "a float",
+            "bool": "a bool",
+            "str": "a str",
+            "ScalarType": dtype_name,
+        }
         self.op = _NAMES.get(op, op)
         self.names: list[str] = []
         self._types: list[tuple[type, ...]] = []

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import _layer, _operators, _torch_training
+from . import _layer, _operators, _torch_training, _transformer
 from ._signatures import PARAMETERS, Signature
 from ._torch_tensors import NO_BACKWARD, define, has_gradient
 
@@ -52,6 +52,39 @@ _reduce, _reduce_out = _define_with_out("reduce", _operators.reduce)
 _moe, _moe_out = _define_with_out("moe", _layer.moe)
 _moe_experts, _moe_experts_out = _define_with_out("moe_experts", _layer.moe_experts)
 _moe_from_logits, _moe_from_logits_out = _define_with_out("moe_from_logits", _layer.moe_from_logits)
+
+
+def _define_rms_norm(name: str, picked: tuple[int, ...]) -> Callable[..., Any]:
+    """An operator whose results are those of rms_norm with these indices, for an operator's results are fixed."""
+    results = "Tensor" if len(picked) == 1 else "(" + ", ".join(["Tensor"] * len(picked)) + ")"
+    return define(
+        "rms_norm",
+        f"({PARAMETERS['rms_norm']}) -> {results}",
+        _transformer.rms_norm,
+        name=name,
+        result=lambda outputs: outputs[0] if len(picked) == 1 else tuple(outputs[i] for i in picked),
+    )
+
+
+# By (out is float8, there is a residual).
+_rms_norms = {
+    (False, False): _define_rms_norm("rms_norm", (0,)),
+    (False, True): _define_rms_norm("add_rms_norm", (0, 2)),
+    (True, False): _define_rms_norm("rms_norm_fp8", (0, 1)),
+    (True, True): _define_rms_norm("add_rms_norm_fp8", (0, 1, 2)),
+}
+_linear, _linear_out = _define_with_out("linear", _transformer.linear)
+_qk_norm_rope_store = define(
+    "qk_norm_rope_store",
+    "("
+    + PARAMETERS["qk_norm_rope_store"]
+    .replace("Tensor k_cache", "Tensor(a!) k_cache")
+    .replace("Tensor v_cache", "Tensor(b!) v_cache")
+    + ") -> Tensor",
+    _transformer.qk_norm_rope_store,
+    mutated=(1, 2),
+)
+_attention, _attention_out = _define_with_out("attention", _transformer.attention)
 
 _SIGNATURES = {
     op: Signature(op, torch.Tensor, (torch.dtype,), "a torch.Tensor, as the first argument is", "a torch.dtype")
@@ -191,6 +224,28 @@ def moe_from_logits(*arguments: Any) -> torch.Tensor:
 
 def reduce(*arguments: Any) -> torch.Tensor:
     return _call_with_out("reduce", _reduce, _reduce_out, arguments)
+
+
+def rms_norm(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    """The results that there are."""
+    _check_types("rms_norm", arguments)
+    is_float8, has_residual = arguments[-1] is torch.float8_e4m3fn, arguments[-2] is not None
+    outputs = _call("rms_norm", _rms_norms[is_float8, has_residual], arguments)
+    return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def linear(*arguments: Any) -> torch.Tensor:
+    return _call_with_out("linear", _linear, _linear_out, arguments)
+
+
+def qk_norm_rope_store(*arguments: Any) -> torch.Tensor:
+    _check_types("qk_norm_rope_store", arguments)
+    q: torch.Tensor = _call("qk_norm_rope_store", _qk_norm_rope_store, arguments)
+    return q
+
+
+def attention(*arguments: Any) -> torch.Tensor:
+    return _call_with_out("attention", _attention, _attention_out, arguments)
 
 
 def moe_backward(*arguments: Any) -> tuple[torch.Tensor | None, ...]:

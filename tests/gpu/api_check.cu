@@ -1,10 +1,11 @@
 /*
- * api_check.cu - the public MoE operators find the GPU by their pointers: each gives on the GPU what it gives
+ * api_check.cu - the public operators find the GPU by their pointers: each gives on the GPU what it gives
  * on the CPU, can be captured in a graph, and leaves the caller's CUDA state as it was. One small layer in
- * bf16; what the kernels compute in other shapes and dtypes is the other checks' business. No options.
+ * bf16, its experts and its attention; what the kernels compute in other shapes and dtypes is the other checks'
+ * business. No options.
  */
 #include "check.cuh"
-#include "moebius/ops.h"
+#include "moebius/layers.h"
 
 #include <cuda_bf16.h>
 
@@ -272,6 +273,311 @@ static void check_refusals(const memory *gpu, cudaStream_t stream) {
            MB_ERR_CAPACITY);
 }
 
+/* ---- layers.h: norm, qkv, attention over a paged cache, o, then sampling ------------------------------- */
+
+/* Two sequences of 70 and 8 positions, of which the last 3 and 8 are new. Their blocks are 2, 0 and 1. */
+enum {
+    AT = 11,
+    AH = 256,
+    HQ = 8,
+    HKV = 2,
+    D = 64,
+    QKV = (HQ + 2 * HKV) * D,
+    S = 2,
+    BLOCKS = 3,
+    MAX_BLOCKS = 2
+};
+enum { CACHE = BLOCKS * HKV * MB_KV_BLOCK * D, COUNTERS = 64, V = 1000, ROWS = 3, IDS = 6, N_PROMPT = 3 };
+
+typedef struct attention_memory {
+    __nv_bfloat16 *x, *norm, *w_qkv, *head_norm, *w_o, *k, *v, *k_again, *v_again;
+    float *inv_freq, *logits;
+    int32_t *positions, *slots, *q_start, *kv_len, *span_start, *block_table, *tokens, *counters;
+    mb_sample_row *rows;
+    __nv_bfloat16 *h, *qkv, *q, *attended, *attended_again, *out; /* from here on: what is computed */
+    float *logprobs, *all_logprobs;
+    int32_t *ids, *seen;
+    char *workspace;
+} attention_memory;
+
+static attention_memory cut_attention(char *block) {
+    attention_memory m;
+    char *at = block;
+#define CUT(field, n)                \
+    m.field = (decltype(m.field))at; \
+    at += ((n) * sizeof *m.field + 255) / 256 * 256
+    CUT(x, AT * AH);
+    CUT(norm, AH);
+    CUT(w_qkv, QKV * AH);
+    CUT(head_norm, D);
+    CUT(w_o, AH * HQ * D);
+    CUT(k, CACHE);
+    CUT(v, CACHE);
+    CUT(k_again, CACHE);
+    CUT(v_again, CACHE);
+    CUT(inv_freq, D / 2);
+    CUT(logits, ROWS * V);
+    CUT(positions, AT);
+    CUT(slots, AT);
+    CUT(q_start, S + 1);
+    CUT(kv_len, S);
+    CUT(span_start, S + 1);
+    CUT(block_table, S * MAX_BLOCKS);
+    CUT(tokens, IDS);
+    CUT(counters, COUNTERS);
+    CUT(rows, ROWS);
+    CUT(h, AT * AH);
+    CUT(qkv, AT * QKV);
+    CUT(q, AT * HQ * D);
+    CUT(attended, AT * HQ * D);
+    CUT(attended_again, AT * HQ * D);
+    CUT(out, AT * AH);
+    CUT(logprobs, ROWS);
+    CUT(all_logprobs, ROWS * V);
+    CUT(ids, ROWS);
+    CUT(seen, V);
+    CUT(workspace, WORKSPACE_BYTES);
+#undef CUT
+    must("the attention fits its block", at <= block + ALL_BYTES);
+    return m;
+}
+
+/* On the host: `seen` is where the rows will be read. */
+static void fill_attention(const attention_memory *m, int32_t *seen) {
+    static const int32_t q_start[S + 1] = {0, 3, AT}, kv_len[S] = {70, 8}, span_start[S + 1] = {0, 1, 2};
+    static const int32_t block_table[S * MAX_BLOCKS] = {2, 0, 1, -1}, tokens[IDS] = {3, 3, 5, 3, 7, 7};
+    srand(2);
+    for (__nv_bfloat16 *p = m->x; p < m->k_again; p++)
+        *p = __float2bfloat16((float)rand() / (float)RAND_MAX - 0.5f);
+    memcpy(m->k_again, m->k, CACHE * sizeof *m->k);
+    memcpy(m->v_again, m->v, CACHE * sizeof *m->v);
+    for (int i = 0; i < D / 2; i++)
+        m->inv_freq[i] = powf(10000, -2.0f * (float)i / D);
+    for (int i = 0; i < ROWS * V; i++)
+        m->logits[i] = 8 * (float)rand() / (float)RAND_MAX;
+    for (int s = 0; s < S; s++)
+        for (int t = q_start[s]; t < q_start[s + 1]; t++) {
+            m->positions[t] = kv_len[s] - q_start[s + 1] + t;
+            m->slots[t] = block_table[s * MAX_BLOCKS + m->positions[t] / MB_KV_BLOCK] * MB_KV_BLOCK +
+                          m->positions[t] % MB_KV_BLOCK;
+        }
+    memcpy(m->q_start, q_start, sizeof q_start);
+    memcpy(m->kv_len, kv_len, sizeof kv_len);
+    memcpy(m->span_start, span_start, sizeof span_start);
+    memcpy(m->block_table, block_table, sizeof block_table);
+    memcpy(m->tokens, tokens, sizeof tokens);
+    memset(m->counters, 0, COUNTERS * sizeof *m->counters);
+    for (int r = 0; r < ROWS; r++) { /* greedy, drawn, drawn with penalties */
+        mb_sample_row row = {};
+        row.temperature = r > 0;
+        row.top_p = r > 0 ? 0.9f : 1;
+        row.top_k = r == 1 ? 50 : 0;
+        row.repetition_penalty = 1.1f;
+        row.frequency_penalty = 0.5f;
+        row.seed = 7;
+        row.position = (uint64_t)r;
+        row.seen = r == 2 ? seen : NULL;
+        m->rows[r] = row;
+    }
+}
+
+static mb_weight bf16_matrix(const void *data, int64_t rows, int64_t cols) {
+    mb_weight w = {};
+    w.data = data;
+    w.count = 1;
+    w.rows = rows;
+    w.cols = cols;
+    w.dtype = MB_BF16;
+    return w;
+}
+
+static mb_attention_args attention_args(const attention_memory *m) {
+    mb_attention_args args = {};
+    args.q = m->q;
+    args.k_cache = m->k;
+    args.v_cache = m->v;
+    args.q_start = m->q_start;
+    args.kv_len = m->kv_len;
+    args.block_table = m->block_table;
+    args.out = m->attended;
+    args.n_tokens = AT;
+    args.n_sequences = S;
+    args.max_blocks = MAX_BLOCKS;
+    args.max_q_len = 8;
+    args.max_kv_len = 70;
+    args.n_heads = HQ;
+    args.n_kv_heads = HKV;
+    args.head_dim = D;
+    args.scale = 0.125f;
+    args.dtype = args.cache_dtype = MB_BF16;
+    return args;
+}
+
+static void run_gemm(const attention_memory *m, const void *x, mb_weight weight, const void *residual,
+                     void *out, cudaStream_t stream) {
+    mb_gemm_args gemm = {};
+    gemm.x = x;
+    gemm.weight = weight;
+    gemm.residual = residual;
+    gemm.out = out;
+    gemm.n_tokens = AT;
+    gemm.dtype = gemm.out_dtype = MB_BF16;
+    must("workspace of dense layer", bytes_of(mb_gemm_workspace, &gemm) <= WORKSPACE_BYTES);
+    MB(mb_gemm(&gemm, m->workspace, WORKSPACE_BYTES, stream));
+}
+
+static void run_attention(const attention_memory *m, cudaStream_t stream) {
+    mb_rms_norm_args norm = {};
+    norm.x = m->x;
+    norm.weight = bf16_matrix(m->norm, 1, AH);
+    norm.out = m->h;
+    norm.n_rows = AT;
+    norm.hidden = AH;
+    norm.eps = 1e-6f;
+    norm.dtype = MB_BF16;
+    MB(mb_rms_norm(&norm, stream));
+    run_gemm(m, m->h, bf16_matrix(m->w_qkv, QKV, AH), NULL, m->qkv, stream);
+
+    mb_qk_norm_rope_store_args store = {};
+    store.qkv = m->qkv;
+    store.q_norm = store.k_norm = bf16_matrix(m->head_norm, 1, D);
+    store.positions = m->positions;
+    store.slots = m->slots;
+    store.inv_freq = m->inv_freq;
+    store.q = m->q;
+    store.k_cache = m->k;
+    store.v_cache = m->v;
+    store.n_tokens = AT;
+    store.n_heads = HQ;
+    store.n_kv_heads = HKV;
+    store.head_dim = D;
+    store.eps = 1e-6f;
+    store.rope_scale = 1;
+    store.dtype = store.cache_dtype = MB_BF16;
+    MB(mb_qk_norm_rope_store(&store, stream));
+    const mb_attention_args attend = attention_args(m);
+    must("workspace of attention", bytes_of(mb_attention_workspace, &attend) <= WORKSPACE_BYTES);
+    MB(mb_attention(&attend, m->workspace, WORKSPACE_BYTES, stream));
+
+    mb_decode_attention_args both = {};
+    both.qkv = m->qkv;
+    both.q_norm = store.q_norm;
+    both.k_norm = store.k_norm;
+    both.positions = m->positions;
+    both.slots = m->slots;
+    both.inv_freq = m->inv_freq;
+    both.k_cache = m->k_again;
+    both.v_cache = m->v_again;
+    both.q_start = m->q_start;
+    both.kv_len = m->kv_len;
+    both.span_start = m->span_start;
+    both.block_table = m->block_table;
+    both.counters = m->counters;
+    both.out = m->attended_again;
+    both.n_tokens = AT;
+    both.n_sequences = S;
+    both.max_blocks = MAX_BLOCKS;
+    both.max_q_len = 8;
+    both.max_kv_len = 70;
+    both.n_heads = HQ;
+    both.n_kv_heads = HKV;
+    both.head_dim = D;
+    both.eps = 1e-6f;
+    both.rope_scale = 1;
+    both.scale = attend.scale;
+    both.dtype = both.cache_dtype = MB_BF16;
+    must("counters", mb_decode_attention_counters(&both) <= COUNTERS);
+    must("workspace of decode", bytes_of(mb_decode_attention_workspace, &both) <= WORKSPACE_BYTES);
+    MB(mb_decode_attention(&both, m->workspace, WORKSPACE_BYTES, stream));
+    run_gemm(m, m->attended, bf16_matrix(m->w_o, AH, HQ * D), m->x, m->out, stream);
+
+    mb_count_tokens_args count = {m->tokens, m->seen, IDS, N_PROMPT, V};
+    MB(mb_count_tokens(&count, stream));
+    mb_sample_args sample = {m->logits, m->rows, m->ids, m->logprobs, ROWS, V};
+    must("workspace of sample", bytes_of(mb_sample_workspace, &sample) <= WORKSPACE_BYTES);
+    MB(mb_sample(&sample, m->workspace, WORKSPACE_BYTES, stream));
+    mb_log_softmax_args softmax = {m->logits, m->all_logprobs, ROWS, V};
+    MB(mb_log_softmax(&softmax, stream));
+}
+
+static void compare_attention(const attention_memory *got, const attention_memory *cpu) {
+    compare("norm", got->h, cpu->h, AT * AH);
+    compare("qkv", got->qkv, cpu->qkv, AT * QKV);
+    compare("q", got->q, cpu->q, AT * HQ * D);
+    compare("k", got->k, cpu->k, CACHE);
+    compare("v", got->v, cpu->v, CACHE);
+    compare("attended", got->attended, cpu->attended, AT * HQ * D);
+    compare("o", got->out, cpu->out, AT * AH);
+    must("decode in one call and in pieces, bit for bit",
+         memcmp(got->attended_again, got->attended, AT * HQ * D * sizeof *got->out) == 0 &&
+             memcmp(got->k_again, got->k, CACHE * sizeof *got->k) == 0 &&
+             memcmp(got->v_again, got->v, CACHE * sizeof *got->v) == 0);
+    for (int i = 0; i < COUNTERS; i++)
+        must("counters are left zero", got->counters[i] == 0);
+    must("sampled ids", memcmp(got->ids, cpu->ids, ROWS * sizeof *got->ids) == 0);
+    must("seen", memcmp(got->seen, cpu->seen, V * sizeof *got->seen) == 0);
+    for (int r = 0; r < ROWS; r++)
+        must("log-probability", fabsf(got->logprobs[r] - cpu->logprobs[r]) < 1e-5f);
+    for (int i = 0; i < ROWS * V; i++)
+        must("log-probabilities", fabsf(got->all_logprobs[i] - cpu->all_logprobs[i]) < 1e-5f);
+}
+
+static void check_attention_refusals(const attention_memory *gpu, cudaStream_t stream) {
+    mb_attention_args odd = attention_args(gpu), none = attention_args(gpu), whole = attention_args(gpu);
+    odd.q = gpu->q + 1;
+    expect("api", "q at 2 bytes", mb_attention(&odd, gpu->workspace, WORKSPACE_BYTES, stream),
+           MB_ERR_ARGUMENT);
+    must("the sentence says aligned", strstr(mb_last_error(), "q is not 16-byte aligned") != NULL);
+    odd.q = gpu->q;
+    odd.v_cache = gpu->v + 1;
+    expect("api", "v_cache at 2 bytes", mb_attention(&odd, gpu->workspace, WORKSPACE_BYTES, stream),
+           MB_ERR_ARGUMENT);
+    none.max_kv_len = 0;
+    expect("api", "no longest length", mb_attention(&none, gpu->workspace, WORKSPACE_BYTES, stream),
+           MB_ERR_ARGUMENT);
+    const size_t needed = bytes_of(mb_attention_workspace, &whole);
+    expect("api", "workspace of attention too small",
+           mb_attention(&whole, gpu->workspace, needed - 1, stream), MB_ERR_CAPACITY);
+}
+
+/* host, back, device: ALL_BYTES each. */
+static void check_attention(char *host, char *back, char *device, cudaStream_t stream) {
+    attention_memory cpu = cut_attention(host), got = cut_attention(back), gpu = cut_attention(device);
+    memset(host, 0xff, ALL_BYTES);
+    CUDA(cudaMemset(device, 0xff, ALL_BYTES));
+    fill_attention(&cpu, gpu.seen);
+    const size_t input_bytes = (size_t)((char *)cpu.h - (char *)cpu.x);
+    CUDA(cudaMemcpy(gpu.x, cpu.x, input_bytes, cudaMemcpyHostToDevice));
+    CUDA(cudaDeviceSynchronize());
+    cpu.rows[2].seen = cpu.seen;
+    run_attention(&cpu, NULL);
+    run_attention(&gpu, stream);
+    CUDA(cudaStreamSynchronize(stream));
+    CUDA(cudaMemcpy(back, device, ALL_BYTES, cudaMemcpyDeviceToHost));
+    compare_attention(&got, &cpu);
+
+    cudaGraph_t graph;
+    cudaGraphExec_t replay;
+    CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+    run_attention(&gpu, stream);
+    CUDA(cudaStreamEndCapture(stream, &graph));
+    CUDA(cudaGraphInstantiate(&replay, graph, 0));
+    CUDA(cudaMemset(gpu.out, 0xff, AT * AH * sizeof *gpu.out));
+    CUDA(cudaMemset(gpu.ids, 0xff, ROWS * sizeof *gpu.ids));
+    CUDA(cudaDeviceSynchronize());
+    CUDA(cudaGraphLaunch(replay, stream));
+    CUDA(cudaStreamSynchronize(stream));
+    static __nv_bfloat16 again[AT * AH];
+    int32_t ids[ROWS];
+    CUDA(cudaMemcpy(again, gpu.out, sizeof again, cudaMemcpyDeviceToHost));
+    CUDA(cudaMemcpy(ids, gpu.ids, sizeof ids, cudaMemcpyDeviceToHost));
+    must("a graph's replay of attention", memcmp(again, got.out, sizeof again) == 0);
+    must("a graph's replay of sampling", memcmp(ids, got.ids, sizeof ids) == 0);
+    CUDA(cudaGraphExecDestroy(replay));
+    CUDA(cudaGraphDestroy(graph));
+    check_attention_refusals(&gpu, stream);
+}
+
 int main(void) {
     char *host = (char *)aligned_alloc(256, ALL_BYTES), *back = (char *)aligned_alloc(256, ALL_BYTES),
          *device;
@@ -302,6 +608,7 @@ int main(void) {
     check_graph(&gpu, &cpu, got.out, stream);
     check_places(host, &cpu, &got, stream);
     check_refusals(&gpu, stream);
+    check_attention(host, back, device, stream);
 
     int current = -1;
     must("the current GPU is what it was", cudaGetDevice(&current) == cudaSuccess && current == 0);

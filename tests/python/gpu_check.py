@@ -197,6 +197,123 @@ def check_moe_experts():
             same_bits(f"float8 {kind} T={n_tokens}", moebius.reduce(y, weights, plan.token_row), expected)
 
 
+def check_norm_and_linear():
+    for dtype, limit in ((torch.bfloat16, 1e-5), (torch.float16, 1e-5), (torch.float32, 1e-9)):
+        for n_tokens in (1, T, 700):
+            x, weight, residual = normal(n_tokens, H).to(dtype), normal(H).to(dtype), normal(n_tokens, I).to(dtype)
+            normed = moebius.rms_norm(x, weight)
+            close(f"rms_norm {dtype} T={n_tokens}", normed, moebius.rms_norm(x.cpu(), weight.cpu()), limit)
+            matrix, bias = (normal(I, H) / H**0.5).to(dtype), normal(I)
+            got = moebius.linear(x, matrix, bias=bias, residual=residual)
+            expected = x.double() @ matrix.double().T + bias.double() + residual.double()
+            close(f"linear {dtype} T={n_tokens}", got, expected, limit)
+            same_bits("a row alone", moebius.linear(x[:1], matrix, bias=bias, residual=residual[:1]), got[:1])
+            if dtype is torch.float32:
+                continue
+            out, scale = moebius.rms_norm(x, weight, out_dtype=FP8)
+            wide = out.double() * scale.repeat_interleave(128, 1).double()
+            close(f"rms_norm {dtype} float8", wide, quantised_by_block(normed.double()), 1e-8)
+            matrix, scale = (
+                (matrix.float() * 200).to(FP8),
+                (torch.rand((I // 128, H // 128), device=DEVICE) + 0.5) / 200,
+            )
+            wide = matrix.double() * scale.repeat_interleave(128, 0).repeat_interleave(128, 1).double()
+            got = moebius.linear(x, matrix, weight_scale=scale, out_dtype=torch.float32)
+            close(f"linear {dtype} float8", got, quantised_by_block(x.double()) @ wide.T, 1e-6)
+
+
+def batch_of_sequences(query_lengths, kv_lengths, n_blocks=24):
+    """Block table, lengths, query starts, positions and slots of sequences whose blocks lie anywhere."""
+    ints = {"dtype": torch.int32, "device": DEVICE}
+    max_blocks = max(-(-length // 64) for length in kv_lengths)
+    table = torch.full((len(kv_lengths), max_blocks), -1, dtype=torch.int32)
+    free = torch.randperm(n_blocks, dtype=torch.int32).tolist()
+    positions, slots = [], []
+    for s, (n_queries, length) in enumerate(zip(query_lengths, kv_lengths, strict=True)):
+        for block in range(-(-length // 64)):
+            table[s, block] = free.pop()
+        for position in range(length - n_queries, length):
+            positions.append(position)
+            slots.append(int(table[s, position // 64]) * 64 + position % 64)
+    starts = [sum(query_lengths[:s]) for s in range(len(query_lengths) + 1)]
+    return table.to(DEVICE), *(torch.tensor(values, **ints) for values in (kv_lengths, starts, positions, slots))
+
+
+def check_attention():
+    """Head norms, rotary embedding, store and attention over a paged cache against the CPU's, bits, a CUDA graph."""
+    query_lengths, kv_lengths = (5, 1, 70, 8, 1, 0, 3), (5, 300, 200, 72, 1, 30, 130)
+    table, lengths, starts, positions, slots = batch_of_sequences(query_lengths, kv_lengths)
+    n_tokens, n_blocks, heads, kv_heads = sum(query_lengths), 24, 8, 2
+    for dtype, limit in ((torch.bfloat16, 1e-5), (torch.float16, 1e-5), (torch.float32, 1e-8)):
+        for dim in (64, 96, 128):
+            for cache_dtype in (dtype, FP8):
+                name = f"{dtype} D={dim} cache {cache_dtype}"
+                cache = [normal(n_blocks, kv_heads, 64, dim).to(cache_dtype) for _ in range(2)]
+                on_cpu = [c.cpu() for c in cache]
+                scales = {}
+                if cache_dtype is FP8:
+                    scales = {n: torch.rand(kv_heads, device=DEVICE) / 50 + 0.01 for n in ("k_scale", "v_scale")}
+                cpu_scales = {n: scale.cpu() for n, scale in scales.items()}
+                qkv = normal(n_tokens, (heads + 2 * kv_heads) * dim).to(dtype)
+                norms = {n: (1 + 0.1 * normal(dim)).to(dtype) for n in ("q_norm", "k_norm")}
+                inv_freq = 1e6 ** (-torch.arange(dim // 2, device=DEVICE) / (dim / 2))
+                q = moebius.qk_norm_rope_store(qkv, *cache, positions, slots, inv_freq, **norms, **scales)
+                q_cpu = moebius.qk_norm_rope_store(
+                    qkv.cpu(), *on_cpu, positions.cpu(), slots.cpu(), inv_freq.cpu(),
+                    **{n: weight.cpu() for n, weight in norms.items()}, **cpu_scales,
+                )  # fmt: skip
+                close(f"q {name}", q, q_cpu, limit)
+                for which, got, expected in zip("kv", cache, on_cpu, strict=True):
+                    close(f"{which} {name}", got, expected, 1e-4 if cache_dtype is FP8 else limit)
+                got = moebius.attention(q, *cache, table, lengths, starts, **scales)
+                arguments = [t.cpu() for t in (q, *cache, table, lengths, starts)]
+                close(f"attention {name}", got, moebius.attention(*arguments, **cpu_scales), limit)
+                longest = {"max_query_length": 70, "max_kv_length": 300}
+                same_bits(
+                    "lengths given", moebius.attention(q, *cache, table, lengths, starts, **longest, **scales), got
+                )
+                for s, n_queries in enumerate(query_lengths):
+                    begin = int(starts[s])
+                    alone = [
+                        t.contiguous() for t in (q[begin : begin + n_queries], table[s : s + 1], lengths[s : s + 1])
+                    ]
+                    one = torch.tensor([0, n_queries], dtype=torch.int32, device=DEVICE)
+                    if n_queries:
+                        single = moebius.attention(alone[0], *cache, *alone[1:], one, **scales)
+                        same_bits(f"sequence {s} alone", single, got[begin : begin + n_queries])
+                out, graph = torch.empty_like(got), torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    moebius.attention(q, *cache, table, lengths, starts, **longest, **scales, out=out)
+                out.zero_()
+                graph.replay()
+                same_bits("a graph's replay", out, got)
+
+
+def check_attention_of_pytorch():
+    """One prompt, and one token more, against scaled_dot_product_attention in float64."""
+    heads, kv_heads, dim, length = 8, 2, 128, 150
+    table, lengths, starts, _, slots = batch_of_sequences((length,), (length,))
+    q, k, v = (normal(length, n, dim).to(torch.bfloat16) for n in (heads, kv_heads, kv_heads))
+    k_cache, v_cache = (torch.zeros(24, kv_heads, 64, dim, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
+    blocks, offsets = slots.long() // 64, slots.long() % 64
+    k_cache[blocks, :, offsets], v_cache[blocks, :, offsets] = k, v
+    parts = [t.double().transpose(0, 1)[None] for t in (q, k, v)]
+    expected = functional.scaled_dot_product_attention(*parts, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+    close("a prompt", moebius.attention(q, k_cache, v_cache, table, lengths, starts), expected, 1e-5)
+    last = torch.tensor([0, 1], dtype=torch.int32, device=DEVICE)
+    got = moebius.attention(q[-1:].contiguous(), k_cache, v_cache, table, lengths, last)
+    close("one token", got, expected[-1:], 1e-5)
+    compiled = torch.compile(moebius.attention, fullgraph=True)
+    same_bits("compiled", compiled(q[-1:].contiguous(), k_cache, v_cache, table, lengths, last), got)
+    for bad, text in ((misaligned(q), "q is at 0x"), (q.cpu(), "k_cache is on cuda:0")):
+        try:
+            moebius.attention(bad, k_cache, v_cache, table, lengths, starts)
+        except ValueError as error:
+            expect(text in str(error), f"{error!r} does not say {text!r}")
+            continue
+        raise AssertionError(f"no error about {text}")
+
+
 def check_moe_from_logits():
     x, w13, w2, _, _ = layer(torch.bfloat16)
     logits = normal(T, E)

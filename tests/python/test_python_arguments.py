@@ -146,7 +146,50 @@ def calls(library):
         "nan_flag": ones((1,), "int32"),
     }
     plan = {"ids": ones((T, K), "int32"), "n_experts": E, "first_expert": 0, "n_local_experts": E}
+    rows, starts = ones((T,), "int32"), ones((2,), "int32")
+    starts[0], starts[1] = 0, T
+    cache = {"k_cache": ones((2, 1, 64, 4)), "v_cache": ones((2, 1, 64, 4))}
+    float8_cache = {
+        "k_cache": ones((2, 1, 64, 4), FLOAT8),
+        "v_cache": ones((2, 1, 64, 4), FLOAT8),
+        "k_scale": ones((1,)),
+        "v_scale": ones((1,)),
+    }
+    rope = {
+        "qkv": ones((T, 16)),
+        **cache,
+        "positions": rows,
+        "slots": rows,
+        "inv_freq": ones((2,)),
+        "q_norm": ones((4,)),
+        "k_norm": ones((4,)),
+        "eps": 1e-6,
+        "rope_scale": 1.0,
+    }
+    attention = {
+        "q": ones((T, 2, 4)),
+        **cache,
+        "block_table": ones((1, 2), "int32"),
+        "kv_lengths": ones((1,), "int32") * 70,
+        "query_starts": starts,
+        "scale": 0.5,
+        "max_query_length": T,
+        "max_kv_length": 70,
+        "out": ones((T, 2, 4)),
+    }
+    norm = {"x": ones((T, H)), "weight": ones((H,)), "eps": 1e-6, "residual": ones((T, H))}
+    norm["out_dtype"] = library.dtype("float32")
+    linear = {"x": ones((T, H)), "weight": ones((I, H)), "bias": ones((I,)), "residual": ones((T, I))}
+    linear |= {"out_dtype": library.dtype("float32"), "out": ones((T, I))}
+    float8_linear = {"x": ones((T, H), "bfloat16"), "weight": ones((I, H), FLOAT8), "weight_scale": ones((1, 1))}
     return {
+        "rms_norm": (moebius.rms_norm, norm),
+        "linear": (moebius.linear, linear),
+        "linear, float8": (moebius.linear, float8_linear),
+        "qk_norm_rope_store": (moebius.qk_norm_rope_store, rope),
+        "qk_norm_rope_store, float8": (moebius.qk_norm_rope_store, {**rope, **float8_cache}),
+        "attention": (moebius.attention, attention),
+        "attention, float8": (moebius.attention, {**attention, **float8_cache}),
         "router_gemm": (moebius.router_gemm, {"x": ones((T, H)), "weight": ones((E, H)), "bias": ones((E,))}),
         "route": (moebius.route, route),
         "plan": (moebius.plan, plan),
@@ -177,6 +220,10 @@ def wrong_values(library, value, is_first):
         yield from {**anything, "None": None, "a bool": True, "an array": array, "another": "sorted"}.items()
     elif isinstance(value, bool):
         yield from {**anything, "None": None, "an int": 1, "a str": "yes", "an array": array}.items()
+    elif isinstance(value, float):
+        del anything["a float"]
+        wrong = {"a bool": True, "a str": "1", "an array": array, "an array of one": library.ones(())}
+        yield from {**anything, **wrong, "negative": -1.0, "NaN": float("nan"), "infinite": float("inf")}.items()
     elif isinstance(value, int):
         yield from {**anything, "a bool": True, "a str": "3", "an array": array, "negative": -1}.items()
         yield from {"huge": 2**31, "beyond 64 bits": 10**30, "a whole float": 3.0, "an array of one": library.ones((), "int32")}.items()

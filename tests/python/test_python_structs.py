@@ -19,6 +19,10 @@ STRUCTS = {
     "mb_moe_experts_args": _library.ExpertsArgs,
     "mb_moe_reduce_args": _library.ReduceArgs,
     "mb_moe_forward_args": _library.ForwardArgs,
+    "mb_rms_norm_args": _library.RmsNormArgs,
+    "mb_gemm_args": _library.GemmArgs,
+    "mb_qk_norm_rope_store_args": _library.QkNormRopeStoreArgs,
+    "mb_attention_args": _library.AttentionArgs,
     "mb_moe_backward_args": _library.BackwardArgs,
     "mb_moe_router_losses_args": _library.RouterLossesArgs,
     "mb_moe_route_backward_args": _library.RouteBackwardArgs,
@@ -75,7 +79,7 @@ def test_structs_and_enums_are_those_of_the_header(tmp_path):
         pytest.skip("no C compiler")
     prints = "\n".join(f'printf("%s %zu\\n", "{what}", (size_t)({what}));' for what, _ in layouts())
     source = tmp_path / "layout.c"
-    source.write_text(f'#include <stdio.h>\n#include "moebius/answer.h"\n#include "moebius/moebius.h"\n#include "moebius/ops.h"\n#include "moebius/train.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
+    source.write_text(f'#include <stdio.h>\n#include "moebius/answer.h"\n#include "moebius/moebius.h"\n#include "moebius/layers.h"\n#include "moebius/train.h"\nint main(void) {{\n{prints}\nreturn 0;\n}}\n')
     subprocess.run([compiler, "-I", ROOT / "include", "-o", tmp_path / "layout", source], check=True)
     printed = subprocess.run([tmp_path / "layout"], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == [f"{what} {value}" for what, value in layouts()]

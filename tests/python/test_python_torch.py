@@ -196,7 +196,23 @@ def op_samples(generator):
     train_moe = (x, w13, w2, weights, ids, 0, None, "swiglu", None, None, x.clone(), None, "tf32", False)
     backward = (x, w13, w2, weights, ids, x.clone(), None, 0, None, "swiglu", None, None)
     sums = [torch.zeros(w.shape) for w in (w13, w2)]
+    norm, norm8 = (x, w13[0, 0].clone(), 1e-6), (torch.float8_e4m3fn,)
+    linear = (x, w13[0].clone(), None, None, None, None)
+    k_cache, v_cache = (normal(generator, 3, 1, 64, 12).to(x.dtype) for _ in range(2))
+    table, lengths, starts = (torch.tensor(values, dtype=torch.int32) for values in ([[2, 0]], [70], [0, 9]))
+    positions = torch.arange(61, 70, dtype=torch.int32)
+    store = (x, k_cache, v_cache, positions, positions, torch.ones(6), None, None, 1e-6, 1.0, None, None)
+    attention = (x.view(9, 4, 12)[:, :2].contiguous(), k_cache, v_cache, table, lengths, starts, *(None,) * 5)
     return {
+        "rms_norm": (*norm, None, None),
+        "rms_norm_fp8": (*norm, None, *norm8),
+        "add_rms_norm": (*norm, x.clone(), None),
+        "add_rms_norm_fp8": (*norm, x.clone(), *norm8),
+        "linear": linear,
+        "linear_out": (*linear, torch.empty(9, 48, dtype=x.dtype)),
+        "qk_norm_rope_store": store,
+        "attention": attention,
+        "attention_out": (*attention, torch.empty_like(attention[0])),
         "route": (with_nan, 3, True, "softmax_topk", torch.zeros(1, dtype=torch.int32)),
         "router_gemm": (x, w13[0], None),
         "plan": (ids, 6, 0, None),
@@ -231,6 +247,8 @@ def gradient_calls(generator):
     terms = {name: torch.ones_like(x) for name in ("residual", "shared")}
     float8, scales = [w.to(torch.float8_e4m3fn) for w in (w13, w2)], {"w13_scale": torch.ones(6, 1, 1)}
     scales["w2_scale"] = scales["w13_scale"]
+    cache = normal(generator, 1, 1, 64, 12)
+    table, lengths, starts = (torch.tensor(values, dtype=torch.int32) for values in ([[0]], [9], [0, 9]))
     return {
         "grouped_gemm": (
             lambda **t: moebius.grouped_gemm(**t, offsets=plan.offsets, row_index=plan.row_token),
@@ -254,6 +272,16 @@ def gradient_calls(generator):
                 **t, token_row=plan.token_row, residual=(sum_of := residual * 1), out=sum_of
             ),
             {"y": y, "weights": weights, "residual": torch.ones(9, 48)},
+        ),
+        "rms_norm": (moebius.rms_norm, {"x": x, "weight": x[0].clone()}),
+        "rms_norm with residual": (
+            lambda **t: moebius.rms_norm(**t)[0],
+            {"x": x, "weight": x[0].clone(), "residual": x.clone()},
+        ),
+        "linear": (moebius.linear, {"x": x, "weight": w13[0].clone(), "residual": x.clone(), "bias": torch.ones(48)}),
+        "attention": (
+            lambda q: moebius.attention(q, cache, cache, table, lengths, starts),
+            {"q": normal(generator, 9, 2, 12)},
         ),
         "moe of float8": (
             lambda x, topk_weights: moebius.moe(x, *float8, topk_weights, ids, **scales),
@@ -339,7 +367,7 @@ def test_every_operator_has_a_sample(generator):
 def test_opcheck(generator, name):
     operator = getattr(torch.ops.moebius, name).default
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
-    if name != "grouped_gemm_fp8":  # PyTorch cannot compare float8 tensors
+    if not name.endswith("_fp8"):  # PyTorch cannot compare float8 tensors
         checks.append("test_aot_dispatch_dynamic")
     torch.library.opcheck(operator, op_samples(generator)[name], test_utils=checks)
 

@@ -14,7 +14,14 @@ from ._library import LIBRARY as _LIBRARY
 from ._library import Error
 from ._operators import Plan
 from ._sampling import Sampling
-from ._transformer_functions import attention, linear, qk_norm_rope_store, rms_norm
+from ._transformer_functions import (
+    attention,
+    decode_attention,
+    decode_schedule,
+    linear,
+    qk_norm_rope_store,
+    rms_norm,
+)
 
 __version__ = _LIBRARY.mb_version().decode()
 
@@ -27,6 +34,8 @@ __all__ = [
     "Sampling",
     "Stream",
     "attention",
+    "decode_attention",
+    "decode_schedule",
     "grouped_gemm",
     "linear",
     "moe",

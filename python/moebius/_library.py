@@ -289,6 +289,43 @@ class AttentionArgs(ctypes.Structure):
     ]
 
 
+class DecodeAttentionArgs(ctypes.Structure):
+    """mb_decode_attention_args"""
+
+    _fields_ = [
+        ("qkv", c_void_p),
+        ("q_norm", Weight),
+        ("k_norm", Weight),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("inv_freq", c_void_p),
+        ("k_cache", c_void_p),
+        ("v_cache", c_void_p),
+        ("q_start", c_void_p),
+        ("kv_len", c_void_p),
+        ("span_start", c_void_p),
+        ("block_table", c_void_p),
+        ("counters", c_void_p),
+        ("out", c_void_p),
+        ("n_tokens", c_int64),
+        ("n_sequences", c_int32),
+        ("max_blocks", c_int32),
+        ("max_q_len", c_int32),
+        ("max_kv_len", c_int32),
+        ("n_heads", c_int32),
+        ("n_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("rotary_dim", c_int32),
+        ("eps", c_float),
+        ("rope_scale", c_float),
+        ("scale", c_float),
+        ("dtype", c_int32),
+        ("cache_dtype", c_int32),
+        ("k_scale", c_void_p),
+        ("v_scale", c_void_p),
+    ]
+
+
 class BackwardArgs(ctypes.Structure):
     """mb_moe_backward_args"""
 
@@ -401,6 +438,7 @@ _WITH_WORKSPACE = {
     "mb_moe_forward": ForwardArgs,
     "mb_gemm": GemmArgs,
     "mb_attention": AttentionArgs,
+    "mb_decode_attention": DecodeAttentionArgs,
     "mb_moe_backward": BackwardArgs,
     "mb_moe_router_losses": RouterLossesArgs,
     "mb_moe_token_rounding": TokenRoundingArgs,
@@ -426,6 +464,8 @@ def _open() -> ctypes.CDLL:
         for name, struct in _WITHOUT_WORKSPACE.items():
             run = getattr(library, name)
             run.restype, run.argtypes = c_int32, [ctypes.POINTER(struct), c_void_p]
+        counters = library.mb_decode_attention_counters
+        counters.restype, counters.argtypes = c_int64, [ctypes.POINTER(DecodeAttentionArgs)]
         for name in ("mb_last_error", "mb_version"):
             getattr(library, name).restype = ctypes.c_char_p
         library.mb_status_name.restype, library.mb_status_name.argtypes = ctypes.c_char_p, [c_int32]

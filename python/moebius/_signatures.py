@@ -51,6 +51,13 @@ PARAMETERS = {
         "Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor kv_lengths, Tensor query_starts, "
         "float? scale, int? max_query_length, int? max_kv_length, Tensor? k_scale, Tensor? v_scale, Tensor? out"
     ),
+    "decode_schedule": ("Tensor kv_lengths, Tensor query_starts, int n_heads, int n_kv_heads, int max_query_length"),
+    "decode_attention": (
+        "Tensor qkv, Tensor k_cache, Tensor v_cache, Tensor positions, Tensor slots, Tensor inv_freq, "
+        "Tensor block_table, Tensor kv_lengths, Tensor query_starts, Tensor schedule, Tensor? q_norm, Tensor? k_norm, "
+        "float eps, float rope_scale, float? scale, int? max_query_length, int? max_kv_length, Tensor? k_scale, "
+        "Tensor? v_scale"
+    ),
     "train_moe": (
         "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
         "str activation, Tensor? bias13, Tensor? bias2, Tensor? residual, Tensor? shared, str f32, bool recompute"

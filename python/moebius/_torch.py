@@ -74,17 +74,21 @@ _rms_norms = {
     (True, True): _define_rms_norm("add_rms_norm_fp8", (0, 1, 2)),
 }
 _linear, _linear_out = _define_with_out("linear", _transformer.linear)
-_qk_norm_rope_store = define(
-    "qk_norm_rope_store",
-    "("
-    + PARAMETERS["qk_norm_rope_store"]
-    .replace("Tensor k_cache", "Tensor(a!) k_cache")
-    .replace("Tensor v_cache", "Tensor(b!) v_cache")
-    + ") -> Tensor",
-    _transformer.qk_norm_rope_store,
-    mutated=(1, 2),
-)
+
+
+def _define_with_cache(op: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator that stores into the caches, its second and third parameter."""
+    parameters = PARAMETERS[op].replace("Tensor k_cache, Tensor v_cache", "Tensor(a!) k_cache, Tensor(b!) v_cache")
+    return define(op, f"({parameters}) -> Tensor", operator, mutated=(1, 2))
+
+
+_qk_norm_rope_store = _define_with_cache("qk_norm_rope_store", _transformer.qk_norm_rope_store)
 _attention, _attention_out = _define_with_out("attention", _transformer.attention)
+_decode_schedule = define(
+    "decode_schedule", f"({PARAMETERS['decode_schedule']}) -> Tensor", _transformer.decode_schedule
+)
+# The schedule's counters are zero when a call begins and when it ends: no argument that it changes.
+_decode_attention = _define_with_cache("decode_attention", _transformer.decode_attention)
 
 _SIGNATURES = {
     op: Signature(op, torch.Tensor, (torch.dtype,), "a torch.Tensor, as the first argument is", "a torch.dtype")
@@ -246,6 +250,18 @@ def qk_norm_rope_store(*arguments: Any) -> torch.Tensor:
 
 def attention(*arguments: Any) -> torch.Tensor:
     return _call_with_out("attention", _attention, _attention_out, arguments)
+
+
+def decode_schedule(*arguments: Any) -> torch.Tensor:
+    _check_types("decode_schedule", arguments)
+    schedule: torch.Tensor = _call("decode_schedule", _decode_schedule, arguments)
+    return schedule
+
+
+def decode_attention(*arguments: Any) -> torch.Tensor:
+    _check_types("decode_attention", arguments)
+    out: torch.Tensor = _call("decode_attention", _decode_attention, arguments)
+    return out
 
 
 def moe_backward(*arguments: Any) -> tuple[torch.Tensor | None, ...]:

@@ -13,6 +13,7 @@ from ._library import (
     FLOAT32,
     LIBRARY,
     AttentionArgs,
+    DecodeAttentionArgs,
     GemmArgs,
     QkNormRopeStoreArgs,
     RmsNormArgs,
@@ -23,6 +24,7 @@ from ._operators import BLOCK, INT32_MAX, WEIGHT_DTYPES, call, check_apart, opti
 
 KV_BLOCK = 64
 MAX_HEAD_DIM = 512
+DECODE_TOKENS, DECODE_SPAN = 8, 256
 
 
 def _number(arrays: Any, name: str, value: float, is_positive: bool = False) -> float:
@@ -179,6 +181,62 @@ def _cache(arrays: Any, k_cache: Any, v_cache: Any, k_scale: Any, v_scale: Any, 
     )
 
 
+def _rope_fields(
+    arrays: Any,
+    qkv: Any,
+    caches: tuple[Any, Any],
+    positions: Any,
+    slots: Any,
+    inv_freq: Any,
+    norms: tuple[Any, Any],
+    eps: float,
+    rope_scale: float,
+    scales: tuple[Any, Any],
+) -> tuple[dict[str, Any], _Cache]:
+    """What the structs of qk_norm_rope_store and decode_attention share, and the cache."""
+    n_tokens, n_columns = arrays.shape("qkv", qkv, 2, "[T, (Hq + 2 Hkv) * D]")
+    code = arrays.code("qkv", qkv, ACTIVATION_DTYPES)
+    qkv_pointer = arrays.matrix("qkv", qkv, code, (n_tokens, n_columns), qkv)
+    cache = _cache(arrays, *caches, *scales, qkv, is_written=True)
+    head_dim, n_kv_heads = cache.head_dim, cache.n_kv_heads
+    n_heads = n_columns // head_dim - 2 * n_kv_heads
+    if n_columns % head_dim or n_heads < 1:
+        wanted = f"[T, (Hq + {2 * n_kv_heads}) * {head_dim}], as k_cache has {n_kv_heads} heads of {head_dim}"
+        raise arrays.shape_error("qkv", qkv.shape, wanted)
+    n_frequencies = arrays.shape("inv_freq", inv_freq, 1, "[R / 2]")[0]
+    if head_dim % 2 or not 1 <= n_frequencies <= head_dim // 2:
+        raise arrays.shape_error("inv_freq", inv_freq.shape, f"[R / 2], R at most the {head_dim} dimensions of a head")
+    fields = {
+        "qkv": qkv_pointer,
+        "q_norm": _norm_weight(arrays, "q_norm", norms[0], head_dim, qkv),
+        "k_norm": _norm_weight(arrays, "k_norm", norms[1], head_dim, qkv),
+        "positions": arrays.pointer("positions", positions, INT32, (n_tokens,), qkv),
+        "slots": arrays.pointer("slots", slots, INT32, (n_tokens,), qkv),
+        "inv_freq": arrays.pointer("inv_freq", inv_freq, FLOAT32, (n_frequencies,), qkv),
+        "k_cache": cache.k,
+        "v_cache": cache.v,
+        "n_tokens": n_tokens,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "rotary_dim": 2 * n_frequencies,
+        "eps": _number(arrays, "eps", eps),
+        "rope_scale": _number(arrays, "rope_scale", rope_scale, is_positive=True),
+        "dtype": code,
+        "cache_dtype": cache.code,
+        "k_scale": cache.k_scale,
+        "v_scale": cache.v_scale,
+    }
+    return fields, cache
+
+
+def _check_slots(arrays: Any, slots: Any, n_blocks: int) -> None:
+    """ValueError for a slot that the cache does not have: the C library is not told how many there are."""
+    n_slots = n_blocks * KV_BLOCK
+    if arrays.is_on_host(slots) and int(slots.max()) >= n_slots:
+        raise arrays.value_error(f"slots has {int(slots.max())}; it must be below {n_slots}, the slots of k_cache")
+
+
 def qk_norm_rope_store(
     arrays: Any,
     qkv: Any,
@@ -194,60 +252,52 @@ def qk_norm_rope_store(
     k_scale: Any,
     v_scale: Any,
 ) -> Any:
-    n_tokens, n_columns = arrays.shape("qkv", qkv, 2, "[T, (Hq + 2 Hkv) * D]")
-    code = arrays.code("qkv", qkv, ACTIVATION_DTYPES)
-    qkv_pointer = arrays.matrix("qkv", qkv, code, (n_tokens, n_columns), qkv)
-    cache = _cache(arrays, k_cache, v_cache, k_scale, v_scale, qkv, is_written=True)
-    head_dim, n_kv_heads = cache.head_dim, cache.n_kv_heads
-    n_heads = n_columns // head_dim - 2 * n_kv_heads
-    if n_columns % head_dim or n_heads < 1:
-        wanted = f"[T, (Hq + {2 * n_kv_heads}) * {head_dim}], as k_cache has {n_kv_heads} heads of {head_dim}"
-        raise arrays.shape_error("qkv", qkv.shape, wanted)
-    n_frequencies = arrays.shape("inv_freq", inv_freq, 1, "[R / 2]")[0]
-    if head_dim % 2 or not 1 <= n_frequencies <= head_dim // 2:
-        raise arrays.shape_error("inv_freq", inv_freq.shape, f"[R / 2], R at most the {head_dim} dimensions of a head")
-    eps, rope_scale = _number(arrays, "eps", eps), _number(arrays, "rope_scale", rope_scale, is_positive=True)
-    positions_pointer = arrays.pointer("positions", positions, INT32, (n_tokens,), qkv)
-    slots_pointer = arrays.pointer("slots", slots, INT32, (n_tokens,), qkv)
-    inv_freq_pointer = arrays.pointer("inv_freq", inv_freq, FLOAT32, (n_frequencies,), qkv)
-    norms = [_norm_weight(arrays, n, w, head_dim, qkv) for n, w in (("q_norm", q_norm), ("k_norm", k_norm))]
-    shape = (n_tokens, n_heads, head_dim)
-    q = arrays.empty(shape, code, qkv)
-    if arrays.fake or n_tokens == 0:
+    caches, norms, scales = (k_cache, v_cache), (q_norm, k_norm), (k_scale, v_scale)
+    fields, cache = _rope_fields(arrays, qkv, caches, positions, slots, inv_freq, norms, eps, rope_scale, scales)
+    shape = (fields["n_tokens"], fields["n_heads"], cache.head_dim)
+    q = arrays.empty(shape, fields["dtype"], qkv)
+    if arrays.fake or shape[0] == 0:
         return q
-    n_slots = cache.n_blocks * KV_BLOCK
-    if arrays.is_on_host(slots) and int(slots.max()) >= n_slots:
-        raise arrays.value_error(f"slots has {int(slots.max())}; it must be below {n_slots}, the slots of k_cache")
-    args = QkNormRopeStoreArgs(
-        qkv=qkv_pointer,
-        q_norm=norms[0],
-        k_norm=norms[1],
-        positions=positions_pointer,
-        slots=slots_pointer,
-        inv_freq=inv_freq_pointer,
-        q=arrays.pointer("q", q, code, shape, qkv),
-        k_cache=cache.k,
-        v_cache=cache.v,
-        n_tokens=n_tokens,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        rotary_dim=2 * n_frequencies,
-        eps=eps,
-        rope_scale=rope_scale,
-        dtype=code,
-        cache_dtype=cache.code,
-        k_scale=cache.k_scale,
-        v_scale=cache.v_scale,
-    )
+    _check_slots(arrays, slots, cache.n_blocks)
+    args = QkNormRopeStoreArgs(**fields, q=arrays.pointer("q", q, fields["dtype"], shape, qkv))
     status = arrays.run(LIBRARY.mb_qk_norm_rope_store, qkv, byref(args))
     if status:
         raise failure(status)
     return q
 
 
+def _batch_fields(
+    arrays: Any,
+    block_table: Any,
+    kv_lengths: Any,
+    query_starts: Any,
+    max_query_length: int | None,
+    max_kv_length: int | None,
+    most_queries: int,
+    like: Any,
+) -> dict[str, Any]:
+    """What the structs of attention and decode_attention share of a batch of sequences."""
+    n_sequences, max_blocks = arrays.shape("block_table", block_table, 2, "[S, max_blocks]")
+    if max_query_length is not None:
+        max_query_length = arrays.integer("max_query_length", max_query_length, 1, most_queries)
+    if max_kv_length is not None:
+        max_kv_length = arrays.integer("max_kv_length", max_kv_length, 1, INT32_MAX)
+    return {
+        "block_table": arrays.pointer("block_table", block_table, INT32, (n_sequences, max_blocks), like),
+        "kv_len": arrays.pointer("kv_lengths", kv_lengths, INT32, (n_sequences,), like),
+        "q_start": arrays.pointer("query_starts", query_starts, INT32, (n_sequences + 1,), like),
+        "n_sequences": n_sequences,
+        "max_blocks": max_blocks,
+        # Without the lengths the most that the shapes allow.
+        "max_q_len": max_query_length or min(like.shape[0], most_queries),
+        "max_kv_len": max_kv_length or min(max_blocks * KV_BLOCK, INT32_MAX),
+    }
+
+
 def _check_blocks(arrays: Any, block_table: Any, kv_lengths: Any, n_blocks: int) -> None:
     """ValueError for a block that the cache does not have: the C library is not told how many there are."""
+    if not arrays.is_on_host(block_table):
+        return
     for s, length in enumerate(kv_lengths.tolist()):
         used = block_table[s, : max(-(-length // KV_BLOCK), 0)]
         if len(used) and (int(used.min()) < 0 or int(used.max()) >= n_blocks):
@@ -272,7 +322,6 @@ def attention(
 ) -> Any:
     shape = arrays.shape("q", q, 3, "[T, Hq, D]")
     n_tokens, n_heads, head_dim = shape
-    n_sequences, max_blocks = arrays.shape("block_table", block_table, 2, "[S, max_blocks]")
     code = arrays.code("q", q, ACTIVATION_DTYPES)
     q_pointer = arrays.matrix("q", q, code, shape, q)
     cache = _cache(arrays, k_cache, v_cache, k_scale, v_scale, q, is_written=False)
@@ -280,35 +329,22 @@ def attention(
         wanted = f"[T, a multiple of {cache.n_kv_heads}, {cache.head_dim}], as k_cache has {cache.n_kv_heads} heads"
         raise arrays.shape_error("q", shape, wanted)
     scale = head_dim**-0.5 if scale is None else _number(arrays, "scale", scale, is_positive=True)
-    # Without the lengths the most that the shapes allow.
-    if max_query_length is not None:
-        max_query_length = arrays.integer("max_query_length", max_query_length, 1, INT32_MAX)
-    if max_kv_length is not None:
-        max_kv_length = arrays.integer("max_kv_length", max_kv_length, 1, INT32_MAX)
-    table_pointer = arrays.pointer("block_table", block_table, INT32, (n_sequences, max_blocks), q)
-    lengths_pointer = arrays.pointer("kv_lengths", kv_lengths, INT32, (n_sequences,), q)
-    starts_pointer = arrays.pointer("query_starts", query_starts, INT32, (n_sequences + 1,), q)
+    lengths = (max_query_length, max_kv_length, INT32_MAX)
+    batch = _batch_fields(arrays, block_table, kv_lengths, query_starts, *lengths, q)
     if out is None:
         out = arrays.empty(shape, code, q)
     out_pointer = arrays.output_matrix("out", out, code, shape, q)
     if arrays.fake or n_tokens == 0:
         return out
     check_apart(arrays, "q", q_pointer, _bytes(q), out_pointer, _bytes(out))
-    if arrays.is_on_host(block_table):
-        _check_blocks(arrays, block_table, kv_lengths, cache.n_blocks)
+    _check_blocks(arrays, block_table, kv_lengths, cache.n_blocks)
     args = AttentionArgs(
+        **batch,
         q=q_pointer,
         k_cache=cache.k,
         v_cache=cache.v,
-        q_start=starts_pointer,
-        kv_len=lengths_pointer,
-        block_table=table_pointer,
         out=out_pointer,
         n_tokens=n_tokens,
-        n_sequences=n_sequences,
-        max_blocks=max_blocks,
-        max_q_len=max_query_length or min(n_tokens, INT32_MAX),
-        max_kv_len=max_kv_length or min(max_blocks * KV_BLOCK, INT32_MAX),
         n_heads=n_heads,
         n_kv_heads=cache.n_kv_heads,
         head_dim=head_dim,
@@ -319,4 +355,78 @@ def attention(
         v_scale=cache.v_scale,
     )
     call(arrays, LIBRARY.mb_attention, LIBRARY.mb_attention_workspace, args, q)
+    return out
+
+
+def decode_schedule(
+    arrays: Any, kv_lengths: Any, query_starts: Any, n_heads: int, n_kv_heads: int, max_query_length: int
+) -> Any:
+    """span_start [S + 1] and the zeros that are counters, in one array."""
+    n_sequences = arrays.shape("kv_lengths", kv_lengths, 1, "[S]")[0]
+    n_heads = arrays.integer("n_heads", n_heads, 1, INT32_MAX)
+    n_kv_heads = arrays.integer("n_kv_heads", n_kv_heads, 1, n_heads)
+    if n_heads % n_kv_heads:
+        raise arrays.value_error(f"n_heads is {n_heads}; it must be a multiple of n_kv_heads, {n_kv_heads}")
+    max_query_length = arrays.integer("max_query_length", max_query_length, 1, DECODE_TOKENS)
+    arrays.pointer("kv_lengths", kv_lengths, INT32, (n_sequences,), kv_lengths)
+    arrays.pointer("query_starts", query_starts, INT32, (n_sequences + 1,), kv_lengths)
+    most = DecodeAttentionArgs(
+        n_sequences=n_sequences, max_q_len=max_query_length, n_heads=n_heads, n_kv_heads=n_kv_heads
+    )
+    n_counters = LIBRARY.mb_decode_attention_counters(byref(most))
+    schedule = arrays.empty((n_sequences + 1 + n_counters,), INT32, kv_lengths)
+    if arrays.fake:
+        return schedule
+    spans = (kv_lengths + (DECODE_SPAN - 1)) // DECODE_SPAN * (query_starts[1:] > query_starts[:-1])
+    schedule[:] = 0
+    schedule[1 : n_sequences + 1] = spans.cumsum(0)
+    return schedule
+
+
+def decode_attention(
+    arrays: Any,
+    qkv: Any,
+    k_cache: Any,
+    v_cache: Any,
+    positions: Any,
+    slots: Any,
+    inv_freq: Any,
+    block_table: Any,
+    kv_lengths: Any,
+    query_starts: Any,
+    schedule: Any,
+    q_norm: Any,
+    k_norm: Any,
+    eps: float,
+    rope_scale: float,
+    scale: float | None,
+    max_query_length: int | None,
+    max_kv_length: int | None,
+    k_scale: Any,
+    v_scale: Any,
+) -> Any:
+    caches, norms, scales = (k_cache, v_cache), (q_norm, k_norm), (k_scale, v_scale)
+    fields, cache = _rope_fields(arrays, qkv, caches, positions, slots, inv_freq, norms, eps, rope_scale, scales)
+    if fields["n_heads"] % cache.n_kv_heads:
+        wanted = f"[T, (Hq + {2 * cache.n_kv_heads}) * {cache.head_dim}], Hq a multiple of {cache.n_kv_heads}"
+        raise arrays.shape_error("qkv", qkv.shape, wanted)
+    scale = cache.head_dim**-0.5 if scale is None else _number(arrays, "scale", scale, is_positive=True)
+    lengths = (max_query_length, max_kv_length, DECODE_TOKENS)
+    batch = _batch_fields(arrays, block_table, kv_lengths, query_starts, *lengths, qkv)
+    shape = (fields["n_tokens"], fields["n_heads"], cache.head_dim)
+    out = arrays.empty(shape, fields["dtype"], qkv)
+    n_schedule = arrays.shape("schedule", schedule, 1, "decode_schedule's result")[0]
+    schedule_pointer = arrays.output_pointer("schedule", schedule, INT32, (n_schedule,), qkv)
+    if arrays.fake or shape[0] == 0:
+        return out
+    args = DecodeAttentionArgs(**fields, **batch, scale=scale)
+    n_starts = args.n_sequences + 1
+    if n_schedule < n_starts + LIBRARY.mb_decode_attention_counters(byref(args)):
+        raise arrays.shape_error("schedule", schedule.shape, "decode_schedule's result for these sequences and heads")
+    _check_slots(arrays, slots, cache.n_blocks)
+    _check_blocks(arrays, block_table, kv_lengths, cache.n_blocks)
+    args.span_start = schedule_pointer
+    args.counters = schedule_pointer + 4 * n_starts
+    args.out = arrays.pointer("out", out, fields["dtype"], shape, qkv)
+    call(arrays, LIBRARY.mb_decode_attention, LIBRARY.mb_decode_attention_workspace, args, qkv)
     return out

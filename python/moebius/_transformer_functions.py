@@ -127,3 +127,69 @@ def attention(
         v_scale,
         out,
     )
+
+
+def decode_schedule(
+    kv_lengths: Array, query_starts: Array, n_heads: int, n_kv_heads: int, *, max_query_length: int = 8
+) -> Array:
+    """What decode_attention needs to share out a step's work: made once a step, for the calls of all layers.
+
+    kv_lengths: int32 [S]. query_starts: int32 [S + 1]. max_query_length: 8 at most; the longest of the batch, or more.
+    Returns an int32 array. Calls that use it at the same time must be on one stream.
+    """
+    return operators_of("decode_schedule", "kv_lengths", kv_lengths).decode_schedule(
+        kv_lengths, query_starts, n_heads, n_kv_heads, max_query_length
+    )
+
+
+def decode_attention(
+    qkv: Array,
+    k_cache: Array,
+    v_cache: Array,
+    positions: Array,
+    slots: Array,
+    inv_freq: Array,
+    block_table: Array,
+    kv_lengths: Array,
+    query_starts: Array,
+    schedule: Array,
+    *,
+    q_norm: Array | None = None,
+    k_norm: Array | None = None,
+    eps: float = 1e-6,
+    rope_scale: float = 1.0,
+    scale: float | None = None,
+    max_query_length: int | None = None,
+    max_kv_length: int | None = None,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
+) -> Array:
+    """qk_norm_rope_store and attention of a decode step in one call, with the same bits: [T, Hq, D].
+
+    A sequence has 1 to 8 tokens (several when tokens are drafted), or none. schedule: decode_schedule's result for
+    these lengths, on the same device. The other arguments are those of the two functions.
+
+    A GPU begins the call while the moebius operators in front of it still run. So none of these may write its arguments
+    other than qkv and slots, and a qk_norm_rope_store directly in front may not store what these sequences read.
+    """
+    return operators_of("decode_attention", "qkv", qkv).decode_attention(
+        qkv,
+        k_cache,
+        v_cache,
+        positions,
+        slots,
+        inv_freq,
+        block_table,
+        kv_lengths,
+        query_starts,
+        schedule,
+        q_norm,
+        k_norm,
+        eps,
+        rope_scale,
+        scale,
+        max_query_length,
+        max_kv_length,
+        k_scale,
+        v_scale,
+    )

@@ -289,6 +289,37 @@ def check_attention():
                 same_bits("a graph's replay", out, got)
 
 
+def check_decode_attention():
+    """One call with the bits of qk_norm_rope_store and attention, also in a CUDA graph, whose schedule is reused."""
+    query_lengths, kv_lengths = (1, 8, 0, 2, 1), (700, 30, 9, 65, 1)
+    table, lengths, starts, positions, slots = batch_of_sequences(query_lengths, kv_lengths)
+    arguments = (positions, slots, 1e6 ** (-torch.arange(64, device=DEVICE) / 64), table, lengths, starts)
+    schedule = moebius.decode_schedule(lengths, starts, 8, 2)
+    expect(schedule[:6].tolist() == [0, 3, 4, 4, 5, 6], f"schedule {schedule.tolist()}")
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for cache_dtype in (dtype, FP8):
+            name = f"decode_attention {dtype} cache {cache_dtype}"
+            caches = [normal(24, 2, 64, 128).to(cache_dtype) for _ in range(2)]
+            again = [cache.clone() for cache in caches]
+            qkv = normal(sum(query_lengths), 12 * 128).to(dtype)
+            norms = {n: (1 + 0.1 * normal(128)).to(dtype) for n in ("q_norm", "k_norm")}
+            q = moebius.qk_norm_rope_store(qkv, *caches, *arguments[:3], **norms)
+            expected = moebius.attention(q, *caches, *arguments[3:])
+            for longest in ({}, {"max_query_length": 8, "max_kv_length": 700}):
+                same_bits(
+                    name, moebius.decode_attention(qkv, *again, *arguments, schedule, **norms, **longest), expected
+                )
+            same_bits(f"{name}, k", again[0], caches[0])
+            same_bits(f"{name}, v", again[1], caches[1])
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                out = moebius.decode_attention(qkv, *again, *arguments, schedule, **norms)
+            for _ in range(2):
+                graph.replay()
+                same_bits(f"{name}, a graph's replay", out, expected)
+            expect(not schedule[6:].any(), "the counters are not zero")
+
+
 def check_attention_of_pytorch():
     """One prompt, and one token more, against scaled_dot_product_attention in float64."""
     heads, kv_heads, dim, length = 8, 2, 128, 150

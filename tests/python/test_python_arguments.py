@@ -182,7 +182,22 @@ def calls(library):
     linear = {"x": ones((T, H)), "weight": ones((I, H)), "bias": ones((I,)), "residual": ones((T, I))}
     linear |= {"out_dtype": library.dtype("float32"), "out": ones((T, I))}
     float8_linear = {"x": ones((T, H), "bfloat16"), "weight": ones((I, H), FLOAT8), "weight_scale": ones((1, 1))}
+    lengths = ones((1,), "int32") * 70
+    decode = {
+        **rope,
+        "block_table": ones((1, 2), "int32"),
+        "kv_lengths": lengths,
+        "query_starts": starts,
+        "schedule": moebius.decode_schedule(lengths, starts, 2, 1),
+        "scale": 0.5,
+        "max_query_length": T,
+        "max_kv_length": 70,
+    }
+    schedule = {"kv_lengths": lengths, "query_starts": starts, "n_heads": 2, "n_kv_heads": 1, "max_query_length": T}
     return {
+        "decode_schedule": (moebius.decode_schedule, schedule),
+        "decode_attention": (moebius.decode_attention, decode),
+        "decode_attention, float8": (moebius.decode_attention, {**decode, **float8_cache}),
         "rms_norm": (moebius.rms_norm, norm),
         "linear": (moebius.linear, linear),
         "linear, float8": (moebius.linear, float8_linear),

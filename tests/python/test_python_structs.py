@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from moebius import _arrays, _engine_library, _grammar, _library
+from moebius import _arrays, _engine_library, _grammar, _library, _transformer
 
 ROOT = Path(__file__).resolve().parents[2]
 STRUCTS = {
@@ -23,6 +23,7 @@ STRUCTS = {
     "mb_gemm_args": _library.GemmArgs,
     "mb_qk_norm_rope_store_args": _library.QkNormRopeStoreArgs,
     "mb_attention_args": _library.AttentionArgs,
+    "mb_decode_attention_args": _library.DecodeAttentionArgs,
     "mb_moe_backward_args": _library.BackwardArgs,
     "mb_moe_router_losses_args": _library.RouterLossesArgs,
     "mb_moe_route_backward_args": _library.RouteBackwardArgs,
@@ -45,6 +46,9 @@ ENUMS = {
     **{f"MB_ROUTE_{name.upper()}": value for name, value in _library.ORDERS.items()},
     **{f"MB_F32_{name.upper()}": value for name, value in _library.F32_MATH.items()},
     **{f"MB_ROUNDING_{name.upper()}": value for name, value in _library.ROUNDINGS.items()},
+    "MB_KV_BLOCK": _transformer.KV_BLOCK,
+    "MB_DECODE_TOKENS": _transformer.DECODE_TOKENS,
+    "MB_DECODE_SPAN": _transformer.DECODE_SPAN,
     "MB_F32": _library.FLOAT32,
     "MB_BF16": _library.BFLOAT16,
     "MB_F16": _library.FLOAT16,

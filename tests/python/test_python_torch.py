@@ -212,6 +212,12 @@ def op_samples(generator):
         "linear_out": (*linear, torch.empty(9, 48, dtype=x.dtype)),
         "qk_norm_rope_store": store,
         "attention": attention,
+        "decode_schedule": (lengths, starts, 2, 1, 8),
+        "decode_attention": (
+            *(t[-8:].contiguous() if t.shape[0] == 9 else t for t in store[:6]),
+            *(table, lengths, starts - starts // 9, moebius.decode_schedule(lengths, starts, 2, 1)),
+            *(None, None, 1e-6, 1.0, None, None, None, None, None),
+        ),
         "attention_out": (*attention, torch.empty_like(attention[0])),
         "route": (with_nan, 3, True, "softmax_topk", torch.zeros(1, dtype=torch.int32)),
         "router_gemm": (x, w13[0], None),
@@ -341,7 +347,7 @@ TRAINS = ("router_gemm", "train_moe", "train_route", "router_losses", "token_rou
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in op_samples(torch.Generator().manual_seed(0)) if name not in ("plan", *TRAINS)]
+    "name", [name for name in op_samples(torch.Generator().manual_seed(0)) if name not in ("plan", "decode_schedule", *TRAINS)]
 )
 def test_the_bare_operators_refuse_a_gradient(generator, name):
     """torch.ops.moebius.* have no autograd of their own; a call that needs one fails, eager and compiled."""

@@ -166,6 +166,56 @@ def test_attention_over_the_paged_cache(generator, dtype, cache):
     same_bits(doubled, moebius.attention(2 * q, k_cache, v_cache, table, lengths, starts, **scales))
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, FP8])
+def test_decode_attention_has_the_bits_of_its_two_parts(generator, cache_dtype):
+    query_lengths, kv_lengths = (1, 8, 0, 2), (256, 30, 9, 65)
+    table, lengths, starts, positions, slots = paged(generator, query_lengths, kv_lengths)
+    qkv = normal(generator, 11, (HEADS + 2 * KV_HEADS) * DIM, dtype=torch.bfloat16)
+    caches = [normal(generator, BLOCKS, KV_HEADS, 64, DIM).to(cache_dtype) for _ in range(2)]
+    again = [cache.clone() for cache in caches]
+    options = {"q_norm": normal(generator, DIM), "k_norm": normal(generator, DIM)}
+    if cache_dtype is FP8:
+        options |= {"k_scale": torch.tensor([0.5, 2.0]), "v_scale": torch.tensor([0.25, 1.0])}
+    scales = {name: scale for name, scale in options.items() if "scale" in name}
+    inv_freq = 1e4 ** (-torch.arange(DIM // 2) / (DIM / 2))
+    q = moebius.qk_norm_rope_store(qkv, *caches, positions, slots, inv_freq, **options)
+    expected = moebius.attention(q, *caches, table, lengths, starts, **scales)
+    schedule = moebius.decode_schedule(lengths, starts, HEADS, KV_HEADS)
+    assert schedule[:5].tolist() == [0, 1, 2, 2, 3] and not schedule[5:].any()
+    arguments = (positions, slots, inv_freq, table, lengths, starts)
+    for longest in ({}, {"max_query_length": 8, "max_kv_length": 256}):
+        same_bits(moebius.decode_attention(qkv, *again, *arguments, schedule, **options, **longest), expected)
+    same_bits(caches[0].float(), again[0].float())
+    same_bits(caches[1].float(), again[1].float())
+
+    def refused(exception, text, function, *changed, **wrong):
+        fails(exception, text, function, *changed, **{**options, **wrong})
+
+    few = moebius.decode_schedule(lengths, starts, HEADS, KV_HEADS, max_query_length=1)[:-1].contiguous()
+    refused(ValueError, "schedule has shape", moebius.decode_attention, qkv, *again, *arguments, few)
+    text = "max_query_length is 9; it must be in [1, 8]"
+    refused(ValueError, text, moebius.decode_attention, qkv, *again, *arguments, schedule, max_query_length=9)
+    text = "span_start[1] is 7, but the sequences in front have 1 spans"
+    refused(
+        moebius.Error,
+        text,
+        moebius.decode_attention,
+        qkv,
+        *again,
+        *arguments,
+        torch.full_like(schedule, 7) * (torch.arange(len(schedule)) > 0).int(),
+    )
+    fails(
+        ValueError,
+        "n_heads is 5; it must be a multiple of n_kv_heads, 2",
+        moebius.decode_schedule,
+        lengths,
+        starts,
+        5,
+        2,
+    )
+
+
 def test_numpy_gives_the_bits_of_pytorch(generator):
     table, lengths, starts, positions, slots = paged(generator, (3, 70), (70, 70))
     tensors = [normal(generator, 73, (HEADS + 2 * KV_HEADS) * DIM)]

@@ -21,6 +21,7 @@ from ._transformer_functions import (
     linear,
     qk_norm_rope_store,
     rms_norm,
+    sample,
 )
 
 __version__ = _LIBRARY.mb_version().decode()
@@ -47,4 +48,5 @@ __all__ = [
     "rms_norm",
     "route",
     "router_gemm",
+    "sample",
 ]

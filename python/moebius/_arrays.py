@@ -125,6 +125,14 @@ class NumpyArrays(Arrays):
     def is_on_host(self, array: numpy.ndarray) -> bool:
         return True
 
+    def numbers(self, n: int, like: Any) -> numpy.ndarray:
+        """0 to n - 1, int64."""
+        return numpy.arange(n, dtype=numpy.int64)
+
+    def ints(self, array: numpy.ndarray) -> numpy.ndarray:
+        """The array's memory as int32."""
+        return array.view(numpy.int32)
+
     def workspace(self, n_bytes: int, like: Any) -> tuple[Any, int]:
         """Memory of at least n_bytes, and the first aligned address in it."""
         memory = numpy.empty(n_bytes + WORKSPACE_ALIGNMENT, numpy.uint8)

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy
 
-from . import _layer, _operators, _training, _transformer
+from . import _layer, _operators, _sample, _training, _transformer
 from ._arrays import NumpyArrays
 from ._operators import Plan
 from ._signatures import with_article
@@ -48,6 +48,7 @@ _numpy = SimpleNamespace(
     linear=_on_numpy(_transformer.linear),
     qk_norm_rope_store=_on_numpy(_transformer.qk_norm_rope_store),
     attention=_on_numpy(_transformer.attention),
+    sample=_on_numpy(_sample.sample),
     decode_schedule=_on_numpy(_transformer.decode_schedule),
     decode_attention=_on_numpy(_transformer.decode_attention),
     train_moe=_on_numpy(_training.train_moe),

@@ -326,6 +326,40 @@ class DecodeAttentionArgs(ctypes.Structure):
     ]
 
 
+class SampleRow(ctypes.Structure):
+    """mb_sample_row"""
+
+    _fields_ = [
+        ("temperature", c_float),
+        ("top_p", c_float),
+        ("min_p", c_float),
+        ("repetition_penalty", c_float),
+        ("presence_penalty", c_float),
+        ("frequency_penalty", c_float),
+        ("top_k", c_int32),
+        ("n_bias", c_int32),
+        ("seed", c_int64),
+        ("position", c_int64),
+        ("bias_ids", c_void_p),
+        ("biases", c_void_p),
+        ("seen", c_void_p),
+        ("allowed", c_void_p),
+    ]
+
+
+class SampleArgs(ctypes.Structure):
+    """mb_sample_args"""
+
+    _fields_ = [
+        ("logits", c_void_p),
+        ("rows", c_void_p),
+        ("ids", c_void_p),
+        ("logprobs", c_void_p),
+        ("n_rows", c_int64),
+        ("vocab", c_int32),
+    ]
+
+
 class BackwardArgs(ctypes.Structure):
     """mb_moe_backward_args"""
 
@@ -439,6 +473,7 @@ _WITH_WORKSPACE = {
     "mb_gemm": GemmArgs,
     "mb_attention": AttentionArgs,
     "mb_decode_attention": DecodeAttentionArgs,
+    "mb_sample": SampleArgs,
     "mb_moe_backward": BackwardArgs,
     "mb_moe_router_losses": RouterLossesArgs,
     "mb_moe_token_rounding": TokenRoundingArgs,

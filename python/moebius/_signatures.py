@@ -58,6 +58,11 @@ PARAMETERS = {
         "float eps, float rope_scale, float? scale, int? max_query_length, int? max_kv_length, Tensor? k_scale, "
         "Tensor? v_scale"
     ),
+    "sample": (
+        "Tensor logits, Tensor seeds, Tensor positions, Tensor? temperature, Tensor? top_k, Tensor? top_p, "
+        "Tensor? min_p, Tensor? repetition_penalty, Tensor? presence_penalty, Tensor? frequency_penalty, "
+        "Tensor? seen, Tensor? allowed"
+    ),
     "train_moe": (
         "Tensor x, Tensor w13, Tensor w2, Tensor topk_weights, Tensor topk_ids, int first_expert, int? n_experts, "
         "str activation, Tensor? bias13, Tensor? bias2, Tensor? residual, Tensor? shared, str f32, bool recompute"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from . import _layer, _operators, _torch_training, _transformer
+from . import _layer, _operators, _sample, _torch_training, _transformer
 from ._signatures import PARAMETERS, Signature
 from ._torch_tensors import NO_BACKWARD, define, has_gradient
 
@@ -86,6 +86,12 @@ _qk_norm_rope_store = _define_with_cache("qk_norm_rope_store", _transformer.qk_n
 _attention, _attention_out = _define_with_out("attention", _transformer.attention)
 _decode_schedule = define(
     "decode_schedule", f"({PARAMETERS['decode_schedule']}) -> Tensor", _transformer.decode_schedule
+)
+_sample_tokens = define(
+    "sample",
+    "(" + PARAMETERS["sample"].replace("Tensor? seen", "Tensor(a!)? seen") + ") -> (Tensor, Tensor)",
+    _sample.sample,
+    mutated=(-2,),
 )
 # The schedule's counters are zero when a call begins and when it ends: no argument that it changes.
 _decode_attention = _define_with_cache("decode_attention", _transformer.decode_attention)
@@ -262,6 +268,12 @@ def decode_attention(*arguments: Any) -> torch.Tensor:
     _check_types("decode_attention", arguments)
     out: torch.Tensor = _call("decode_attention", _decode_attention, arguments)
     return out
+
+
+def sample(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    _check_types("sample", arguments)
+    outputs: tuple[torch.Tensor, torch.Tensor] = _call("sample", _sample_tokens, arguments)
+    return outputs
 
 
 def moe_backward(*arguments: Any) -> tuple[torch.Tensor | None, ...]:

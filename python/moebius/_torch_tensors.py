@@ -79,6 +79,12 @@ class TorchTensors(Arrays):
     def is_on_host(self, tensor: torch.Tensor) -> bool:
         return tensor.is_cpu
 
+    def numbers(self, n: int, like: torch.Tensor) -> torch.Tensor:
+        return torch.arange(n, dtype=torch.int64, device=like.device)
+
+    def ints(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(torch.int32)
+
     def workspace(self, n_bytes: int, like: torch.Tensor) -> tuple[Any, int]:
         """Memory of at least n_bytes, and an aligned address in it."""
         if like.is_cuda:  # the caching allocator aligns to 512 bytes

@@ -1,4 +1,4 @@
-"""The public functions of a transformer layer beside its experts."""
+"""The public functions of a transformer beside its experts: of a layer, and sampling."""
 
 from typing import Any
 
@@ -193,3 +193,50 @@ def decode_attention(
         k_scale,
         v_scale,
     )
+
+
+def sample(
+    logits: Array,
+    seeds: Array,
+    positions: Array,
+    *,
+    temperature: Array | None = None,
+    top_k: Array | None = None,
+    top_p: Array | None = None,
+    min_p: Array | None = None,
+    repetition_penalty: Array | None = None,
+    presence_penalty: Array | None = None,
+    frequency_penalty: Array | None = None,
+    seen: Array | None = None,
+    allowed: Array | None = None,
+) -> tuple[Array, Array]:
+    """The next token of each row of logits, and its log-probability: ids int32 [N], logprobs float32 [N].
+
+    logits: float32 [N, V], not changed. seeds, positions: int64 [N]; the draw of a row is Philox4x32-10's for its seed and
+    position (of the token that is drawn), whatever the other rows are.
+    temperature, top_p, min_p: float32 [N]; temperature 0, or None, takes the largest logit. top_k: int32 [N], 0 is off.
+    Order: penalties, mask; temperature; the top_k largest; of these the smallest set with probability top_p; of these
+    those with at least min_p times the largest probability.
+    repetition_penalty, presence_penalty, frequency_penalty: float32 [N], and with any of them
+    seen: int32 [N, V], of each token twice its occurrences in the answer, plus 1 when it is in the prompt. The token that
+    is drawn is counted in it.
+    allowed: int32 [N, ceil(V / 32)], a bit for each token, the lowest first: those whose bit is 0 are not drawn.
+
+    logprobs are those of the untouched logits. An id is -1, and its logprob -infinity, where a row has a NaN or +infinity, or
+    nothing that may be drawn.
+    """
+    ids, logprobs = operators_of("sample", "logits", logits).sample(
+        logits,
+        seeds,
+        positions,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        seen,
+        allowed,
+    )
+    return ids, logprobs

@@ -37,8 +37,8 @@ def library_path(prefix):
 
 
 def test_files(prefix, library_path):
-    for name in ("bin/moebius", "include/moebius/moebius.h", "include/moebius/ops.h", "include/moebius/layers.h", "share/doc/moebius/LICENSE",
-                 "share/man/man1/moebius.1", "share/bash-completion/completions/moebius.bash",
+    for name in ("bin/moebius", "include/moebius/moebius.h", "include/moebius/ops.h", "include/moebius/layers.h",
+                 "share/doc/moebius/LICENSE", "share/man/man1/moebius.1", "share/bash-completion/completions/moebius.bash",
                  "share/zsh/site-functions/_moebius", "share/fish/vendor_completions.d/moebius.fish"):  # fmt: skip
         assert (prefix / name).is_file(), name
     version = run(prefix / "bin/moebius", "--version").split()[1]

@@ -345,6 +345,34 @@ def check_attention_of_pytorch():
         raise AssertionError(f"no error about {text}")
 
 
+def check_sample():
+    """The tokens of the CPU, with every filter and penalty; counts go on in a CUDA graph."""
+    n_rows, vocab = 64, 5003
+    logits = 4 * normal(n_rows, vocab)
+    longs = {"dtype": torch.int64, "device": DEVICE}
+    seeds, positions = torch.full((n_rows,), 7, **longs), torch.arange(n_rows, **longs)
+    options = {"temperature": torch.linspace(0, 2, n_rows), "top_p": torch.linspace(0.5, 1, n_rows)}
+    options |= {"min_p": torch.linspace(0, 0.1, n_rows), "top_k": torch.arange(n_rows, dtype=torch.int32)}
+    options |= {name: torch.full((n_rows,), 0.3) for name in ("presence_penalty", "frequency_penalty")}
+    options |= {"repetition_penalty": torch.full((n_rows,), 1.2)}
+    options |= {"allowed": torch.randint(-(2**31), 2**31, (n_rows, -(-vocab // 32)), dtype=torch.int32)}
+    options |= {"seen": torch.randint(0, 5, (n_rows, vocab), dtype=torch.int32)}
+    on_gpu = {name: value.to(DEVICE, copy=True) for name, value in options.items()}
+    for _ in range(3):
+        got = moebius.sample(logits, seeds, positions, **on_gpu)
+        expected = moebius.sample(logits.cpu(), seeds.cpu(), positions.cpu(), **options)
+        expect(torch.equal(got[0].cpu(), expected[0]), f"ids {got[0].tolist()}, {expected[0].tolist()}")
+        expect(bool((got[1].cpu() - expected[1]).abs().max() < 1e-4), "log-probabilities differ")
+        expect(torch.equal(on_gpu["seen"].cpu(), options["seen"]), "seen differs")
+        positions += 1
+    plain = moebius.sample(logits, seeds, positions, temperature=on_gpu["temperature"])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = moebius.sample(logits, seeds, positions, temperature=on_gpu["temperature"])
+    graph.replay()
+    same_bits("a graph's replay", captured[0], plain[0])
+
+
 def check_moe_from_logits():
     x, w13, w2, _, _ = layer(torch.bfloat16)
     logits = normal(T, E)

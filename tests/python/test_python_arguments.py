@@ -194,7 +194,13 @@ def calls(library):
         "max_kv_length": 70,
     }
     schedule = {"kv_lengths": lengths, "query_starts": starts, "n_heads": 2, "n_kv_heads": 1, "max_query_length": T}
+    long = ones((T,), "int64")
+    sample = {"logits": ones((T, 40)), "seeds": long, "positions": long, "top_k": rows}
+    sample |= {name: ones((T,)) for name in ("temperature", "top_p", "min_p", "repetition_penalty")}
+    sample |= {name: ones((T,)) for name in ("presence_penalty", "frequency_penalty")}
+    sample |= {"seen": ones((T, 40), "int32"), "allowed": ones((T, 2), "int32")}
     return {
+        "sample": (moebius.sample, sample),
         "decode_schedule": (moebius.decode_schedule, schedule),
         "decode_attention": (moebius.decode_attention, decode),
         "decode_attention, float8": (moebius.decode_attention, {**decode, **float8_cache}),

@@ -24,6 +24,8 @@ STRUCTS = {
     "mb_qk_norm_rope_store_args": _library.QkNormRopeStoreArgs,
     "mb_attention_args": _library.AttentionArgs,
     "mb_decode_attention_args": _library.DecodeAttentionArgs,
+    "mb_sample_row": _library.SampleRow,
+    "mb_sample_args": _library.SampleArgs,
     "mb_moe_backward_args": _library.BackwardArgs,
     "mb_moe_router_losses_args": _library.RouterLossesArgs,
     "mb_moe_route_backward_args": _library.RouteBackwardArgs,

@@ -196,6 +196,7 @@ def op_samples(generator):
     train_moe = (x, w13, w2, weights, ids, 0, None, "swiglu", None, None, x.clone(), None, "tf32", False)
     backward = (x, w13, w2, weights, ids, x.clone(), None, 0, None, "swiglu", None, None)
     sums = [torch.zeros(w.shape) for w in (w13, w2)]
+    seen = (torch.ones((9, 6), dtype=torch.int32),)
     norm, norm8 = (x, w13[0, 0].clone(), 1e-6), (torch.float8_e4m3fn,)
     linear = (x, w13[0].clone(), None, None, None, None)
     k_cache, v_cache = (normal(generator, 3, 1, 64, 12).to(x.dtype) for _ in range(2))
@@ -213,6 +214,7 @@ def op_samples(generator):
         "qk_norm_rope_store": store,
         "attention": attention,
         "decode_schedule": (lengths, starts, 2, 1, 8),
+        "sample": (logits, *(torch.arange(9),) * 2, *(torch.ones(9), None) * 2, None, None, torch.ones(9), *seen, None),
         "decode_attention": (
             *(t[-8:].contiguous() if t.shape[0] == 9 else t for t in store[:6]),
             *(table, lengths, starts - starts // 9, moebius.decode_schedule(lengths, starts, 2, 1)),
@@ -347,7 +349,8 @@ TRAINS = ("router_gemm", "train_moe", "train_route", "router_losses", "token_rou
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in op_samples(torch.Generator().manual_seed(0)) if name not in ("plan", "decode_schedule", *TRAINS)]
+    "name",
+    [name for name in op_samples(torch.Generator().manual_seed(0)) if name not in ("plan", "decode_schedule", *TRAINS)],
 )
 def test_the_bare_operators_refuse_a_gradient(generator, name):
     """torch.ops.moebius.* have no autograd of their own; a call that needs one fails, eager and compiled."""

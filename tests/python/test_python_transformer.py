@@ -314,3 +314,58 @@ def test_refusals(generator):
     fails(
         ValueError, "weight_scale has shape (1, 2); it must be (1, 1)", moebius.linear, half, eights, weight_scale=wrong
     )
+
+
+def test_sample(generator):
+    vocab, n_rows = 70, 6
+    logits = normal(generator, n_rows, vocab) * 3
+    seeds, positions = torch.full((n_rows,), 11), torch.arange(n_rows)
+    ids, logprobs = moebius.sample(logits, seeds, positions)
+    assert torch.equal(ids.long(), logits.argmax(-1)) and ids.dtype is torch.int32
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1).amax(-1))
+
+    allowed = torch.zeros(n_rows, 3, dtype=torch.int32)
+    allowed[:, 0], allowed[:, 2] = -(2**31), 0b1000  # tokens 31 and 67
+    ids, _ = moebius.sample(logits, seeds, positions, allowed=allowed)
+    assert torch.equal(ids.long(), torch.where(logits[:, 31] >= logits[:, 67], 31, 67))
+
+    seen = torch.zeros(n_rows, vocab, dtype=torch.int32)
+    best = logits.argmax(-1)
+    seen[torch.arange(n_rows), best] = 2
+    penalty = {"frequency_penalty": torch.full((n_rows,), 1e3)}
+    ids, _ = moebius.sample(logits, seeds, positions, seen=seen, **penalty)
+    assert torch.equal(ids.long(), logits.topk(2).indices[:, 1])
+    assert (seen[torch.arange(n_rows), ids.long()] == 2).all() and seen.sum() == 4 * n_rows
+
+    # Draws: within the filters, as often as they are probable, the same alone and again.
+    row = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.0625]).log()
+    n_draws = 4000
+    many, draws = row.expand(n_draws, -1).contiguous(), torch.arange(n_draws)
+    options = {"temperature": torch.ones(n_draws)}
+    seeds = torch.full((n_draws,), 2**40 + 3)
+    ids, logprobs = moebius.sample(many, seeds, draws, **options)
+    shares = torch.bincount(ids, minlength=5) / n_draws
+    torch.testing.assert_close(shares, row.exp(), atol=0.03, rtol=0)
+    torch.testing.assert_close(logprobs, row[ids.long()])
+    alone = moebius.sample(many[:1], seeds[:1], draws[9:10], temperature=torch.ones(1))[0]
+    assert alone[0] == ids[9]
+    for name, value, most in (("top_k", 2, 2), ("top_p", 0.8, 3), ("min_p", 0.2, 3)):
+        limit = torch.full((n_draws,), value, dtype=torch.int32 if name == "top_k" else torch.float32)
+        drawn = moebius.sample(many, seeds, draws, **options, **{name: limit})[0]
+        assert set(drawn.tolist()) == set(range(most)), name
+    arrays = [t.numpy() for t in (many, seeds, draws)]
+    assert (moebius.sample(*arrays, temperature=options["temperature"].numpy())[0] == ids.numpy()).all()
+    many[0, 0] = torch.nan
+    assert moebius.sample(many, seeds, draws)[0][:2].tolist() == [-1, 0]
+    assert moebius.sample(many[:0], seeds[:0], draws[:0])[0].shape == (0,)
+    text = "sample: seen is None; it must be given, because there are penalties"
+    fails(ValueError, text, moebius.sample, many, seeds, draws, presence_penalty=torch.ones(n_draws))
+    fails(
+        ValueError,
+        "allowed has shape (4000, 2); it must be (4000, 1)",
+        moebius.sample,
+        many,
+        seeds,
+        draws,
+        allowed=torch.ones(n_draws, 2).int(),
+    )

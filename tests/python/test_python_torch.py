@@ -245,7 +245,7 @@ def op_samples(generator):
 
 
 def gradient_calls(generator):
-    """{name: (function, the tensors that may require a gradient)}, for every function and way without a gradient."""
+    """{name: (function, the tensors that may require a gradient)}, for every MoE function and way without a gradient."""
     x, w13, w2, weights, ids = layer(generator, torch.bfloat16)
     logits = normal(generator, 9, 6)
     plan = moebius.plan(ids, 6)
@@ -255,8 +255,6 @@ def gradient_calls(generator):
     terms = {name: torch.ones_like(x) for name in ("residual", "shared")}
     float8, scales = [w.to(torch.float8_e4m3fn) for w in (w13, w2)], {"w13_scale": torch.ones(6, 1, 1)}
     scales["w2_scale"] = scales["w13_scale"]
-    cache = normal(generator, 1, 1, 64, 12)
-    table, lengths, starts = (torch.tensor(values, dtype=torch.int32) for values in ([[0]], [9], [0, 9]))
     return {
         "grouped_gemm": (
             lambda **t: moebius.grouped_gemm(**t, offsets=plan.offsets, row_index=plan.row_token),
@@ -280,16 +278,6 @@ def gradient_calls(generator):
                 **t, token_row=plan.token_row, residual=(sum_of := residual * 1), out=sum_of
             ),
             {"y": y, "weights": weights, "residual": torch.ones(9, 48)},
-        ),
-        "rms_norm": (moebius.rms_norm, {"x": x, "weight": x[0].clone()}),
-        "rms_norm with residual": (
-            lambda **t: moebius.rms_norm(**t)[0],
-            {"x": x, "weight": x[0].clone(), "residual": x.clone()},
-        ),
-        "linear": (moebius.linear, {"x": x, "weight": w13[0].clone(), "residual": x.clone(), "bias": torch.ones(48)}),
-        "attention": (
-            lambda q: moebius.attention(q, cache, cache, table, lengths, starts),
-            {"q": normal(generator, 9, 2, 12)},
         ),
         "moe of float8": (
             lambda x, topk_weights: moebius.moe(x, *float8, topk_weights, ids, **scales),

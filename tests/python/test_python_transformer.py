@@ -252,6 +252,25 @@ def test_compiled(generator):
     same_bits(caches[0], again[0])
 
 
+def test_a_backward_pass_fails(generator):
+    table, lengths, starts, positions, slots = paged(generator, (3,), (70,))
+    cache = normal(generator, BLOCKS, KV_HEADS, 64, DIM)
+    store = (cache, cache.clone(), positions, slots, torch.ones(DIM // 2))
+    calls = {
+        "rms_norm": lambda x: moebius.rms_norm(x, cache[0, 0, 0].repeat(10)),
+        "linear": lambda x: moebius.linear(x, normal(generator, 8, 10 * DIM)),
+        "qk_norm_rope_store": lambda x: moebius.qk_norm_rope_store(x, *store),
+        "attention": lambda x: moebius.attention(x.view(3, 10, DIM), cache, cache, table, lengths, starts),
+        "sample": lambda x: moebius.sample(x, torch.arange(3), torch.arange(3))[1],
+    }
+    for name, call in calls.items():
+        x = normal(generator, 3, 10 * DIM).requires_grad_()
+        with pytest.raises(NotImplementedError, match=f"{name}: there is no backward pass for this"):
+            call(x).sum().backward()
+        with torch.no_grad():
+            assert not call(x).requires_grad
+
+
 def fails(exception, text, function, *arguments, **options):
     with pytest.raises(exception) as caught:
         function(*arguments, **options)

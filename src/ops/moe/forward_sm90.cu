@@ -4,6 +4,7 @@
  */
 #include "ops/common/workspace.h"
 #include "ops/hopper/launch.cuh"
+#include "ops/moe/block_arguments.h"
 #include "ops/moe/experts/launch_sm90.h"
 #include "ops/moe/experts/pick.h"
 #include "ops/moe/front/block_front.h"
@@ -42,8 +43,8 @@ static mb_status run_front(const mb_moe_steps *steps, const head *head, void *wo
     return mb_moe_front_sm90(&steps->front, steps->front_workspace, steps->front_workspace_bytes, stream);
 }
 
-/* The arguments were checked. head: NULL: x and logits are there. left: NULL, or what then is still to be
- * done. */
+/* The arguments were checked. head NULL: x and the logits exist. left NULL: the sum is made here; else *left says
+ * what is still to be summed. */
 static mb_status run(const mb_moe_forward_args *args, int tile, const head *head, void *workspace,
                      size_t workspace_bytes, mb_moe_reduce_args *left, mb_stream stream) {
     if (args->n_tokens == 0)
@@ -82,6 +83,7 @@ extern "C" mb_status mb_moe_block_sm90(const mb_rms_norm_args *norm, const mb_mo
     const head head = {norm, score};
     if (left)
         *left = mb_moe_reduce_args();
+    MB_TRY(mb_moe_block_check(norm, score, args));
     MB_TRY(mb_moe_forward_sm90_check(args));
     const int tile =
         mb_moe_pick(mb_moe_family_of(args->w13.dtype), args->n_tokens * args->top_k, args->n_local_experts);

@@ -5,44 +5,13 @@
  *   moe_block_check [--small]
  *
  * The MoE block as one operator (norm, router, choice, plan, x to fp8 by one cluster) against rms_norm,
- * router and moe_forward; and the sum that it leaves (gemm's x_sum) against reduce and gemm. All outputs
- * are filled with 0xff bytes before. More tokens than the launch takes are among the problems. --small: few
- * of them, for compute-sanitizer. Exit status 1 when anything differs.
+ * router and moe_forward; the sum that it leaves (gemm's x_sum) against reduce and gemm; and both in a chain
+ * of layers. All outputs are filled with 0xff bytes before. More tokens and choices than the launch takes are
+ * among the problems, and arguments that must be refused. --small: few of them, for compute-sanitizer. Exit
+ * status 1 when anything differs.
  */
-#include "capture.cuh"
-#include "ops/gemm/gemm.h"
-#include "ops/moe/moe_sm90.h"
-#include "values.cuh"
-
-static char subject[128];
-
-static void compare(const char *what, const void *a, const void *b, size_t n_bytes) {
-    unsigned char *x = (unsigned char *)download(a, n_bytes), *y = (unsigned char *)download(b, n_bytes);
-    for (size_t i = 0; i < n_bytes; i++)
-        if (x[i] != y[i]) {
-            char text[192];
-            snprintf(text, sizeof(text), "%s differs, first at byte %zu of %zu", what, i, n_bytes);
-            complain(subject, text, 0);
-            break;
-        }
-    free(x);
-    free(y);
-}
-
-static void *poisoned(size_t n_bytes) {
-    void *memory = allocate(n_bytes);
-    CUDA(cudaMemset(memory, 0xff, n_bytes));
-    return memory;
-}
-
-static mb_weight norm_weight(int hidden, mb_dtype dtype, uint64_t seed) {
-    mb_weight weight = {};
-    weight.data = random_values(hidden, dtype, seed, 1);
-    weight.count = weight.rows = 1;
-    weight.cols = hidden;
-    weight.dtype = dtype;
-    return weight;
-}
+#include "moe_block_chain.cuh"
+#include "moe_block_refusals.cuh"
 
 /* ---- The sum that the block leaves */
 
@@ -94,67 +63,18 @@ static void check_sum(mb_dtype dtype, int is_fp8, int n_tokens, int hidden, int 
              is_fp8 ? "fp8" : "16 bits", n_tokens, hidden, n_outputs, top_k);
     compare("x", x[0], x[1], x_bytes);
     compare("out", out[0], out[1], out_bytes);
-    const void *all[] = {token_row,
-                         sum.y,
-                         sum.weights,
-                         sum.residual,
-                         args.weight.data,
-                         args.weight.scale,
-                         args.norm_weight.data,
-                         x[0],
-                         x[1],
-                         out[0],
-                         out[1]};
-    for (const void *one : all)
-        CUDA(cudaFree((void *)one));
+    const void *const all[] = {token_row, sum.y, sum.weights, sum.residual, x[0], x[1], out[0], out[1]};
+    release(all, 8);
+    free_weight(&args.weight);
+    free_weight(&args.norm_weight);
 }
 
 /* ---- The block */
 
-enum { APART, IN_BLOCK, SUM_LEFT, WAYS, TOP_K = 8 };
-
-typedef struct block {
-    mb_rms_norm_args norm;
-    mb_moe_router_gemm_args score;
-    mb_moe_route_args route;
-    mb_moe_forward_args forward;
-} block;
-
-/* What is the same in every way to run it; all but route, which forward points to where the block is. */
-static block block_of(int n_tokens, int hidden, int n_experts, mb_weight w13, mb_weight w2, int has_bias) {
-    const uint64_t seed = (uint64_t)(n_tokens * 1000 + hidden + n_experts);
-    block b = {};
-    b.norm.x = random_values((int64_t)n_tokens * hidden, MB_BF16, seed, 2);
-    b.norm.weight = norm_weight(hidden, MB_BF16, seed + 1);
-    b.norm.n_rows = n_tokens;
-    b.norm.hidden = hidden;
-    b.norm.eps = 1e-6f;
-    b.norm.dtype = MB_BF16;
-    b.score.weight = random_values((int64_t)n_experts * hidden, MB_BF16, seed + 2, 0.02f);
-    b.score.bias = has_bias ? random_values(n_experts, MB_F32, seed + 3, 0.5f) : NULL;
-    b.score.n_tokens = n_tokens;
-    b.score.hidden = hidden;
-    b.score.n_experts = n_experts;
-    b.score.dtype = b.score.weight_dtype = MB_BF16;
-    b.route.n_tokens = n_tokens;
-    b.route.n_experts = n_experts;
-    b.route.top_k = TOP_K;
-    b.route.renormalize = 1;
-    b.forward.w13 = w13;
-    b.forward.w2 = w2;
-    b.forward.n_tokens = n_tokens;
-    b.forward.hidden = hidden;
-    b.forward.intermediate = (int32_t)w2.cols;
-    b.forward.top_k = TOP_K;
-    b.forward.n_experts = b.forward.n_local_experts = n_experts;
-    b.forward.dtype = MB_BF16;
-    b.forward.activation = MB_ACT_SWIGLU;
-    b.forward.residual = b.norm.x;
-    return b;
-}
+enum { APART, IN_BLOCK, SUM_LEFT, WAYS };
 
 typedef struct block_run {
-    const block *block;
+    const block *b;
     int way;
     void *workspace;
     size_t bytes;
@@ -162,13 +82,11 @@ typedef struct block_run {
 
 static void launch_block(const void *context, cudaStream_t stream) {
     const block_run *r = (const block_run *)context;
-    const block *b = r->block;
+    const block *b = r->b;
     mb_moe_reduce_args left = {};
     switch (r->way) {
     case APART:
-        MB(mb_rms_norm_sm90(&b->norm, stream));
-        MB(mb_moe_router_gemm_sm90(&b->score, r->workspace, r->bytes, stream));
-        MB(mb_moe_forward_sm90(&b->forward, r->workspace, r->bytes, stream));
+        launch_apart(b, r->workspace, r->bytes, stream);
         break;
     case IN_BLOCK:
         MB(mb_moe_block_sm90(&b->norm, &b->score, &b->forward, r->workspace, r->bytes, NULL, stream));
@@ -191,46 +109,67 @@ static size_t run_block(const block_run *run) {
     return n_launches;
 }
 
-static void check_block(int is_fp8, int n_tokens, int hidden, int n_experts, mb_weight w13, mb_weight w2) {
-    block b = block_of(n_tokens, hidden, n_experts, w13, w2, n_tokens % 2);
-    b.forward.route = &b.route;
-    const size_t sizes[5] = {(size_t)n_tokens * hidden * 2, (size_t)n_tokens * n_experts * sizeof(float),
-                             (size_t)n_tokens * TOP_K * sizeof(float),
-                             (size_t)n_tokens * TOP_K * sizeof(int32_t), (size_t)n_tokens * hidden * 2};
-    static const char *const names[5] = {"normed", "logits", "weights", "ids", "out"};
+static const char *const output_names[N_OUTPUTS] = {"normed", "logits", "weights", "ids", "out"};
+
+/* Returns the outputs of the block as one call, which the caller frees. */
+static block_outputs check_block(const block_shape *s, mb_weight w13, mb_weight w2) {
+    block b = block_of(s, w13, w2, (uint64_t)(s->hidden + s->n_experts));
     static const char *const ways[WAYS] = {"apart", "in one", "in one, its sum left"};
-    void *results[WAYS][5];
+    block_outputs outputs[WAYS];
+    int32_t flags[WAYS];
     size_t n_launches[WAYS];
+    int32_t *flag = s->has_nan ? (int32_t *)allocate(sizeof(int32_t)) : NULL;
+    b.route.nan_flag = flag;
     for (int way = 0; way < WAYS; way++) {
-        for (int k = 0; k < 5; k++)
-            results[way][k] = poisoned(sizes[k]);
-        b.forward.x = b.score.x = b.norm.out = results[way][0];
-        b.route.logits = b.score.logits = (float *)results[way][1];
-        b.forward.weights = b.route.weights = (float *)results[way][2];
-        b.forward.ids = b.route.ids = (int32_t *)results[way][3];
-        b.forward.out = results[way][4];
-        const size_t bytes = bytes_of(mb_moe_forward_sm90_workspace, &b.forward);
+        outputs[way] = new_outputs(s);
+        aim_block(&b, &outputs[way]);
+        const size_t bytes = block_workspace(&b);
         void *workspace = poisoned(bytes);
+        if (flag)
+            CUDA(cudaMemset(flag, 0, sizeof(int32_t)));
         CUDA(cudaDeviceSynchronize());
         const block_run run = {&b, way, workspace, bytes};
         n_launches[way] = run_block(&run);
+        if (flag)
+            CUDA(cudaMemcpy(&flags[way], flag, sizeof(int32_t), cudaMemcpyDeviceToHost));
         CUDA(cudaFree(workspace));
     }
-    const int is_one = n_tokens <= 4 && n_experts % 16 == 0; /* of as many columns all are taken */
+    /* All H of these lists fit. */
+    const int is_one = s->n_tokens <= 4 && s->n_tokens * s->top_k <= 32 && s->n_experts % 16 == 0;
     for (int way = IN_BLOCK; way < WAYS; way++) {
-        snprintf(subject, sizeof(subject), "block %s, %s, T %d, H %d, E %d", ways[way],
-                 is_fp8 ? "fp8" : "bf16", n_tokens, hidden, n_experts);
-        for (int k = 0; k < 5; k++)
-            compare(names[k], results[APART][k], results[way][k], sizes[k]);
+        snprintf(subject, sizeof(subject), "block %s, %s, T %d, H %d, E %d, local %d from %d, K %d%s%s%s%s%s",
+                 ways[way], s->is_fp8 ? "fp8" : "bf16", s->n_tokens, s->hidden, s->n_experts, n_local_of(s),
+                 s->first_expert, s->top_k, s->avoids_local ? ", none chosen" : "",
+                 s->has_shared ? ", shared" : "", s->has_no_residual ? ", no residual" : "",
+                 s->has_nan ? ", NaN" : "", s->gives_sums ? ", softmax of the choices" : "");
+        for (int k = 0; k < N_OUTPUTS; k++)
+            if (!s->has_nan || k == WEIGHTS || k == IDS) /* which NaN it is does not matter */
+                compare(output_names[k], outputs[APART].data[k], outputs[way].data[k],
+                        outputs[way].n_bytes[k]);
         if (is_one != (n_launches[way] < n_launches[APART]))
             complain(subject, "launches", (double)n_launches[way]);
+        if (flag && !flags[way])
+            complain(subject, "the flag of NaN", flags[way]);
     }
     for (int way = 0; way < WAYS; way++)
-        for (int k = 0; k < 5; k++)
-            CUDA(cudaFree(results[way][k]));
-    const void *all[] = {b.norm.x, b.norm.weight.data, b.score.weight, b.score.bias};
-    for (const void *one : all)
-        CUDA(cudaFree((void *)one));
+        if (way != IN_BLOCK)
+            release((const void *const *)outputs[way].data, N_OUTPUTS);
+    CUDA(cudaFree(flag));
+    free_block(&b);
+    return outputs[IN_BLOCK];
+}
+
+static void check_and_free(const block_shape *s, mb_weight w13, mb_weight w2) {
+    const block_outputs found = check_block(s, w13, w2);
+    release((const void *const *)found.data, N_OUTPUTS);
+}
+
+/* Row 0 in the company of others: the bits that it has alone. */
+static void check_company(const block_shape *s, const block_outputs *alone, const block_outputs *found) {
+    snprintf(subject, sizeof(subject), "row 0 of %d, %s, H %d, E %d", s->n_tokens, s->is_fp8 ? "fp8" : "bf16",
+             s->hidden, s->n_experts);
+    for (int k = 0; k < N_OUTPUTS; k++)
+        compare(output_names[k], alone->data[k], found->data[k], alone->n_bytes[k]);
 }
 
 static void check_sums(int is_small) {
@@ -242,6 +181,10 @@ static void check_sums(int is_small) {
                         if (!is_small || (hidden < 2048 && n_outputs < 5120 && n_tokens % 3 == 1))
                             check_sum(is_f16 ? MB_F16 : MB_BF16, is_fp8, n_tokens, hidden, n_outputs,
                                       n_tokens % 2 ? 8 : 3, hidden == 2048);
+    for (int top_k : {1, 4, 9})
+        for (int is_fp8 = 0; is_fp8 < 2; is_fp8++)
+            for (int all_are_local = 0; all_are_local < 2; all_are_local++)
+                check_sum(MB_BF16, is_fp8, 4, is_small ? 96 : 2048, 512, top_k, all_are_local);
 }
 
 static void check_blocks(int is_small) {
@@ -250,15 +193,88 @@ static void check_blocks(int is_small) {
             for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
                 if (is_small && (hidden > 352 || n_experts == 60))
                     continue;
-                const mb_dtype type = is_fp8 ? MB_F8_E4M3 : MB_BF16;
-                const mb_weight w13 = random_weight(n_experts, 2 * 256, hidden, type, is_fp8 ? 128 : 0, 5);
-                const mb_weight w2 = random_weight(n_experts, hidden, 256, type, is_fp8 ? 128 : 0, 6);
-                for (int n_tokens = 1; n_tokens <= 5; n_tokens += is_small ? 3 : 1)
-                    check_block(is_fp8, n_tokens, hidden, n_experts, w13, w2);
-                const void *all[] = {w13.data, w13.scale, w2.data, w2.scale};
-                for (const void *one : all)
-                    CUDA(cudaFree((void *)one));
+                const mb_weight w13 = experts_weight(n_experts, 2 * 256, hidden, is_fp8, 5),
+                                w2 = experts_weight(n_experts, hidden, 256, is_fp8, 6);
+                block_outputs alone = {};
+                for (int n_tokens = 1; n_tokens <= 5; n_tokens += is_small ? 3 : 1) {
+                    block_shape s = {n_tokens, hidden, n_experts, 8, is_fp8};
+                    s.has_bias = n_experts != 48;
+                    const block_outputs found = check_block(&s, w13, w2);
+                    if (n_tokens == 1) {
+                        alone = found;
+                        continue;
+                    }
+                    check_company(&s, &alone, &found);
+                    release((const void *const *)found.data, N_OUTPUTS);
+                }
+                release((const void *const *)alone.data, N_OUTPUTS);
+                free_weight(&w13);
+                free_weight(&w2);
             }
+}
+
+/* What else a layer may ask for. n_tokens, hidden, n_experts, top_k are filled in. */
+static void check_other_blocks(int is_small) {
+    const int hidden = is_small ? 352 : 2048, n_experts = is_small ? 48 : 128, n_local = n_experts / 4;
+    for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
+        const mb_weight w13 = experts_weight(n_experts, 2 * 256, hidden, is_fp8, 7),
+                        w2 = experts_weight(n_experts, hidden, 256, is_fp8, 8);
+        for (int n_tokens = 1; n_tokens <= 4; n_tokens += 3) {
+            const block_shape plain = {n_tokens, hidden, n_experts, 8, is_fp8, 1};
+            block_shape s = plain;
+            s.first_expert = n_local;
+            s.n_local = n_local;
+            check_and_free(&s, w13, w2);
+            s.avoids_local = 1;
+            check_and_free(&s, w13, w2);
+            for (int top_k : {1, 4, 9}) { /* 4 x 9 choices are more than the launch takes */
+                s = plain;
+                s.top_k = top_k;
+                check_and_free(&s, w13, w2);
+            }
+            s = plain;
+            s.gives_sums = 1;
+            check_and_free(&s, w13, w2);
+            s = plain;
+            s.has_no_residual = 1;
+            check_and_free(&s, w13, w2);
+            s.has_shared = 1;
+            check_and_free(&s, w13, w2);
+            s = plain;
+            s.has_nan = 1;
+            if (!is_fp8)
+                check_and_free(&s, w13, w2);
+        }
+        free_weight(&w13);
+        free_weight(&w2);
+    }
+}
+
+static void check_chains(int is_small) {
+    for (int hidden : {2048, 352})
+        for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
+            if (is_small && hidden > 352)
+                continue;
+            const int n_experts = hidden > 352 ? 128 : 48, n_outputs = hidden > 352 ? 5120 : 512;
+            mb_weight w13[CHAIN_LAYERS], w2[CHAIN_LAYERS];
+            for (int i = 0; i < CHAIN_LAYERS; i++) {
+                w13[i] = experts_weight(n_experts, 2 * 256, hidden, is_fp8, (uint64_t)(20 + i));
+                w2[i] = experts_weight(n_experts, hidden, 256, is_fp8, (uint64_t)(30 + i));
+            }
+            for (int n_tokens = 1; n_tokens <= 5; n_tokens += is_small ? 3 : 1) {
+                block_shape s = {n_tokens, hidden, n_experts, 8, is_fp8};
+                check_chain(&s, n_outputs, w13, w2);
+                s.first_expert = s.n_local = n_experts / 4;
+                check_chain(&s, n_outputs, w13, w2);
+                s.avoids_local = 1;
+                s.top_k = 4;
+                check_chain(&s, n_outputs, w13, w2);
+            }
+            for (int i = 0; i < CHAIN_LAYERS; i++) {
+                free_weight(&w13[i]);
+                free_weight(&w2[i]);
+            }
+        }
 }
 
 int main(int argc, char **argv) {
@@ -269,6 +285,9 @@ int main(int argc, char **argv) {
     }
     check_sums(is_small);
     check_blocks(is_small);
+    check_other_blocks(is_small);
+    check_chains(is_small);
+    check_block_refusals();
     printf(wrong ? "WRONG: %d\n" : "all right\n", wrong);
     return wrong > 0;
 }

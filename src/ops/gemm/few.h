@@ -16,8 +16,8 @@ enum {
     MB_FEW_NORM_BYTES = 64 << 10,    /* and what they take, normed, in shared memory */
     MB_FEW_QUANTIZED_TOKENS = 8,     /* fp8 weights: rows that each CTA quantises for itself, when they are */
     MB_FEW_QUANTIZED_UNITS = 64,     /* together at most so many pieces of 128 columns */
-    MB_FEW_SUM_TOKENS = 4,           /* rows of x that each CTA first adds up, */
-    MB_FEW_SUM_TERMS = 8,            /* of at most so many rows and a residual */
+    MB_FEW_SUM_TOKENS = 4,           /* rows of x that each CTA adds up at most */
+    MB_FEW_SUM_TERMS = 8,            /* choices of such a row at most */
     MB_FEW_WARPS_OF_X = 8,           /* that norm or quantise */
     MB_FEW_TILE_ROWS = 64,           /* of the weight: what wgmma multiplies */
     MB_FEW_STEP_BYTES = 128,         /* of each row, in a step along K */

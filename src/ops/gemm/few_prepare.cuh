@@ -32,14 +32,15 @@ static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f1
     return *(const uint32_t *)&pair;
 }
 
-/* Which rows are added up: older than the kernel in front, which makes the rows. Seen by all warps that
- * norm behind copy_norm_weight. */
+/* Which rows are added up. They are older than the kernel in front, which makes the rows, so they are read before
+ * the wait: from L2, since L1 may still have those of the layer before. The barrier of copy_norm_weight shows them to
+ * the other warps. */
 static __device__ __forceinline__ void copy_choices(const few_params *p, const few_shared *s, int warp) {
     const int i = (int)threadIdx.x % 32;
     static_assert(MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS <= 32, "a warp copies them");
     if (warp == 0 && i < p->n_tokens * p->sum.top_k) {
-        s->choices[i] = p->sum.token_row[i];
-        s->choice_weights[i] = p->sum.weights[i];
+        s->choices[i] = __ldcg(p->sum.token_row + i);
+        s->choice_weights[i] = __ldcg(p->sum.weights + i);
     }
 }
 
@@ -66,9 +67,9 @@ static __device__ __forceinline__ void sum_rows(const few_params *p, const few_s
         float weights[MB_FEW_SUM_TERMS];
         uint4 terms[MB_FEW_SUM_TERMS];
         const uint4 residual = *(const uint4 *)((const uint16_t *)sum->residual + at);
+        /* Loads without a branch: a branch would wait for the load before it. */
 #pragma unroll
-        for (int k = 0; k < MB_FEW_SUM_TERMS;
-             k++) { /* without a branch, which would wait for the load before */
+        for (int k = 0; k < MB_FEW_SUM_TERMS; k++) {
             const int32_t choice = row * sum->top_k + min(k, sum->top_k - 1);
             choices[k] = s->choices[choice];
             weights[k] = choices[k] >= 0 ? s->choice_weights[choice] : 0;

@@ -77,13 +77,14 @@ template <int n> struct choices {
     float weights[n];
 };
 
-template <int n>
+/* before_wait: from L2, since L1 may still have the numbers of an earlier call. */
+template <int n, int before_wait = 0>
 static __device__ __forceinline__ choices<n> load_choices(const int32_t *token_row, const float *weights) {
     choices<n> c;
 #pragma unroll
     for (int i = 0; i < n; i++) {
-        c.rows[i] = token_row[i];
-        c.weights[i] = weights[i];
+        c.rows[i] = before_wait ? __ldcg(token_row + i) : token_row[i];
+        c.weights[i] = before_wait ? __ldcg(weights + i) : weights[i];
     }
     return c;
 }
@@ -116,7 +117,7 @@ static __global__ void __launch_bounds__(THREADS)
     const float *weights = args.weights + token * args.top_k;
     choices<8> first = {};
     if (choices_are_ready && args.top_k >= 8)
-        first = load_choices<8>(token_row, weights);
+        first = load_choices<8, 1>(token_row, weights);
     mb_grid_wait();
     if (column >= args.hidden)
         return;

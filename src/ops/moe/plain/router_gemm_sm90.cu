@@ -38,7 +38,6 @@ enum {
     LARGE_THREADS = 256,
     LARGE_SHARED_BYTES = 216 << 10, /* at most, for the stages */
     WHOLE_TOKENS = 1024,            /* up to here it is quicker */
-    WHOLE_SHARED_BYTES = 227 << 10,
     SPLIT_THREADS = 256,
     MAX_HIDDEN = 16384,
 };

@@ -20,6 +20,8 @@
 
 #include "moebius/ops.h"
 
+enum { WHOLE_SHARED_BYTES = 227 << 10 }; /* of a CTA, at most */
+
 typedef struct router_params {
     const void *x, *weight; /* weight: [E, H], or the parts [W, E, pitch] in bf16 */
     const float *bias;
@@ -139,8 +141,9 @@ template <int tokens, int experts>
 static cudaError_t launch_whole_tiles(const router_params *p, mb_stream stream) {
     const int shared_bytes = whole_bytes<tokens, experts>(p->hidden);
     const auto kernel = router_gemm_whole<tokens, experts>;
+    /* A constant: another thread may launch the same kernel for another hidden. */
     const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, WHOLE_SHARED_BYTES);
     if (error != cudaSuccess)
         return error;
     const dim3 grid((unsigned)((p->n_experts + experts - 1) / experts),

@@ -37,8 +37,8 @@ typedef struct layer {
     mb_weight norm_weight;
     void *normed, *x8;
     float *x_scale;
-    void *workspace;
-    size_t workspace_bytes;
+    void *workspace, *grouped_workspace; /* of gemm, of the grouped GEMM in its place */
+    size_t workspace_bytes, grouped_bytes;
 } layer;
 
 static __device__ uint32_t hash(uint64_t i, uint32_t seed) {
@@ -70,6 +70,37 @@ static void *filled(int64_t n, mb_dtype dtype, float size, uint32_t seed) {
     fill<<<1024, 256>>>(to, n, dtype, size, seed);
     CUDA(cudaGetLastError());
     return to;
+}
+
+static mb_grouped_gemm_args grouped_of(const layer *l, const mb_gemm_args *args) {
+    mb_grouped_gemm_args g = {};
+    const int is_fp8 = args->weight.dtype == MB_F8_E4M3;
+    g.a = is_fp8 ? l->x8 : args->x;
+    g.a_scale = is_fp8 ? l->x_scale : NULL;
+    g.b = args->weight;
+    g.out = args->out;
+    g.n_rows = args->n_tokens;
+    g.dtype = is_fp8 ? MB_F8_E4M3 : args->dtype;
+    g.out_dtype = args->out_dtype;
+    g.activation = MB_ACT_NONE;
+    g.f32_math = MB_F32_EXACT;
+    return g;
+}
+
+/* What the grouped GEMM wants at most, with any tile; 0 where it does not take the layer. */
+static size_t grouped_bytes_of(const layer *l) {
+    const mb_grouped_gemm_args g = grouped_of(l, &l->args);
+    size_t most = 0;
+    if (mb_grouped_gemm_sm90_workspace(&g, &most) != MB_OK)
+        return 0;
+    for (int tile = 0; tile < MB_MOE_N_TILES && g.dtype != MB_F32; tile++) {
+        mb_arena arena;
+        mb_arena_measure(&arena);
+        if (mb_moe_tiles[tile].family == mb_moe_family_of(g.dtype))
+            mb_grouped_gemm_sm90_layout(&g, tile, &arena);
+        most = arena.used > most ? arena.used : most;
+    }
+    return most;
 }
 
 static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t rows, int64_t n, int64_t k,
@@ -105,6 +136,8 @@ static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t 
     with_norm.norm_weight = l.norm_weight;
     l.workspace_bytes = bytes_of(mb_gemm_sm90_workspace, &with_norm);
     l.workspace = allocate(l.workspace_bytes);
+    l.grouped_bytes = grouped_bytes_of(&l);
+    l.grouped_workspace = allocate(l.grouped_bytes);
     l.args.out = allocate((size_t)((rows + 1) * n) * mb_dtype_row_bytes(out, 1));
     CUDA(cudaDeviceSynchronize());
     return l;
@@ -121,6 +154,7 @@ static void free_layer(const layer *l) {
                          l->x8,
                          l->x_scale,
                          l->workspace,
+                         l->grouped_workspace,
                          l->args.out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         CUDA(cudaFree((void *)all[i]));
@@ -301,21 +335,6 @@ typedef struct chain {
     int as_called;
 } chain;
 
-static mb_grouped_gemm_args grouped_of(const layer *l, const mb_gemm_args *args) {
-    mb_grouped_gemm_args g = {};
-    const int is_fp8 = args->weight.dtype == MB_F8_E4M3;
-    g.a = is_fp8 ? l->x8 : args->x;
-    g.a_scale = is_fp8 ? l->x_scale : NULL;
-    g.b = args->weight;
-    g.out = args->out;
-    g.n_rows = args->n_tokens;
-    g.dtype = is_fp8 ? MB_F8_E4M3 : args->dtype;
-    g.out_dtype = args->out_dtype;
-    g.activation = MB_ACT_NONE;
-    g.f32_math = MB_F32_EXACT;
-    return g;
-}
-
 static void launch_link(const chain *c, int i, cudaStream_t stream) {
     const layer *l = &c->links[i];
     mb_gemm_args args = rows_of(l, 0, c->n_tokens);
@@ -329,7 +348,7 @@ static void launch_link(const chain *c, int i, cudaStream_t stream) {
         if (args.weight.dtype == MB_F8_E4M3)
             quantize(l, &args, stream);
         const mb_grouped_gemm_args g = grouped_of(l, &args);
-        MB(mb_grouped_gemm_sm90(&g, l->workspace, l->workspace_bytes, stream));
+        MB(mb_grouped_gemm_sm90(&g, l->grouped_workspace, l->grouped_bytes, stream));
     } else
         run_few(l, args, &c->plan, stream);
 }
@@ -584,7 +603,7 @@ static void launch_tiled(const void *context, cudaStream_t stream) {
         if (args.weight.dtype == MB_F8_E4M3)
             quantize(l, &args, stream);
         const mb_grouped_gemm_args g = grouped_of(l, &args);
-        mb_arena arena = {(char *)l->workspace, SIZE_MAX, 0, 0, 0};
+        mb_arena arena = {(char *)l->grouped_workspace, l->grouped_bytes, 0, 0, 0};
         const mb_grouped_gemm_layout layout = mb_grouped_gemm_sm90_layout(&g, c->tile, &arena);
         MB(mb_experts_cut_tiles(&layout.tiles, NULL, 1, g.n_rows, stream));
         MB(mb_experts_one_gemm(&g, &layout.tiles, layout.scratch, stream));
@@ -632,7 +651,7 @@ static void launch_dense(const void *context, cudaStream_t stream) {
         }
         const mb_grouped_gemm_args g = grouped_of(l, &args);
         if (c->way == 2) {
-            mb_arena arena = {(char *)l->workspace, SIZE_MAX, 0, 0, 0};
+            mb_arena arena = {(char *)l->grouped_workspace, l->grouped_bytes, 0, 0, 0};
             const mb_grouped_gemm_layout layout = mb_grouped_gemm_sm90_layout(&g, c->plan.tile, &arena);
             MB(mb_experts_cut_tiles(&layout.tiles, NULL, 1, g.n_rows, stream));
             MB(mb_experts_one_gemm(&g, &layout.tiles, layout.scratch, stream));

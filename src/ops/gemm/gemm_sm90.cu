@@ -101,10 +101,10 @@ static int is_grouped(const mb_gemm_args *args) {
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then the grouped GEMM's own. It
+/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then, for fp32, the grouped GEMM's own. It
  * must do with and without a residual. */
 typedef struct layout {
-    void *normed; /* [T, K] dtype */
+    void *normed; /* [T, K] dtype; beside fp8 weights only for rows that few_sm90.cu quantises */
     float *sums;
     void *x8;
     float *x_scale; /* [T, ceil(K / 128)] */
@@ -126,8 +126,10 @@ static layout cut(const mb_gemm_args *args, void *workspace) {
     l.x8 = parts[1];
     l.x_scale = (float *)parts[2];
     l.normed = workspace ? (char *)workspace + l.bytes : NULL;
+    const size_t n_normed =
+        is_fp8 && n_tokens > MB_FEW_QUANTIZED_TOKENS ? (size_t)MB_FEW_QUANTIZED_TOKENS : n_tokens;
     if (args->norm_weight.data)
-        l.bytes += (n_tokens * mb_dtype_row_bytes(args->dtype, args->weight.cols) + 255) / 256 * 256;
+        l.bytes += (n_normed * mb_dtype_row_bytes(args->dtype, args->weight.cols) + 255) / 256 * 256;
     return l;
 }
 
@@ -170,7 +172,7 @@ mb_status mb_gemm_sm90_workspace(const mb_gemm_args *most, size_t *bytes) {
     *bytes = 0;
     MB_TRY(mb_gemm_check_sizes(most));
     const layout l = cut(most, NULL);
-    if (is_grouped(most) && most->n_tokens > 0) {
+    if (most->dtype == MB_F32 && is_grouped(most) && most->n_tokens > 0) {
         const mb_grouped_gemm_args g = grouped(most, &l);
         MB_TRY(mb_grouped_gemm_sm90_workspace(&g, bytes));
     }

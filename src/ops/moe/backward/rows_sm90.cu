@@ -67,6 +67,7 @@ static mb_status multiply(const char *op, const product_sizes *s, const int32_t 
     g->k_size = s->k_size;
     g->width = s->width;
     g->n_column_tiles = (s->width + tile_outputs - 1) / tile_outputs;
+    g->tile_rows = tile_outputs;
     g->store = STORE_16BIT;
     g->out_is_f16 = s->dtype == MB_F16;
     params->gemm[1].weights = g->weights; /* prefetched, not used */

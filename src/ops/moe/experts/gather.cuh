@@ -93,7 +93,8 @@ static __device__ __forceinline__ void gather_and_quantise(shared *s, const expe
                                                            ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     enum { AT_ONCE = GATHER_THREADS / 16, IN_FLIGHT = 4 };
-    static_assert(n_stages > AT_ONCE, "all stages of a round are held at once, and the next one is another");
+    /* A round takes AT_ONCE stages, and multiply_scaled_few frees a stage only when the next one is full. */
+    static_assert(n_stages > AT_ONCE, "a round's stages and the next one exist together");
     const int thread = threadIdx.x % WARPGROUP - 32, lane = thread % 16;
     const uint16_t *rows = (const uint16_t *)g->a + (int64_t)work->first_row * g->k_size;
 #pragma unroll 1

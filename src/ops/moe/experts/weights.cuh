@@ -104,9 +104,9 @@ static __device__ __forceinline__ void load_across(unsigned char *to, const expe
             mb_tma_load_5d(to + i * 64 * ROW_BYTES, &g->weights, full, column + i * 64, k, expert, 0, 0);
 }
 
-/* Few tokens: weights of w2 are asked for when most of this CTA's of w13 are there, but for the last few
- * stages. In front of others' of w13 they would hold up h, without which w2 is not multiplied. (The stage
- * waited for is full without any other CTA: tokens of w13 are there.) */
+/* Few tokens: w2's weights are asked for when all but the last STAGES_AHEAD stages of w13 have arrived. Before others'
+ * of w13 they would hold up h, without which w2 is not multiplied. (The stage waited for is full without any other
+ * CTA: tokens of w13 are there.) */
 template <class shared>
 static __device__ __forceinline__ void wait_for_first(shared *s, int32_t n_first, const ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);

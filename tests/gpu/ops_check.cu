@@ -413,34 +413,14 @@ static void check_moe_x8(int32_t n_tokens) {
 static void check_gemm_fp8(int64_t n, int64_t k) {
     enum { ROWS = 70 };
     uint16_t *x = random_bf16(ROWS * k, 7), *out = (uint16_t *)allocate(2 * (size_t)(ROWS * n));
-    const int64_t n_scales = (n + 127) / 128 * ((k + 127) / 128);
-    uint8_t *w_host = (uint8_t *)host_allocate((size_t)(n * k)), *w = (uint8_t *)allocate((size_t)(n * k));
-    float *scale_host = (float *)host_allocate(4 * (size_t)n_scales),
-          *scale = (float *)allocate(4 * (size_t)n_scales);
+    const mb_weight weight = random_fp8_weight(1, n, k, 11);
     uint16_t *x_host = (uint16_t *)host_allocate(2 * (size_t)(ROWS * k));
     uint16_t *whole = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n)),
              *part = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n));
-    uint64_t seed = 11;
-    for (int64_t i = 0; i < n * k; i++) {
-        seed = seed * 6364136223846793005u + 1442695040888963407u;
-        w_host[i] = (uint8_t)(seed >> 56);
-        if ((w_host[i] & 0x7f) == 0x7f) /* NaN */
-            w_host[i] ^= 1;
-    }
-    for (int64_t i = 0; i < n_scales; i++)
-        scale_host[i] = 0.001f * (float)(i % 7 + 1);
-    CUDA(cudaMemcpy(w, w_host, (size_t)(n * k), cudaMemcpyHostToDevice));
-    CUDA(cudaMemcpy(scale, scale_host, 4 * (size_t)n_scales, cudaMemcpyHostToDevice));
     CUDA(cudaMemcpy(x_host, x, 2 * (size_t)(ROWS * k), cudaMemcpyDeviceToHost));
     mb_gemm_args args = {};
     args.x = x;
-    args.weight.data = w;
-    args.weight.scale = scale;
-    args.weight.count = 1;
-    args.weight.rows = n;
-    args.weight.cols = k;
-    args.weight.scale_rows = args.weight.scale_cols = 128;
-    args.weight.dtype = MB_F8_E4M3;
+    args.weight = weight;
     args.dtype = args.out_dtype = MB_BF16;
     args.out = out;
     args.n_tokens = ROWS;
@@ -450,9 +430,9 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
     MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
     CUDA(cudaDeviceSynchronize());
     CUDA(cudaMemcpy(whole, out, 2 * (size_t)(ROWS * n), cudaMemcpyDeviceToHost));
-    mb_weight on_host = args.weight;
-    on_host.data = w_host;
-    on_host.scale = scale_host;
+    mb_weight on_host = weight;
+    on_host.data = download(weight.data, (size_t)(n * k));
+    on_host.scale = download(weight.scale, 4 * (size_t)(mb_f8_blocks(n) * mb_f8_blocks(k)));
     double error = 0, norm = 0;
     for (int64_t t = 0; t < ROWS; t += 23)
         for (int64_t j = 0; j < n; j++) {
@@ -478,12 +458,12 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
             complain("gemm fp8", "rows have other bits in a smaller batch", (double)counts[c]);
     }
     CUDA(cudaFree(x));
-    CUDA(cudaFree(w));
-    CUDA(cudaFree(scale));
+    CUDA(cudaFree((void *)weight.data));
+    CUDA(cudaFree((void *)weight.scale));
     CUDA(cudaFree(out));
     CUDA(cudaFree(workspace));
-    free(w_host);
-    free(scale_host);
+    free((void *)on_host.data);
+    free((void *)on_host.scale);
     free(x_host);
     free(whole);
     free(part);

@@ -8,6 +8,7 @@
 #ifndef MB_OPS_GEMM_FEW_PREPARE_CUH
 #define MB_OPS_GEMM_FEW_PREPARE_CUH
 
+#include "ops/common/norm_row.cuh"
 #include "ops/gemm/few_parts.cuh"
 #include "ops/moe/to_fp8.cuh"
 
@@ -32,9 +33,9 @@ static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f1
     return *(const uint32_t *)&pair;
 }
 
-/* Which rows are added up. They are older than the kernel in front, which makes the rows, so they are read before
- * the wait: from L2, since L1 may still have those of the layer before. The barrier of copy_norm_weight shows them to
- * the other warps. */
+/* Which rows are added up. They are older than the kernel in front, which makes the rows, so they are read
+ * before the wait: from L2, since L1 may still have those of the layer before. The barrier of
+ * copy_norm_weight shows them to the other warps. */
 static __device__ __forceinline__ void copy_choices(const few_params *p, const few_shared *s, int warp) {
     const int i = (int)threadIdx.x % 32;
     static_assert(MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS <= 32, "a warp copies them");
@@ -101,9 +102,8 @@ static __device__ __forceinline__ void copy_norm_weight(const few_params *p, con
     mb_named_barrier_sync(SCALES_BARRIER, 32 * WARPS_OF_X);
 }
 
-/* 1 / rms of a row, in every lane. In norm_sm90.cu thread i of 256 sums up the columns i, i + 256, ...; then
- * each of the eight warps adds its threads' sums in pairs of distance 16, 8, 4, 2, 1; then the warps' sums
- * are added in order. Here a lane has the sums of eight such threads, four lanes those of a warp. */
+/* 1 / rms of a row, in every lane. (Types are known at run time here, so of norm_row.cuh this is only the
+ * tree.) */
 static __device__ __forceinline__ float inverse_rms(const few_params *p, const void *row) {
     enum { AT_ONCE = 8 };
     float sum[8] = {};
@@ -122,21 +122,7 @@ static __device__ __forceinline__ float inverse_rms(const few_params *p, const v
                 sum[j] = fmaf(v[j], v[j], sum[j]);
         }
     }
-#pragma unroll
-    for (int distance = 2; distance > 0; distance /= 2)
-#pragma unroll
-        for (int j = 0; j < 8; j++)
-            sum[j] += __shfl_xor_sync(0xffffffff, sum[j], distance);
-#pragma unroll
-    for (int distance = 4; distance > 0; distance /= 2)
-#pragma unroll
-        for (int j = 0; j < distance; j++)
-            sum[j] += sum[j + distance];
-    float total = 0;
-#pragma unroll
-    for (int warp = 0; warp < 8; warp++)
-        total += __shfl_sync(0xffffffff, sum[0], 4 * warp);
-    return 1.0f / sqrtf(total / (float)p->k_size + p->eps);
+    return mb_row_scale(sum, p->k_size, p->eps);
 }
 
 /* x / rms is rounded, then the product with the weight. */

@@ -5,8 +5,7 @@
  *
  * fp8: half a warp has the 128 columns of a scale, as to_fp8.cuh wants; of other rows four of the CTA's warps.
  */
-#include "ops/common/element.cuh"
-#include "ops/common/packed.cuh"
+#include "ops/common/norm_row.cuh"
 #include "ops/hopper/launch.cuh"
 #include "ops/moe/to_fp8.cuh"
 #include "ops/norm/norm.h"
@@ -101,35 +100,20 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(norm_params ar
 
     float sums[8] = {};
 #pragma unroll
-    for (int i = 0; i < n_pieces; i++) {
-        float v[8];
-        mb_unpack<dtype>(packed[i], v);
-#pragma unroll
-        for (int e = 0; e < 8; e++)
-            sums[e] = fmaf(v[e], v[e], sums[e]);
-    }
-    const float of_four = mb_four_lanes_sum(sums); /* the sum of one of the tree's eight warps */
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < N_WARPS; i++)
-        sum += __shfl_sync(0xffffffff, of_four, 4 * i);
-    const float scale = 1.0f / sqrtf(sum / (float)args.hidden + args.eps);
+    for (int i = 0; i < n_pieces; i++)
+        mb_add_squares<dtype>(sums, packed[i]);
+    const float scale = mb_row_scale(sums, args.hidden, args.eps);
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
         const int at = lane + 32 * i, is_there = at < n;
         uint4 normed = make_uint4(0, 0, 0, 0);
-        float v[8], w[8];
         if (is_there) {
-            mb_unpack<dtype>(packed[i], v);
-            mb_unpack<dtype>(weight[at], w);
-#pragma unroll
-            for (int e = 0; e < 8; e++)
-                v[e] = mb_element_round((mb_dtype)dtype, v[e] * scale) * w[e];
-            normed = mb_pack<dtype>(v);
+            normed = mb_norm_eight<dtype>(packed[i], scale, weight[at]);
             if (!to_fp8 || args.out)
                 ((uint4 *)args.out)[row * n + at] = normed;
         }
         if constexpr (to_fp8) {
+            float v[8];
             mb_unpack<dtype>(normed, v);
             const float largest = largest_of_unit(v), unit_scale = scale_of_unit(largest);
             if (is_there)

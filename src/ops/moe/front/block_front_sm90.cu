@@ -1,7 +1,7 @@
 /*
  * block_front_sm90.cu - norm, router, choice, plan and x to fp8 of up to four tokens, all that comes before
- * the experts, by one cluster of eight CTAs in one launch. With so few tokens each of these steps is a chain of
- * latencies, and each launch adds one.
+ * the experts, by one cluster of eight CTAs in one launch. With so few tokens each of these steps is a chain
+ * of latencies, and each launch adds one.
  *
  *   every CTA     norms all rows, multiplies them with the router's weight of 16 experts (router_whole.cuh),
  *                 which it asked for before the kernels in front ended
@@ -10,8 +10,7 @@
  * The bits are those of the launches that it stands for.
  */
 #include "base/status.h"
-#include "ops/common/element.cuh"
-#include "ops/common/packed.cuh"
+#include "ops/common/norm_row.cuh"
 #include "ops/hopper/cluster.cuh"
 #include "ops/moe/arguments.h"
 #include "ops/moe/front/block_front.h"
@@ -65,40 +64,24 @@ static __device__ __forceinline__ void norm_rows(const block_params *p, const ui
         packed[i] = lane + 32 * i < n ? from[lane + 32 * i] : make_uint4(0, 0, 0, 0);
     float sums[8] = {};
 #pragma unroll
-    for (int i = 0; i < n_pieces; i++) {
-        float v[8];
-        mb_unpack<MB_BF16>(packed[i], v);
-#pragma unroll
-        for (int e = 0; e < 8; e++)
-            sums[e] = fmaf(v[e], v[e], sums[e]);
-    }
-    const float of_four = mb_four_lanes_sum(sums);
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        sum += __shfl_sync(0xffffffff, of_four, 4 * i);
-    const float scale = 1.0f / sqrtf(sum / (float)p->router.hidden + p->eps);
+    for (int i = 0; i < n_pieces; i++)
+        mb_add_squares<MB_BF16>(sums, packed[i]);
+    const float scale = mb_row_scale(sums, p->router.hidden, p->eps);
 #pragma unroll
     for (int i = 0; i < n_pieces; i++) {
         if ((i & last) != part)
             continue;
         const int at = lane + 32 * i;
         const int is_mine = i % BLOCK_CTAS == (int)mb_cluster_rank();
-        float v[8], w[8];
         uint4 normed = make_uint4(0, 0, 0, 0); /* columns after H are 0 */
-        if (at < n) {
-            mb_unpack<MB_BF16>(packed[i], v);
-            mb_unpack<MB_BF16>(weight[i], w);
-#pragma unroll
-            for (int e = 0; e < 8; e++)
-                v[e] = mb_element_round(MB_BF16, v[e] * scale) * w[e];
-            normed = mb_pack<MB_BF16>(v);
-        }
+        if (at < n)
+            normed = mb_norm_eight<MB_BF16>(packed[i], scale, weight[i]);
         if (at < n_chunks)
             mb_store_shared_16(to + at / 8 * block_map::RUN_BYTES + chunk_offset(row, at % 8), normed);
         if (is_mine && at < n)
             ((uint4 *)p->normed)[(int64_t)row * n + at] = normed;
         if (is_mine && p->out8) {
+            float v[8];
             mb_unpack<MB_BF16>(normed, v);
             const float largest = largest_of_unit(v), unit_scale = scale_of_unit(largest);
             if (at < n)

@@ -1,11 +1,11 @@
 /*
- * moe_block_chain.cuh - two layers as the engine has them, in one graph: a block that leaves its sum, a dense
- * layer that makes it (x_sum), and both again with other weights. One workspace, two buffers of x that take
- * turns.
+ * moe_block_chain.cuh - two layers as the engine has them, in one graph: a block that leaves its sum, a
+ * dense layer that makes it (x_sum), and both again with other weights. One workspace, two buffers of x
+ * that take turns.
  *
- * Each replay has other rows and so other choices, and the host waits for none of them. So a kernel that reads
- * too early finds the choices of the layer before or of the replay before, and has other bits than the graph of
- * the launches apart.
+ * Each replay has other rows and so other choices, and the host waits for none of them. So a kernel that
+ * reads too early finds the choices of the layer before or of the replay before, and has other bits than
+ * the graph of the launches apart. /
  */
 #ifndef MB_TESTS_MOE_BLOCK_CHAIN_CUH
 #define MB_TESTS_MOE_BLOCK_CHAIN_CUH

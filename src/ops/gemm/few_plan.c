@@ -5,8 +5,8 @@ enum {
     ROWS_OF_EIGHT = 8, /* a swizzled box begins and ends at a multiple of so many rows */
     MOST_STAGES = 32,
     LEAST_STAGES = 3,
-    /* Of 227 KB. Some 27 KB are left for CTAs of the kernels before and after, or for the sums of x (up to 216 KB
-     * then, with 4 rows of 2048 columns). */
+    /* Of 227 KB. Some 27 KB are left for CTAs of the kernels before and after, or for the sums of x (up to
+     * 216 KB then, with 4 rows of 2048 columns). */
     SHARED_BYTES = 200 << 10,
     /* What L2 holds. Larger weights push everything out whatever the hint, and are slower with it. */
     READ_ONCE_BYTES = 50 << 20,

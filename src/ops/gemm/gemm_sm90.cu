@@ -101,8 +101,8 @@ static int is_grouped(const mb_gemm_args *args) {
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then, for fp32, the grouped GEMM's own. It
- * must do with and without a residual. */
+/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then, for fp32, the grouped
+ * GEMM's own. It must do with and without a residual. */
 typedef struct layout {
     void *normed; /* [T, K] dtype; beside fp8 weights only for rows that few_sm90.cu quantises */
     float *sums;

@@ -43,8 +43,8 @@ static mb_status run_front(const mb_moe_steps *steps, const head *head, void *wo
     return mb_moe_front_sm90(&steps->front, steps->front_workspace, steps->front_workspace_bytes, stream);
 }
 
-/* The arguments were checked. head NULL: x and the logits exist. left NULL: the sum is made here; else *left says
- * what is still to be summed. */
+/* The arguments were checked. head NULL: x and the logits exist. left NULL: the sum is made here; else
+ * *left says what is still to be summed. */
 static mb_status run(const mb_moe_forward_args *args, int tile, const head *head, void *workspace,
                      size_t workspace_bytes, mb_moe_reduce_args *left, mb_stream stream) {
     if (args->n_tokens == 0)

@@ -87,10 +87,11 @@ mb_status mb_moe_forward_sm90_workspace(const mb_moe_forward_args *most, size_t 
 mb_status mb_moe_forward_sm90(const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                               mb_stream stream);
 
-/* The whole MoE block: norm, router, moe_forward, which mb_moe_block_check finds to belong together. left NULL, or
- * what is left of it: then mb_moe_reduce_experts_sm90 has to do *left, in the next launch of the stream or a later
- * one, with n_tokens 0 where nothing is left. Its pointers are into the workspace. The norm's weight and the router's
- * are read before the kernels in front of this call have ended. (mb_ops: moe_block.) */
+/* The whole MoE block: norm, router, moe_forward, which mb_moe_block_check finds to belong together. left
+ * NULL, or what is left of it: then mb_moe_reduce_experts_sm90 has to do *left, in the next launch of the
+ * stream or a later one, with n_tokens 0 where nothing is left. Its pointers are into the workspace. The
+ * norm's weight and the router's are read before the kernels in front of this call have ended. (mb_ops:
+ * moe_block.) */
 mb_status mb_moe_block_sm90(const mb_rms_norm_args *norm, const mb_moe_router_gemm_args *score,
                             const mb_moe_forward_args *args, void *workspace, size_t workspace_bytes,
                             mb_moe_reduce_args *left, mb_stream stream);

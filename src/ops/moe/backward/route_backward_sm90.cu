@@ -50,7 +50,7 @@ static __device__ __forceinline__ double through_chosen(const mb_moe_route_backw
                                            : -INFINITY};
     const double log_sum = log_sum_exp(logit); /* what is no choice adds e^-infinity */
     const double q = c->expert >= 0 ? exp((double)logit[0] - log_sum) : 0;
-    const double mean = sum_of_lanes(c->expert >= 0 ? q * c->slope : 0);
+    const double mean = mb_warp_sum(c->expert >= 0 ? q * c->slope : 0);
     return q * (c->slope - mean);
 }
 
@@ -88,7 +88,7 @@ static __global__ void __launch_bounds__(TOKEN_THREADS, per_lane < 32 ? 2 : 3)
                 q[i] = lane + 32 * i < n_experts ? exp((double)without_nan(row[i]) - log_sum) : 0;
                 mean += q[i] * out[i];
             }
-            mean = sum_of_lanes(mean);
+            mean = mb_warp_sum(mean);
             const double of_z = args.d_z ? d_z * 2 * log_sum / n_tokens : 0;
 #pragma unroll
             for (int i = 0; i < per_lane; i++)

@@ -80,12 +80,12 @@ static __global__ void __launch_bounds__(PART_THREADS, per_lane < 32 ? 1 : 0)
 
 /* Over the CTA; thread 0 has it. */
 static __device__ __forceinline__ double sum_of_threads(double value, double *of_warps) {
-    value = sum_of_lanes(value);
+    value = mb_warp_sum(value);
     __syncthreads(); /* of_warps may be read still */
     if (threadIdx.x % 32 == 0)
         of_warps[threadIdx.x / 32] = value;
     __syncthreads();
-    return threadIdx.x < 32 ? sum_of_lanes(of_warps[threadIdx.x]) : 0;
+    return threadIdx.x < 32 ? mb_warp_sum(of_warps[threadIdx.x]) : 0;
 }
 
 static __global__ void __launch_bounds__(SUM_THREADS) sum_parts(const __grid_constant__ losses_params p) {

@@ -3,6 +3,7 @@
 #define MB_OPS_MOE_BACKWARD_SOFTMAX_ROW_CUH
 
 #include "moebius/ops.h"
+#include "ops/common/element.cuh"
 
 #include <cuda_bf16.h>
 #include <stdint.h>
@@ -30,34 +31,20 @@ static __device__ __forceinline__ float without_nan(float logit) {
     return logit == logit ? logit : -INFINITY;
 }
 
-/* Sum and largest of the lanes', the same bits in all lanes. */
-static __device__ __forceinline__ double sum_of_lanes(double value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value += __shfl_xor_sync(ALL_LANES, value, distance);
-    return value;
-}
-static __device__ __forceinline__ float largest_of_lanes(float value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, distance));
-    return value;
-}
-
 /* log of the sum of e^value over the warp's values, NaN as -infinity. -infinity when all are. */
 template <int n> static __device__ __forceinline__ double log_sum_exp(const float (&values)[n]) {
     float largest = -INFINITY; /* fmaxf passes over NaN */
 #pragma unroll
     for (int i = 0; i < n; i++)
         largest = fmaxf(largest, values[i]);
-    largest = largest_of_lanes(largest);
+    largest = mb_warp_max(largest);
     if (isinf(largest))
         return largest;
     double sum = 0;
 #pragma unroll
     for (int i = 0; i < n; i++)
         sum += exp((double)without_nan(values[i]) - (double)largest);
-    return (double)largest + log(sum_of_lanes(sum));
+    return (double)largest + log(mb_warp_sum(sum));
 }
 
 /* A kernel for the number of experts that a lane has; a template of one number. */

@@ -286,7 +286,7 @@ static __device__ __forceinline__ float sum_of_all(const float (&row)[per_lane],
     for (int i = 0; i < per_lane; i++)
         if (keys[i] != 0)
             mine += relative_exp(logit_of((uint32_t)(keys[i] >> 32)), *maximum);
-    return warp_sum(mine);
+    return mb_warp_sum(mine);
 }
 
 /* Whether this lane's choice, one of the router's, is dropped. */
@@ -318,14 +318,14 @@ static __global__ void __launch_bounds__(SETTLE_THREADS)
         args->out_ids[place] = id;
     }
     const float chosen = id >= 0 ? without_nan(logit) : -INFINITY;
-    float maximum = largest_of_lanes(chosen), sum_of_others = 0;
+    float maximum = mb_warp_max(chosen), sum_of_others = 0;
     if (!over_chosen) {
         float row[per_lane];
         load_row(args->logits, args->logits_dtype, token, args->n_experts, row);
         sum_of_others = sum_of_all(row, args->n_experts, &maximum);
     }
     const float weight = id >= 0 ? relative_exp(chosen, maximum) : 0;
-    const float sum = over_chosen ? warp_sum(weight) : sum_of_others;
+    const float sum = over_chosen ? mb_warp_sum(weight) : sum_of_others;
     if (lane < max_choices)
         args->out_weights[place] = id >= 0 ? weight / sum : 0;
 }

@@ -11,6 +11,7 @@
 #define MB_OPS_MOE_ROUTE_CUH
 
 #include "moebius/ops.h"
+#include "ops/common/element.cuh"
 
 #include <cuda_bf16.h>
 #include <stdint.h>
@@ -32,13 +33,6 @@ static __device__ __forceinline__ float logit_of(uint32_t key) {
 /* The maximum's own is 1, also where the difference of infinities would be NaN. */
 static __device__ __forceinline__ float relative_exp(float logit, float maximum) {
     return logit == maximum ? 1.0f : expf(logit - maximum);
-}
-
-static __device__ __forceinline__ float warp_sum(float value) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2)
-        value += __shfl_xor_sync(ROUTE_LANES, value, distance);
-    return value;
 }
 
 /* Lane l: the logits of experts l, l + 32, ... of a token; what lies behind the last expert is left out. */
@@ -133,7 +127,7 @@ static __device__ __forceinline__ void route_token(const mb_moe_route_args *args
     }
     const float logit = logit_of(my_key), maximum = __shfl_sync(ROUTE_LANES, logit, 0);
     const float weight = lane < args->top_k ? relative_exp(logit, maximum) : 0;
-    const float sum = warp_sum(over_chosen ? weight : all);
+    const float sum = mb_warp_sum(over_chosen ? weight : all);
     if (lane < args->top_k) {
         args->ids[token * args->top_k + lane] = (int32_t)my_expert;
         args->weights[token * args->top_k + lane] = weight / sum;

@@ -5,7 +5,7 @@
  *
  * Each replay has other rows and so other choices, and the host waits for none of them. So a kernel that
  * reads too early finds the choices of the layer before or of the replay before, and has other bits than
- * the graph of the launches apart. /
+ * the graph of the launches apart.
  */
 #ifndef MB_TESTS_MOE_BLOCK_CHAIN_CUH
 #define MB_TESTS_MOE_BLOCK_CHAIN_CUH

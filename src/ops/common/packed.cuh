@@ -46,8 +46,8 @@ template <int dtype> static __device__ __forceinline__ uint4 mb_pack(const float
                       mb_pack_pair<dtype>(v[4], v[5]), mb_pack_pair<dtype>(v[6], v[7]));
 }
 
-/* Lane l of the four has the numbers of the threads 8 (l % 4) .. 8 (l % 4) + 7. The bits are mb_warp_sum's: its
- * tree adds the threads that are 16, 8, 4, 2 and 1 apart, in this order, and a + b is b + a. */
+/* Lane l of the four has the numbers of the threads 8 (l % 4) .. 8 (l % 4) + 7. The bits are mb_warp_sum's:
+ * its tree adds the threads that are 16, 8, 4, 2 and 1 apart, in this order, and a + b is b + a. */
 static __device__ __forceinline__ float mb_four_lanes_sum(float (&v)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++)

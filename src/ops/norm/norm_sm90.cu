@@ -1,9 +1,11 @@
 /*
- * norm_sm90.cu - RMSNorm. The sum of squares is one fixed tree over 256 threads, so a row's bits depend on the row
- * alone. A row of 16-bit elements has a warp, which keeps it in registers: a lane has eight neighbouring elements of
- * every 256, and so the sums of eight of the tree's threads. Other rows have a CTA each.
+ * norm_sm90.cu - RMSNorm. The sum of squares is one fixed tree over 256 threads, so a row's bits depend on
+ * the row alone. A row of 16-bit elements has a warp, which keeps it in registers: a lane has eight
+ * neighbouring elements of every 256, and so the sums of eight of the tree's threads. Other rows have a CTA
+ * each.
  *
- * fp8: half a warp has the 128 columns of a scale, as to_fp8.cuh wants; of other rows four of the CTA's warps.
+ * fp8: half a warp has the 128 columns of a scale, as to_fp8.cuh wants; of other rows four of the CTA's
+ * warps.
  */
 #include "ops/common/norm_row.cuh"
 #include "ops/hopper/launch.cuh"

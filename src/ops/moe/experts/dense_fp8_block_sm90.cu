@@ -1,5 +1,5 @@
-/* dense_fp8_block_sm90.cu - the experts' kernel for one group and one kind of numbers; a file each, so that they
- * compile side by side. */
+/* dense_fp8_block_sm90.cu - the experts' kernel for one group and one kind of numbers; a file each, so that
+ * they compile side by side. */
 #include "ops/moe/experts/kernel.cuh"
 
 cudaError_t mb_dense_launch_fp8_block(const experts_params *params, int tile, int n_processors,

@@ -26,8 +26,8 @@ extern "C" mb_status mb_dense_gemm_sm90(const mb_grouped_gemm_args *args, const 
 /* Starts when the kernels in front of it have ended, as every launch without attributes. */
 static __global__ void wait_for_all(void) {}
 
-/* b may be what the kernels in front compute. mb_dense_gemm_sm90 reads it before they have ended, but not before
- * a launch between them and it has. */
+/* b may be what the kernels in front compute. mb_dense_gemm_sm90 reads it before they have ended, but not
+ * before a launch between them and it has. */
 static mb_status dense_after_all(const mb_grouped_gemm_args *args, mb_stream stream) {
     wait_for_all<<<1, 1, 0, (cudaStream_t)stream>>>();
     const cudaError_t error = cudaGetLastError();

@@ -1,5 +1,5 @@
-/* saving_bf16_sm90.cu - the experts' kernel for a training step, which keeps p, and one kind of numbers; a file each,
- * so that they compile side by side. */
+/* saving_bf16_sm90.cu - the experts' kernel for a training step, which keeps p, and one kind of numbers; a
+ * file each, so that they compile side by side. */
 #include "ops/moe/experts/kernel.cuh"
 
 cudaError_t mb_saving_launch_bf16(const experts_params *params, int tile, int n_processors,

@@ -1,6 +1,6 @@
 /*
- * plan_warp.cuh - the plan of at most 32 choices: a lane has a choice and compares it with all others. Nothing
- * is counted in shared memory, and no sums go from warp to warp.
+ * plan_warp.cuh - the plan of at most 32 choices: a lane has a choice and compares it with all others.
+ * Nothing is counted in shared memory, and no sums go from warp to warp.
  */
 #ifndef MB_OPS_MOE_PLAN_WARP_CUH
 #define MB_OPS_MOE_PLAN_WARP_CUH

@@ -44,16 +44,16 @@ static inline CUtensorMapDataType mb_tensor_map_type(mb_dtype dtype) {
 
 /* Boxes swizzled by 128 bytes, the length of a box in the first dimension. What lies outside of the tensor
  * becomes 0. strides: bytes, of the second dimension and later ones. `name` starts the error sentence. */
-static inline mb_status mb_encode_tensor_map(const char *name, CUtensorMap *map, mb_dtype dtype,
-                                             const void *data, const cuuint64_t (&sizes)[5],
-                                             const cuuint64_t (&strides)[4], const cuuint32_t (&box)[5]) {
+static inline mb_status mb_encode_tensor_map_of(const char *name, CUtensorMap *map, CUtensorMapDataType type,
+                                                cuuint32_t rank, const void *data, const cuuint64_t *sizes,
+                                                const cuuint64_t *strides, const cuuint32_t *box) {
     const mb_tensor_map_encode encode = mb_tensor_map_encoder();
     if (!encode)
         return mb_fail(MB_ERR_DEVICE, "%s: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed",
                        name);
     const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
-    const CUresult result = encode(map, mb_tensor_map_type(dtype), 5, (void *)data, sizes, strides, box,
-                                   element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    const CUresult result = encode(map, type, rank, (void *)data, sizes, strides, box, element_strides,
+                                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result == CUDA_SUCCESS)
         return MB_OK;
@@ -62,6 +62,13 @@ static inline mb_status mb_encode_tensor_map(const char *name, CUtensorMap *map,
         "%s: no tensor map for rows of %llu elements at %p (driver error %d); they must be 16-byte "
         "aligned and whole pieces of 16 bytes",
         name, (unsigned long long)sizes[0], data, (int)result);
+}
+
+/* For mb_tma_load_5d. */
+static inline mb_status mb_encode_tensor_map(const char *name, CUtensorMap *map, mb_dtype dtype,
+                                             const void *data, const cuuint64_t (&sizes)[5],
+                                             const cuuint64_t (&strides)[4], const cuuint32_t (&box)[5]) {
+    return mb_encode_tensor_map_of(name, map, mb_tensor_map_type(dtype), 5, data, sizes, strides, box);
 }
 
 #endif

@@ -32,48 +32,24 @@ static mb_status check(const mb_moe_backward_weights_args *args) {
     return mb_matrix_check_sm90(NAME, "out", args->out, 0);
 }
 
-typedef struct map_shape {
-    cuuint32_t rank;
-    cuuint64_t sizes[5], strides[4];
-    cuuint32_t box[5];
-} map_shape;
-
-static mb_status encode(CUtensorMap *map, CUtensorMapDataType type, const void *data,
-                        const map_shape *shape) {
-    const mb_tensor_map_encode encoder = mb_tensor_map_encoder();
-    if (!encoder)
-        return mb_fail(MB_ERR_DEVICE, NAME ": the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
-    const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
-    const CUresult result =
-        encoder(map, type, shape->rank, (void *)data, shape->sizes, shape->strides, shape->box,
-                element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    if (result == CUDA_SUCCESS)
-        return MB_OK;
-    return mb_fail(MB_ERR_ARGUMENT, NAME ": no tensor map for rows of %llu elements at %p (driver error %d)",
-                   (unsigned long long)shape->sizes[0], data, (int)result);
-}
-
 /* Rows of Q that end where their expert's end (weights_params.cuh). */
 static mb_status encode_q(CUtensorMap *map, mb_dtype dtype, const void *data, int32_t columns) {
     const cuuint64_t row_bytes = (cuuint64_t)columns * 2, rows = 0x7fff0000;
-    const map_shape shape = {5,
-                             {(cuuint64_t)columns, ROWS_END, rows, rows, 1},
-                             {row_bytes, row_bytes, (1ull << 34) - row_bytes, row_bytes},
-                             {PANEL, STEP, 1, 1, 1}};
-    return encode(map, mb_tensor_map_type(dtype), data, &shape);
+    const cuuint64_t sizes[5] = {(cuuint64_t)columns, ROWS_END, rows, rows, 1};
+    const cuuint64_t strides[4] = {row_bytes, row_bytes, (1ull << 34) - row_bytes, row_bytes};
+    const cuuint32_t box[5] = {PANEL, STEP, 1, 1, 1};
+    return mb_encode_tensor_map(NAME, map, dtype, data, sizes, strides, box);
 }
 
 static mb_status encode_out(CUtensorMap *map, const mb_moe_backward_weights_args *args, int turned) {
     const cuuint64_t row_bytes = mb_dtype_row_bytes(args->out_dtype, args->n);
     const cuuint32_t line = LINE_BYTES / (cuuint32_t)mb_dtype_bytes(args->out_dtype);
-    const map_shape shape = {3,
-                             {(cuuint64_t)args->n, (cuuint64_t)args->m, (cuuint64_t)args->n_experts},
-                             {row_bytes, (cuuint64_t)args->m * row_bytes},
-                             {line, turned && args->out_dtype == MB_F32 ? 32u : 64u, 1}};
+    const cuuint64_t sizes[3] = {(cuuint64_t)args->n, (cuuint64_t)args->m, (cuuint64_t)args->n_experts};
+    const cuuint64_t strides[2] = {row_bytes, (cuuint64_t)args->m * row_bytes};
+    const cuuint32_t box[3] = {line, turned && args->out_dtype == MB_F32 ? 32u : 64u, 1};
     const CUtensorMapDataType type =
         args->out_dtype == MB_F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : mb_tensor_map_type(args->out_dtype);
-    return encode(map, type, args->out, &shape);
+    return mb_encode_tensor_map_of(NAME, map, type, 3, args->out, sizes, strides, box);
 }
 
 extern "C" mb_status mb_moe_backward_weights_sm90(const mb_moe_backward_weights_args *args,

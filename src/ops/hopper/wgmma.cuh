@@ -1,7 +1,7 @@
 /*
- * wgmma.cuh - the warpgroup's matrix multiply: 64 rows of A times N rows of B, both K-major in shared memory,
- * summed in fp32 registers. Only the shapes that the tile tables use: N = 8, 16 .. 144. At the end of the file
- * A or B is read across.
+ * wgmma.cuh - the warpgroup's matrix multiply: 64 rows of A times N rows of B, both K-major in shared
+ * memory, summed in fp32 registers. Only the shapes that the tile tables use: N = 8, 16 .. 144. At the end
+ * of the file A or B is read across.
  *
  * One instruction takes 32 bytes of every row: 16 elements of bf16 or fp16, 8 of tf32, 32 of fp8.
  * Accumulators: warp w of the group, lane l hold rows 16 w + l / 4 and + 8; sum[4 j + 0, 1] are the first
@@ -40,9 +40,11 @@ static __device__ __forceinline__ uint64_t mb_wgmma_descriptor(uint32_t shared_a
     return (uint64_t)((shared_address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
 }
 
+enum { MB_WGMMA_ACROSS_K16 = 16 * 128 / 16 }; /* from 16 of K to the next, in a descriptor */
+
 /* The same memory read across: its rows of 128 bytes are K, and 64 of A's M or B's N rows lie in one of them.
  * Groups of eight of K are 1024 bytes apart, the next 64 of M or N panel_bytes further. The next 16 of K are
- * 128 further in the low word. */
+ * MB_WGMMA_ACROSS_K16 further in the low word. */
 static __device__ __forceinline__ uint64_t mb_wgmma_descriptor_across(uint32_t shared_address,
                                                                       uint32_t panel_bytes) {
     return (uint64_t)((shared_address & 0x3ffff) >> 4) | ((uint64_t)(panel_bytes >> 4) << 16) |

@@ -3,15 +3,13 @@
  * rows of 128 bytes are K, and 64 of A's (of B's) rows lie in one of them (mb_wgmma_descriptor_across). 64
  * rows of A times 256 rows of B, bf16 or fp16, summed in fp32 registers.
  *
- * The 64 rows of A are one panel, so A's panel_bytes is not read. The next 16 of K are 128 further in the low
- * word of both. Accumulators lie as wgmma.cuh says.
+ * The 64 rows of A are one panel, so A's panel_bytes is not read. The next 16 of K are MB_WGMMA_ACROSS_K16
+ * further in the low word of both. Accumulators lie as wgmma.cuh says.
  */
 #ifndef MB_OPS_HOPPER_WGMMA_ACROSS_CUH
 #define MB_OPS_HOPPER_WGMMA_ACROSS_CUH
 
 #include "ops/hopper/wgmma.cuh"
-
-enum { MB_WGMMA_ACROSS_K16 = 16 * 128 / 16 }; /* from 16 of K to the next, in a descriptor */
 
 /* sum += A B^T, 16 of K. */
 template <int type>

@@ -4,10 +4,11 @@
 #include "ops/moe/experts/kernel.cuh"
 
 cudaError_t mb_rows_launch_f16(const experts_params *params, int n_processors, mb_stream stream) {
-    return launch<KIND_F16, ROWS_OUTPUTS, 2, ROWS_TOKENS / 2, 4, 2, USE_GRADIENT>(params, n_processors,
-                                                                                  stream);
+    return launch<KIND_F16, ROWS_OUTPUTS, ROWS_WARPGROUPS, ROWS_TOKENS / ROWS_CTAS, ROWS_STAGES, ROWS_CTAS,
+                  USE_GRADIENT>(params, n_processors, stream);
 }
 
 cudaError_t mb_dx_launch_f16(const experts_params *params, int n_processors, mb_stream stream) {
-    return launch<KIND_F16, DX_OUTPUTS, 2, DX_TOKENS / 2, 4, 2, USE_ACROSS>(params, n_processors, stream);
+    return launch<KIND_F16, DX_OUTPUTS, ROWS_WARPGROUPS, DX_TOKENS / ROWS_CTAS, ROWS_STAGES, ROWS_CTAS,
+                  USE_ACROSS>(params, n_processors, stream);
 }

@@ -130,7 +130,7 @@ extern "C" mb_status mb_moe_backward_rows_sm90(const mb_moe_backward_rows_args *
     g->row_index = args->row_token;
     g->row_weight = args->row_weight;
     g->out = args->dp;
-    g->residual_steps = ROWS_OUTPUTS / 64; /* p comes in stages of 64 outputs */
+    g->late_steps = ROWS_OUTPUTS / 64; /* p comes in stages of 64 outputs */
     g->activation = mb_experts_activation(args->activation);
     params.gradient.p = args->p;
     params.gradient.hs = args->hs;

@@ -36,7 +36,7 @@ static_assert(PRODUCER_REGISTERS + N_CONSUMERS * CONSUMER_REGISTERS <= (N_CONSUM
 template <int dtype, int out_is_f32>
 static __device__ __forceinline__ void consume_items(const weights_params *p, weights_shared *s,
                                                      int warpgroup, int rank) {
-    ring_cursor stage = {0, 0};
+    mb_ring_cursor stage = {0, 0};
     row_range next = rows_of_item(p, first_item());
 #pragma unroll 1
     for (int32_t item = first_item(); item < p->n_items; item += n_pairs()) {

@@ -5,13 +5,9 @@
 #ifndef MB_OPS_MOE_BACKWARD_WEIGHTS_LAYOUT_CUH
 #define MB_OPS_MOE_BACKWARD_WEIGHTS_LAYOUT_CUH
 
-#include <stdint.h>
+#include "ops/common/host_device.h"
 
-#if defined(__CUDACC__)
-#define MB_BOTH static __host__ __device__ __forceinline__
-#else
-#define MB_BOTH static inline
-#endif
+#include <stdint.h>
 
 enum {
     LINE_BYTES = 128, /* the width of the swizzle */
@@ -30,12 +26,12 @@ enum {
 };
 
 /* 16 bytes `chunk` of line `line`, in an array of lines that begins at a multiple of 1024. */
-MB_BOTH uint32_t chunk_of_line(uint32_t line, uint32_t chunk) {
+static inline MB_HOST_DEVICE uint32_t chunk_of_line(uint32_t line, uint32_t chunk) {
     return line * LINE_BYTES + (chunk ^ line % 8) * 16;
 }
 
 /* Where eight columns, number 8 * chunk on, of the stage's row go in the gathered operand. */
-MB_BOTH uint32_t gathered_at(uint32_t row, uint32_t chunk) {
+static inline MB_HOST_DEVICE uint32_t gathered_at(uint32_t row, uint32_t chunk) {
     return chunk / 8 * PANEL_BYTES + chunk_of_line(row, chunk % 8);
 }
 
@@ -49,20 +45,21 @@ MB_BOTH uint32_t gathered_at(uint32_t row, uint32_t chunk) {
  */
 
 /* Where lane l's 16 bytes of a stmatrix go, which stores j and j + 1. */
-MB_BOTH uint32_t matrices_at(uint32_t warp, uint32_t lane, uint32_t j) {
+static inline MB_HOST_DEVICE uint32_t matrices_at(uint32_t warp, uint32_t lane, uint32_t j) {
     return chunk_of_line(16 * warp + lane % 16, j + lane / 16);
 }
-MB_BOTH uint32_t turned_matrices_at(uint32_t warp, uint32_t lane, uint32_t j) {
+static inline MB_HOST_DEVICE uint32_t turned_matrices_at(uint32_t warp, uint32_t lane, uint32_t j) {
     return chunk_of_line(8 * (j + lane / 16) + lane % 8, 2 * warp + lane / 8 % 2);
 }
 
 /* Where two fp32 sums go, of P 16 w + l / 4. (Those of P + 8 are 8 lines further.) */
-MB_BOTH uint32_t floats_at(uint32_t warp, uint32_t lane, uint32_t j) {
+static inline MB_HOST_DEVICE uint32_t floats_at(uint32_t warp, uint32_t lane, uint32_t j) {
     return chunk_of_line(16 * warp + lane / 4, 2 * j + lane % 4 / 2) + lane % 2 * 8;
 }
 
 /* Where one fp32 sum goes: right: 1 for the second of Q, below: 1 for the second of P. */
-MB_BOTH uint32_t turned_float_at(uint32_t warp, uint32_t lane, uint32_t j, uint32_t right, uint32_t below) {
+static inline MB_HOST_DEVICE uint32_t turned_float_at(uint32_t warp, uint32_t lane, uint32_t j,
+                                                      uint32_t right, uint32_t below) {
     return warp / 2 * (PIECE_BYTES / 2) +
            chunk_of_line(8 * j + 2 * (lane % 4) + right, warp % 2 * 4 + lane / 16 + 2 * below) +
            lane / 4 % 4 * 4;

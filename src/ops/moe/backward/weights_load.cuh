@@ -86,7 +86,7 @@ static __device__ __forceinline__ void load_q(const weights_params *p, weights_s
 static __device__ __forceinline__ void load_steps(const weights_params *p, weights_shared *s, int rank) {
     const int32_t thread = threadIdx.x % WARPGROUP, chunk = thread % CHUNKS, my_row = thread / CHUNKS;
     const uint32_t place = gathered_at(my_row, chunk);
-    ring_cursor stage = {0, 1};
+    mb_ring_cursor stage = {0, 1};
     load_step step = first_step_of(p, first_item(), rows_of_item(p, first_item()));
     row_range next = rows_of_item(p, first_item() + n_pairs());
     skip_finished(p, &step, &next);
@@ -112,7 +112,7 @@ static __device__ __forceinline__ void load_steps(const weights_params *p, weigh
                            is_inside && row >= 0 ? 16 : 0);
         }
         mb_cp_async_arrive(&s->full[stage.at]);
-        advance<N_STAGES>(&stage);
+        mb_ring_advance<N_STAGES>(&stage);
         step = following;
         index = following_index;
     }

@@ -19,7 +19,7 @@ typedef struct stage_operands {
 } stage_operands;
 
 static __device__ __forceinline__ stage_operands wait_stage(weights_shared *s, int warpgroup,
-                                                            const ring_cursor *stage) {
+                                                            const mb_ring_cursor *stage) {
     mb_mbarrier_wait(&s->full[stage->at], stage->parity);
     /* cp.async wrote P by ordinary stores of other threads. By PTX those threads would fence, before they
      * arrive; but cp.async arrives by itself. On sm_90 a fence of the threads that use wgmma, behind
@@ -34,7 +34,7 @@ static __device__ __forceinline__ stage_operands wait_stage(weights_shared *s, i
  * way. What the last stage has above the last 16 rows is not multiplied. */
 template <int dtype>
 static __device__ __forceinline__ void multiply(weights_shared *s, int warpgroup, int32_t n_rows,
-                                                ring_cursor *stage, float (&sum)[128]) {
+                                                mb_ring_cursor *stage, float (&sum)[128]) {
     constexpr int type = dtype == MB_BF16 ? MB_WGMMA_BF16 : MB_WGMMA_F16;
     const int32_t n_k16 = (n_rows + 15) / 16, n_whole = n_k16 / (STEP / 16), n_rest = n_k16 % (STEP / 16);
     uint64_t *previous = nullptr;
@@ -53,7 +53,7 @@ static __device__ __forceinline__ void multiply(weights_shared *s, int warpgroup
             release_stage(previous);
         }
         previous = &s->empty[stage->at];
-        advance<N_STAGES>(stage);
+        mb_ring_advance<N_STAGES>(stage);
     }
     if (n_rest > 0) {
         const stage_operands of = wait_stage(s, warpgroup, stage);
@@ -70,7 +70,7 @@ static __device__ __forceinline__ void multiply(weights_shared *s, int warpgroup
             release_stage(previous);
         }
         previous = &s->empty[stage->at];
-        advance<N_STAGES>(stage);
+        mb_ring_advance<N_STAGES>(stage);
     }
     mb_wgmma_wait<0>();
     mb_wgmma_pin(sum);

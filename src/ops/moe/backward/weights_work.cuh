@@ -5,6 +5,7 @@
 
 #include "ops/hopper/barrier.cuh"
 #include "ops/hopper/cluster.cuh"
+#include "ops/hopper/ring.cuh"
 #include "ops/moe/backward/weights_layout.cuh"
 #include "ops/moe/backward/weights_params.cuh"
 
@@ -26,18 +27,6 @@ typedef struct weights_shared {
     unsigned char staged[N_CONSUMERS][N_PIECES][PIECE_BYTES];
     uint64_t full[N_STAGES], empty[N_STAGES];
 } weights_shared;
-
-/* Position in the ring of stages, and the parity of the pass. */
-typedef struct ring_cursor {
-    uint32_t at, parity;
-} ring_cursor;
-
-template <int n> static __device__ __forceinline__ void advance(ring_cursor *c) {
-    if (++c->at == n) {
-        c->at = 0;
-        c->parity ^= 1;
-    }
-}
 
 /* The rows of an item's expert. */
 typedef struct row_range {

@@ -13,10 +13,10 @@
  * one row block of each warpgroup, each. Where finished tiles wait in stages (STAGING_STAGES) these are they,
  * and the storing warps give them back. */
 template <int kind, int n, int n_warpgroups, int n_row_blocks, class shared>
-static __device__ __forceinline__ void emit_residual(const experts_gemm *g, shared *s, int warpgroup,
-                                                     const item *work, const staging_rounds *r,
-                                                     int32_t first_output, ring_cursor *stage,
-                                                     ring_cursor *slot, float (&sum)[n_row_blocks][n / 2]) {
+static __device__ __forceinline__ void
+emit_residual(const experts_gemm *g, shared *s, int warpgroup, const item *work, const staging_rounds *r,
+              int32_t first_output, mb_ring_cursor *stage, mb_ring_cursor *slot,
+              float (&sum)[n_row_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     constexpr int is_held = shared::staging == STAGING_STAGES;
 #pragma unroll
@@ -36,7 +36,7 @@ static __device__ __forceinline__ void emit_residual(const experts_gemm *g, shar
             mb_fence_async_shared(); /* ordinary reads before what the copy engine writes next */
             release_stage<1 + shared::tokens_are_m, 1>(&s->empty[stage->at]);
         }
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
         if (m == n_row_blocks - 1 || is_held)
             say_staged(s, slot);
     }
@@ -45,10 +45,10 @@ static __device__ __forceinline__ void emit_residual(const experts_gemm *g, shar
 /* Row blocks begin to end - 1 of each warpgroup as one round. first: the tile's output with which it
  * begins. */
 template <int kind, int n, int mode, int begin, int end, int n_warpgroups, int n_row_blocks, class shared>
-static __device__ __forceinline__ void emit_round_of(const experts_gemm *g, shared *s, int warpgroup,
-                                                     const item *work, const staging_rounds *r, int round,
-                                                     int32_t first, const ring_cursor *stage,
-                                                     ring_cursor *slot, float (&sum)[n_row_blocks][n / 2]) {
+static __device__ __forceinline__ void
+emit_round_of(const experts_gemm *g, shared *s, int warpgroup, const item *work, const staging_rounds *r,
+              int round, int32_t first, const mb_ring_cursor *stage, mb_ring_cursor *slot,
+              float (&sum)[n_row_blocks][n / 2]) {
     const int32_t first_output = work->column_tile * n_warpgroups * n_row_blocks * (g->gated ? 32 : 64);
     wait_to_stage(s, slot, round > 0 && r->n_held == 1);
     staging_area staging = area_of_round(s, r, round, stage->at, slot->at);
@@ -64,7 +64,7 @@ static __device__ __forceinline__ void emit_round_of(const experts_gemm *g, shar
 template <int kind, int n, int n_warpgroups, class shared>
 static __device__ __forceinline__ void
 emit_saving_p(const experts_gemm *g, shared *s, int warpgroup, const item *work, const staging_rounds *r,
-              const ring_cursor *stage, ring_cursor *slot, float (&sum)[2][n / 2]) {
+              const mb_ring_cursor *stage, mb_ring_cursor *slot, float (&sum)[2][n / 2]) {
     enum { OUTPUTS = 2 * STAGED_OUTPUTS };
     if (g->gated) {
         emit_round_of<kind, n, EMIT_GATED, 0, 2, n_warpgroups>(g, s, warpgroup, work, r, 0, 0, stage, slot,
@@ -90,7 +90,8 @@ emit_saving_p(const experts_gemm *g, shared *s, int warpgroup, const item *work,
 /* n: the number of tokens, padded. */
 template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume(const experts_params *p, shared *s, int warpgroup,
-                                               const item *work, ring_cursor *stage, ring_cursor *slot) {
+                                               const item *work, mb_ring_cursor *stage,
+                                               mb_ring_cursor *slot) {
     const experts_gemm *g = &p->gemm[work->gemm];
     const int32_t tile_outputs = item_rows<n_warpgroups * n_row_blocks * 64, shared>(g) / (g->gated ? 2 : 1);
     const int32_t first_output = work->column_tile * tile_outputs;
@@ -121,9 +122,9 @@ static __device__ __forceinline__ void consume(const experts_params *p, shared *
                 s, g->b_scale, warpgroup, g->k_blocks, r.n_held, scale_low, scale_high, stage, sum);
     } else
         multiply<kind, n, n_warpgroups, n_row_blocks, n_ctas>(
-            s, warpgroup, g->k_size, shared::is_dense && g->residual_steps > 0 ? 0 : r.n_held, stage, sum);
+            s, warpgroup, g->k_size, shared::is_dense && g->late_steps > 0 ? 0 : r.n_held, stage, sum);
     if constexpr (shared::is_dense) {
-        if (g->residual_steps > 0) {
+        if (g->late_steps > 0) {
             emit_residual<kind, n, n_warpgroups, n_row_blocks>(g, s, warpgroup, work, &r, first_output, stage,
                                                                slot, sum);
             return;
@@ -175,8 +176,8 @@ template <int n, int cta_tokens, int n_ctas, int is_dense> struct next_n {
 /* The item, by the code for the smallest number of tokens that is enough. */
 template <int kind, int n, int cta_tokens, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume_padded(const experts_params *p, shared *s, int warpgroup,
-                                                      const item *work, ring_cursor *stage,
-                                                      ring_cursor *slot) {
+                                                      const item *work, mb_ring_cursor *stage,
+                                                      mb_ring_cursor *slot) {
     if (work->n_rows <= n) {
         if constexpr (shared::has_p)
             consume_gradient<kind, n, n_warpgroups, n_row_blocks, n_ctas>(p, s, warpgroup, work, stage, slot);

@@ -22,7 +22,7 @@ enum { HALF = 128, HALF_SUMS = HALF / 2, EIGHTS = HALF / 8, WARPGROUP_TOKENS = 6
  * (multiply_scaled). is_uniform: all rows of a half (gated: all gate rows, all up rows) have one scale. */
 template <int n_ctas, int is_uniform, class shared>
 static __device__ __forceinline__ void multiply_tokens(shared *s, int warpgroup, int has_tokens,
-                                                       int32_t k_blocks, ring_cursor *stage,
+                                                       int32_t k_blocks, mb_ring_cursor *stage,
                                                        float (&sum)[2][HALF_SUMS]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const int token = warpgroup * WARPGROUP_TOKENS + threadIdx.x % WARPGROUP / 32 * 16 + threadIdx.x % 32 / 4;
@@ -67,7 +67,7 @@ static __device__ __forceinline__ void multiply_tokens(shared *s, int warpgroup,
             }
         }
         release_stage<n_ctas, 1>(&s->empty[stage->at]);
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
     }
 }
 
@@ -259,8 +259,8 @@ static __device__ __forceinline__ void emit_dense(const experts_gemm *g, const i
 /* One item of a consumer warpgroup. */
 template <int n_ctas, class shared>
 static __device__ __forceinline__ void consume_tokens(const experts_params *p, shared *s, int warpgroup,
-                                                      const item *work, ring_cursor *stage,
-                                                      ring_cursor *slot) {
+                                                      const item *work, mb_ring_cursor *stage,
+                                                      mb_ring_cursor *slot) {
     const experts_gemm *g = &p->gemm[work->gemm];
     const int32_t tile_outputs = 2 * (g->gated ? HALF / 2 : HALF);
     const int32_t first_output = work->column_tile * tile_outputs;
@@ -288,7 +288,7 @@ static __device__ __forceinline__ void consume_tokens(const experts_params *p, s
             wait_to_stage(s, slot, 0);
             if constexpr (shared::is_dense) {
                 uint32_t residual = 0; /* a stage of it is two rounds' */
-                if (g->residual_steps > 0) {
+                if (g->late_steps > 0) {
                     if (i % 2 == 0)
                         mb_mbarrier_wait(&s->full[stage->at], stage->parity);
                     residual = mb_shared_address(i % 2 ? s->tokens[stage->at] : s->weights[stage->at]);
@@ -296,10 +296,10 @@ static __device__ __forceinline__ void consume_tokens(const experts_params *p, s
                 if (has_tokens)
                     emit_dense(g, work, warpgroup, area_of_round(s, &r, i, 0, slot->at).base, residual,
                                first_output, i, sum);
-                if (g->residual_steps > 0 && i % 2) {
+                if (g->late_steps > 0 && i % 2) {
                     mb_fence_async_shared(); /* ordinary reads before what the copy engine writes next */
                     release_stage<n_ctas, 1>(&s->empty[stage->at]);
-                    advance<(int)(sizeof(s->full) / sizeof(s->full[0]))>(stage);
+                    mb_ring_advance<(int)(sizeof(s->full) / sizeof(s->full[0]))>(stage);
                 }
             } else if (has_tokens)
                 emit_round(g, work, warpgroup, area_of_round(s, &r, i, 0, slot->at).base, first_output, i,

@@ -20,12 +20,25 @@ static __device__ __forceinline__ uint32_t row_scale_at(const experts_gemm *g, c
                       g->k_blocks);
 }
 
+/* 64 outputs of each row of an item to a region, rows of 128 bytes as staging (staging.cuh) has them. from:
+ * this thread's 16 bytes of its first row; n_bytes 0: zeros. */
+static __device__ __forceinline__ void gather_region(uint32_t region, const char *from, uint32_t row_bytes,
+                                                     int32_t n_rows, uint32_t n_bytes) {
+    const int thread = threadIdx.x % WARPGROUP - 32;
+    const int chunk = thread % 8, my_row = thread / 8;
+#pragma unroll 2
+    for (int r = my_row; r < n_rows; r += GATHER_ROWS) {
+        mb_cp_async_16(region + r * ROW_BYTES + (chunk ^ (r % 8)) * 16, from, n_bytes);
+        from += GATHER_ROWS * row_bytes;
+    }
+}
+
 /* The residual of an item, in stages behind those of its last k step: 128 outputs a stage, of the first 64
  * in place of the weights, of the others in place of the tokens. So it is there when the sums are, and lies
  * as staging (staging.cuh) does. */
 template <int weight_rows, class shared>
 static __device__ __forceinline__ void gather_residual(shared *s, const experts_gemm *g, const item *work,
-                                                       ring_cursor *stage) {
+                                                       mb_ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const int thread = threadIdx.x % WARPGROUP - 32;
     const int chunk = thread % 8, my_row = thread / 8;
@@ -33,22 +46,18 @@ static __device__ __forceinline__ void gather_residual(shared *s, const experts_
     const char *rows = (const char *)g->residual + (int64_t)(work->first_row + my_row) * row_bytes;
     int32_t output = work->column_tile * weight_rows + chunk * 8;
 #pragma unroll 1
-    for (int32_t i = 0; i < g->residual_steps; i++) {
+    for (int32_t i = 0; i < g->late_steps; i++) {
         mb_mbarrier_wait(&s->empty[stage->at], stage->parity);
 #pragma unroll 1
         for (int half = 0; half < (weight_rows > 64 ? 2 : 1); half++) {
             const uint32_t region = mb_shared_address(half ? s->tokens[stage->at] : s->weights[stage->at]);
             const uint32_t n_bytes = output < g->width ? 16 : 0;
             const char *from = rows + (n_bytes ? output * 2 : 0);
-#pragma unroll 2
-            for (int r = my_row; r < work->n_rows; r += GATHER_ROWS) {
-                mb_cp_async_16(region + r * ROW_BYTES + (chunk ^ (r % 8)) * 16, from, n_bytes);
-                from += GATHER_ROWS * row_bytes;
-            }
+            gather_region(region, from, row_bytes, work->n_rows, n_bytes);
             output += 64;
         }
         mb_cp_async_arrive(&s->full[stage->at]);
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
     }
 }
 
@@ -57,7 +66,7 @@ static __device__ __forceinline__ void gather_residual(shared *s, const experts_
  * their ups the second. */
 template <class shared>
 static __device__ __forceinline__ void gather_p(shared *s, const experts_params *p, const item *work,
-                                                ring_cursor *stage) {
+                                                mb_ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const experts_gemm *g = &p->gemm[GEMM_FIRST];
     const int thread = threadIdx.x % WARPGROUP - 32;
@@ -65,23 +74,19 @@ static __device__ __forceinline__ void gather_p(shared *s, const experts_params 
     const int n_halves = p->gradient.gated ? 2 : 1;
     const uint32_t row_bytes = (uint32_t)(n_halves * g->width) * 2;
     const char *rows = (const char *)p->gradient.p + (int64_t)(work->first_row + my_row) * row_bytes;
-    int32_t output = work->column_tile * g->residual_steps * 64 + chunk * 8;
+    int32_t output = work->column_tile * g->late_steps * 64 + chunk * 8;
 #pragma unroll 1
-    for (int32_t i = 0; i < g->residual_steps; i++) {
+    for (int32_t i = 0; i < g->late_steps; i++) {
         mb_mbarrier_wait(&s->empty[stage->at], stage->parity);
         const uint32_t n_bytes = output < g->width ? 16 : 0;
 #pragma unroll 1
         for (int half = 0; half < n_halves; half++) {
             const uint32_t region = mb_shared_address(s->weights[stage->at]) + half * shared::region_bytes;
             const char *from = rows + (n_bytes ? (half * g->width + output) * 2 : 0);
-#pragma unroll 2
-            for (int r = my_row; r < work->n_rows; r += GATHER_ROWS) {
-                mb_cp_async_16(region + r * ROW_BYTES + (chunk ^ (r % 8)) * 16, from, n_bytes);
-                from += GATHER_ROWS * row_bytes;
-            }
+            gather_region(region, from, row_bytes, work->n_rows, n_bytes);
         }
         mb_cp_async_arrive(&s->full[stage->at]);
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
         output += 64;
     }
 }
@@ -90,7 +95,7 @@ static __device__ __forceinline__ void gather_p(shared *s, const experts_params 
  * stage, of all rows, so that six stages are filled side by side. */
 template <class shared>
 static __device__ __forceinline__ void gather_and_quantise(shared *s, const experts_gemm *g, const item *work,
-                                                           ring_cursor *stage) {
+                                                           mb_ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     enum { AT_ONCE = GATHER_THREADS / 16, IN_FLIGHT = 4 };
     /* A round takes AT_ONCE stages, and multiply_scaled_few frees a stage only when the next one is full. */
@@ -102,11 +107,11 @@ static __device__ __forceinline__ void gather_and_quantise(shared *s, const expe
         const int32_t column = (block0 + thread / 16) * SCALE_BLOCK + lane * 8;
         const int is_mine = block0 + thread / 16 < g->k_blocks;
         const int32_t n = min(g->k_blocks - block0, (int32_t)AT_ONCE);
-        ring_cursor mine = *stage, after = *stage;
+        mb_ring_cursor mine = *stage, after = *stage;
         for (int32_t i = 0; i < n; i++) {
             if (i == thread / 16)
                 mine = after;
-            advance<n_stages>(&after);
+            mb_ring_advance<n_stages>(&after);
         }
         const uint32_t to = mb_shared_address(s->tokens[mine.at]) + lane % 2 * 8;
 #pragma unroll 1
@@ -119,7 +124,7 @@ static __device__ __forceinline__ void gather_and_quantise(shared *s, const expe
                     chunks[i] = __ldcg((const uint4 *)(rows + (int64_t)(row0 + i) * g->k_size + column));
             }
             if (row0 == 0) /* while the first rows are under way */
-                for (ring_cursor c = *stage; c.at != after.at; advance<n_stages>(&c))
+                for (mb_ring_cursor c = *stage; c.at != after.at; mb_ring_advance<n_stages>(&c))
                     mb_mbarrier_wait(&s->empty[c.at], c.parity);
 #pragma unroll
             for (int i = 0; i < IN_FLIGHT; i++) {
@@ -138,7 +143,7 @@ static __device__ __forceinline__ void gather_and_quantise(shared *s, const expe
             }
         }
         mb_fence_async_shared();
-        for (; stage->at != after.at; advance<n_stages>(stage))
+        for (; stage->at != after.at; mb_ring_advance<n_stages>(stage))
             mb_mbarrier_arrive(&s->full[stage->at]);
     }
 }
@@ -153,7 +158,7 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
     const int chunk = thread % 8, my_row = thread / 8; /* 16 bytes of one row */
     static_assert(GATHER_ROWS % 8 == 4, "the swizzle of a lane's rows has two values in turns");
     const uint32_t swizzled = my_row * ROW_BYTES + (chunk ^ (my_row % 8)) * 16;
-    ring_cursor stage = {0, 1}, ring = {0, 0};
+    mb_ring_cursor stage = {0, 1}, ring = {0, 0};
     for (;;) {
         const item work = copy_item(s, &ring);
         if (work.gemm == NO_MORE)
@@ -223,7 +228,7 @@ static __device__ __forceinline__ void gather_tokens(const experts_params *p, sh
                     mb_cp_async_4(mb_shared_address(&s->row_scale[stage.at][thread]),
                                   g->b_scale + s->row_scale_at[thread] + k / SCALE_BLOCK);
             mb_cp_async_arrive(&s->full[stage.at]);
-            advance<n_stages>(&stage);
+            mb_ring_advance<n_stages>(&stage);
         }
         if constexpr (shared::is_dense)
             gather_residual<weight_rows>(s, g, &work, &stage);

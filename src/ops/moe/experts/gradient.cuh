@@ -183,8 +183,8 @@ static __device__ __forceinline__ void emit_gradients(const experts_params *p, s
 /* One item of a consumer warpgroup. n: the number of tokens, padded. */
 template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void consume_gradient(const experts_params *p, shared *s, int warpgroup,
-                                                        const item *work, ring_cursor *stage,
-                                                        ring_cursor *slot) {
+                                                        const item *work, mb_ring_cursor *stage,
+                                                        mb_ring_cursor *slot) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     static_assert(n_warpgroups * n_row_blocks == shared::n_slots, "a slot belongs to a round");
     const int is_relu = p->gemm[GEMM_FIRST].activation.floor == 0;
@@ -201,9 +201,9 @@ static __device__ __forceinline__ void consume_gradient(const experts_params *p,
      * for its instructions. */
 #pragma unroll 1
     for (int m = 0; m < n_row_blocks; m++) {
-        ring_cursor mine = *stage;
+        mb_ring_cursor mine = *stage;
         for (int w = 0; w < warpgroup; w++)
-            advance<n_stages>(&mine);
+            mb_ring_advance<n_stages>(&mine);
         mb_mbarrier_wait(&s->staged_empty[slot->at], slot->parity ^ 1);
         /* The other warpgroup's stage of p is not waited for. It is full: threads bring the stages in
          * turn, so their arrivals at a later stage's barrier come after those at an earlier one's. */
@@ -219,8 +219,8 @@ static __device__ __forceinline__ void consume_gradient(const experts_params *p,
         mb_mbarrier_arrive(&s->staged_full[slot->at]);
 #pragma unroll
         for (int w = 0; w < n_warpgroups; w++) {
-            advance<shared::n_slots>(slot);
-            advance<n_stages>(stage);
+            mb_ring_advance<shared::n_slots>(slot);
+            mb_ring_advance<n_stages>(stage);
         }
 #pragma unroll
         for (int next = 1; next < n_row_blocks; next++)
@@ -275,7 +275,7 @@ static __device__ __forceinline__ void store_gradients(const experts_params *p, 
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]), n_rounds = weight_rows / ROUND_OUTPUTS;
     const experts_gemm *g = &p->gemm[GEMM_FIRST];
     const int32_t n_k_steps = (g->k_size + traits<kind>::k_step - 1) / traits<kind>::k_step;
-    ring_cursor ring = {0, 0}, slot = {0, 0};
+    mb_ring_cursor ring = {0, 0}, slot = {0, 0};
     uint32_t stage = 0;
     for (;;) {
         const item *work = wait_item(s, &ring);
@@ -289,7 +289,7 @@ static __device__ __forceinline__ void store_gradients(const experts_params *p, 
             mb_fence_async_shared(); /* ordinary accesses before what the copy engine writes next */
             release_stage<n_ctas, n_warpgroups>(&s->empty[stage]);
             mb_mbarrier_arrive(&s->staged_empty[slot.at]);
-            advance<shared::n_slots>(&slot);
+            mb_ring_advance<shared::n_slots>(&slot);
             stage = stage + 1 < n_stages ? stage + 1 : 0;
         }
         release_item(s, &ring);

@@ -81,7 +81,7 @@ template <int kind, int weight_rows, int cta_tokens, int n_stages, int use> stru
 template <int kind, int n_warpgroups, int n_row_blocks, int cta_tokens, int n_ctas, class shared>
 static __device__ __forceinline__ void consume_tiles(const experts_params *p, shared *s, int warpgroup) {
     constexpr int least_tokens = n_ctas == 1 ? 8 : 32;
-    ring_cursor stage = {0, 0}, ring = {0, 0}, slot = {shared::has_p ? (uint32_t)warpgroup : 0, 0};
+    mb_ring_cursor stage = {0, 0}, ring = {0, 0}, slot = {shared::has_p ? (uint32_t)warpgroup : 0, 0};
     for (;;) {
         if constexpr (shared::tokens_are_m) {
             const item *work = wait_item(s, &ring);

@@ -294,7 +294,7 @@ mb_status mb_experts_dense(const mb_grouped_gemm_args *args, const void *residua
     g->out_is_f16 = args->out_dtype == MB_F16;
     g->store = args->out_dtype == MB_F32 ? STORE_F32 : STORE_16BIT;
     if (residual && g->store == STORE_16BIT)
-        g->residual_steps = (tile->weight_rows + 127) / 128;
+        g->late_steps = (tile->weight_rows + 127) / 128;
     params.gemm[1].weights = g->weights; /* prefetched, not used */
     params.dense.n_rows = (int32_t)args->n_rows;
     params.dense.tile_rows = plan->tile_rows;

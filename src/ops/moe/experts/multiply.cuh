@@ -38,10 +38,10 @@ template <int n_warpgroups> static __device__ __forceinline__ int row_block_byte
  * stages are kept (staging.cuh, STAGING_STAGES). */
 template <int kind, int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_t k_size, int32_t n_held,
-                                                ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
+                                                mb_ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    constexpr int a_step = shared::across ? 16 * ROW_BYTES / 16 : 2;   /* 16 rows of K, or 32 bytes */
-    const int32_t k_released = k_size - n_held * traits<kind>::k_step; /* steps that begin before this */
+    constexpr int a_step = shared::across ? (int)MB_WGMMA_ACROSS_K16 : 2; /* 16 rows of K, or 32 bytes */
+    const int32_t k_released = k_size - n_held * traits<kind>::k_step;    /* steps that begin before this */
     uint32_t previous = 0;
 #pragma unroll 1
     for (int32_t k = 0; k < k_size; k += traits<kind>::k_step) {
@@ -70,7 +70,7 @@ static __device__ __forceinline__ void multiply(shared *s, int warpgroup, int32_
                 release_stage<n_ctas, 1>(&s->empty[previous]);
         }
         previous = stage->at;
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
     }
     mb_wgmma_wait<0>();
 #pragma unroll
@@ -100,7 +100,7 @@ template <int n, int n_warpgroups, int n_row_blocks, int n_ctas, class shared>
 static __device__ __forceinline__ void
 multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks, int32_t n_held,
                 const int32_t (&scale_low)[n_row_blocks], const int32_t (&scale_high)[n_row_blocks],
-                ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
+                mb_ring_cursor *stage, float (&sum)[n_row_blocks][n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const int pair = threadIdx.x % 4;
     float partial[n / 2];
@@ -153,7 +153,7 @@ multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks,
         }
         if (k < k_blocks - n_held)
             release_stage<n_ctas, 1>(&s->empty[stage->at]);
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
     }
 }
 
@@ -163,14 +163,14 @@ multiply_scaled(shared *s, const float *scales, int warpgroup, int32_t k_blocks,
 template <int n, class shared>
 static __device__ __forceinline__ void multiply_scaled_few(shared *s, const float *scales, int32_t k_blocks,
                                                            int32_t scale_low, int32_t scale_high,
-                                                           ring_cursor *stage, float (&sum)[n / 2]) {
+                                                           mb_ring_cursor *stage, float (&sum)[n / 2]) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     const int pair = threadIdx.x % 4;
     float even[n / 2], odd[n / 2];
 #pragma unroll
     for (int i = 0; i < n / 2; i++)
         even[i] = odd[i] = 0;
-    ring_cursor ahead = *stage;
+    mb_ring_cursor ahead = *stage;
     const auto begin = [&](float(&partial)[n / 2]) {
         mb_mbarrier_wait(&s->full[ahead.at], ahead.parity);
         mb_fence_async_shared();
@@ -183,7 +183,7 @@ static __device__ __forceinline__ void multiply_scaled_few(shared *s, const floa
         for (int i = 1; i < 4; i++)
             wgmma_step<KIND_FP8_BLOCK, n, 1>(partial, a + 2 * i, b + 2 * i);
         mb_wgmma_commit();
-        advance<n_stages>(&ahead);
+        mb_ring_advance<n_stages>(&ahead);
     };
     const auto promote = [&](float(&partial)[n / 2], float low, float high) {
         const uint32_t token_scale = mb_shared_address(&s->token_scale[stage->at][2 * pair]);
@@ -197,7 +197,7 @@ static __device__ __forceinline__ void multiply_scaled_few(shared *s, const floa
             sum[4 * j + 3] += partial[4 * j + 3] * (t.y * high);
         }
         mb_mbarrier_arrive(&s->empty[stage->at]);
-        advance<n_stages>(stage);
+        mb_ring_advance<n_stages>(stage);
     };
     int32_t k = 0;
 #pragma unroll 1

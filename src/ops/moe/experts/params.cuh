@@ -47,8 +47,10 @@ typedef struct experts_gemm {
     const float *b_scale;     /* KIND_FP8_BLOCK [E, scale rows, k_blocks], KIND_FP8_TENSOR [E] */
     const void *bias;         /* [E, weight rows] bias_dtype */
     const float *row_weight;
-    const void *residual;      /* [R, width] of out's type, or NULL; one group only */
-    int32_t residual_steps;    /* stages of an item that bring its part of it (gather.cuh); none for fp32 */
+    const void *residual; /* [R, width] of out's type, or NULL; one group only */
+    /* Stages of an item behind those of its K, which the gathering warps fill (gather.cuh): of the
+     * residual, none for fp32; of the backward's p. */
+    int32_t late_steps;
     void *out;                 /* [R, width]; with STORE_FP8_BLOCK of narrow tiles a scratch of 16 bits */
     void *out8;                /* [R, width], STORE_FP8_* */
     float *out_scale;          /* [R, ceil(width / 128)] or, read, [1] */
@@ -70,8 +72,7 @@ typedef struct experts_dense {
     int32_t n_rows, tile_rows, n_token_tiles, band; /* band: column tiles */
 } experts_dense;
 
-/* The gradient of the rows (../backward/): what its epilogue reads and writes beside `out`, which is dp.
- * residual_steps is the stages that bring an item's p. */
+/* The gradient of the rows (../backward/): what its epilogue reads and writes beside `out`, which is dp. */
 typedef struct experts_gradient {
     const void *p;      /* [R, 2 width or width] */
     void *hs;           /* [R, width] */
@@ -86,8 +87,8 @@ typedef struct experts_params {
     const mb_moe_token_tile *tiles;
     const int32_t *n_tiles;
     int32_t *next_item; /* the work queue */
-    int32_t *
-        ready; /* [max_tiles]: finished column tiles of a token tile's first GEMM, in each CTA of a cluster */
+    /* [max_tiles]: finished column tiles of a token tile's first GEMM, in each CTA of a cluster */
+    int32_t *ready;
     /* [max_tiles, scale blocks, CTAs of a cluster]: finished column tiles of a scale block (128 outputs) */
     int32_t *block_done;
     int32_t read_once; /* the weights should not push anything out of L2 */

@@ -95,7 +95,7 @@ static __device__ __forceinline__ staging_rounds rounds_of(const experts_gemm *g
         r.n = tile_outputs / r.outputs;
         r.n_k_steps = (g->k_size + traits<kind>::k_step - 1) / traits<kind>::k_step;
         if constexpr (shared::is_dense)
-            r.n_k_steps += g->residual_steps;
+            r.n_k_steps += g->late_steps;
         if constexpr (shared::saves_p)
             if (work->gemm == GEMM_FIRST)
                 r.n += P_ROUNDS;
@@ -146,30 +146,31 @@ static __device__ __forceinline__ uint32_t chunk_at(uint32_t region, int token, 
 
 /* Until the slot's regions may be written. is_same_stage: they are those of the round before. */
 template <class shared>
-static __device__ __forceinline__ void wait_to_stage(shared *s, const ring_cursor *slot, int is_same_stage) {
+static __device__ __forceinline__ void wait_to_stage(shared *s, const mb_ring_cursor *slot,
+                                                     int is_same_stage) {
     mb_mbarrier_wait(&s->staged_empty[slot->at], slot->parity ^ 1);
     if (shared::staging == STAGING_STAGES && is_same_stage) {
-        const ring_cursor before = one_before<shared::n_slots>(slot);
+        const mb_ring_cursor before = mb_ring_before<shared::n_slots>(slot);
         mb_mbarrier_wait(&s->staged_empty[before.at], before.parity);
     }
 }
 
-template <class shared> static __device__ __forceinline__ void say_staged(shared *s, ring_cursor *slot) {
+template <class shared> static __device__ __forceinline__ void say_staged(shared *s, mb_ring_cursor *slot) {
     mb_mbarrier_arrive(&s->staged_full[slot->at]);
-    advance<shared::n_slots>(slot);
+    mb_ring_advance<shared::n_slots>(slot);
 }
 
 /* ---- The storing warps' side */
 
 template <class shared>
-static __device__ __forceinline__ void wait_staged(shared *s, const ring_cursor *slot) {
+static __device__ __forceinline__ void wait_staged(shared *s, const mb_ring_cursor *slot) {
     mb_mbarrier_wait(&s->staged_full[slot->at], slot->parity);
 }
 
 /* Round i is stored. A held stage goes back to the producers of all CTAs, for all consumers of this one. */
 template <int n_warpgroups, int n_ctas, class shared>
 static __device__ __forceinline__ void say_stored(shared *s, const staging_rounds *r, int32_t i,
-                                                  uint32_t stage_end, ring_cursor *slot) {
+                                                  uint32_t stage_end, mb_ring_cursor *slot) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     if constexpr (shared::staging == STAGING_STAGES)
         if (shared::saves_p ? i >= r->n - r->n_held : r->n_held == r->n || i == r->n - 1) {
@@ -178,7 +179,7 @@ static __device__ __forceinline__ void say_stored(shared *s, const staging_round
                 &s->empty[held_stage<shared::saves_p>(r, i, stage_end, n_stages)]);
         }
     mb_mbarrier_arrive(&s->staged_empty[slot->at]);
-    advance<shared::n_slots>(slot);
+    mb_ring_advance<shared::n_slots>(slot);
 }
 
 #endif

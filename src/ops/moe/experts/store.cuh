@@ -4,7 +4,8 @@
  *
  * fp8 with block scales: a scale covers 128 outputs of a token, a scale block. A tile of whole scale blocks
  * is quantised from staging. Narrower tiles store 16 bits, and the CTA that finishes the last column tile
- * of a scale block quantises it from there; or whoever reads them does (gather.cuh). The bits are the same each way.
+ * of a scale block quantises it from there; or whoever reads them does (gather.cuh). The bits are the same
+ * each way.
  */
 #ifndef MB_OPS_MOE_EXPERTS_STORE_CUH
 #define MB_OPS_MOE_EXPERTS_STORE_CUH
@@ -179,7 +180,7 @@ static __device__ __forceinline__ int32_t quantise_finished_block(const experts_
 template <int kind, int weight_rows, int n_warpgroups, int n_ctas, class shared>
 static __device__ __forceinline__ void store_tiles(const experts_params *p, shared *s, int rank) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
-    ring_cursor ring = {0, 0}, slot = {0, 0};
+    mb_ring_cursor ring = {0, 0}, slot = {0, 0};
     uint32_t stage_end = 0; /* the stage behind the item's last */
     for (;;) {
         const item *work = wait_item(s, &ring);

@@ -64,7 +64,7 @@ static __device__ __forceinline__ uint32_t take_item(const experts_params *p, in
 /* Hands the index that the first CTA of a pair has taken to the second. Both return it. */
 template <int n_ctas, class shared>
 static __device__ __forceinline__ uint32_t hand_over(shared *s, int rank, uint32_t index,
-                                                     ring_cursor *handed) {
+                                                     mb_ring_cursor *handed) {
     if constexpr (n_ctas > 1) {
         if (rank == 0) {
             mb_mbarrier_wait(&s->index_empty[handed->at], handed->parity ^ 1);
@@ -75,7 +75,7 @@ static __device__ __forceinline__ uint32_t hand_over(shared *s, int rank, uint32
             index = (uint32_t)s->index[handed->at];
             mb_mbarrier_arrive_cluster(&s->index_empty[handed->at], 0);
         }
-        advance<2>(handed);
+        mb_ring_advance<2>(handed);
     }
     return index;
 }
@@ -104,11 +104,12 @@ static __device__ __forceinline__ void load_across(unsigned char *to, const expe
             mb_tma_load_5d(to + i * 64 * ROW_BYTES, &g->weights, full, column + i * 64, k, expert, 0, 0);
 }
 
-/* Few tokens: w2's weights are asked for when all but the last STAGES_AHEAD stages of w13 have arrived. Before others'
- * of w13 they would hold up h, without which w2 is not multiplied. (The stage waited for is full without any other
- * CTA: tokens of w13 are there.) */
+/* Few tokens: w2's weights are asked for when all but the last STAGES_AHEAD stages of w13 have arrived.
+ * Before others' of w13 they would hold up h, without which w2 is not multiplied. (The stage waited for is
+ * full without any other CTA: tokens of w13 are there.) */
 template <class shared>
-static __device__ __forceinline__ void wait_for_first(shared *s, int32_t n_first, const ring_cursor *stage) {
+static __device__ __forceinline__ void wait_for_first(shared *s, int32_t n_first,
+                                                      const mb_ring_cursor *stage) {
     constexpr int n_stages = sizeof(s->full) / sizeof(s->full[0]);
     constexpr int back = STAGES_AHEAD + 1; /* from the next stage to the one that is waited for */
     static_assert(back <= n_stages, "the stage waited for is not in use for another step");
@@ -126,7 +127,7 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
     constexpr int my_rows = weight_rows / n_ctas; /* the CTAs of a pair load a half each, for both */
     constexpr int stage_bytes = weight_rows * ROW_BYTES;
     unsigned char *to = s->weights[0] + rank * my_rows * ROW_BYTES;
-    ring_cursor stage = {0, 1}, ring = {0, 1}, handed = {0, 0};
+    mb_ring_cursor stage = {0, 1}, ring = {0, 1}, handed = {0, 0};
     int32_t n_first = 0;                  /* stages of the first GEMM that were asked for */
     uint32_t index = blockIdx.x / n_ctas; /* of the item, of one group */
     int32_t n_token_tiles = 0;
@@ -142,7 +143,7 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
         mb_mbarrier_wait(&s->ring_empty[ring.at], ring.parity);
         s->ring[ring.at] = n_ctas > 1 ? half_of_pair(work, rank) : work;
         mb_mbarrier_arrive(&s->ring_full[ring.at]);
-        advance<RING>(&ring);
+        mb_ring_advance<RING>(&ring);
         if (work.gemm == NO_MORE)
             break;
 
@@ -174,7 +175,7 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
                 else
                     mb_tma_load_5d(to + stage.at * stage_bytes, &g->weights, &s->full[stage.at], k, 0, 0,
                                    row_group, work.expert);
-                advance<n_stages>(&stage);
+                mb_ring_advance<n_stages>(&stage);
             }
         };
         /* The atomic is slow: issue it now, use its result once this item's first loads are in flight. */
@@ -189,17 +190,17 @@ static __device__ __forceinline__ void stream_weights(const experts_params *p, s
             next = decode(p, hand_over<n_ctas>(s, rank, taken, &handed), n_token_tiles);
         load_steps(k_first, g->k_size);
         if constexpr (shared::is_dense || shared::has_p)
-            for (int32_t i = 0; i < g->residual_steps; i++) { /* which the gathering warps load */
+            for (int32_t i = 0; i < g->late_steps; i++) { /* the gathering warps fill them */
                 mb_mbarrier_wait(&s->empty[stage.at], stage.parity);
                 mb_mbarrier_arrive(&s->full[stage.at]);
-                advance<n_stages>(&stage);
+                mb_ring_advance<n_stages>(&stage);
             }
         work = next;
     }
     if constexpr (shared::is_dense)
         mb_grid_wait(); /* who starts now may rely on what came before this kernel */
-    /* Never in front of the wait: the next kernel reads, before its own wait, choices and weights that the kernel in
-     * front of this one wrote (reduce, and gemm's x_sum). */
+    /* Never in front of the wait: the next kernel reads, before its own wait, choices and weights that the
+     * kernel in front of this one wrote (reduce, and gemm's x_sum). */
     mb_grid_launch_dependents();
 }
 

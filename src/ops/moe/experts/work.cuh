@@ -8,6 +8,7 @@
 #include "ops/hopper/barrier.cuh"
 #include "ops/hopper/cluster.cuh"
 #include "ops/hopper/memory.cuh"
+#include "ops/hopper/ring.cuh"
 #include "ops/moe/experts/params.cuh"
 
 enum {
@@ -43,24 +44,6 @@ template <int kind> struct traits {
     static constexpr int k_step = ROW_BYTES / element_bytes; /* elements of K in a stage */
 };
 
-/* Position in a ring of n buffers, and the parity of the pass: what an mbarrier of the buffer is waited for
- * with. */
-typedef struct ring_cursor {
-    uint32_t at, parity;
-} ring_cursor;
-
-template <int n> static __device__ __forceinline__ void advance(ring_cursor *c) {
-    if (++c->at == n) {
-        c->at = 0;
-        c->parity ^= 1;
-    }
-}
-
-/* The position before this one. */
-template <int n> static __device__ __forceinline__ ring_cursor one_before(const ring_cursor *c) {
-    return c->at > 0 ? ring_cursor{c->at - 1, c->parity} : ring_cursor{n - 1, c->parity ^ 1};
-}
-
 /* The weight rows of a GEMM's items. A tile of few tokens may have fewer than it has room for
  * (launch_sm90.cu, even_rows): the other rows of a stage are what was there before, and so are their sums,
  * which nobody stores. */
@@ -72,18 +55,18 @@ static __device__ __forceinline__ int32_t item_rows(const experts_gemm *g) {
 /* The next item of the ring, in shared memory, where it stays until release_item. (A role that reads it
  * again after a long loop keeps no registers for it.) */
 template <class shared>
-static __device__ __forceinline__ const item *wait_item(shared *s, const ring_cursor *ring) {
+static __device__ __forceinline__ const item *wait_item(shared *s, const mb_ring_cursor *ring) {
     mb_mbarrier_wait(&s->ring_full[ring->at], ring->parity);
     return &s->ring[ring->at];
 }
 
 /* Every lane arrives for itself: quicker than one lane for its warp. */
-template <class shared> static __device__ __forceinline__ void release_item(shared *s, ring_cursor *ring) {
+template <class shared> static __device__ __forceinline__ void release_item(shared *s, mb_ring_cursor *ring) {
     mb_mbarrier_arrive(&s->ring_empty[ring->at]);
-    advance<RING>(ring);
+    mb_ring_advance<RING>(ring);
 }
 
-template <class shared> static __device__ __forceinline__ item copy_item(shared *s, ring_cursor *ring) {
+template <class shared> static __device__ __forceinline__ item copy_item(shared *s, mb_ring_cursor *ring) {
     const item work = *wait_item(s, ring);
     release_item(s, ring);
     return work;

@@ -4,6 +4,10 @@
  * neighbouring elements of every 256, and so the sums of eight of the tree's threads. Other rows have a CTA
  * each.
  *
+ * A residual is added in front, in an instantiation of its own: the sum is rounded, written, and normed as the
+ * row that was written. Each thread reads what it needs of x and residual before it writes there, so that sum
+ * and out may be in their place.
+ *
  * fp8: half a warp has the 128 columns of a scale, as to_fp8.cuh wants; of other rows four of the CTA's
  * warps.
  */
@@ -27,6 +31,8 @@ typedef struct norm_params {
     int32_t hidden;
     float eps;
     mb_dtype weight_dtype;
+    const void *residual;
+    void *sum;
 } norm_params;
 
 /* 256 columns of the row, a value in each thread: all threads call it. largest_of: shared, one a warp. */
@@ -52,15 +58,23 @@ static __device__ __forceinline__ void store_fp8(const norm_params *args, int64_
             scale;
 }
 
-template <int dtype_number> static __global__ void __launch_bounds__(N_THREADS) rms_norm(norm_params args) {
+/* adds: there is a residual. */
+template <int dtype_number, int adds>
+static __global__ void __launch_bounds__(N_THREADS) rms_norm(norm_params args) {
     constexpr mb_dtype dtype = (mb_dtype)dtype_number;
     __shared__ float scratch[N_THREADS / 32];
     mb_grid_launch_dependents(); /* the next kernel may ask for its weights */
     mb_grid_wait();
     const int64_t row = blockIdx.x, source = args.rows ? args.rows[row] : row, hidden = args.hidden;
+    const void *const normed = adds ? args.sum : args.x; /* a thread reads its own elements of sum */
     float sum = 0;
     for (int32_t i = threadIdx.x; i < args.hidden; i += N_THREADS) {
-        const float value = mb_element_load(dtype, args.x, source * hidden + i);
+        float value = mb_element_load(dtype, args.x, source * hidden + i);
+        if constexpr (adds) {
+            value += mb_element_load(dtype, args.residual, row * hidden + i);
+            value = mb_element_round(dtype, value);
+            mb_element_store(dtype, args.sum, row * hidden + i, value);
+        }
         sum = fmaf(value, value, sum);
     }
     sum = mb_cta_sum<N_THREADS>(sum, scratch);
@@ -69,7 +83,7 @@ template <int dtype_number> static __global__ void __launch_bounds__(N_THREADS) 
         const int32_t i = first + (int32_t)threadIdx.x;
         float value = 0;
         if (i < args.hidden) {
-            value = mb_element_load(dtype, args.x, source * hidden + i) * scale;
+            value = mb_element_load(dtype, normed, source * hidden + i) * scale;
             value = mb_element_round(dtype, value) * mb_element_load(args.weight_dtype, args.weight, i);
             if (args.out)
                 mb_element_store(dtype, args.out, row * hidden + i, value);
@@ -79,8 +93,30 @@ template <int dtype_number> static __global__ void __launch_bounds__(N_THREADS) 
     }
 }
 
+/* The lane's pieces of a row become those of the sum. All loads come before the first store. */
+template <int dtype, int n_pieces>
+static __device__ __forceinline__ void add_residual(const uint4 *residual, uint4 *sum, int lane, int n,
+                                                    uint4 (&packed)[n_pieces]) {
+    uint4 more[n_pieces];
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++)
+        more[i] = lane + 32 * i < n ? residual[lane + 32 * i] : make_uint4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < n_pieces; i++) {
+        float v[8], r[8];
+        mb_unpack<dtype>(packed[i], v);
+        mb_unpack<dtype>(more[i], r);
+#pragma unroll
+        for (int e = 0; e < 8; e++)
+            v[e] += r[e];
+        packed[i] = mb_pack<dtype>(v);
+        if (lane + 32 * i < n)
+            sum[lane + 32 * i] = packed[i];
+    }
+}
+
 /* n_pieces: 16-byte pieces of a row that a lane has at most. to_fp8: there is an out8. */
-template <int dtype, int n_pieces, int to_fp8>
+template <int dtype, int n_pieces, int to_fp8, int adds>
 static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(norm_params args) {
     __shared__ uint4 weight[n_pieces * 32];
     mb_grid_launch_dependents();
@@ -96,6 +132,10 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(norm_params ar
 #pragma unroll
     for (int i = 0; i < n_pieces; i++)
         packed[i] = is_row && lane + 32 * i < n ? from[lane + 32 * i] : make_uint4(0, 0, 0, 0);
+    if constexpr (adds)
+        if (is_row)
+            add_residual<dtype>((const uint4 *)args.residual + row * n, (uint4 *)args.sum + row * n, lane, n,
+                                packed);
     __syncthreads();
     if (!is_row)
         return;
@@ -129,31 +169,39 @@ static __global__ void __launch_bounds__(N_THREADS) rms_norm_rows(norm_params ar
 
 typedef void (*kernel_of_norm)(norm_params params);
 
-template <int dtype, int n_pieces> static kernel_of_norm rows_kernel(int to_fp8) {
-    return to_fp8 ? rms_norm_rows<dtype, n_pieces, 1> : rms_norm_rows<dtype, n_pieces, 0>;
+template <int dtype, int n_pieces> static kernel_of_norm rows_kernel(int to_fp8, int adds) {
+    if (adds)
+        return to_fp8 ? rms_norm_rows<dtype, n_pieces, 1, 1> : rms_norm_rows<dtype, n_pieces, 0, 1>;
+    return to_fp8 ? rms_norm_rows<dtype, n_pieces, 1, 0> : rms_norm_rows<dtype, n_pieces, 0, 0>;
 }
 
 /* NULL: rows that are not moved 16 bytes at a time, or not kept in the registers of a warp. */
 static kernel_of_norm pick_rows(const mb_rms_norm_args *args) {
-    const uintptr_t addresses =
-        (uintptr_t)args->x | (uintptr_t)args->out | (uintptr_t)args->out8 | (uintptr_t)args->weight.data;
+    const uintptr_t addresses = (uintptr_t)args->x | (uintptr_t)args->residual | (uintptr_t)args->sum |
+                                (uintptr_t)args->out | (uintptr_t)args->out8 | (uintptr_t)args->weight.data;
     if (args->dtype == MB_F32 || args->weight.dtype != args->dtype || args->hidden % 8 != 0 ||
         args->hidden > MOST_PIECES * 256 || addresses % 16 != 0)
         return NULL;
-    const int is_short = args->hidden <= MOST_PIECES / 2 * 256, to_fp8 = args->out8 != NULL;
+    const int is_short = args->hidden <= MOST_PIECES / 2 * 256, to_fp8 = args->out8 != NULL,
+              adds = args->residual != NULL;
     if (args->dtype == MB_BF16)
-        return is_short ? rows_kernel<MB_BF16, MOST_PIECES / 2>(to_fp8)
-                        : rows_kernel<MB_BF16, MOST_PIECES>(to_fp8);
-    return is_short ? rows_kernel<MB_F16, MOST_PIECES / 2>(to_fp8) : rows_kernel<MB_F16, MOST_PIECES>(to_fp8);
+        return is_short ? rows_kernel<MB_BF16, MOST_PIECES / 2>(to_fp8, adds)
+                        : rows_kernel<MB_BF16, MOST_PIECES>(to_fp8, adds);
+    return is_short ? rows_kernel<MB_F16, MOST_PIECES / 2>(to_fp8, adds)
+                    : rows_kernel<MB_F16, MOST_PIECES>(to_fp8, adds);
+}
+
+/* A CTA a row. */
+template <int adds> static kernel_of_norm pick_row(mb_dtype dtype) {
+    return dtype == MB_BF16  ? rms_norm<MB_BF16, adds>
+           : dtype == MB_F16 ? rms_norm<MB_F16, adds>
+                             : rms_norm<MB_F32, adds>;
 }
 
 mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream) {
     MB_TRY(mb_rms_norm_check(args));
     if (args->n_rows == 0)
         return MB_OK;
-    if (args->residual)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "rms_norm: residual is given, which no kernel adds yet; add first, then norm");
     norm_params params = {};
     params.x = args->x;
     params.rows = args->rows;
@@ -165,12 +213,12 @@ mb_status mb_rms_norm_sm90(const mb_rms_norm_args *args, mb_stream stream) {
     params.hidden = args->hidden;
     params.eps = args->eps;
     params.weight_dtype = args->weight.dtype;
+    params.residual = args->residual;
+    params.sum = args->sum;
     const kernel_of_norm rows = pick_rows(args);
     if (rows)
         return mb_launch("rms_norm", rows, dim3((unsigned)((args->n_rows + N_WARPS - 1) / N_WARPS)),
                          N_THREADS, 0, stream, &params);
-    const kernel_of_norm kernel = args->dtype == MB_BF16  ? rms_norm<MB_BF16>
-                                  : args->dtype == MB_F16 ? rms_norm<MB_F16>
-                                                          : rms_norm<MB_F32>;
-    return mb_launch("rms_norm", kernel, dim3((unsigned)args->n_rows), N_THREADS, 0, stream, &params);
+    const kernel_of_norm row = args->residual ? pick_row<1>(args->dtype) : pick_row<0>(args->dtype);
+    return mb_launch("rms_norm", row, dim3((unsigned)args->n_rows), N_THREADS, 0, stream, &params);
 }

@@ -92,6 +92,103 @@ static void check_norm(mb_dtype dtype, int32_t hidden) {
     CUDA(cudaFree(part));
 }
 
+static __global__ void add_values(const void *a, const void *b, int64_t n, mb_dtype dtype, void *sum) {
+    for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < n;
+         i += (int64_t)gridDim.x * blockDim.x)
+        store_value(sum, i, dtype, load_value(a, i, dtype) + load_value(b, i, dtype));
+}
+
+/* A residual in front: against the sum and the norm apart. fp8 (not of fp32): none, beside out, alone. */
+static void check_residual(mb_dtype dtype, int32_t hidden) {
+    enum { APART, BY_ELEMENTS, SUM_IS_RESIDUAL, SUM_IS_X, N_PLACES };
+    static const char *const wrong_sum[N_PLACES] = {
+        "sum has other bits", "sum has other bits by single elements",
+        "sum has other bits in residual's place", "sum has other bits in x's place"};
+    static const char *const wrong_out[N_PLACES] = {
+        "other bits than the norm of the sum", "other bits than the norm of the sum, by single elements",
+        "other bits than the norm of the sum, in x's place",
+        "other bits than the norm of the sum, in residual's place"};
+    char name[80];
+    snprintf(name, sizeof name, "norm+residual %s H=%d", mb_dtype_name(dtype), hidden);
+    const int64_t n_values = (int64_t)MOST * hidden, n_scales = (int64_t)MOST * n_scale_blocks(hidden);
+    const size_t element = mb_dtype_bytes(dtype), bytes = (size_t)n_values * element;
+    void *x = random_values(n_values, dtype, 1, 1.0f), *residual = random_values(n_values, dtype, 3, 2.0f);
+    char *sum = (char *)allocate(bytes + element), *out = (char *)allocate(bytes);
+    void *x_place = allocate(bytes), *residual_place = allocate(bytes);
+    void *right_sum = allocate(bytes), *right_out = allocate(bytes);
+    void *out8 = allocate((size_t)n_values), *right_out8 = allocate((size_t)n_values);
+    float *scale = (float *)allocate(sizeof(float) * (size_t)n_scales),
+          *right_scale = (float *)allocate(sizeof(float) * (size_t)n_scales);
+    const int most_fp8 = dtype == MB_F32 ? 0 : 2;
+    mb_rms_norm_args right = {};
+    right.x = right_sum;
+    right.weight = random_weight(1, 1, hidden, dtype, 0, 2);
+    right.hidden = hidden;
+    right.eps = 1e-6f;
+    right.dtype = dtype;
+    right.n_rows = MOST;
+    right.out = right_out;
+    if (most_fp8) {
+        right.out8 = right_out8;
+        right.out8_scale = right_scale;
+    }
+    add_values<<<1024, 256>>>(x, residual, n_values, dtype, right_sum);
+    CUDA(cudaGetLastError());
+    MB(mb_rms_norm_sm90(&right, NULL));
+
+    for (int place = 0; place < N_PLACES; place++)
+        for (int fp8 = 0; fp8 <= most_fp8; fp8++) {
+            CUDA(cudaMemcpy(x_place, x, bytes, cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemcpy(residual_place, residual, bytes, cudaMemcpyDeviceToDevice));
+            CUDA(cudaMemset(sum, 0xff, bytes + element));
+            CUDA(cudaMemset(out, 0xff, bytes));
+            CUDA(cudaMemset(out8, 0xff, (size_t)n_values));
+            CUDA(cudaMemset(scale, 0xff, sizeof(float) * (size_t)n_scales));
+            mb_rms_norm_args args = right;
+            args.x = x_place;
+            args.residual = residual_place;
+            args.sum = place == SUM_IS_X          ? x_place
+                       : place == SUM_IS_RESIDUAL ? residual_place
+                                                  : sum + (place == BY_ELEMENTS ? element : 0);
+            args.out = fp8 == 2                   ? NULL
+                       : place == SUM_IS_X        ? residual_place
+                       : place == SUM_IS_RESIDUAL ? x_place
+                                                  : out;
+            args.out8 = fp8 ? out8 : NULL;
+            args.out8_scale = fp8 ? scale : NULL;
+            MB(mb_rms_norm_sm90(&args, NULL));
+            compare(name, wrong_sum[place], args.sum, right_sum, n_values, dtype);
+            if (args.out)
+                compare(name, wrong_out[place], args.out, right_out, n_values, dtype);
+            if (fp8) {
+                compare(name, "out8 has other bits", out8, right_out8, n_values, MB_F8_E4M3);
+                compare(name, "out8_scale has other bits", scale, right_scale, n_scales, MB_F32);
+            }
+        }
+
+    for (int64_t n : counts) { /* the rows [first, first + n) */
+        const size_t at = (size_t)((n == MOST ? 0 : 3 * n) * hidden) * element;
+        mb_rms_norm_args args = right;
+        args.x = (char *)x + at;
+        args.residual = (char *)residual + at;
+        args.sum = sum;
+        args.out = out;
+        args.out8 = NULL;
+        args.out8_scale = NULL;
+        args.n_rows = n;
+        MB(mb_rms_norm_sm90(&args, NULL));
+        compare(name, "sums have other bits in a batch of another size", sum, (char *)right_sum + at,
+                n * hidden, dtype);
+        compare(name, "rows have other bits in a batch of another size", out, (char *)right_out + at,
+                n * hidden, dtype);
+        report(name, n, mb_rms_norm_cost(&args), launch_norm, &args);
+    }
+    const void *memory[] = {x,         residual, sum,        out,   x_place,     residual_place,   right_sum,
+                            right_out, out8,     right_out8, scale, right_scale, right.weight.data};
+    for (const void *one : memory)
+        CUDA(cudaFree((void *)one));
+}
+
 /* ---- rotary */
 
 typedef struct rope_problem {
@@ -512,6 +609,8 @@ int main(int argc, char **argv) {
         check_rope(32, 4, 128, MB_BF16, MB_F8_E4M3, 1);
         check_norm(MB_BF16, 2048);
         check_norm(MB_BF16, 4096);
+        check_residual(MB_BF16, 2048);
+        check_residual(MB_BF16, 4096);
         check_embed(MB_BF16, 2048);
         check_sample(VOCAB);
     }
@@ -525,6 +624,10 @@ int main(int argc, char **argv) {
     check_norm(MB_F16, 1000);
     check_norm(MB_F16, 3072);
     check_norm(MB_BF16, 8);
+    check_residual(MB_F16, 1000);
+    check_residual(MB_F16, 3072);
+    check_residual(MB_BF16, 4104);
+    check_residual(MB_F32, 300);
     check_embed(MB_F16, 520);
     check_sample(503);
     check_sample(4096);

@@ -62,9 +62,9 @@ MB_API mb_status mb_rms_norm(const mb_rms_norm_args *args, mb_stream stream);
  * front if wanted. The norm has the bits of mb_rms_norm.
  *
  * fp8 weights: on a GPU, beside x in bf16 or fp16, x is quantised too, as mb_rms_norm's out8, where the weight has
- * block scales of 8 rows or more, its rows are a multiple of 8 and its columns one of 16. The CPU leaves x as
- * it is. The GPU's tensor cores multiply such weights, and weights of x's dtype with rows in multiples of 8 and columns
- * in multiples of 16 bytes; fp32, and what is left, is fp32 multiply-adds.
+ * one scale or block scales of 8 rows or more, its rows are a multiple of 8 and its columns one of 16. The CPU
+ * leaves x as it is. The GPU's tensor cores multiply such weights, and weights of x's dtype with rows in multiples
+ * of 8 and columns in multiples of 16 bytes; fp32, and what is left, is fp32 multiply-adds.
  */
 typedef struct mb_gemm_args {
     const void *x; /* [T, K] dtype; may be NULL with x8 */

@@ -6,7 +6,7 @@
  * Check: in bf16, fp16 and fp8 with block scales, with and without bias, residual and norm, out of x's type or
  * fp32: 1 to 64 rows have the bits that they have among 80, which go to the grouped GEMM, behind the norm's own
  * launch; for few CTAs and many; nothing is written behind the last row; a chain of layers captured as a graph
- * gives what it gives with a wait after each launch. (ops_check compares with fp64.) Exit status 1 when
+ * gives what it gives with a wait after each launch, fp8 with one scale a matrix too. (ops_check compares with fp64.) Exit status 1 when
  * anything is wrong. --small checks small weights alone (for compute-sanitizer). --dense: more than 64 rows alone.
  *
  * Time: chains of layers of Qwen3's sizes, each link with weights of its own, captured as a graph: us a link,
@@ -103,6 +103,7 @@ static size_t grouped_bytes_of(const layer *l) {
     return most;
 }
 
+/* scale_rows 0: one scale of the matrix. */
 static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t rows, int64_t n, int64_t k,
                         int32_t scale_rows, uint32_t seed) {
     layer l = {};
@@ -114,9 +115,10 @@ static layer make_layer(mb_dtype dtype, mb_dtype weights, mb_dtype out, int64_t 
     l.args.weight.cols = k;
     l.args.weight.dtype = weights;
     if (weights == MB_F8_E4M3) {
+        const int64_t n_scales = scale_rows ? (n + scale_rows - 1) / scale_rows * k_blocks : 1;
         l.args.weight.scale_rows = scale_rows;
-        l.args.weight.scale_cols = MB_F8_BLOCK;
-        l.args.weight.scale = filled((n + scale_rows - 1) / scale_rows * k_blocks, MB_F32, 0.01f, seed + 2);
+        l.args.weight.scale_cols = scale_rows ? MB_F8_BLOCK : 0;
+        l.args.weight.scale = filled(n_scales, MB_F32, 0.01f, seed + 2);
         l.x8 = allocate((size_t)(rows * k));
         l.x_scale = (float *)allocate(sizeof(float) * (size_t)(rows * k_blocks));
     }
@@ -359,18 +361,23 @@ static void launch_chain(const void *context, cudaStream_t stream) {
         launch_link((const chain *)context, i, stream);
 }
 
-static void check_chain(mb_dtype weights, int64_t n_tokens) {
+/* scale_rows 0: one scale a matrix, by the operator as it is called, with one workspace for all links. */
+static void check_chain(mb_dtype weights, int32_t scale_rows, int64_t n_tokens) {
     enum { N = 2048 };
     layer links[LINKS];
     for (int i = 0; i < LINKS; i++) {
-        links[i] = make_layer(MB_BF16, weights, MB_BF16, MB_FEW_TOKENS, N, N, 128, 100u + 10u * (uint32_t)i);
+        links[i] =
+            make_layer(MB_BF16, weights, MB_BF16, MB_FEW_TOKENS, N, N, scale_rows, 100u + 10u * (uint32_t)i);
         links[i].args.residual = links[i].residual;
         if (i > 0) {
             CUDA(cudaFree((void *)links[i].args.x));
             links[i].args.x = links[i - 1].args.out;
+            CUDA(cudaFree(links[i].workspace));
+            links[i].workspace = links[0].workspace;
         }
     }
     chain c = {links, {}, n_tokens, 0, 1, 1};
+    c.as_called = scale_rows == 0;
     mb_gemm_args args = rows_of(&links[0], 0, n_tokens);
     if (!mb_few_plan_of(&args, mb_n_processors(), &c.plan))
         complain("gemm chain", "no plan", (double)n_tokens);
@@ -401,7 +408,7 @@ static void check_chain(mb_dtype weights, int64_t n_tokens) {
     free(expected);
     for (int i = 0; i < LINKS; i++) {
         if (i > 0)
-            links[i].args.x = NULL;
+            links[i].args.x = links[i].workspace = NULL;
         free_layer(&links[i]);
     }
 }
@@ -526,8 +533,9 @@ static void check_all(void) {
         }
     static const int64_t tokens[] = {1, 3, 8, 16, 33, 64};
     for (int i = 0; i < (is_small ? 2 : 6); i++) {
-        check_chain(MB_BF16, tokens[i]);
-        check_chain(MB_F8_E4M3, tokens[i]);
+        check_chain(MB_BF16, 128, tokens[i]);
+        check_chain(MB_F8_E4M3, 128, tokens[i]);
+        check_chain(MB_F8_E4M3, 0, tokens[i]);
     }
     printf("bits: %lld calls compared\n", (long long)n_compared);
 }

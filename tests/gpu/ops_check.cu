@@ -13,6 +13,7 @@ extern "C" {
 #include "ops/common/dtype.h"
 }
 #include "ops/common/check.h"
+#include "ops/moe/moe_sm90.h"
 
 static mb_device *gpu;
 static const char *only; /* NULL: all */
@@ -291,10 +292,17 @@ static mb_weight random_fp8_weight(int64_t count, int64_t rows, int64_t cols, ui
     return weight;
 }
 
+/* The same numbers, the first scale being that of all. */
+static mb_weight with_one_scale(mb_weight weight) {
+    weight.scale_rows = weight.scale_cols = 0;
+    return weight;
+}
+
 /* The dense layer: x, the same x in fp8, and for qkv's sake with a norm in front beside the normed rows. */
-static void check_gemm_x8(int64_t n_tokens, int64_t n, int64_t k) {
+static void check_gemm_x8(int64_t n_tokens, int64_t n, int64_t k, int one_scale) {
     const size_t n_bytes = 2 * (size_t)(n_tokens * n);
-    const mb_weight weight = random_fp8_weight(1, n, k, 21);
+    const mb_weight blocks = random_fp8_weight(1, n, k, 21),
+                    weight = one_scale ? with_one_scale(blocks) : blocks;
     uint16_t *x = random_bf16(n_tokens * k, 22), *norm = random_bf16(k, 23);
     uint16_t *normed = (uint16_t *)allocate(2 * (size_t)(n_tokens * k));
     uint16_t *out = (uint16_t *)allocate(n_bytes), *host[2];
@@ -410,10 +418,102 @@ static void check_moe_x8(int32_t n_tokens) {
 
 /* ---- the dense layer with fp8 weights: near the exact product, and rows as in a larger batch */
 
-static void check_gemm_fp8(int64_t n, int64_t k) {
+/* One scale of a matrix: the bits of as many blocks that all have it. */
+static void check_one_scale(const mb_gemm_args *of_one, const uint16_t *expected) {
+    const mb_weight *weight = &of_one->weight;
+    const size_t n_scales = (size_t)(mb_f8_blocks(weight->rows) * mb_f8_blocks(weight->cols)),
+                 n_bytes = 2 * (size_t)(of_one->n_tokens * weight->rows);
+    float *scales = (float *)host_allocate(4 * n_scales), *one = (float *)download(weight->scale, 4);
+    for (size_t i = 0; i < n_scales; i++)
+        scales[i] = *one;
+    mb_gemm_args args = *of_one;
+    args.weight.scale = allocate(4 * n_scales);
+    args.weight.scale_rows = args.weight.scale_cols = MB_F8_BLOCK;
+    CUDA(cudaMemcpy((void *)args.weight.scale, scales, 4 * n_scales, cudaMemcpyHostToDevice));
+    CUDA(cudaMemset(args.out, 0xff, n_bytes));
+    const size_t bytes = bytes_of(mb_gemm_sm90_workspace, &args);
+    void *workspace = allocate(bytes);
+    MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
+    CUDA(cudaDeviceSynchronize());
+    void *got = download(args.out, n_bytes);
+    if (memcmp(got, expected, n_bytes) != 0)
+        complain("gemm fp8", "one scale has other bits than as many blocks", (double)args.n_tokens);
+    CUDA(cudaFree((void *)args.weight.scale));
+    CUDA(cudaFree(workspace));
+    free(got);
+    free(scales);
+    free(one);
+}
+
+/* One scale, and x still to be added up from rows in the call's workspace: as after a reduce of its own. */
+static void check_sum_one_scale(int64_t n_tokens, int64_t n, int64_t k) {
+    enum { TOP_K = 3 };
+    const size_t n_bytes = 2 * (size_t)(n_tokens * n), row_bytes = 2 * (size_t)(n_tokens * TOP_K * k);
+    const mb_weight weight = with_one_scale(random_fp8_weight(1, n, k, 41));
+    uint16_t *y = random_bf16(n_tokens * TOP_K * k, 42), *residual = random_bf16(n_tokens * k, 43),
+             *x = (uint16_t *)allocate(2 * (size_t)(n_tokens * k)), *norm = random_bf16(k, 44),
+             *out = (uint16_t *)allocate(n_bytes);
+    int32_t *rows = (int32_t *)host_allocate(4 * (size_t)(n_tokens * TOP_K));
+    float *factors = (float *)host_allocate(4 * (size_t)(n_tokens * TOP_K));
+    for (int32_t i = 0; i < (int32_t)n_tokens * TOP_K; i++) {
+        rows[i] = (int32_t)n_tokens * TOP_K - 1 - i;
+        factors[i] = 0.1f + 0.2f * (float)(i % 4);
+    }
+    mb_moe_reduce_args sum = {};
+    sum.residual = residual;
+    sum.out = x;
+    sum.token_row = (int32_t *)allocate(4 * (size_t)(n_tokens * TOP_K));
+    sum.weights = (float *)allocate(4 * (size_t)(n_tokens * TOP_K));
+    CUDA(cudaMemcpy((void *)sum.token_row, rows, 4 * (size_t)(n_tokens * TOP_K), cudaMemcpyHostToDevice));
+    CUDA(cudaMemcpy((void *)sum.weights, factors, 4 * (size_t)(n_tokens * TOP_K), cudaMemcpyHostToDevice));
+    sum.n_tokens = n_tokens;
+    sum.top_k = TOP_K;
+    sum.hidden = (int32_t)k;
+    sum.dtype = sum.out_dtype = MB_BF16;
+    mb_gemm_args args = {};
+    args.weight = weight;
+    args.dtype = args.out_dtype = MB_BF16;
+    args.x = x;
+    args.out = out;
+    args.n_tokens = n_tokens;
+    args.norm_weight.data = norm;
+    args.norm_weight.count = args.norm_weight.rows = 1;
+    args.norm_weight.cols = k;
+    args.norm_weight.dtype = MB_BF16;
+    args.eps = 1e-6f;
+    const size_t needed = bytes_of(mb_gemm_sm90_workspace, &args), bytes = needed + row_bytes;
+    char *workspace = (char *)allocate(bytes);
+    void *host[2];
+    for (int in_call = 0; in_call < 2; in_call++) {
+        CUDA(cudaMemset(workspace, 0xff, bytes));
+        CUDA(cudaMemset(x, 0xff, 2 * (size_t)(n_tokens * k)));
+        CUDA(cudaMemcpy(workspace, y, row_bytes, cudaMemcpyDeviceToDevice));
+        CUDA(cudaDeviceSynchronize());
+        sum.y = workspace;
+        args.x_sum = in_call ? &sum : NULL;
+        if (!in_call)
+            MB(mb_moe_reduce_sm90(&sum, NULL));
+        MB(mb_gemm_sm90(&args, workspace, bytes, NULL));
+        CUDA(cudaDeviceSynchronize());
+        host[in_call] = download(out, n_bytes);
+    }
+    if (memcmp(host[0], host[1], n_bytes) != 0)
+        complain("gemm fp8", "one scale and a sum in front: other bits than after reduce", (double)n_tokens);
+    const void *all[] = {weight.data, weight.scale,  y,           residual, x, norm,
+                         out,         sum.token_row, sum.weights, workspace};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        CUDA(cudaFree((void *)all[i]));
+    free(host[0]);
+    free(host[1]);
+    free(rows);
+    free(factors);
+}
+
+static void check_gemm_fp8(int64_t n, int64_t k, int one_scale) {
     enum { ROWS = 70 };
     uint16_t *x = random_bf16(ROWS * k, 7), *out = (uint16_t *)allocate(2 * (size_t)(ROWS * n));
-    const mb_weight weight = random_fp8_weight(1, n, k, 11);
+    const mb_weight blocks = random_fp8_weight(1, n, k, 11),
+                    weight = one_scale ? with_one_scale(blocks) : blocks;
     uint16_t *x_host = (uint16_t *)host_allocate(2 * (size_t)(ROWS * k));
     uint16_t *whole = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n)),
              *part = (uint16_t *)host_allocate(2 * (size_t)(ROWS * n));
@@ -445,6 +545,8 @@ static void check_gemm_fp8(int64_t n, int64_t k) {
         }
     if (!(error < 0.04 * 0.04 * norm)) /* x in e4m3 has four significant bits: some 2.5 % */
         complain("gemm fp8", "far from the exact product", sqrt(error / norm));
+    if (one_scale)
+        check_one_scale(&args, whole);
     static const int64_t counts[] = {1, 4, 5, 16, 64, 65};
     for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
         const int64_t first = (ROWS - counts[c]) / 2;
@@ -497,12 +599,17 @@ int main(int argc, char **argv) {
     check_gemm_bits(2048, 4096);
     check_gemm_bits(5120, 2048);
     check_gemm_bits(136, 72);
-    check_gemm_fp8(512, 2048);
-    check_gemm_fp8(264, 400);
+    for (int one_scale = 0; one_scale < 2; one_scale++) {
+        check_gemm_fp8(512, 2048, one_scale);
+        check_gemm_fp8(264, 400, one_scale);
+    }
     static const int64_t token_counts[] = {1, 4, 7, 40, 64, 65, 300};
     for (size_t i = 0; i < sizeof token_counts / sizeof *token_counts; i++) {
-        check_gemm_x8(token_counts[i], 512, 2048);
-        check_gemm_x8(token_counts[i], 264, 400);
+        for (int one_scale = 0; one_scale < 2; one_scale++) {
+            check_gemm_x8(token_counts[i], 512, 2048, one_scale);
+            check_gemm_x8(token_counts[i], 264, 400, one_scale);
+        }
+        check_sum_one_scale(token_counts[i], 512, 2048);
         check_moe_x8((int32_t)token_counts[i]);
     }
     printf(wrong ? "%d WRONG\n" : "all right\n", wrong);

@@ -33,18 +33,20 @@ static double *multiplied_rows(mb_check *check, const mb_gemm_args *args) {
 typedef enum front { PLAIN, NORM, FP8 } front;
 
 static void check_case(mb_check *check, shape s, mb_dtype dtype, mb_dtype out_dtype, mb_dtype weight_dtype,
-                       int with_extras, front given) {
+                       int with_extras, front given, int one_scale) {
     static const char *const names[] = {"", " norm", " x8"};
-    mb_check_begin(check, "gemm x=%s w=%s out=%s T=%lld N=%lld K=%lld%s%s", mb_dtype_name(dtype),
+    mb_check_begin(check, "gemm x=%s w=%s out=%s T=%lld N=%lld K=%lld%s%s%s", mb_dtype_name(dtype),
                    mb_dtype_name(weight_dtype), mb_dtype_name(out_dtype), (long long)s.n_tokens,
-                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "", names[given]);
+                   (long long)s.n, (long long)s.k, with_extras ? " bias residual" : "", names[given],
+                   one_scale ? " one scale" : "");
     if (check->on_gpu && weight_dtype == MB_F8_E4M3 && dtype != MB_F32) /* tests/gpu/ops_check.cu has them */
         mb_check_skip(check, "x becomes fp8 on the GPU, which fp64 here does not");
     int64_t n_out = s.n_tokens * s.n;
     double *expected = mb_check_alloc(check, (size_t)n_out * sizeof *expected);
     mb_gemm_args args = {
         .x = mb_check_values(check, dtype, s.n_tokens * s.k, -1, 1),
-        .weight = mb_check_weight(check, weight_dtype, 1, s.n, s.k),
+        .weight = one_scale ? mb_check_weight_per_tensor(check, 1, s.n, s.k)
+                            : mb_check_weight(check, weight_dtype, 1, s.n, s.k),
         .bias = with_extras ? mb_check_values(check, MB_BF16, s.n, -1, 1) : NULL,
         .residual = with_extras ? mb_check_values(check, out_dtype, n_out, -1, 1) : NULL,
         .n_tokens = s.n_tokens,
@@ -106,13 +108,20 @@ void mb_gemm_cases(mb_check *check) {
         for (int w = 0; w < 4; w++)
             for (int a = 0; a < 3; a++)
                 for (int extras = 0; extras < 2; extras++) {
-                    check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, PLAIN);
+                    check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, PLAIN,
+                               0);
                     if (weights[w] == MB_BF16 && !extras)
+                        check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, NORM,
+                                   0);
+                    if (weights[w] == MB_F8_E4M3) {
+                        check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, FP8,
+                                   0);
                         check_case(check, shapes[s], activations[a], activations[a], weights[w], extras,
-                                   NORM);
-                    if (weights[w] == MB_F8_E4M3)
-                        check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, FP8);
+                                   PLAIN, 1);
+                        check_case(check, shapes[s], activations[a], activations[a], weights[w], extras, FP8,
+                                   1);
+                    }
                     if (activations[a] != MB_F32)
-                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras, PLAIN);
+                        check_case(check, shapes[s], activations[a], MB_F32, weights[w], extras, PLAIN, 0);
                 }
 }

@@ -7,7 +7,11 @@
  *
  * A residual is added to the fp32 sums, then rounded once: in the kernels' epilogues; beside fp32 weights
  * by a launch of its own.
+ *
+ * A weight of fp8 with one scale becomes one with blocks whose scales are all that one: a number for 16384
+ * weights, written to the workspace by a small launch.
  */
+#include "ops/common/dtype.h"
 #include "ops/common/element.cuh"
 #include "ops/common/workspace.h"
 #include "ops/gemm/few.h"
@@ -81,14 +85,30 @@ static __global__ void __launch_bounds__(N_THREADS) add_residual(add_args args) 
     mb_grid_launch_dependents();
 }
 
+/* ---- one scale of a matrix for each of its blocks */
+
+typedef struct spread_args {
+    const float *scale; /* [1] */
+    float *blocks;      /* [n] */
+    int32_t n;
+} spread_args;
+
+/* Nothing here lets the next kernel start early: it may read its weight's scales before it waits. */
+static __global__ void __launch_bounds__(N_THREADS) spread_scale(spread_args args) {
+    mb_grid_wait(); /* the kernels in front may use the workspace */
+    const int32_t i = (int32_t)(blockIdx.x * N_THREADS + threadIdx.x);
+    if (i < args.n)
+        args.blocks[i] = *args.scale;
+}
+
 /* ---- host */
 
 /* The tensor cores multiply fp8 by fp8: x is quantised, as layers.h says. */
 static int is_quantized(const mb_gemm_args *args) {
     const mb_weight *weight = &args->weight;
-    return weight->dtype == MB_F8_E4M3 && weight->scale && weight->scale_rows > 0 &&
-           weight->scale_rows % 8 == 0 && (args->dtype == MB_BF16 || args->dtype == MB_F16) &&
-           weight->rows % 8 == 0 && weight->cols % 16 == 0;
+    return weight->dtype == MB_F8_E4M3 && weight->scale && weight->scale_rows % 8 == 0 &&
+           (args->dtype == MB_BF16 || args->dtype == MB_F16) && weight->rows % 8 == 0 &&
+           weight->cols % 16 == 0;
 }
 
 /* Columns must be whole pieces of 16 bytes, rows whole groups of eight. */
@@ -101,30 +121,42 @@ static int is_grouped(const mb_gemm_args *args) {
            weight->cols % (16 / (int64_t)mb_dtype_bytes(args->dtype)) == 0;
 }
 
-/* The workspace: sums for the residual, x in fp8 and its scales, x normed, then, for fp32, the grouped
- * GEMM's own. It must do with and without a residual. */
+/* Quantised beside a weight with one scale. */
+static int has_one_scale(const mb_gemm_args *args) {
+    return is_quantized(args) && args->weight.scale_rows == 0;
+}
+
+static int64_t n_blocks_of(const mb_weight *weight) {
+    return mb_f8_blocks(weight->rows) * mb_f8_blocks(weight->cols);
+}
+
+/* The workspace: sums for the residual, x in fp8 and its scales, the weight's scales, x normed, then, for
+ * fp32, the grouped GEMM's own. It must do with and without a residual. */
 typedef struct layout {
     void *normed; /* [T, K] dtype; beside fp8 weights only for rows that few_sm90.cu quantises */
     float *sums;
     void *x8;
     float *x_scale; /* [T, ceil(K / 128)] */
+    float *w_scale; /* [ceil(N / 128), ceil(K / 128)], where the weight has one scale */
     size_t bytes;   /* of these */
 } layout;
 
 static layout cut(const mb_gemm_args *args, void *workspace) {
     const size_t n_tokens = (size_t)args->n_tokens, k_size = (size_t)args->weight.cols;
     const size_t n_blocks = (k_size + MB_F8_BLOCK - 1) / MB_F8_BLOCK, is_fp8 = (size_t)is_quantized(args);
-    const size_t sizes[3] = {(args->dtype == MB_F32) * n_tokens * (size_t)args->weight.rows * sizeof(float),
-                             is_fp8 * n_tokens * k_size, is_fp8 * n_tokens * n_blocks * sizeof(float)};
+    const size_t sizes[4] = {(args->dtype == MB_F32) * n_tokens * (size_t)args->weight.rows * sizeof(float),
+                             is_fp8 * n_tokens * k_size, is_fp8 * n_tokens * n_blocks * sizeof(float),
+                             (size_t)(has_one_scale(args) * n_blocks_of(&args->weight)) * sizeof(float)};
     layout l = {};
-    void *parts[3];
-    for (int i = 0; i < 3; i++) {
+    void *parts[4];
+    for (int i = 0; i < 4; i++) {
         parts[i] = workspace ? (char *)workspace + l.bytes : NULL;
         l.bytes += (sizes[i] + 255) / 256 * 256;
     }
     l.sums = (float *)parts[0];
     l.x8 = parts[1];
     l.x_scale = (float *)parts[2];
+    l.w_scale = (float *)parts[3];
     l.normed = workspace ? (char *)workspace + l.bytes : NULL;
     const size_t n_normed =
         is_fp8 && n_tokens > MB_FEW_QUANTIZED_TOKENS ? (size_t)MB_FEW_QUANTIZED_TOKENS : n_tokens;
@@ -161,6 +193,22 @@ static mb_status quantize(const mb_gemm_args *args, const layout *l, mb_stream s
     return mb_moe_quantize_sm90(&q, stream);
 }
 
+/* The call whose weight has blocks, in place of one scale, in l->w_scale. Its x is there. */
+static mb_gemm_args with_blocks(const mb_gemm_args *args, const layout *l) {
+    mb_gemm_args blocks = *args;
+    blocks.x_sum = NULL;
+    blocks.weight.scale = l->w_scale;
+    blocks.weight.scale_rows = blocks.weight.scale_cols = MB_F8_BLOCK;
+    return blocks;
+}
+
+/* scale: the one. */
+static mb_status spread(const mb_weight *blocks, const float *scale, const layout *l, mb_stream stream) {
+    const spread_args s = {scale, l->w_scale, (int32_t)n_blocks_of(blocks)};
+    return mb_launch("gemm", spread_scale, dim3((unsigned)((s.n + N_THREADS - 1) / N_THREADS)), N_THREADS, 0,
+                     stream, &s);
+}
+
 int mb_gemm_sm90_wants_x8(mb_dtype dtype, const mb_weight *weight, int64_t n_tokens) {
     mb_gemm_args args = {};
     args.weight = *weight;
@@ -192,6 +240,14 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
     MB_TRY(mb_gemm_sm90_workspace(args, &needed));
     MB_TRY(mb_workspace_check("gemm", workspace, workspace_bytes, needed));
     layout l = cut(args, workspace);
+    const float *const one_scale = has_one_scale(args) ? (const float *)args->weight.scale : NULL;
+    mb_gemm_args of_blocks;
+    if (one_scale) {
+        if (args->x_sum) /* before the scales go to the workspace, where its rows may be */
+            MB_TRY(mb_moe_reduce_experts_sm90(args->x_sum, stream));
+        of_blocks = with_blocks(args, &l);
+        args = &of_blocks;
+    }
     mb_few_plan few;
     const int is_few = is_grouped(args) && mb_few_plan_of(args, mb_n_processors(), &few);
     if (args->x_sum && !(is_few && few.sum_offset))
@@ -218,6 +274,8 @@ mb_status mb_gemm_sm90(const mb_gemm_args *args, void *workspace, size_t workspa
         l.x_scale = (float *)args->x8_scale;
     } else if (makes_x8)
         MB_TRY(quantize(args, &l, stream));
+    if (one_scale)
+        MB_TRY(spread(&args->weight, one_scale, &l, stream));
     if (is_few)
         return mb_few_sm90(args, &few, l.x8, l.x_scale, stream);
     mb_grouped_gemm_args g = grouped(args, &l);

@@ -513,8 +513,22 @@ static void check_all(void) {
     static const struct {
         int64_t n, k;
         int every;
-    } shapes[] = {{136, 72, 1},    {264, 400, 1},  {16, 64, 0},     {1064, 320, 0},  {2048, 4096, 0},
-                  {5120, 2048, 1}, {8456, 256, 0}, {9216, 1040, 0}, {10000, 512, 0}, {8, 8, 0}};
+    } shapes[] = {{136, 72, 1},
+                  {264, 400, 1},
+                  {16, 64, 0},
+                  {1064, 320, 0},
+                  {2048, 4096, 0},
+                  {5120, 2048, 1},
+                  {8456, 256, 0},
+                  {9216, 1040, 0},
+                  {10000, 512, 0},
+                  {8, 8, 0},
+                  /* by 12 CTAs tiles of 24, 32, 48, 56 and 64 rows, and by all of 8 or 16 */
+                  {288, 3584, 0},
+                  {384, 2176, 0},
+                  {576, 640, 0},
+                  {672, 912, 0},
+                  {768, 1296, 0}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int extras = 0; extras < 4; extras += is_small ? 3 : 1) {
             const int64_t n = shapes[s].n, k = shapes[s].k;

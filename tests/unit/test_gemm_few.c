@@ -36,22 +36,63 @@ static void check_rows(const mb_few_plan *p, int64_t n_rows) {
     assert_int_equal(n_seen, p->n_tiles);
 }
 
-static void check_shared(const mb_few_plan *p, int is_fp8) {
+static void check_shared(const mb_few_plan *p, int32_t n_tokens, int is_fp8) {
     const int32_t steps = p->n_stages * MB_FEW_STAGE_STEPS(p->padded_tokens),
-                  x_steps = p->keeps_x ? p->n_steps : steps;
+                  x_steps = p->keeps_x ? p->n_steps : steps, is_grouped = p->group_steps > 0,
+                  n_groups = is_grouped ? (p->n_steps + p->group_steps - 1) / p->group_steps : 0;
     assert_true(p->n_stages >= 1);
     assert_int_equal(p->x_offset, steps * p->tile_rows * MB_FEW_STEP_BYTES);
     assert_int_equal(p->x_offset % 1024, 0);
-    assert_int_equal(p->x_scale_offset, p->x_offset + x_steps * p->padded_tokens * MB_FEW_STEP_BYTES);
-    assert_int_equal(p->norm_offset, p->x_scale_offset + (is_fp8 ? p->n_steps * p->padded_tokens * 4 : 0));
+    assert_int_equal(p->x_scale_offset,
+                     p->x_offset + (is_grouped ? n_groups * MB_FEW_COLUMNS : x_steps * p->padded_tokens) *
+                                       MB_FEW_STEP_BYTES);
+    assert_int_equal(p->row_scale_offset, p->x_scale_offset + (is_grouped ? n_tokens * p->step_stride * 4
+                                                               : is_fp8   ? p->n_steps * p->padded_tokens * 4
+                                                                          : 0));
+    assert_int_equal(p->row_scale_offset % 16, 0);
+    assert_int_equal(p->norm_offset,
+                     p->row_scale_offset + (is_grouped ? p->tile_rows * p->step_stride * 4 : 0));
     assert_int_equal(p->norm_offset % 16, 0);
-    assert_int_equal(p->barriers_offset, p->norm_offset + (p->norms ? p->n_pieces * 256 * 2 : 0));
+    assert_int_equal(p->products_offset, p->norm_offset);
+    const int32_t norm_bytes = p->norms ? p->n_pieces * 256 * 2 : 0,
+                  products = is_grouped ? n_groups * MB_FEW_COLUMNS * MB_FEW_COLUMN_STRIDE(p) * 4 : 0;
+    assert_int_equal(p->barriers_offset, p->norm_offset + (products > norm_bytes ? products : norm_bytes));
     assert_int_equal(p->barriers_offset % 8, 0);
     assert_true(p->shared_bytes >= p->barriers_offset + 16 * p->n_stages);
     /* wgmma reads 64 rows from where the last step begins */
     assert_true(p->shared_bytes >=
                 p->x_offset - p->tile_rows * MB_FEW_STEP_BYTES + MB_FEW_TILE_ROWS * MB_FEW_STEP_BYTES);
     assert_true(p->shared_bytes <= MB_FEW_SHARED_BYTES);
+}
+
+/* Steps whose products are made at once: every step's rows and columns are in a block, no block is read behind
+ * the allocation, all quotients are right, nothing is loaded twice. */
+static void check_groups(const mb_few_plan *p, int64_t n_tokens) {
+    assert_true(n_tokens <= MB_FEW_GROUP_TOKENS && p->quantizes && p->padded_tokens == MB_FEW_COLUMNS);
+    assert_true(n_tokens * p->group_steps <= MB_FEW_COLUMNS);
+    assert_true(p->group_steps == 2 || p->group_steps == 4 || p->group_steps == 8);
+    assert_int_equal(p->n_tiles, p->n_ctas);
+    assert_true(p->n_stages <= 32 && p->n_stages * MB_FEW_STAGE_STEPS(p->padded_tokens) >= p->n_steps);
+    assert_true(p->step_stride >= p->n_steps && p->step_stride % 8 == 4);
+    assert_true(p->tile_rows * n_tokens <= 32 * MB_FEW_WARPS_OF_X);
+    const int32_t group_rows = p->group_steps * p->tile_rows;
+    assert_true(p->group_blocks * MB_FEW_TILE_ROWS >= group_rows &&
+                (p->group_blocks - 1) * MB_FEW_TILE_ROWS < group_rows);
+    int32_t n_rows = 0, behind = 0;
+    for (int32_t i = 0; i < p->n_blocks; i++) {
+        const int32_t group = MB_FEW_QUOTIENT(i, p->by_group_blocks);
+        assert_int_equal(group, i / p->group_blocks);
+        const int32_t first = i % p->group_blocks * MB_FEW_TILE_ROWS;
+        const int32_t last = first + MB_FEW_TILE_ROWS - 1;
+        assert_int_equal(MB_FEW_QUOTIENT(last, p->by_tile_rows), last / p->tile_rows);
+        assert_true(group * p->group_steps + first / p->tile_rows < p->n_steps);
+        n_rows += last < group_rows ? MB_FEW_TILE_ROWS : group_rows - first;
+        behind = group * group_rows + last + 1;
+    }
+    assert_true(n_rows >= p->n_steps * p->tile_rows);
+    assert_true(behind * MB_FEW_STEP_BYTES <= p->shared_bytes);
+    for (int32_t thread = 0; thread < 32 * MB_FEW_WARPS_OF_X; thread++)
+        assert_int_equal(MB_FEW_QUOTIENT(thread, p->by_tile_rows), thread / p->tile_rows);
 }
 
 /* with_norm: a norm is in front. */
@@ -84,13 +125,15 @@ static void check_plan(int64_t n_tokens, int64_t rows, int64_t cols, mb_dtype we
     assert_true(!p.keeps_x || p.padded_tokens == 8); /* the kernel has no others */
     assert_true(p.n_pieces * 256 >= cols && p.n_pieces * 256 < cols + 256);
     /* all rows are made: several warps a row only where all rows are made at once */
-    assert_true(p.row_warps == 1 || p.row_warps * n_tokens <= MB_FEW_WARPS_OF_X);
-    assert_true(p.row_warps >= 1 && MB_FEW_WARPS_OF_X % p.row_warps == 0);
+    assert_true(p.row_shift == 0 || n_tokens << p.row_shift <= MB_FEW_WARPS_OF_X);
+    assert_true(p.row_shift >= 0 && MB_FEW_WARPS_OF_X % (1 << p.row_shift) == 0);
     /* a copy of several steps sees rows as whole steps */
     assert_true(p.copy_steps == 1 || row_bytes % MB_FEW_STEP_BYTES == 0);
     assert_int_equal(MB_FEW_STAGE_STEPS(p.padded_tokens) % p.copy_steps, 0);
     check_rows(&p, rows);
-    check_shared(&p, weights == MB_F8_E4M3);
+    check_shared(&p, (int32_t)n_tokens, weights == MB_F8_E4M3);
+    if (p.group_steps > 0)
+        check_groups(&p, n_tokens);
 }
 
 static void test_all_plans(void **state) {
@@ -136,12 +179,15 @@ static void test_known_plans(void **state) {
         mb_dtype weights;
         int32_t tile_rows, n_ctas;
         int all_at_once; /* the CTA's share fits into shared memory */
+        int32_t group_steps;
     } plans[] = {
-        {1, 5120, 2048, MB_BF16, 40, 128, 1},     {8, 5120, 2048, MB_BF16, 40, 128, 1},
-        {16, 5120, 2048, MB_BF16, 40, 128, 0},    {64, 5120, 2048, MB_BF16, 40, 128, 0},
-        {1, 2048, 4096, MB_BF16, 16, 128, 1},     {1, 151936, 2048, MB_BF16, 64, 132, 0},
-        {1, 5120, 2048, MB_F8_E4M3, 40, 128, 1},  {4, 2048, 4096, MB_F8_E4M3, 16, 128, 1},
-        {16, 5120, 2048, MB_F8_E4M3, 40, 128, 1},
+        {1, 5120, 2048, MB_BF16, 40, 128, 1, 0},     {8, 5120, 2048, MB_BF16, 40, 128, 1, 0},
+        {16, 5120, 2048, MB_BF16, 40, 128, 0, 0},    {64, 5120, 2048, MB_BF16, 40, 128, 0, 0},
+        {1, 2048, 4096, MB_BF16, 16, 128, 1, 0},     {1, 151936, 2048, MB_BF16, 64, 132, 0, 0},
+        {1, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 8},  {4, 2048, 4096, MB_F8_E4M3, 16, 128, 1, 0},
+        {2, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 4},  {4, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 2},
+        {1, 2048, 4096, MB_F8_E4M3, 16, 128, 1, 8},  {2, 2048, 4096, MB_F8_E4M3, 16, 128, 1, 4},
+        {16, 5120, 2048, MB_F8_E4M3, 40, 128, 1, 0}, {5, 5120, 512, MB_F8_E4M3, 40, 128, 1, 0},
     };
     for (size_t i = 0; i < sizeof plans / sizeof plans[0]; i++) {
         mb_gemm_args args = args_of(plans[i].n_tokens, plans[i].rows, plans[i].cols, plans[i].weights);
@@ -150,6 +196,7 @@ static void test_known_plans(void **state) {
         assert_int_equal(p.tile_rows, plans[i].tile_rows);
         assert_int_equal(p.n_ctas, plans[i].n_ctas);
         assert_int_equal(p.n_stages * MB_FEW_STAGE_STEPS(p.padded_tokens) >= p.n_steps, plans[i].all_at_once);
+        assert_int_equal(p.group_steps, plans[i].group_steps);
     }
 }
 
@@ -181,13 +228,17 @@ static void test_sums(void **state) {
                 if (!is_normed)
                     continue;
                 assert_int_equal(plain.sum_offset, 0);
-                check_shared(&with_sum, is_fp8);
+                check_shared(&with_sum, (int32_t)n_tokens, is_fp8);
                 assert_true(n_tokens <= MB_FEW_SUM_TOKENS || with_sum.sum_offset == 0);
                 assert_true(cols > 2048 || n_tokens > MB_FEW_SUM_TOKENS || with_sum.sum_offset > 0);
                 if (with_sum.sum_offset > 0) {
-                    assert_true(with_sum.sum_offset % 16 == 0 && with_sum.sum_offset >= plain.shared_bytes);
-                    assert_true(with_sum.shared_bytes >=
-                                with_sum.sum_offset + 4 * 8 * 8 + n_tokens * cols * 2);
+                    const int32_t end = with_sum.sum_offset + (int32_t)(n_tokens * cols * 2);
+                    assert_int_equal(with_sum.sum_offset % 16, 0);
+                    if (with_sum.sum_offset < plain.shared_bytes) /* where products come later */
+                        assert_true(with_sum.group_steps > 0 && end <= with_sum.barriers_offset &&
+                                    with_sum.sum_offset >=
+                                        with_sum.norm_offset + with_sum.n_pieces * 256 * 2);
+                    assert_true(with_sum.shared_bytes >= end);
                 }
                 with_sum.sum_offset = 0;
                 with_sum.shared_bytes = plain.shared_bytes;

@@ -12,12 +12,22 @@ enum {
     STEP_BYTES = MB_FEW_STEP_BYTES,
     CONSUMER_WARPS = 4,
     CONSUMER_THREADS = 32 * CONSUMER_WARPS,
-    WEIGHTS_WARP = CONSUMER_WARPS,
-    X_WARP = WEIGHTS_WARP + 1,
-    WARPS_OF_X =
-        MB_FEW_WARPS_OF_X, /* where the CTA norms or quantises: consumers and four more, from X_WARP on */
-    SCALES_BARRIER = 1,    /* named barrier: x's scales, and where the CTA makes it x, are in shared memory */
+    X_WARP = CONSUMER_WARPS + 1,
+    WARPS_OF_X = MB_FEW_WARPS_OF_X, /* where the CTA norms or quantises: consumers and four more */
+    X_THREADS = 32 * WARPS_OF_X,
+    SCALES_BARRIER = 1, /* named barrier: x's scales, and where the CTA makes it x, are in shared memory */
 };
+
+/* Where x comes from, and what is multiplied. */
+enum x_mode {
+    X_STREAMED, /* with the weights, stage by stage */
+    X_KEPT,     /* the CTA has made all of it */
+    X_GROUPED,  /* the same, and the products of several steps are made side by side (few_groups.cuh) */
+};
+
+template <int mode> static constexpr int weights_warp = mode == X_STREAMED ? CONSUMER_WARPS : WARPS_OF_X;
+template <int mode>
+static constexpr int n_threads = 32 * (mode == X_STREAMED ? CONSUMER_WARPS + 2 : WARPS_OF_X + 1);
 
 /* Rows of x that the CTAs add up, as mb_moe_reduce_args has them. */
 typedef struct few_sum {
@@ -52,11 +62,10 @@ template <int n> static constexpr int stage_steps = MB_FEW_STAGE_STEPS(n);
 typedef struct few_shared {
     unsigned char *weights, *x;
     float *x_scale;
-    uint4 *norm_weight;     /* eight of 16 bits each */
+    uint4 *norm_weight; /* eight of 16 bits each */
+    float *row_scale, *products;
     uint64_t *full, *empty; /* [n_stages] */
-    int32_t *choices;       /* rows of y, and what each counts */
-    float *choice_weights;
-    uint4 *sums; /* [T][n_pieces][32], eight of 16 bits each */
+    uint4 *sums;            /* [T][n_pieces][32], eight of 16 bits each */
 } few_shared;
 
 static __device__ __forceinline__ few_shared shared_of(const mb_few_plan *plan, unsigned char *base) {
@@ -65,12 +74,17 @@ static __device__ __forceinline__ few_shared shared_of(const mb_few_plan *plan, 
     s.x = base + plan->x_offset;
     s.x_scale = (float *)(base + plan->x_scale_offset);
     s.norm_weight = (uint4 *)(base + plan->norm_offset);
+    s.row_scale = (float *)(base + plan->row_scale_offset);
+    s.products = (float *)(base + plan->products_offset);
     s.full = (uint64_t *)(base + plan->barriers_offset);
     s.empty = s.full + plan->n_stages;
-    s.choices = (int32_t *)(base + plan->sum_offset);
-    s.choice_weights = (float *)(s.choices + MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS);
-    s.sums = (uint4 *)(s.choice_weights + MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS);
+    s.sums = (uint4 *)(base + plan->sum_offset);
     return s;
+}
+
+/* The scales of output `index`, [n_steps]. */
+static __device__ __forceinline__ const float *scales_of(const few_params *p, int32_t index) {
+    return p->w_scale + (int64_t)(min(index, p->n_outputs - 1) >> p->scale_shift) * p->plan.n_steps;
 }
 
 /* A stage, and the parity that a barrier of it is waited for with. */

@@ -63,11 +63,89 @@ static int quantizes(const mb_gemm_args *args) {
            args->n_tokens * row_units <= MB_FEW_QUANTIZED_UNITS;
 }
 
-static int32_t row_warps(int64_t n_tokens) {
-    int32_t n_warps = MB_FEW_WARPS_OF_X;
-    while (n_warps > 1 && n_warps * n_tokens > MB_FEW_WARPS_OF_X)
-        n_warps /= 2;
-    return n_warps;
+static int32_t row_shift(int64_t n_tokens) {
+    int32_t shift = 0;
+    while (n_tokens << (shift + 1) <= MB_FEW_WARPS_OF_X)
+        shift++;
+    return shift;
+}
+
+/* The columns of a wgmma are 8 steps of one row of x, 4 of two, or 2 of up to four. */
+static void cut_groups(mb_few_plan *plan, int64_t n_tokens) {
+    plan->group_steps = MB_FEW_COLUMNS / (n_tokens < 3 ? (int32_t)n_tokens : 4);
+    plan->group_blocks = ceil_div(plan->group_steps * plan->tile_rows, MB_FEW_TILE_ROWS);
+    plan->by_group_blocks = MB_FEW_BY(plan->group_blocks);
+    const int32_t n_full = plan->n_steps / plan->group_steps, rest = plan->n_steps % plan->group_steps;
+    plan->n_blocks = n_full * plan->group_blocks + ceil_div(rest * plan->tile_rows, MB_FEW_TILE_ROWS);
+}
+
+static int32_t n_groups(const mb_few_plan *plan) {
+    return ceil_div(plan->n_steps, plan->group_steps);
+}
+
+static int64_t products_bytes(const mb_few_plan *plan) {
+    return (int64_t)n_groups(plan) * MB_FEW_COLUMNS * MB_FEW_COLUMN_STRIDE(plan) * 4;
+}
+
+/* An odd number of pieces of 16 bytes. */
+static int32_t step_stride(int32_t n_steps) {
+    return (ceil_div(n_steps, 4) | 1) * 4;
+}
+
+/* Places everything in shared memory. Returns 0 where there is too little, or with group_steps, where not all
+ * of the CTA's weights are there at once. */
+static int place(mb_few_plan *plan, const mb_gemm_args *args) {
+    const int is_fp8 = args->weight.dtype == MB_F8_E4M3, groups = plan->group_steps > 0;
+    const int32_t stage_steps = MB_FEW_STAGE_STEPS(plan->padded_tokens);
+    const int64_t step_weights = plan->tile_rows * MB_FEW_STEP_BYTES,
+                  step_x = plan->padded_tokens * MB_FEW_STEP_BYTES,
+                  stride_bytes = (int64_t)plan->step_stride * 4,
+                  all_x = groups          ? (int64_t)n_groups(plan) * MB_FEW_COLUMNS * MB_FEW_STEP_BYTES
+                          : plan->keeps_x ? plan->n_steps * step_x
+                                          : 0,
+                  all_scales = groups   ? args->n_tokens * stride_bytes
+                               : is_fp8 ? (int64_t)plan->n_steps * plan->padded_tokens * 4
+                                        : 0,
+                  norm_weight = plan->norms ? (int64_t)plan->n_pieces * PIECE * 2 : 0,
+                  row_scales = groups ? plan->tile_rows * stride_bytes : 0,
+                  products = groups ? products_bytes(plan) : 0,
+                  /* the norm's weight has been used when the first product is made */
+        overlaid = products > norm_weight ? products : norm_weight, barriers = 2 * 8;
+    const int64_t stage_bytes = stage_steps * (step_weights + (plan->keeps_x ? 0 : step_x)) + barriers;
+    const int64_t most =
+        (int64_t)ceil_div(plan->n_steps, stage_steps) * ceil_div(plan->n_tiles, plan->n_ctas);
+    int64_t n_stages = (SHARED_BYTES - all_scales - all_x - row_scales - overlaid) / stage_bytes;
+    n_stages = n_stages < MOST_STAGES ? n_stages : MOST_STAGES;
+    n_stages = n_stages < most ? n_stages : most;
+    if (n_stages < (groups || most < LEAST_STAGES ? most : LEAST_STAGES))
+        return 0;
+    plan->n_stages = (int32_t)n_stages;
+    plan->x_offset = (int32_t)(n_stages * stage_steps * step_weights);
+    plan->x_scale_offset =
+        (int32_t)(plan->x_offset + (plan->keeps_x ? all_x : n_stages * stage_steps * step_x));
+    plan->row_scale_offset = (int32_t)(plan->x_scale_offset + all_scales);
+    plan->norm_offset = plan->products_offset = (int32_t)(plan->row_scale_offset + row_scales);
+    plan->barriers_offset = (int32_t)(plan->norm_offset + overlaid);
+    plan->shared_bytes = (int32_t)(plan->barriers_offset + n_stages * barriers);
+    return 1;
+}
+
+/* Where each CTA adds up x, if there is room: behind the norm's weight, where the products come later, or
+ * behind all else. */
+static void place_sum(mb_few_plan *plan, const mb_gemm_args *args) {
+    const int64_t row_bytes = (int64_t)plan->n_pieces * PIECE * 2, sum_bytes = args->n_tokens * row_bytes;
+    if (!plan->norms || !can_sum(args))
+        return;
+    if (plan->group_steps && row_bytes + sum_bytes <= products_bytes(plan)) {
+        plan->sum_offset = (int32_t)(plan->norm_offset + row_bytes);
+        return;
+    }
+    const int32_t sum_offset = (plan->shared_bytes + 15) / 16 * 16;
+    const int64_t with_sum = sum_offset + sum_bytes;
+    if (with_sum <= MB_FEW_SHARED_BYTES) {
+        plan->sum_offset = sum_offset;
+        plan->shared_bytes = (int32_t)with_sum;
+    }
 }
 
 int mb_few_plan_with(const mb_gemm_args *args, int norms, int32_t n_slots, mb_few_plan *plan) {
@@ -81,43 +159,25 @@ int mb_few_plan_with(const mb_gemm_args *args, int norms, int32_t n_slots, mb_fe
                           .n_steps = ceil_div(row_bytes, MB_FEW_STEP_BYTES),
                           .norms = norms,
                           .quantizes = is_fp8 && (norms || quantizes(args)),
-                          .row_warps = row_warps(args->n_tokens),
+                          .row_shift = row_shift(args->n_tokens),
                           .n_pieces = ceil_div(weight->cols, PIECE),
                           .read_once = weight->rows * row_bytes <= READ_ONCE_BYTES};
     plan->keeps_x = plan->norms || plan->quantizes;
     cut_rows(plan, weight->rows, n_slots);
     const int32_t stage_steps = MB_FEW_STAGE_STEPS(plan->padded_tokens);
     plan->copy_steps = row_bytes % MB_FEW_STEP_BYTES == 0 ? stage_steps : 1;
-
-    const int64_t step_weights = plan->tile_rows * MB_FEW_STEP_BYTES,
-                  step_x = plan->padded_tokens * MB_FEW_STEP_BYTES,
-                  all_x = plan->keeps_x ? plan->n_steps * step_x : 0,
-                  all_scales = is_fp8 ? (int64_t)plan->n_steps * plan->padded_tokens * 4 : 0,
-                  norm_weight = norms ? (int64_t)plan->n_pieces * PIECE * 2 : 0, barriers = 2 * 8;
-    const int64_t stage_bytes = stage_steps * (step_weights + (plan->keeps_x ? 0 : step_x)) + barriers;
-    const int64_t most =
-        (int64_t)ceil_div(plan->n_steps, stage_steps) * ceil_div(plan->n_tiles, plan->n_ctas);
-    int64_t n_stages = (SHARED_BYTES - all_scales - norm_weight - all_x) / stage_bytes;
-    n_stages = n_stages < MOST_STAGES ? n_stages : MOST_STAGES;
-    n_stages = n_stages < most ? n_stages : most;
-    if (n_stages < LEAST_STAGES && n_stages < most)
+    plan->step_stride = step_stride(plan->n_steps);
+    plan->by_tile_rows = MB_FEW_BY(plan->tile_rows);
+    if (plan->quantizes && plan->n_tiles == plan->n_ctas && args->n_tokens <= MB_FEW_GROUP_TOKENS)
+        cut_groups(plan, args->n_tokens);
+    if (plan->group_steps && !place(plan, args))
+        plan->group_steps = 0;
+    if (!plan->group_steps && !place(plan, args))
         return 0;
-    plan->n_stages = (int32_t)n_stages;
-    plan->x_offset = (int32_t)(n_stages * stage_steps * step_weights);
-    plan->x_scale_offset =
-        (int32_t)(plan->x_offset + (plan->keeps_x ? all_x : n_stages * stage_steps * step_x));
-    plan->norm_offset = (int32_t)(plan->x_scale_offset + all_scales);
-    plan->barriers_offset = (int32_t)(plan->norm_offset + norm_weight);
-    plan->shared_bytes = (int32_t)(plan->barriers_offset + n_stages * barriers);
-    const int32_t sum_offset = (plan->shared_bytes + 15) / 16 * 16;
-    const int64_t with_sum =
-        sum_offset + MB_FEW_SUM_TOKENS * MB_FEW_SUM_TERMS * 8 + args->n_tokens * plan->n_pieces * PIECE * 2;
-    if (norms && can_sum(args) && with_sum <= MB_FEW_SHARED_BYTES) {
-        plan->sum_offset = sum_offset;
-        plan->shared_bytes = (int32_t)with_sum;
-    }
-    /* wgmma reads 64 rows of every step, whatever lies there. */
-    const int32_t last_read = plan->x_offset + (MB_FEW_TILE_ROWS - plan->tile_rows) * MB_FEW_STEP_BYTES;
+    place_sum(plan, args);
+    /* wgmma reads 64 rows of every step, or behind a group's last block, whatever lies there. */
+    const int32_t rows_behind = plan->group_steps ? MB_FEW_TILE_ROWS : MB_FEW_TILE_ROWS - plan->tile_rows;
+    const int32_t last_read = plan->x_offset + rows_behind * MB_FEW_STEP_BYTES;
     if (plan->shared_bytes < last_read)
         plan->shared_bytes = last_read;
     return 1;

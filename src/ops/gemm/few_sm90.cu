@@ -11,6 +11,8 @@
  *                 | full[stage]                                  empty[stage] ^
  *   consumers   a warpgroup: 64 weight rows (wgmma's M) times the tokens (its N); then bias, residual, store
  *
+ * With fp8 and up to 4 rows of x both warpgroups that make x are consumers: few_groups.cuh.
+ *
  * Of the 64 rows tile_rows are the CTA's. The others are what lies behind them in shared memory, and their
  * sums are not used: rows of a product do not touch each other. Likewise the tokens up to padded_tokens.
  *
@@ -19,6 +21,7 @@
  * bias is added to the sum, then the residual, then all is rounded once.
  */
 #include "ops/common/element.cuh"
+#include "ops/gemm/few_groups.cuh"
 #include "ops/gemm/few_load.cuh"
 #include "ops/gemm/few_multiply.cuh"
 #include "ops/gemm/few_prepare.cuh"
@@ -100,11 +103,6 @@ static __device__ __forceinline__ void store(const few_params *p, const thread_o
         store_as<n, MB_F32>(p, o, value);
 }
 
-/* The scales of output `index`, [n_steps]. */
-static __device__ __forceinline__ const float *scales_of(const few_params *p, int32_t index) {
-    return p->w_scale + (int64_t)(min(index, p->n_outputs - 1) >> p->scale_shift) * p->plan.n_steps;
-}
-
 template <int type, int n>
 static __device__ __forceinline__ void consume(const few_params *p, const few_shared *s) {
     const mb_few_plan *plan = &p->plan;
@@ -138,40 +136,42 @@ static __device__ __forceinline__ void consume(const few_params *p, const few_sh
 
 /* ---- The kernel */
 
-template <int keeps_x> static constexpr int n_threads = 32 * (keeps_x ? WARPS_OF_X + 1 : CONSUMER_WARPS + 2);
-
-template <int type, int n, int keeps_x>
-static __global__ void __launch_bounds__(n_threads<keeps_x>, 1) few(const __grid_constant__ few_params p) {
+template <int type, int n, int mode>
+static __global__ void __launch_bounds__(n_threads<mode>, 1) few(const __grid_constant__ few_params p) {
     mb_grid_launch_dependents();
     extern __shared__ __align__(1024) unsigned char shared_bytes[];
     const few_shared s = shared_of(&p.plan, mb_kept_pointer(shared_bytes));
     const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    if (warp == WEIGHTS_WARP)
+    if (warp == weights_warp<mode>)
         init_barriers(&p.plan, &s);
     __syncthreads();
 
-    if (warp == WEIGHTS_WARP) {
+    if (warp == weights_warp<mode>) {
         if (threadIdx.x % 32 == 0)
             stream_weights<type, n>(&p, &s);
         return;
     }
-    if constexpr (type == MB_WGMMA_E4M3)
+    if constexpr (type == MB_WGMMA_E4M3 && mode != X_GROUPED)
         if (warp < CONSUMER_WARPS) { /* scales are weights too */
             const thread_outputs o = outputs_of(&p, (int32_t)blockIdx.x);
             mb_prefetch_l2(scales_of(&p, o.index[0]));
             mb_prefetch_l2(scales_of(&p, o.index[1]));
         }
-    if constexpr (keeps_x) {
-        const int x_warp = warp < WEIGHTS_WARP ? warp : warp - 1;
-        if (p.plan.sum_offset)
-            copy_choices(&p, &s, x_warp);
+    if constexpr (mode != X_STREAMED) {
+        group_consumer c;
         if (p.plan.norms)
-            copy_norm_weight(&p, &s, x_warp);
-        mb_grid_wait();
-        if (p.plan.sum_offset)
-            sum_rows(&p, &s, x_warp);
-        prepare_x<type, n>(&p, &s, x_warp);
-        mb_named_barrier_sync(SCALES_BARRIER, 32 * WARPS_OF_X);
+            request_norm_weight(&p, &s, warp);
+        if constexpr (mode == X_GROUPED) {
+            request_row_scales(&p, &s);
+            c = group_consumer_of(&p, &s, warp / CONSUMER_WARPS);
+        }
+        make_x<type, n, mode>(&p, &s, warp); /* it waits for the kernels in front */
+        if constexpr (mode == X_GROUPED) {
+            request_residual(&p, &c);
+            consume_groups(&p, &c, warp / CONSUMER_WARPS);
+            return;
+        }
+        mb_named_barrier_sync(SCALES_BARRIER, X_THREADS);
         if (warp < CONSUMER_WARPS)
             consume<type, n>(&p, &s);
         return;
@@ -191,25 +191,29 @@ static __global__ void __launch_bounds__(n_threads<keeps_x>, 1) few(const __grid
 
 /* ---- Launch */
 
-template <int type, int n, int keeps_x> static mb_status launch(const few_params *params, mb_stream stream) {
+template <int type, int n, int mode> static mb_status launch(const few_params *params, mb_stream stream) {
     const mb_few_plan *plan = &params->plan;
-    const auto kernel = few<type, n, keeps_x>;
+    const auto kernel = few<type, n, mode>;
     /* The most that any call needs: calls of other threads set it too. */
     MB_TRY(mb_launch_shared_bytes("gemm", kernel, MB_FEW_SHARED_BYTES));
-    return mb_launch("gemm", kernel, dim3((unsigned)plan->n_ctas), n_threads<keeps_x>,
+    return mb_launch("gemm", kernel, dim3((unsigned)plan->n_ctas), n_threads<mode>,
                      (size_t)plan->shared_bytes, stream, params);
 }
 
 template <int type> static mb_status launch_padded(const few_params *params, mb_stream stream) {
     switch (params->plan.padded_tokens) {
     case 8:
-        return params->plan.keeps_x ? launch<type, 8, 1>(params, stream) : launch<type, 8, 0>(params, stream);
+        if constexpr (type == MB_WGMMA_E4M3)
+            if (params->plan.group_steps)
+                return launch<type, 8, X_GROUPED>(params, stream);
+        return params->plan.keeps_x ? launch<type, 8, X_KEPT>(params, stream)
+                                    : launch<type, 8, X_STREAMED>(params, stream);
     case 16:
-        return launch<type, 16, 0>(params, stream);
+        return launch<type, 16, X_STREAMED>(params, stream);
     case 32:
-        return launch<type, 32, 0>(params, stream);
+        return launch<type, 32, X_STREAMED>(params, stream);
     default:
-        return launch<type, 64, 0>(params, stream);
+        return launch<type, 64, X_STREAMED>(params, stream);
     }
 }
 

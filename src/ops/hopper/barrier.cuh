@@ -16,6 +16,24 @@ static __device__ __forceinline__ unsigned char *mb_kept_pointer(unsigned char *
     return pointer;
 }
 
+/* A number that is computed here and kept in a register: not computed again, from what is slow to read, where
+ * it is used. */
+static __device__ __forceinline__ uint32_t mb_kept(uint32_t number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
+/* The number, which never is 0xffffffff, is known before what follows. (ptxas moves what is slow to come
+ * behind a wait for other kernels. A branch that depends on it stays in front.) */
+static __device__ __forceinline__ void mb_known_here(uint32_t number) {
+    asm volatile("{\n"
+                 ".reg .pred never;\n"
+                 "setp.eq.u32 never, %0, 0xffffffff;\n"
+                 "@never trap;\n"
+                 "}" ::"r"(number)
+                 : "memory");
+}
+
 /* The compiler moves neither x nor an access of memory across this place. */
 static __device__ __forceinline__ void mb_keep_here(float &x) {
     asm volatile("" : "+f"(x)::"memory");

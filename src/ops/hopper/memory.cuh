@@ -31,6 +31,12 @@ static __device__ __forceinline__ void mb_prefetch_l2(const void *from) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
+static __device__ __forceinline__ float mb_load_shared_4(uint32_t from_shared) {
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(from_shared) : "memory");
+    return value;
+}
+
 static __device__ __forceinline__ float2 mb_load_shared_8(uint32_t from_shared) {
     float2 value;
     asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"

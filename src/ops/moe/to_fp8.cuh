@@ -68,6 +68,17 @@ static __device__ __forceinline__ float quotient_in_unit(float v, unit_divisor d
     return refined_quotient(v * d.factor, d.scale, d.reciprocal);
 }
 
+/* By the unit's own scale. */
+static __device__ __forceinline__ uint2 divide_unit_to_e4m3(const float (&v)[8], float scale) {
+    const unit_divisor d = divisor_of_unit(scale);
+    float q[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        q[i] = quotient_in_unit(v[i], d);
+    return make_uint2(mb_to_e4m3x2(q[0], q[1]) | mb_to_e4m3x2(q[2], q[3]) << 16,
+                      mb_to_e4m3x2(q[4], q[5]) | mb_to_e4m3x2(q[6], q[7]) << 16);
+}
+
 /* By any scale. The general division takes three times as long as the memory does. */
 static __device__ __forceinline__ uint2 divide_to_e4m3(const float (&v)[8], float scale, int is_tame) {
     float q[8];

@@ -202,11 +202,10 @@ static __device__ __forceinline__ void make_tokens(const decode_params *p, share
             store_new<cache_dtype, dim, shape>(p, it, slot, 1, s->fresh[i_item % ITEM_SLOTS][1][token], &v);
         }
         __syncwarp();
-        if (lane == 0) {
+        if (lane == 0)
             s->fresh_stored[i_item % ITEM_SLOTS] = stored;
-            mb_mbarrier_arrive(&s->fresh_full[i_item % ITEM_SLOTS]);
-            mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
-        }
+        mb_mbarrier_arrive(&s->fresh_full[i_item % ITEM_SLOTS]);
+        mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
     }
 }
 

@@ -201,8 +201,7 @@ static __device__ __forceinline__ void consume(const decode_params *p, shared_ma
             if (!it->is_left)
                 store_rows<dtype, cache_dtype, dim>(p, it, scales, sums);
             __syncwarp();
-            if (threadIdx.x % 32 == 0)
-                mb_mbarrier_arrive(&s->stored[i_item % 2]);
+            mb_mbarrier_arrive(&s->stored[i_item % 2]);
         }
         if (i_item > 0)
             settle<dtype>(p, s, i_item - 1);
@@ -259,11 +258,11 @@ static __global__ void __launch_bounds__(N_THREADS, block_shape<cache_dtype, dim
         }
         for (int i = 0; i < ITEM_SLOTS; i++) {
             mb_mbarrier_init(&s->item_full[i], 1);
-            mb_mbarrier_init(&s->fresh_full[i], 1);
-            mb_mbarrier_init(&s->item_empty[i], N_WARPS + 2); /* and producer, maker */
+            mb_mbarrier_init(&s->fresh_full[i], 32);
+            mb_mbarrier_init(&s->item_empty[i], N_CONSUMERS + 32 + 1); /* and maker, producer's lane 0 */
         }
         for (int i = 0; i < 2; i++) {
-            mb_mbarrier_init(&s->stored[i], N_WARPS);
+            mb_mbarrier_init(&s->stored[i], N_CONSUMERS);
             mb_mbarrier_init(&s->counted[i], 1);
         }
         mb_mbarrier_init_fence();

@@ -271,8 +271,7 @@ static __device__ __forceinline__ void settle(const decode_params *p, shared_map
         merge_spans<dtype>(p, s, &s->items[i_item % ITEM_SLOTS]);
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
+    mb_mbarrier_arrive(&s->item_empty[i_item % ITEM_SLOTS]);
 }
 
 /* The warp that counts finished spans. What the fence waits for takes microseconds while the memory is busy; the

@@ -100,9 +100,7 @@ multiply_span(const decode_params *p, shared_map<shape, dim> *s, const item *it,
                 patch(s, stage, 0, i_item, &fresh, block, first, first + QUARTER, 0, shape::row_bytes / 16);
                 multiply_keys<dtype, cache_dtype, dim, shape>(queries, q, stage, first, scores[step]);
             }
-            __syncwarp();
-            if (lane == 0)
-                mb_mbarrier_arrive(&s->empty[at->stage]);
+            mb_mbarrier_arrive(&s->empty[at->stage]);
             advance<shape>(at);
         }
 
@@ -148,9 +146,7 @@ multiply_span(const decode_params *p, shared_map<shape, dim> *s, const item *it,
             for (int k = 0; k * 16 < n; k++)
                 multiply_values<dtype, cache_dtype, n_dims, shape>(a, values, k, warp, lane_now, sums);
         }
-        __syncwarp();
-        if (lane == 0)
-            mb_mbarrier_arrive(&s->empty[at->stage]);
+        mb_mbarrier_arrive(&s->empty[at->stage]);
         advance<shape>(at);
     }
 #pragma unroll
@@ -254,7 +250,7 @@ static __global__ void __launch_bounds__(N_THREADS, block_shape<cache_dtype, dim
     if (threadIdx.x == 0) {
         for (int i = 0; i < shape::n_stages; i++) {
             mb_mbarrier_init(&s->full[i], 1);
-            mb_mbarrier_init(&s->empty[i], N_WARPS);
+            mb_mbarrier_init(&s->empty[i], N_CONSUMERS);
         }
         for (int i = 0; i < ITEM_SLOTS; i++) {
             mb_mbarrier_init(&s->item_full[i], 1);

@@ -8,6 +8,7 @@
 #include "ops/attention/decode.cuh"
 #include "ops/common/packed.cuh"
 #include "ops/common/rotary.cuh"
+#include "ops/hopper/memory.cuh"
 
 /* Elements first, first + stride ... of a weight as fp32; dtype is compiled in, so that the loads are under
  * way together. */
@@ -35,6 +36,23 @@ static __device__ __forceinline__ void load_weight(const mb_weight *weight, floa
         load_elements<MB_F8_E4M3, n>(weight->data, to, first, stride);
     else
         load_elements<MB_F32, n>(weight->data, to, first, stride);
+}
+
+/*
+ * The rows that queries and new tokens are made from, into L2, as the first thing that the grid does: their latency then
+ * passes beside that of the first item's search and blocks. (The kernels in front may still write the rows. A prefetch
+ * reads nothing: it says which lines L2 should have, and those kernels write to L2.)
+ */
+template <int dim>
+static __device__ __forceinline__ void ask_for_rows(const mb_qk_norm_rope_store_args *rope) {
+    const int64_t bytes = rope->n_tokens * (rope->n_heads + 2 * rope->n_kv_heads) * dim * 2;
+    const int64_t first = blockIdx.x * 32 + threadIdx.x % 32, stride = (int64_t)gridDim.x * 32;
+    for (int64_t at = first * 128; at < bytes; at += stride * 128)
+        mb_prefetch_l2((const char *)rope->qkv + at);
+    for (int64_t i = first * 32; i < rope->n_tokens; i += stride * 32) {
+        mb_prefetch_l2(rope->positions + i);
+        mb_prefetch_l2(rope->slots + i);
+    }
 }
 
 /* What all queries need. */

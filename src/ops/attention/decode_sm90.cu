@@ -247,6 +247,8 @@ static __global__ void __launch_bounds__(N_THREADS, block_shape<cache_dtype, dim
     extern __shared__ __align__(1024) unsigned char memory[];
     shared_map<shape, dim> *s = (shared_map<shape, dim> *)memory;
     mb_grid_launch_dependents();
+    if (threadIdx.x / 32 == COUNTER)
+        ask_for_rows<dim>(&p.rope);
     if (threadIdx.x == 0) {
         for (int i = 0; i < shape::n_stages; i++) {
             mb_mbarrier_init(&s->full[i], 1);

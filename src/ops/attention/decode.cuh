@@ -26,6 +26,11 @@ enum { MERGED_HERE = 32, MERGED_OF_FEW = 16 };
 enum { MERGED_AT_ONCE = 12 }; /* whose loads are under way together */
 enum { CHAIN_REST = 4 };      /* one in so many spans of the batch is not of a chain */
 enum { MOST_CLUSTER = 8 };
+/*
+ * Of an SM's blocks on the way from memory, where there are more CTAs than SMs. More would not make the memory faster, and
+ * all else that goes there waits behind them: the kernel's code, queries, kept spans, the fence in front of a count.
+ */
+enum { MOST_ASKED_BYTES = 64 * 1024 };
 
 typedef struct decode_params {
     mb_qk_norm_rope_store_args rope;
@@ -42,6 +47,7 @@ typedef struct decode_params {
     int32_t most_rows; /* of a sequence and kv head */
     int32_t merges_here;
     int32_t n_ctas;
+    int32_t most_asked; /* of a CTA's blocks on the way from memory */
     /* Above 0: the kernel of few items, whose CTAs with the same sequence, kv head and tile are a cluster
      * of that many: one for each span that a sequence can have. */
     int32_t cluster;

@@ -45,7 +45,8 @@ static __device__ __forceinline__ void produce(const decode_params *p, shared_ma
         return;
     mb_tma_prefetch_map(&p->k);
     mb_tma_prefetch_map(&p->v);
-    ring at = {0, 0};
+    ring at = {0, 0}, arrived = {0, 0};
+    uint32_t left = (uint32_t)p->most_asked; /* to be asked for before the next one must have arrived */
     for (uint32_t i_item = 0;; i_item++) {
         mb_mbarrier_wait(&s->item_full[i_item % ITEM_SLOTS], i_item / ITEM_SLOTS & 1);
         const item *it = &s->items[i_item % ITEM_SLOTS];
@@ -57,6 +58,12 @@ static __device__ __forceinline__ void produce(const decode_params *p, shared_ma
             const int is_v = b >= n_blocks;
             const int32_t block = it->blocks[is_v ? b - n_blocks : b];
             mb_mbarrier_wait(&s->empty[at.stage], ~at.round & 1);
+            if (left > 0) {
+                left--;
+            } else {
+                mb_mbarrier_wait(&s->full[arrived.stage], arrived.round & 1);
+                advance<shape>(&arrived);
+            }
             mb_mbarrier_arrive_expect(&s->full[at.stage], shape::n_bytes);
             unsigned char *stage = stage_of(s, at.stage);
 #pragma unroll
@@ -392,6 +399,9 @@ template <int dtype, int cache_dtype, int dim> static mb_status launch(decode_pa
     p->cluster = cluster_of(n_tiles, n_spans);
     const int64_t n_ctas = p->cluster > 0 ? n_tiles * p->cluster : n_tiles * n_spans;
     p->n_ctas = (int32_t)(n_ctas < n_slots ? n_ctas : n_slots);
+    static_assert(MOST_ASKED_BYTES / shape::ctas_per_sm >= shape::n_bytes, "a CTA may ask for a block");
+    p->most_asked =
+        n_ctas > mb_n_processors() ? MOST_ASKED_BYTES / shape::ctas_per_sm / shape::n_bytes : shape::n_stages;
     p->merges_here = n_spans <= MERGED_OF_FEW || (n_spans <= MERGED_HERE && n_tiles * n_spans > 4 * n_slots);
     void (*const kernel)(const decode_params) =
         p->cluster > 0 ? decode<dtype, cache_dtype, dim, 1> : decode<dtype, cache_dtype, dim, 0>;

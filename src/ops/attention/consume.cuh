@@ -21,8 +21,7 @@ static __device__ __forceinline__ void sync_group(int warpgroup) {
 
 /* The warp has read the stage. */
 static __device__ __forceinline__ void release(uint64_t *empty) {
-    if (threadIdx.x % 32 == 0)
-        mb_mbarrier_arrive(empty);
+    mb_mbarrier_arrive_warp(empty);
 }
 
 template <int dtype> struct wgmma_type {
@@ -117,7 +116,7 @@ static __device__ __forceinline__ void forget_sums(float (&held)[4 * n_held], fl
 /* Scores of positions that a row does not see become -infinity. */
 static __device__ __forceinline__ void hide(float (&scores)[STEP / 2], int32_t first,
                                             const int32_t (&visible)[2]) {
-    const int column = threadIdx.x % 4 * 2;
+    const int column = (int)mb_thread_index_again() % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int32_t n = visible[r] - first - column;
@@ -242,18 +241,58 @@ static __device__ __forceinline__ void soften_step(float (&scores)[STEP / 2], ui
 
 /* ---- consumers: the ends of a tile */
 
+/* The token of a row, both counted from a tile's first token on. Exact for less than 2^21 rows. */
+static __device__ __forceinline__ int32_t token_of(int32_t row, float heads_inverse) {
+    return (int32_t)(((float)row + 0.5f) * heads_inverse);
+}
+
+/* Rows r, r + stride .. of a warpgroup's: where they are in q and out, in heads; -1: there is none. */
+struct row_walk {
+    int32_t row, stride, n_there; /* of the warpgroup's */
+    int32_t token, head, group;   /* from the tile's first token on; of the kv head's */
+    int32_t step_tokens, step_heads, n_heads;
+    int64_t first; /* of the tile's first token and the kv head */
+
+    /* rows: the warpgroup's; its first one is the tile's row `in_tile`. */
+    __device__ __forceinline__ row_walk(const prefill_params *p, const query_rows *rows,
+                                        const tile_start *start, int in_tile, int r, int stride_) {
+        row = r;
+        stride = stride_;
+        n_there = count_rows(rows) - rows->first;
+        group = rows->group;
+        n_heads = p->args.n_heads;
+        step_tokens = token_of(stride, p->heads_inverse);
+        step_heads = stride - step_tokens * group;
+        token = token_of(start->head + in_tile + r, p->heads_inverse);
+        head = start->head + in_tile + r - token * group;
+        first = (int64_t)(rows->q_base + start->token) * n_heads + rows->kv_head * group;
+    }
+    __device__ __forceinline__ int64_t next() {
+        const int64_t at = row < n_there ? first + (token * n_heads + head) : -1;
+        row += stride;
+        token += step_tokens;
+        head += step_heads;
+        if (head >= group) {
+            head -= group;
+            token++;
+        }
+        return at;
+    }
+};
+
 /* Starts the copies of the warpgroup's queries, rows that are not there as zeros. */
 template <int dim>
-static __device__ __forceinline__ void load_queries(const mb_attention_args *args, const query_rows *rows,
-                                                    uint32_t q) {
-    constexpr int pieces = dim / 8, panel_pieces = PANEL_BYTES / 16;
+static __device__ __forceinline__ void load_queries(const prefill_params *p, const query_rows *rows,
+                                                    const tile_start *start, int warpgroup, uint32_t q) {
+    constexpr int pieces = dim / 8, panel_pieces = PANEL_BYTES / 16, stride = WARPGROUP / pieces;
+    const int thread = (int)mb_thread_index_again() % WARPGROUP, piece = thread % pieces;
+    row_walk walk(p, rows, start, warpgroup * GROUP_ROWS, thread / pieces, stride);
 #pragma unroll 4
-    for (int i = threadIdx.x % WARPGROUP; i < GROUP_ROWS * pieces; i += WARPGROUP) {
-        const int r = i / pieces, piece = i % pieces;
-        const int64_t head = head_of_row(args, rows, r);
+    for (int r = thread / pieces; r < GROUP_ROWS; r += stride) {
+        const int64_t head = walk.next();
         const uint32_t to =
             q + (piece / panel_pieces * GROUP_ROWS + r) * PANEL_BYTES + (piece % panel_pieces ^ r % 8) * 16;
-        mb_cp_async_16(to, (const uint16_t *)args->q + (head >= 0 ? head * dim + piece * 8 : 0),
+        mb_cp_async_16(to, (const uint16_t *)p->args.q + (head >= 0 ? head * dim + piece * 8 : 0),
                        head >= 0 ? 16 : 0);
     }
     mb_cp_async_commit();
@@ -263,7 +302,7 @@ static __device__ __forceinline__ void load_queries(const mb_attention_args *arg
  * memory may be NaN. Both warpgroups do so, each before it multiplies. */
 template <int dim> static __device__ __forceinline__ void clear_values(uint32_t v, int32_t n, int warpgroup) {
     constexpr int pieces = dim / 8, panel_pieces = PANEL_BYTES / 16;
-    for (int i = n * pieces + (int)threadIdx.x % WARPGROUP; i < STEP * pieces; i += WARPGROUP)
+    for (int i = n * pieces + (int)mb_thread_index_again() % WARPGROUP; i < STEP * pieces; i += WARPGROUP)
         mb_store_shared_16(v + (i % pieces / panel_pieces * STEP + i / pieces) * PANEL_BYTES +
                                i % panel_pieces * 16,
                            make_uint4(0, 0, 0, 0));
@@ -273,13 +312,14 @@ template <int dim> static __device__ __forceinline__ void clear_values(uint32_t 
 
 /* The warp's sixteen rows; `staging` is its own. */
 template <int dtype, int dim>
-static __device__ __forceinline__ void store_rows(const mb_attention_args *args, const query_rows *rows,
-                                                  const row_pair *state, const float (&sums)[dim / 2],
-                                                  uint32_t staging) {
-    constexpr int pieces = dim / 8, row_bytes = 2 * dim;
-    const int lane = threadIdx.x % 32, first = threadIdx.x % WARPGROUP / 32 * WARP_ROWS;
-    const float f[2] = {output_factor(args, rows->kv_head, state->total[0]),
-                        output_factor(args, rows->kv_head, state->total[1])};
+static __device__ __forceinline__ void
+store_rows(const prefill_params *p, const query_rows *rows, const tile_start *start, int warpgroup,
+           const row_pair *state, const float (&sums)[dim / 2], uint32_t staging) {
+    constexpr int pieces = dim / 8, row_bytes = 2 * dim, stride = 32 / pieces;
+    const int thread = (int)mb_thread_index_again() % WARPGROUP, lane = thread % 32, piece = lane % pieces;
+    const float f[2] = {output_factor(&p->args, rows->kv_head, state->total[0]),
+                        output_factor(&p->args, rows->kv_head, state->total[1])};
+    row_walk walk(p, rows, start, warpgroup * GROUP_ROWS, thread / 32 * WARP_ROWS + lane / pieces, stride);
     __syncwarp(); /* the sums of former spans have been read */
 #pragma unroll
     for (int n = 0; n < dim / 16; n++) {
@@ -288,17 +328,16 @@ static __device__ __forceinline__ void store_rows(const mb_attention_args *args,
         for (int i = 0; i < 4; i++)
             a[i] = pack<dtype>(__fmul_rn(sums[8 * n + 2 * i], f[i % 2]),
                                __fmul_rn(sums[8 * n + 2 * i + 1], f[i % 2]));
-        const int r = lane / 8 % 2 * 8 + lane % 8, piece = 2 * n + lane / 16;
-        mb_store_matrix_x4(staging + r * row_bytes + (piece ^ r % 8) * 16, a);
+        const int r = lane % 16, to = 2 * n + lane / 16;
+        mb_store_matrix_x4(staging + r * row_bytes + (to ^ r % 8) * 16, a);
     }
     __syncwarp();
 #pragma unroll 4
-    for (int i = lane; i < WARP_ROWS * pieces; i += 32) {
-        const int r = i / pieces, piece = i % pieces;
-        const int64_t head = head_of_row(args, rows, first + r);
+    for (int r = lane / pieces; r < WARP_ROWS; r += stride) {
+        const int64_t head = walk.next();
         const uint4 value = mb_load_shared_16(staging + r * row_bytes + (piece ^ r % 8) * 16);
         if (head >= 0)
-            *(uint4 *)((uint16_t *)args->out + head * dim + piece * 8) = value;
+            *(uint4 *)((uint16_t *)p->args.out + head * dim + piece * 8) = value;
     }
     __syncwarp(); /* the next tile may keep sums here */
 }

@@ -20,7 +20,14 @@ typedef struct prefill_params {
     uint32_t n_places, n_items; /* an item: a place and a kv head */
     uint32_t n_together;        /* kv heads whose K and V are in the L2 cache together */
     uint32_t *next_item;        /* NULL: CTAs take them in turns */
+    float heads_inverse;        /* 1 / query heads of a kv head */
 } prefill_params;
+
+/* Where a tile begins, for nobody else to divide. */
+typedef struct tile_start {
+    int32_t token, head; /* the first row's, of the sequence's and of the kv head's */
+    int32_t n_steps;     /* until the last row has seen all it sees */
+} tile_start;
 
 /* Matrices lie in panels of 64 dimensions: rows of 128 bytes, swizzled by 128 bytes. */
 template <int dim> struct shared_map {
@@ -32,6 +39,7 @@ template <int dim> struct shared_map {
     uint64_t tile_full, tile_empty; /* the next tile's: tiles[i % 2] is in use until tile i + 1 begins */
     uint64_t fresh;                 /* see keep_order */
     query_rows tiles[2];            /* sequence -1: there are no more */
+    tile_start starts[2];
 };
 
 /* Where a step is in its ring: steps are counted on through all tiles of a CTA. */
@@ -71,9 +79,8 @@ static __device__ __forceinline__ query_rows next_tile(const prefill_params *p, 
     }
 }
 
-/* rows: a warpgroup's; the tile begins that many warpgroups before. */
-static __device__ __forceinline__ int32_t count_steps(const query_rows *rows, int warpgroup) {
-    return (visible_to(rows, TILE_ROWS - 1 - warpgroup * GROUP_ROWS) + STEP - 1) / STEP;
+static __device__ __forceinline__ int32_t count_steps(const query_rows *tile) {
+    return (visible_to(tile, TILE_ROWS - 1) + STEP - 1) / STEP;
 }
 
 /* ---- producer */
@@ -101,6 +108,10 @@ static __device__ __forceinline__ void find_tiles(const prefill_params *p, share
         mb_mbarrier_wait(&s->tile_empty, i_tile % 2 ^ 1);
         const query_rows tile = next_tile(p, &round);
         s->tiles[i_tile % 2] = tile;
+        if (tile.sequence >= 0) {
+            const int32_t token = tile.first / tile.group;
+            s->starts[i_tile % 2] = {token, tile.first - token * tile.group, count_steps(&tile)};
+        }
         mb_mbarrier_arrive(&s->tile_full);
         if (tile.sequence < 0)
             break;
@@ -113,17 +124,18 @@ static __device__ __forceinline__ void produce(const prefill_params *p, shared_m
     for (uint32_t i_tile = 0;; i_tile++) {
         mb_mbarrier_wait(&s->tile_full, i_tile % 2);
         const query_rows tile = s->tiles[i_tile % 2];
+        const int32_t n_steps = s->starts[i_tile % 2].n_steps;
         mb_mbarrier_arrive(&s->tile_empty);
         if (tile.sequence < 0)
             break;
-        const int32_t *table = p->args.block_table + (int64_t)tile.sequence * p->args.max_blocks;
-        const int32_t n_steps = count_steps(&tile, 0), n_blocks = (tile.kv_len + BLOCK - 1) / BLOCK;
-        for (int32_t i = 0; i < n_steps; i++, at++) {
-            const int32_t n = min(STEP_BLOCKS, n_blocks - i * STEP_BLOCKS);
+        const int32_t *blocks = p->args.block_table + (int64_t)tile.sequence * p->args.max_blocks;
+        int32_t n_blocks = (tile.kv_len + BLOCK - 1) / BLOCK; /* from `blocks` on */
+        for (int32_t i = n_steps; i > 0; i--, at++, blocks += STEP_BLOCKS, n_blocks -= STEP_BLOCKS) {
+            const int32_t n = min(STEP_BLOCKS, n_blocks);
             int32_t row_of_block[STEP_BLOCKS];
 #pragma unroll
             for (int b = 0; b < STEP_BLOCKS; b++)
-                row_of_block[b] = b < n ? table[i * STEP_BLOCKS + b] * p->args.n_kv_heads + tile.kv_head : 0;
+                row_of_block[b] = b < n ? blocks[b] * p->args.n_kv_heads + tile.kv_head : 0;
             const uint32_t stage = stage_of(at), parity = parity_of(at) ^ 1;
             mb_mbarrier_wait(&s->k_empty[stage], parity);
             load_step<dim>(s->k[stage], &p->k, &s->k_full[stage], n, row_of_block);

@@ -38,13 +38,26 @@ typedef struct tile_view {
     float factor;
 } tile_view;
 
-static __device__ __forceinline__ tile_view view_of(const mb_attention_args *args, const query_rows *rows,
-                                                    int warpgroup) {
-    const int row = threadIdx.x / 32 % 4 * WARP_ROWS + threadIdx.x % 32 / 4;
-    return {count_steps(rows, warpgroup),
-            visible_to(rows, 0) / STEP,
-            {visible_to(rows, row), visible_to(rows, row + 8)},
-            score_factor(args, rows->kv_head)};
+/* Positions that row r of the tile sees. Behind the last row: as many as the last one. */
+static __device__ __forceinline__ int32_t visible_in(const query_rows *tile, const tile_start *start,
+                                                     float heads_inverse, int r) {
+    const int32_t last = count_rows(tile) - 1 - start->token * tile->group;
+    return tile->kv_len - tile->q_len + start->token + token_of(min(start->head + r, last), heads_inverse) +
+           1;
+}
+
+template <int dim>
+static __device__ __forceinline__ tile_view view_of(const prefill_params *p, const shared_map<dim> *s,
+                                                    uint32_t i_tile, int warpgroup) {
+    const int thread = (int)mb_thread_index_again(), first = warpgroup * GROUP_ROWS;
+    const int row = first + thread / 32 % 4 * WARP_ROWS + thread % 32 / 4;
+    const query_rows *rows = &s->tiles[i_tile % 2];
+    const tile_start *start = &s->starts[i_tile % 2];
+    return {
+        start->n_steps,
+        visible_in(rows, start, p->heads_inverse, first) / STEP,
+        {visible_in(rows, start, p->heads_inverse, row), visible_in(rows, start, p->heads_inverse, row + 8)},
+        score_factor(&p->args, rows->kv_head)};
 }
 
 /* The warpgroup's rows of the CTA's tile. */
@@ -82,9 +95,9 @@ take_step(shared_map<dim> *s, int warpgroup, const tile_view *tile, uint32_t at,
 
 template <int dtype, int dim>
 static __device__ __forceinline__ void consume(const prefill_params *p, shared_map<dim> *s, int warpgroup) {
-    const mb_attention_args *args = &p->args;
     const int32_t all[2] = {STEP, STEP};
-    float4 *kept = &s->former[threadIdx.x / 32][0][threadIdx.x % 32];
+    const int thread = (int)mb_thread_index_again();
+    float4 *kept = &s->former[thread / 32][0][thread % 32];
     float sums[dim / 2] = {}, scores[STEP / 2] = {};
     float held[4 * N_HELD];
     uint32_t weights[STEP / 4];
@@ -96,8 +109,8 @@ static __device__ __forceinline__ void consume(const prefill_params *p, shared_m
     if (rows.sequence < 0)
         return;
     const uint32_t q_first = mb_shared_address(s->q[0][warpgroup]);
-    load_queries<dim>(args, &rows, q_first);
-    tile_view tile = view_of(args, &rows, warpgroup);
+    load_queries<dim>(p, &rows, &s->starts[0], warpgroup, q_first);
+    tile_view tile = view_of<dim>(p, s, 0, warpgroup);
     release(&s->tile_empty);
     mb_cp_async_wait<0>();
     mb_fence_async_shared();
@@ -129,7 +142,7 @@ static __device__ __forceinline__ void consume(const prefill_params *p, shared_m
                 mb_mbarrier_wait(&s->tile_full, (i_tile + 1) % 2);
                 const query_rows next = tile_rows<dim>(s, i_tile + 1, warpgroup);
                 if (next.sequence >= 0)
-                    load_queries<dim>(args, &next, q_next);
+                    load_queries<dim>(p, &next, &s->starts[(i_tile + 1) % 2], warpgroup, q_next);
             }
             if (i == tile.n_steps - 1)
                 break;
@@ -156,8 +169,8 @@ static __device__ __forceinline__ void consume(const prefill_params *p, shared_m
             mb_wgmma_pin(sums);
             merge_sums<dim, N_HELD>(f, held, kept, sums);
             rows = tile_rows<dim>(s, i_tile, warpgroup);
-            store_rows<dtype, dim>(args, &rows, &former, sums,
-                                   mb_shared_address(s->former[threadIdx.x / 32]));
+            store_rows<dtype, dim>(p, &rows, &s->starts[i_tile % 2], warpgroup, &former, sums,
+                                   mb_shared_address(s->former[(int)mb_thread_index_again() / 32]));
             break;
         }
         mb_cp_async_wait<0>();
@@ -173,13 +186,10 @@ static __device__ __forceinline__ void consume(const prefill_params *p, shared_m
         mb_wgmma_wait<1>();
         mb_wgmma_pin(scores);
         release(&s->k_empty[stage_of(at + 1)]);
-        rows = tile_rows<dim>(s, i_tile + 1, warpgroup);
-        const float factor = score_factor(args, rows.kv_head);
-        if (visible_to(&rows, 0) < STEP) {
-            tile = view_of(args, &rows, warpgroup);
+        tile = view_of<dim>(p, s, i_tile + 1, warpgroup);
+        if (tile.n_unmasked == 0)
             hide(scores, 0, tile.visible);
-        }
-        soften<0>(scores, all, factor, &span, correction);
+        soften<0>(scores, all, tile.factor, &span, correction);
         keep_order(&s->fresh, span.total[0], span.total[1]);
         mb_wgmma_wait<0>();
         mb_wgmma_pin(sums);
@@ -187,10 +197,9 @@ static __device__ __forceinline__ void consume(const prefill_params *p, shared_m
         round_weights<dtype>(scores, weights);
         merge_sums<dim, N_HELD>(f, held, kept, sums);
         rows = tile_rows<dim>(s, i_tile, warpgroup);
-        store_rows<dtype, dim>(args, &rows, &former, sums, mb_shared_address(s->former[threadIdx.x / 32]));
+        store_rows<dtype, dim>(p, &rows, &s->starts[i_tile % 2], warpgroup, &former, sums,
+                               mb_shared_address(s->former[(int)mb_thread_index_again() / 32]));
         release(&s->tile_empty);
-        rows = tile_rows<dim>(s, i_tile + 1, warpgroup);
-        tile = view_of(args, &rows, warpgroup);
         forget_spans(&former);
         forget_sums<dim, N_HELD>(held, kept);
         at++;
@@ -219,13 +228,13 @@ static __global__ void __launch_bounds__(N_THREADS, 1) prefill(const __grid_cons
     mb_grid_wait();
     const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / WARPGROUP, 0);
     if (warpgroup == N_CONSUMERS) {
-        mb_setmaxnreg_decrease<40>();
+        mb_setmaxnreg_decrease<24>();
         if (threadIdx.x == N_CONSUMERS * WARPGROUP)
             produce<dim>(&p, s);
         else if (threadIdx.x == N_CONSUMERS * WARPGROUP + 32)
             find_tiles<dim>(&p, s);
     } else {
-        mb_setmaxnreg_increase<232>();
+        mb_setmaxnreg_increase<240>();
         consume<dtype, dim>(&p, s, warpgroup);
     }
 }
@@ -287,6 +296,7 @@ mb_status mb_attention_prefill(const mb_attention_args *args, uint32_t *counter,
                "attention: %lld tokens of %d heads are too many", (long long)args->n_tokens, args->n_heads);
     prefill_params p = {};
     p.args = *args;
+    p.heads_inverse = 1 / (float)group;
     p.n_places = (uint32_t)n_places;
     p.n_items = (uint32_t)(n_places * args->n_kv_heads);
     p.n_together = (uint32_t)args->n_kv_heads;

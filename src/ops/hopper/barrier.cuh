@@ -53,6 +53,16 @@ static __device__ __forceinline__ void mb_mbarrier_arrive(uint64_t *barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mb_shared_address(barrier)) : "memory");
 }
 
+/* One arrival of a warp that is whole here. */
+static __device__ __forceinline__ void mb_mbarrier_arrive_warp(uint64_t *barrier) {
+    asm volatile("{\n"
+                 ".reg .pred one;\n"
+                 "elect.sync _|one, 0xffffffff;\n"
+                 "@one mbarrier.arrive.shared::cta.b64 _, [%0];\n"
+                 "}" ::"r"(mb_shared_address(barrier))
+                 : "memory");
+}
+
 /* One arrival, and that many bytes still to come from the copy engine. */
 static __device__ __forceinline__ void mb_mbarrier_arrive_expect(uint64_t *barrier, uint32_t n_bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mb_shared_address(barrier)),

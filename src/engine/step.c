@@ -119,6 +119,16 @@ static mb_status open_buffers(mb_runner *runner) {
     return MB_OK;
 }
 
+/* K and V of each layer. */
+static int32_t pieces_of_block(const mb_runner *runner) {
+    return 2 * runner->model->config.n_layers;
+}
+
+/* Blocks whose positions an int32 can number. */
+static int32_t most_kv_blocks(const mb_runner *runner) {
+    return INT32_MAX / MB_KV_BLOCK / pieces_of_block(runner);
+}
+
 static uint64_t kv_block_bytes(const mb_runner *runner) {
     return MB_KV_BLOCK * mb_kv_bytes_per_token(&runner->model->config, runner->model->kv_dtype);
 }
@@ -129,7 +139,8 @@ static int32_t blocks_in(const mb_runner *runner, uint64_t available) {
     uint64_t fit = available / kv_block_bytes(runner);
     uint64_t useful = (uint64_t)runner->limits.max_sequences * (uint64_t)runner->limits.max_blocks;
     fit = fit < useful ? fit : useful;
-    return (int32_t)(fit < INT32_MAX / MB_KV_BLOCK ? fit : INT32_MAX / MB_KV_BLOCK);
+    uint64_t most = (uint64_t)most_kv_blocks(runner);
+    return (int32_t)(fit < most ? fit : most);
 }
 
 /* runner->kv.n_blocks: as many as were asked for, or what `fraction` of the device's memory holds beside all
@@ -160,20 +171,22 @@ static mb_status open_kv(mb_runner *runner) {
     int32_t n_blocks = runner->kv.n_blocks;
     uint64_t n_bytes;
     void *memory = NULL;
-    if (__builtin_mul_overflow(kv_block_bytes(runner), (uint64_t)n_blocks, &n_bytes) ||
+    if (n_blocks > most_kv_blocks(runner) ||
+        __builtin_mul_overflow(kv_block_bytes(runner), (uint64_t)n_blocks, &n_bytes) ||
         n_bytes > SIZE_MAX / 2)
         return mb_fail(MB_ERR_ARGUMENT, "kv_tokens: a KV cache of %lld tokens overflows; ask for fewer",
                        (long long)n_blocks * MB_KV_BLOCK);
     mb_status status = device->allocate(device, (size_t)n_bytes, &memory);
     if (status != MB_OK)
         return mb_device_no_memory(device, status, "the KV cache", n_bytes, "lower kv_tokens (--kv-tokens)");
-    size_t half = (size_t)n_bytes / 2;
+    size_t piece = (size_t)kv_block_bytes(runner) / (size_t)pieces_of_block(runner);
     runner->kv_memory = memory;
     runner->kv_bytes = (size_t)n_bytes;
     runner->kv = (mb_kv_memory){.k = memory,
-                                .v = (char *)memory + half,
-                                .layer_bytes = half / (size_t)model->config.n_layers,
+                                .v = (char *)memory + piece,
+                                .layer_bytes = 2 * piece,
                                 .n_blocks = n_blocks,
+                                .pieces_of_block = pieces_of_block(runner),
                                 .dtype = model->kv_dtype,
                                 .scales = model->kv_scales};
     return MB_OK;

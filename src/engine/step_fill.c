@@ -134,7 +134,14 @@ static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_pla
     }
 }
 
-static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, cursor *at) {
+/* The policy numbers blocks and their positions, operators pieces and theirs (mb_kv_memory). */
+static int32_t slot_in_pieces(int32_t slot, int32_t pieces_of_block) {
+    return slot / MB_KV_BLOCK * pieces_of_block * MB_KV_BLOCK + slot % MB_KV_BLOCK;
+}
+
+static void fill_tokens(const mb_runner *runner, mb_step_slot *slot, const mb_kv *kv, int32_t i_planned,
+                        cursor *at) {
+    int32_t pieces = runner->kv.pieces_of_block;
     const mb_planned *item = &slot->plan[i_planned];
     const mb_sequence *sequence = mb_sequence_of(item->job);
     int32_t kv_table = item->job->table;
@@ -145,12 +152,14 @@ static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, 
         in->ids[at->token + i] = is_known ? sequence->ids[position] : 0;
         in->draw_of[at->token + i] = is_known ? -1 : sequence->i_draw;
         in->positions[at->token + i] = (int32_t)position;
-        in->slots[at->token + i] = mb_kv_slot(kv, kv_table, position);
+        in->slots[at->token + i] = slot_in_pieces(mb_kv_slot(kv, kv_table, position), pieces);
     }
     int64_t kv_len = item->first + item->n_tokens;
     int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len), max_blocks = slot->counts.max_blocks;
     int32_t *table = in->block_table + (size_t)i_planned * (size_t)max_blocks;
-    memcpy(table, mb_kv_blocks(kv, kv_table), (size_t)n_blocks * sizeof *table);
+    const int32_t *blocks = mb_kv_blocks(kv, kv_table);
+    for (int32_t i = 0; i < n_blocks; i++)
+        table[i] = blocks[i] * pieces;
     memset(table + n_blocks, 0, (size_t)(max_blocks - n_blocks) * sizeof *table);
     in->kv_len[i_planned] = (int32_t)kv_len;
     in->q_start[i_planned] = at->token;
@@ -207,7 +216,7 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
     for (int32_t i = 0; i < slot->n_planned; i++) {
         slot->outcomes[i] = (mb_outcome){.id = -1, .i_mask = -1};
-        fill_tokens(slot, kv, i, &at);
+        fill_tokens(runner, slot, kv, i, &at);
         fill_logit_rows(runner, slot, i, &at);
     }
     if (slot->is_graph)

@@ -20,11 +20,14 @@ typedef struct mb_forward_limits {
 #define MB_LOWER_LIMITS \
     "lower max_sequences (--max-batch), max_step_tokens (--max-step-tokens) or max_context (--max-context)"
 
-/* Paged KV memory of all layers: layer l's K is k + l * layer_bytes, each [n_blocks, Hkv, 64, D]. */
+/* Paged KV memory of all layers. A piece is [Hkv, 64, D]: K or V of 64 positions in one layer. Layer l's K is k + l
+ * * layer_bytes, and there piece p lies p pieces on; block tables and slots number these pieces. In a session's
+ * cache, [n_blocks, layer, K and V, Hkv, 64, D], block b is piece b * pieces_of_block of every layer: so all
+ * that a sequence has of 64 positions can be moved by one copy. */
 typedef struct mb_kv_memory {
     void *k, *v;
     size_t layer_bytes;
-    int32_t n_blocks;
+    int32_t n_blocks, pieces_of_block;
     mb_dtype dtype;
     const float *scales; /* of an fp8 cache (kv_scales.h): [n_layers, K and V, Hkv]; NULL: 1 */
 } mb_kv_memory;

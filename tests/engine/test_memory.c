@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "engine/session.h"
 #include "model/model.h"
 #include "model/qwen3_moe.h"
 #include "support/generation.h"
@@ -142,6 +143,44 @@ static void test_max_context_bounds_requests(void **state) {
     mb_session_close(session);
 }
 
+static int holds_only(const unsigned char *bytes, size_t n, unsigned char value) {
+    for (size_t i = 0; i < n; i++)
+        if (bytes[i] != value)
+            return 0;
+    return 1;
+}
+
+/* All that the cache has of 64 positions, K and V of every layer, is one range of bytes. */
+static void test_a_block_is_one_piece(void **state) {
+    (void)state;
+    enum { BLOCKS = 5, PROMPT = 70, UNTOUCHED = 0xa5 };
+    mb_session_options options = small_session();
+    options.kv_tokens = BLOCKS * MB_KV_BLOCK;
+    mb_session *session;
+    model->device = cpu;
+    assert_int_equal(mb_session_open(model, &options, &session), MB_OK);
+    size_t block_bytes = MB_KV_BLOCK * (size_t)mb_kv_bytes_per_token(&model->config, model->kv_dtype);
+    size_t n_pieces = 2 * (size_t)model->config.n_layers, piece_bytes = block_bytes / n_pieces;
+    unsigned char *cache = session->runner.kv_memory;
+    assert_true(n_pieces > 2);
+    assert_int_equal(session->runner.kv_bytes, BLOCKS * block_bytes);
+    memset(cache, UNTOUCHED, session->runner.kv_bytes);
+    generation g;
+    generation_init_random(&g, model, 5, 32, -1, PROMPT, 1);
+    generation_run_alone(&g, session);
+    int n_touched = 0;
+    for (size_t b = 0; b < BLOCKS; b++) {
+        size_t n = 0;
+        for (size_t p = 0; p < n_pieces; p++)
+            n += !holds_only(cache + b * block_bytes + p * piece_bytes, piece_bytes, UNTOUCHED);
+        assert_true(n == 0 || n == n_pieces);
+        n_touched += n > 0;
+    }
+    assert_int_equal(n_touched, (PROMPT + MB_KV_BLOCK - 1) / MB_KV_BLOCK);
+    generation_free(&g);
+    mb_session_close(session);
+}
+
 /* Whatever does not fit: what was needed, what is free, which option to lower. Nothing is left behind. */
 static void test_out_of_memory(void **state) {
     (void)state;
@@ -176,8 +215,11 @@ static void test_out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fraction),      cmocka_unit_test(test_max_context),
-        cmocka_unit_test(test_step_sizes),    cmocka_unit_test(test_max_context_bounds_requests),
+        cmocka_unit_test(test_fraction),
+        cmocka_unit_test(test_max_context),
+        cmocka_unit_test(test_a_block_is_one_piece),
+        cmocka_unit_test(test_step_sizes),
+        cmocka_unit_test(test_max_context_bounds_requests),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

@@ -50,7 +50,7 @@ typedef struct mb_step_counts {
 /* The batch's arrays, in one buffer that is uploaded by one copy. */
 typedef struct mb_step_inputs {
     int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *span_start, *block_table, *logit_rows;
-    int32_t *first_slots, *first_block_table; /* empty where the cache's layout is not mixed (kv_layout.h) */
+    int32_t *first_slots, *first_block_table; /* empty where all layers are alike (kv_layout.h) */
     mb_sample_row *rows;
     uint32_t *masks; /* [n_masks, (vocab + 31) / 32]; last, so that a graph's addresses do not depend on it */
 } mb_step_inputs;

@@ -12,7 +12,7 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_runner *runner, const mb_step_
                         mb_step_inputs *in) {
     size_t n_tokens = (size_t)n->n_tokens, n_sequences = (size_t)n->n_sequences;
     size_t n_table = n_sequences * (size_t)n->max_blocks;
-    size_t is_mixed = (size_t)mb_kv_layout_is_mixed(&runner->kv.layout);
+    size_t has_first = (size_t)mb_kv_layout_first_differs(&runner->kv.layout);
     in->ids = mb_arena_push(arena, n_tokens, sizeof *in->ids);
     in->draw_of = mb_arena_push(arena, n_tokens, sizeof *in->draw_of);
     in->positions = mb_arena_push(arena, n_tokens, sizeof *in->positions);
@@ -21,8 +21,8 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_runner *runner, const mb_step_
     in->kv_len = mb_arena_push(arena, n_sequences, sizeof *in->kv_len);
     in->span_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->span_start);
     in->block_table = mb_arena_push(arena, n_table, sizeof *in->block_table);
-    in->first_slots = mb_arena_push(arena, is_mixed * n_tokens, sizeof *in->first_slots);
-    in->first_block_table = mb_arena_push(arena, is_mixed * n_table, sizeof *in->first_block_table);
+    in->first_slots = mb_arena_push(arena, has_first * n_tokens, sizeof *in->first_slots);
+    in->first_block_table = mb_arena_push(arena, has_first * n_table, sizeof *in->first_block_table);
     in->logit_rows = mb_arena_push(arena, (size_t)n->n_logits, sizeof *in->logit_rows);
     in->rows = mb_arena_push(arena, (size_t)n->n_draws, sizeof *in->rows);
     in->masks =
@@ -168,7 +168,7 @@ static void fill_tokens(const mb_runner *runner, mb_step_slot *slot, const mb_kv
     int32_t max_blocks = slot->counts.max_blocks;
     size_t i_table = (size_t)i_planned * (size_t)max_blocks;
     fill_kv_ids(kv, item, layout->pieces, in->slots + at->token, in->block_table + i_table, max_blocks);
-    if (mb_kv_layout_is_mixed(layout))
+    if (mb_kv_layout_first_differs(layout))
         fill_kv_ids(kv, item, layout->first_pieces, in->first_slots + at->token,
                     in->first_block_table + i_table, max_blocks);
     in->kv_len[i_planned] = (int32_t)(item->first + item->n_tokens);
@@ -206,7 +206,7 @@ static void fill_padding(const mb_runner *runner, mb_step_slot *slot) {
     }
     memset(in->slots + first, -1, slot_bytes);
     memset(in->block_table + first * max_blocks, 0, table_bytes);
-    if (mb_kv_layout_is_mixed(&runner->kv.layout)) {
+    if (mb_kv_layout_first_differs(&runner->kv.layout)) {
         memset(in->first_slots + first, -1, slot_bytes);
         memset(in->first_block_table + first * max_blocks, 0, table_bytes);
     }

@@ -4,8 +4,7 @@
 #include "moebius/layers.h"
 #include "ops/common/dtype.h"
 
-/* A block is a whole number of pieces of either size, so that both can number blocks. The size of the first layer's
- * pieces is a multiple of that of the others'. */
+/* A block is rounded up to whole pieces of the first layer, whose size is a multiple of the others'. */
 mb_kv_layout mb_kv_layout_make(const mb_config *config, mb_dtype dtype, mb_dtype kv_dtype) {
     const mb_dtype first_dtype = kv_dtype == MB_F8_E4M3 ? dtype : kv_dtype;
     const size_t n_values = (size_t)config->n_kv_heads * MB_KV_BLOCK * (size_t)config->head_dim;
@@ -33,7 +32,7 @@ int32_t mb_kv_layout_slot(int32_t slot, int32_t pieces) {
     return slot / MB_KV_BLOCK * pieces * MB_KV_BLOCK + slot % MB_KV_BLOCK;
 }
 
-int mb_kv_layout_is_mixed(const mb_kv_layout *layout) {
+int mb_kv_layout_first_differs(const mb_kv_layout *layout) {
     return layout->first_pieces != layout->pieces;
 }
 

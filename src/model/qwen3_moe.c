@@ -70,7 +70,7 @@ typedef struct layer_cache {
 
 static layer_cache cache_of(const mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, int layer) {
     const mb_kv_layer place = mb_kv_layout_layer(&kv->layout, layer);
-    const int has_own_ids = layer == 0 && mb_kv_layout_is_mixed(&kv->layout);
+    const int has_own_ids = layer == 0 && mb_kv_layout_first_differs(&kv->layout);
     layer_cache cache = {.dtype = place.dtype,
                          .slots = has_own_ids ? batch->first_slots : batch->slots,
                          .block_table = has_own_ids ? batch->first_block_table : batch->block_table};

@@ -38,7 +38,7 @@ typedef mb_status (*mb_enqueue_part)(void *user, int layer, mb_device_work work,
  * host. */
 typedef struct mb_batch {
     const int32_t *ids, *positions; /* [n_tokens] */
-    /* Counted in pieces of a layer (kv_layout.h). The first layer has its own where the layout is mixed. */
+    /* Counted in pieces of a layer (kv_layout.h). The first layer has its own where its pieces are larger. */
     const int32_t *slots, *first_slots;             /* [n_tokens] */
     const int32_t *block_table, *first_block_table; /* [n_sequences, max_blocks] */
     /* Tokens that the sampler has drawn (embed.h): [n_tokens] places in draws. NULL: all are in ids. */

@@ -156,8 +156,8 @@ static int holds_only(const unsigned char *bytes, size_t n, unsigned char value)
     return 1;
 }
 
-/* All that the cache has of 64 positions, K and V of every layer, is one range of bytes, and each piece of it is
- * written when the block is. In an fp8 cache the first layer's pieces are larger. */
+/* All that the cache has of 64 positions, K and V of every layer, is one range of bytes, and each piece of a
+ * block is written when the block is. In an fp8 cache the first layer's pieces are larger. */
 static void check_blocks(mb_dtype kv_dtype) {
     enum { BLOCKS = 5, PROMPT = 70, UNTOUCHED = 0xa5 };
     mb_session_options options = small_session();

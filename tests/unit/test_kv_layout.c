@@ -1,4 +1,4 @@
-/* Unit tests of model/kv_layout.c: every byte of a block belongs to one layer's K or V, and ids lead to it. */
+/* Unit tests of model/kv_layout.c: no two pieces of a block overlap, and ids lead to them. */
 #include "model/kv_layout.h"
 
 #include <setjmp.h>
@@ -23,7 +23,7 @@ static void check_one(const mb_config *config, mb_dtype dtype, mb_dtype kv_dtype
     unsigned char *owners = calloc(2, layout.block_bytes);
     size_t n_used = 0, first_piece = n_values * bytes_of(dtype);
     assert_non_null(owners);
-    assert_int_equal(mb_kv_layout_is_mixed(&layout), dtype != kv_dtype);
+    assert_int_equal(mb_kv_layout_first_differs(&layout), dtype != kv_dtype);
     for (int32_t i = 0; i < config->n_layers; i++) {
         const mb_kv_layer layer = mb_kv_layout_layer(&layout, i);
         const size_t piece = n_values * bytes_of(layer.dtype);

@@ -25,6 +25,7 @@ from performance import newest_rows  # noqa: E402
 # Bytes a second, and flops a second beside 16-bit and fp8 weights: those of docs/performance.md.
 RATES = {"NVIDIA H100 80GB HBM3": (3.0e12, 700e12, 1400e12), "NVIDIA H200": (4.3e12, 700e12, 1400e12)}
 KV_BYTES = {"bf16": 2, "fp16": 2, "fp8_e4m3": 1}
+FIRST_LAYER_KV = {"bf16": "bf16", "fp16": "fp16", "fp8_e4m3": "bf16"}  # its cache is never in fp8
 
 
 def config_of(model):
@@ -77,8 +78,11 @@ def floor_ms(row, config, rates, uniform):
         n_tokens, kv_tokens, pairs = batch, batch * length, batch * length
     else:
         n_tokens, kv_tokens, pairs = batch * length, 0, batch * length * (length + 1) // 2
-    layer = layer_work(config, row["weights"], row["kv"], n_tokens, kv_tokens, pairs, uniform)
-    us = sum(microseconds(work, rates) for work in layer.values()) * config["num_hidden_layers"]
+    def layer_us(kv):
+        layer = layer_work(config, row["weights"], kv, n_tokens, kv_tokens, pairs, uniform)
+        return sum(microseconds(work, rates) for work in layer.values())
+
+    us = layer_us(FIRST_LAYER_KV[row["kv"]]) + layer_us(row["kv"]) * (config["num_hidden_layers"] - 1)
     return (us + microseconds(head_work(config, batch), rates)) / 1e3
 
 

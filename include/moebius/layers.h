@@ -118,7 +118,7 @@ typedef struct mb_qk_norm_rope_store_args {
     int64_t n_tokens;
     int32_t n_heads, n_kv_heads, head_dim; /* head_dim even, <= 512 */
     /* R: the first dimensions of a head that are rotated, an even number up to head_dim; the others are normed
-     * and stay. 0: all. On the GPU all only, else MB_ERR_UNSUPPORTED. */
+     * and stay. 0: all. */
     int32_t rotary_dim;
     float eps;
     float rope_scale;               /* multiplies cos and sin (YaRN's attention factor); 1 otherwise */

@@ -79,8 +79,10 @@ typedef struct mb_model_options {
      * become fp8 (e4m3) with a scale for each block of 128x128, as in Qwen's FP8 checkpoints; embedding,
      * router and lm_head stay. A checkpoint that is in fp8 already stays as it is. */
     const char *quant;
-    /* NULL: the KV cache is kept in the compute type. "fp8": in e4m3, a half or a quarter of the memory. Each
-     * kv head has a power of two as its scale, found from the weights, so that no value is too large. */
+    /* NULL: the KV cache is kept in the compute type. "fp8": all layers but the first are in e4m3, a half or a
+     * quarter of the memory. The first layer's keys and values follow from token and position alone, so an
+     * error there repeats: they stay in the compute type. Each kv head of the other layers has a power of two
+     * as its scale, found from the weights, so that no value is too large. */
     const char *kv_dtype;
     int n_threads;           /* CPU threads; 0: one per core that the process may use */
     mb_load load;            /* MB_LOAD_ALL */

@@ -231,7 +231,7 @@ class Engine:
         device: "cpu", "cuda" or "cuda:N"; None: the GPU when there is one, else the CPU.
         dtype: "fp32", "bf16" or "fp16", the type that activations are computed in; None: fp32 on the CPU, else bf16.
         quant: "fp8": the matrices of attention and experts become fp8 while they load; None: weights stay as they are.
-        kv_dtype: "fp8": the KV cache is kept in fp8, with a scale for each kv head; None: in dtype.
+        kv_dtype: "fp8": all layers of the KV cache but the first are kept in fp8; None: all in dtype.
         threads: CPU threads; 0: one for each core that the process may use.
         chat_template: a template's file, or the name of a known one, in place of the checkpoint's.
         max_sequences, max_step_tokens, prefill_chunk: most sequences and tokens in a step, most tokens of a prompt in a

@@ -173,6 +173,7 @@ void mb_model_close(mb_model *model) {
 
 void mb_model_get_info(const mb_model *model, mb_model_info *info) {
     const mb_config *config = &model->config;
+    const mb_kv_layout layout = mb_kv_layout_make(config, model->dtype, model->kv_dtype);
     *info = (mb_model_info){
         .architecture = "Qwen3MoeForCausalLM",
         .device = model->device ? model->device->name : "none",
@@ -193,7 +194,7 @@ void mb_model_get_info(const mb_model *model, mb_model_info *info) {
         .n_parameters = model->weights.n_parameters,
         .n_active_parameters = model->weights.n_active_parameters,
         .weight_bytes = model->weights.n_bytes,
-        .kv_bytes_per_token = mb_kv_bytes_per_token(config, model->kv_dtype),
+        .kv_bytes_per_token = mb_kv_layout_token_bytes(&layout),
         .eos_ids = model->generation.eos_ids,
         .n_eos_ids = model->generation.n_eos_ids,
         .has_tokenizer = model->tokenizer != NULL,

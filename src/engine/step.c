@@ -90,7 +90,7 @@ static mb_status open_buffers(mb_runner *runner) {
     mb_step_counts most = most_counts(runner);
     mb_arena inputs;
     mb_arena_measure(&inputs);
-    mb_step_cut_inputs(&inputs, &most, model->config.vocab, &runner->slots[0].in);
+    mb_step_cut_inputs(&inputs, runner, &most, &runner->slots[0].in);
     runner->inputs_bytes = inputs.used;
     runner->staging_bytes = STAGING_BYTES + most_positions(runner) * sizeof(int32_t);
     mb_sample_args sample = {.n_rows = runner->limits.max_sequences, .vocab = model->config.vocab};
@@ -119,17 +119,19 @@ static mb_status open_buffers(mb_runner *runner) {
     return MB_OK;
 }
 
-static uint64_t kv_block_bytes(const mb_runner *runner) {
-    return MB_KV_BLOCK * mb_kv_bytes_per_token(&runner->model->config, runner->model->kv_dtype);
+/* Blocks whose positions an int32 can number. */
+static int32_t most_kv_blocks(const mb_runner *runner) {
+    return INT32_MAX / MB_KV_BLOCK / runner->kv.layout.pieces;
 }
 
 /* Blocks that `available` bytes of the device's memory hold, but no more than the sequences could ever
  * fill. */
 static int32_t blocks_in(const mb_runner *runner, uint64_t available) {
-    uint64_t fit = available / kv_block_bytes(runner);
+    uint64_t fit = available / runner->kv.layout.block_bytes;
     uint64_t useful = (uint64_t)runner->limits.max_sequences * (uint64_t)runner->limits.max_blocks;
     fit = fit < useful ? fit : useful;
-    return (int32_t)(fit < INT32_MAX / MB_KV_BLOCK ? fit : INT32_MAX / MB_KV_BLOCK);
+    uint64_t most = (uint64_t)most_kv_blocks(runner);
+    return (int32_t)(fit < most ? fit : most);
 }
 
 /* runner->kv.n_blocks: as many as were asked for, or what `fraction` of the device's memory holds beside all
@@ -155,27 +157,20 @@ static mb_status count_kv_blocks(mb_runner *runner, double fraction) {
 }
 
 static mb_status open_kv(mb_runner *runner) {
-    const mb_model *model = runner->model;
-    mb_device *device = model->device;
+    mb_device *device = runner->model->device;
     int32_t n_blocks = runner->kv.n_blocks;
     uint64_t n_bytes;
     void *memory = NULL;
-    if (__builtin_mul_overflow(kv_block_bytes(runner), (uint64_t)n_blocks, &n_bytes) ||
+    if (n_blocks > most_kv_blocks(runner) ||
+        __builtin_mul_overflow((uint64_t)runner->kv.layout.block_bytes, (uint64_t)n_blocks, &n_bytes) ||
         n_bytes > SIZE_MAX / 2)
         return mb_fail(MB_ERR_ARGUMENT, "kv_tokens: a KV cache of %lld tokens overflows; ask for fewer",
                        (long long)n_blocks * MB_KV_BLOCK);
     mb_status status = device->allocate(device, (size_t)n_bytes, &memory);
     if (status != MB_OK)
         return mb_device_no_memory(device, status, "the KV cache", n_bytes, "lower kv_tokens (--kv-tokens)");
-    size_t half = (size_t)n_bytes / 2;
-    runner->kv_memory = memory;
+    runner->kv.memory = memory;
     runner->kv_bytes = (size_t)n_bytes;
-    runner->kv = (mb_kv_memory){.k = memory,
-                                .v = (char *)memory + half,
-                                .layer_bytes = half / (size_t)model->config.n_layers,
-                                .n_blocks = n_blocks,
-                                .dtype = model->kv_dtype,
-                                .scales = model->kv_scales};
     return MB_OK;
 }
 
@@ -219,7 +214,12 @@ static mb_status open_parts(mb_runner *runner) {
 
 mb_status mb_runner_open(mb_runner *runner, const mb_model *model, const mb_runner_limits *limits,
                          mb_report_fn report, void *report_user) {
-    *runner = (mb_runner){.model = model, .limits = *limits, .report = report, .report_user = report_user};
+    *runner = (mb_runner){.model = model,
+                          .limits = *limits,
+                          .report = report,
+                          .report_user = report_user,
+                          .kv = {.layout = mb_kv_layout_make(&model->config, model->dtype, model->kv_dtype),
+                                 .scales = model->kv_scales}};
     mb_status status = open_parts(runner);
     if (status != MB_OK)
         mb_runner_close(runner);
@@ -232,7 +232,7 @@ void mb_runner_close(mb_runner *runner) {
     mb_device *device = runner->model->device;
     device->free(device, runner->device_memory);
     device->free_pinned(device, runner->pinned_memory);
-    device->free(device, runner->kv_memory);
+    device->free(device, runner->kv.memory);
     mb_profiler_close(runner->profiler);
     mb_forward_free(&runner->forward);
     for (int i = 0; i < MB_STEP_SLOTS; i++) {
@@ -285,6 +285,8 @@ static mb_status run_forward(const step_work *w) {
                       .kv_len = mb_step_on_device(slot, in->kv_len),
                       .span_start = mb_step_on_device(slot, in->span_start),
                       .block_table = mb_step_on_device(slot, in->block_table),
+                      .first_slots = mb_step_on_device(slot, in->first_slots),
+                      .first_block_table = mb_step_on_device(slot, in->first_block_table),
                       .logit_rows = mb_step_on_device(slot, in->logit_rows),
                       .draw_of = runner->limits.n_slots > 1 ? mb_step_on_device(slot, in->draw_of) : NULL,
                       .draws = slot_before(runner, slot)->device_drawn_ids,

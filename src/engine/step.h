@@ -50,6 +50,7 @@ typedef struct mb_step_counts {
 /* The batch's arrays, in one buffer that is uploaded by one copy. */
 typedef struct mb_step_inputs {
     int32_t *ids, *draw_of, *positions, *slots, *q_start, *kv_len, *span_start, *block_table, *logit_rows;
+    int32_t *first_slots, *first_block_table; /* empty where all layers are alike (kv_layout.h) */
     mb_sample_row *rows;
     uint32_t *masks; /* [n_masks, (vocab + 31) / 32]; last, so that a graph's addresses do not depend on it */
 } mb_step_inputs;
@@ -132,8 +133,8 @@ typedef struct mb_runner {
     mb_forward forward;
     mb_profiler *profiler; /* NULL: steps are not profiled */
     mb_kv_memory kv;
-    void *kv_memory, *device_memory, *pinned_memory, *host_memory;
-    size_t device_bytes, kv_bytes; /* at device_memory and kv_memory */
+    void *device_memory, *pinned_memory, *host_memory;
+    size_t device_bytes, kv_bytes; /* at device_memory and kv.memory */
     mb_graphs graphs;              /* MB_GRAPHS_NONE where the device has none */
     /* For MB_GRAPHS_TWO_STREAMS; else NULL. */
     mb_stream copies; /* inputs up; drawn tokens down, on a branch of the step's graph */
@@ -158,7 +159,8 @@ void mb_runner_close(mb_runner *runner); /* a zeroed runner is allowed; no step 
 void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv);
 
 /* The parts of the input buffer for these counts; with a measuring arena their size. */
-void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab, mb_step_inputs *in);
+void mb_step_cut_inputs(mb_arena *arena, const mb_runner *runner, const mb_step_counts *n,
+                        mb_step_inputs *in);
 /* Where a place of slot->inputs is on the device. */
 void *mb_step_on_device(const mb_step_slot *slot, const void *input);
 

@@ -8,8 +8,11 @@ static size_t mask_words(int32_t vocab) {
     return ((size_t)vocab + 31) / 32;
 }
 
-void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab, mb_step_inputs *in) {
+void mb_step_cut_inputs(mb_arena *arena, const mb_runner *runner, const mb_step_counts *n,
+                        mb_step_inputs *in) {
     size_t n_tokens = (size_t)n->n_tokens, n_sequences = (size_t)n->n_sequences;
+    size_t n_table = n_sequences * (size_t)n->max_blocks;
+    size_t has_first = (size_t)mb_kv_layout_first_differs(&runner->kv.layout);
     in->ids = mb_arena_push(arena, n_tokens, sizeof *in->ids);
     in->draw_of = mb_arena_push(arena, n_tokens, sizeof *in->draw_of);
     in->positions = mb_arena_push(arena, n_tokens, sizeof *in->positions);
@@ -17,10 +20,13 @@ void mb_step_cut_inputs(mb_arena *arena, const mb_step_counts *n, int32_t vocab,
     in->q_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->q_start);
     in->kv_len = mb_arena_push(arena, n_sequences, sizeof *in->kv_len);
     in->span_start = mb_arena_push(arena, n_sequences + 1, sizeof *in->span_start);
-    in->block_table = mb_arena_push(arena, n_sequences * (size_t)n->max_blocks, sizeof *in->block_table);
+    in->block_table = mb_arena_push(arena, n_table, sizeof *in->block_table);
+    in->first_slots = mb_arena_push(arena, has_first * n_tokens, sizeof *in->first_slots);
+    in->first_block_table = mb_arena_push(arena, has_first * n_table, sizeof *in->first_block_table);
     in->logit_rows = mb_arena_push(arena, (size_t)n->n_logits, sizeof *in->logit_rows);
     in->rows = mb_arena_push(arena, (size_t)n->n_draws, sizeof *in->rows);
-    in->masks = mb_arena_push(arena, (size_t)n->n_masks * mask_words(vocab), sizeof *in->masks);
+    in->masks =
+        mb_arena_push(arena, (size_t)n->n_masks * mask_words(runner->model->config.vocab), sizeof *in->masks);
 }
 
 void *mb_step_on_device(const mb_step_slot *slot, const void *input) {
@@ -134,10 +140,23 @@ static void fill_logit_rows(mb_runner *runner, mb_step_slot *slot, int32_t i_pla
     }
 }
 
-static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, cursor *at) {
+/* The policy numbers blocks and their positions; operators count pieces, and a block is `pieces` of them
+ * (kv_layout.h). */
+static void fill_kv_ids(const mb_kv *kv, const mb_planned *item, int32_t pieces, int32_t *slots,
+                        int32_t *table, int32_t max_blocks) {
+    const int32_t *blocks = mb_kv_blocks(kv, item->job->table);
+    for (int32_t i = 0; i < item->n_tokens; i++)
+        slots[i] = mb_kv_layout_slot(mb_kv_slot(kv, item->job->table, item->first + i), pieces);
+    int32_t n_blocks = (int32_t)mb_kv_blocks_for(item->first + item->n_tokens);
+    for (int32_t i = 0; i < max_blocks; i++)
+        table[i] = i < n_blocks ? blocks[i] * pieces : 0;
+}
+
+static void fill_tokens(const mb_runner *runner, mb_step_slot *slot, const mb_kv *kv, int32_t i_planned,
+                        cursor *at) {
+    const mb_kv_layout *layout = &runner->kv.layout;
     const mb_planned *item = &slot->plan[i_planned];
     const mb_sequence *sequence = mb_sequence_of(item->job);
-    int32_t kv_table = item->job->table;
     mb_step_inputs *in = &slot->in;
     for (int32_t i = 0; i < item->n_tokens; i++) {
         int64_t position = item->first + i;
@@ -145,14 +164,14 @@ static void fill_tokens(mb_step_slot *slot, const mb_kv *kv, int32_t i_planned, 
         in->ids[at->token + i] = is_known ? sequence->ids[position] : 0;
         in->draw_of[at->token + i] = is_known ? -1 : sequence->i_draw;
         in->positions[at->token + i] = (int32_t)position;
-        in->slots[at->token + i] = mb_kv_slot(kv, kv_table, position);
     }
-    int64_t kv_len = item->first + item->n_tokens;
-    int32_t n_blocks = (int32_t)mb_kv_blocks_for(kv_len), max_blocks = slot->counts.max_blocks;
-    int32_t *table = in->block_table + (size_t)i_planned * (size_t)max_blocks;
-    memcpy(table, mb_kv_blocks(kv, kv_table), (size_t)n_blocks * sizeof *table);
-    memset(table + n_blocks, 0, (size_t)(max_blocks - n_blocks) * sizeof *table);
-    in->kv_len[i_planned] = (int32_t)kv_len;
+    int32_t max_blocks = slot->counts.max_blocks;
+    size_t i_table = (size_t)i_planned * (size_t)max_blocks;
+    fill_kv_ids(kv, item, layout->pieces, in->slots + at->token, in->block_table + i_table, max_blocks);
+    if (mb_kv_layout_first_differs(layout))
+        fill_kv_ids(kv, item, layout->first_pieces, in->first_slots + at->token,
+                    in->first_block_table + i_table, max_blocks);
+    in->kv_len[i_planned] = (int32_t)(item->first + item->n_tokens);
     in->q_start[i_planned] = at->token;
     at->token += item->n_tokens;
     in->q_start[i_planned + 1] = at->token;
@@ -172,18 +191,24 @@ static void round_up(const mb_runner_limits *limits, mb_step_counts *n) {
 
 /* Sequences of one token at position 0 that see the first row of the cache, store nothing and draw
  * greedily. They are all alike, so the experts that they are sent to are few. */
-static void fill_padding(mb_step_slot *slot) {
+static void fill_padding(const mb_runner *runner, mb_step_slot *slot) {
     mb_step_inputs *in = &slot->in;
+    size_t first = (size_t)slot->n_planned, n = (size_t)slot->counts.n_sequences - first;
     size_t max_blocks = (size_t)slot->counts.max_blocks;
+    size_t table_bytes = n * max_blocks * sizeof *in->block_table, slot_bytes = n * sizeof *in->slots;
     for (int32_t i = slot->n_planned; i < slot->counts.n_sequences; i++) {
         in->ids[i] = in->positions[i] = 0;
         in->draw_of[i] = -1;
-        in->slots[i] = -1;
         in->kv_len[i] = 1;
         in->q_start[i + 1] = i + 1;
         in->logit_rows[i] = i;
         in->rows[i] = (mb_sample_row){.repetition_penalty = 1, .top_p = 1};
-        memset(in->block_table + (size_t)i * max_blocks, 0, max_blocks * sizeof *in->block_table);
+    }
+    memset(in->slots + first, -1, slot_bytes);
+    memset(in->block_table + first * max_blocks, 0, table_bytes);
+    if (mb_kv_layout_first_differs(&runner->kv.layout)) {
+        memset(in->first_slots + first, -1, slot_bytes);
+        memset(in->first_block_table + first * max_blocks, 0, table_bytes);
     }
 }
 
@@ -203,14 +228,14 @@ void mb_runner_fill(mb_runner *runner, mb_step_slot *slot, const mb_kv *kv) {
     if (slot->is_graph)
         round_up(&runner->limits, &slot->counts);
     mb_arena_init(&slot->inputs_arena, slot->inputs, runner->inputs_bytes, 1);
-    mb_step_cut_inputs(&slot->inputs_arena, &slot->counts, runner->model->config.vocab, &slot->in);
+    mb_step_cut_inputs(&slot->inputs_arena, runner, &slot->counts, &slot->in);
     cursor at = {.reported_draw = slot->counts.n_prompt_rows, .silent_draw = slot->counts.n_reported};
     for (int32_t i = 0; i < slot->n_planned; i++) {
         slot->outcomes[i] = (mb_outcome){.id = -1, .i_mask = -1};
-        fill_tokens(slot, kv, i, &at);
+        fill_tokens(runner, slot, kv, i, &at);
         fill_logit_rows(runner, slot, i, &at);
     }
     if (slot->is_graph)
-        fill_padding(slot);
+        fill_padding(runner, slot);
     fill_spans(slot);
 }

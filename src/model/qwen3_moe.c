@@ -60,25 +60,41 @@ static mb_rms_norm_args norm(const mb_forward *f, const void *x, const mb_weight
                               .dtype = f->dtype};
 }
 
-/* One layer's K or V; NULL while workspaces are measured. */
-static void *layer_cache(const mb_kv_memory *kv, void *cache, int32_t layer) {
-    return cache ? (char *)cache + (size_t)layer * kv->layer_bytes : NULL;
-}
+/* What a layer's operators are told of the cache. Pointers are NULL while workspaces are measured. */
+typedef struct layer_cache {
+    void *k, *v;
+    mb_dtype dtype;
+    const float *k_scale, *v_scale;
+    const int32_t *slots, *block_table;
+} layer_cache;
 
-/* One layer's scales of K or V. */
-static const float *layer_scales(const mb_forward *f, const mb_kv_memory *kv, int layer, int is_v) {
-    return kv->scales ? kv->scales + (2 * layer + is_v) * f->config->n_kv_heads : NULL;
+static layer_cache cache_of(const mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch, int layer) {
+    const mb_kv_layer place = mb_kv_layout_layer(&kv->layout, layer);
+    const int has_own_ids = layer == 0 && mb_kv_layout_first_differs(&kv->layout);
+    layer_cache cache = {.dtype = place.dtype,
+                         .slots = has_own_ids ? batch->first_slots : batch->slots,
+                         .block_table = has_own_ids ? batch->first_block_table : batch->block_table};
+    if (kv->memory) {
+        cache.k = (char *)kv->memory + place.k_offset;
+        cache.v = (char *)kv->memory + place.v_offset;
+    }
+    if (kv->scales && place.dtype == MB_F8_E4M3) {
+        cache.k_scale = kv->scales + 2 * layer * f->config->n_kv_heads;
+        cache.v_scale = cache.k_scale + f->config->n_kv_heads;
+    }
+    return cache;
 }
 
 static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, const mb_batch *batch,
                                    int layer) {
     const mb_config *c = f->config;
+    const layer_cache cache = cache_of(f, kv, batch, layer);
     return (mb_attention_args){.q = f->q,
-                               .k_cache = layer_cache(kv, kv->k, layer),
-                               .v_cache = layer_cache(kv, kv->v, layer),
+                               .k_cache = cache.k,
+                               .v_cache = cache.v,
                                .q_start = batch->q_start,
                                .kv_len = batch->kv_len,
-                               .block_table = batch->block_table,
+                               .block_table = cache.block_table,
                                .out = f->attended,
                                .n_tokens = batch->n_tokens,
                                .n_sequences = batch->n_sequences,
@@ -90,27 +106,28 @@ static mb_attention_args attention(const mb_forward *f, const mb_kv_memory *kv, 
                                .head_dim = c->head_dim,
                                .scale = 1.0f / sqrtf((float)c->head_dim),
                                .dtype = f->dtype,
-                               .cache_dtype = kv->dtype,
-                               .k_scale = layer_scales(f, kv, layer, 0),
-                               .v_scale = layer_scales(f, kv, layer, 1)};
+                               .cache_dtype = cache.dtype,
+                               .k_scale = cache.k_scale,
+                               .v_scale = cache.v_scale};
 }
 
 static mb_decode_attention_args decode_attention(const mb_forward *f, const mb_kv_memory *kv,
                                                  const mb_batch *batch, int layer) {
     const mb_config *c = f->config;
+    const layer_cache cache = cache_of(f, kv, batch, layer);
     const mb_layer_weights *w = &f->weights->layers[layer];
     return (mb_decode_attention_args){.qkv = f->qkv,
                                       .q_norm = w->q_norm,
                                       .k_norm = w->k_norm,
                                       .positions = batch->positions,
-                                      .slots = batch->slots,
+                                      .slots = cache.slots,
                                       .inv_freq = f->inv_freq,
-                                      .k_cache = layer_cache(kv, kv->k, layer),
-                                      .v_cache = layer_cache(kv, kv->v, layer),
+                                      .k_cache = cache.k,
+                                      .v_cache = cache.v,
                                       .q_start = batch->q_start,
                                       .kv_len = batch->kv_len,
                                       .span_start = batch->span_start,
-                                      .block_table = batch->block_table,
+                                      .block_table = cache.block_table,
                                       .counters = f->attention_counters,
                                       .out = f->attended,
                                       .n_tokens = batch->n_tokens,
@@ -125,9 +142,9 @@ static mb_decode_attention_args decode_attention(const mb_forward *f, const mb_k
                                       .rope_scale = c->rope_scale,
                                       .scale = 1.0f / sqrtf((float)c->head_dim),
                                       .dtype = f->dtype,
-                                      .cache_dtype = kv->dtype,
-                                      .k_scale = layer_scales(f, kv, layer, 0),
-                                      .v_scale = layer_scales(f, kv, layer, 1)};
+                                      .cache_dtype = cache.dtype,
+                                      .k_scale = cache.k_scale,
+                                      .v_scale = cache.v_scale};
 }
 
 /* Tokens of a sequence with which a batch goes to decode_attention: as many as have rows for one walk. */
@@ -245,27 +262,33 @@ static mb_status needed_workspace(const mb_forward *f, size_t *size) {
     mb_gemm_args head = linear_f32(f, NULL, &f->weights->lm_head, NULL, f->limits.max_logits);
     add_norm(f, &head, &f->weights->final_norm);
     AT_LEAST(size, gemm, &head);
-    mb_kv_memory kv = {.dtype = f->limits.kv_dtype};
+    const mb_kv_memory kv = {.layout = mb_kv_layout_make(f->config, f->dtype, f->limits.kv_dtype)};
     mb_batch batch = {.n_tokens = f->limits.max_tokens,
                       .n_sequences = f->limits.max_sequences,
                       .max_blocks = f->limits.max_blocks,
                       .max_q_len = f->limits.max_tokens,
                       .max_kv_len = f->limits.max_blocks * MB_KV_BLOCK};
-    mb_attention_args attend = attention(f, &kv, &batch, 0);
-    AT_LEAST(size, attention, &attend);
     mb_batch decode = most_decode_batch(f);
-    mb_decode_attention_args attend_decode = decode_attention(f, &kv, &decode, 0);
-    AT_LEAST(size, decode_attention, &attend_decode);
-    for (int i = 0; i < f->config->n_layers; i++)
+    for (int i = 0; i < f->config->n_layers; i++) {
+        mb_attention_args attend = attention(f, &kv, &batch, i);
+        AT_LEAST(size, attention, &attend);
+        mb_decode_attention_args attend_decode = decode_attention(f, &kv, &decode, i);
+        AT_LEAST(size, decode_attention, &attend_decode);
         MB_TRY(layer_workspace(f, i, size));
+    }
     return MB_OK;
 }
 
 static size_t n_attention_counters(const mb_forward *f) {
-    mb_kv_memory kv = {.dtype = f->limits.kv_dtype};
+    const mb_kv_memory kv = {.layout = mb_kv_layout_make(f->config, f->dtype, f->limits.kv_dtype)};
     mb_batch decode = most_decode_batch(f);
-    mb_decode_attention_args most = decode_attention(f, &kv, &decode, 0);
-    return (size_t)mb_decode_attention_counters(&most);
+    int64_t most = 0;
+    for (int i = 0; i < f->config->n_layers; i++) {
+        mb_decode_attention_args args = decode_attention(f, &kv, &decode, i);
+        int64_t n = mb_decode_attention_counters(&args);
+        most = n > most ? n : most;
+    }
+    return (size_t)most;
 }
 
 static void cut_scratch(mb_forward *f, mb_arena *arena) {
@@ -357,11 +380,6 @@ void mb_forward_free(mb_forward *forward) {
     forward->memory = NULL;
 }
 
-uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype) {
-    return 2ull * (uint64_t)config->n_layers * (uint64_t)config->n_kv_heads * (uint64_t)config->head_dim *
-           mb_dtype_bytes(kv_dtype);
-}
-
 /* ---- The pass -------------------------------------------------------------------------------------- */
 
 /* What every operator of one step needs to know. */
@@ -408,6 +426,7 @@ static mb_status attend_decode(const pass *p, int layer) {
 static mb_status attend_any(const pass *p, int layer) {
     mb_forward *f = p->f;
     const mb_config *c = f->config;
+    const layer_cache cache = cache_of(f, p->kv, p->batch, layer);
     const mb_layer_weights *w = &f->weights->layers[layer];
     int64_t n_tokens = p->batch->n_tokens, q_width = (int64_t)c->n_heads * c->head_dim;
 
@@ -415,11 +434,11 @@ static mb_status attend_any(const pass *p, int layer) {
                                           .q_norm = w->q_norm,
                                           .k_norm = w->k_norm,
                                           .positions = p->batch->positions,
-                                          .slots = p->batch->slots,
+                                          .slots = cache.slots,
                                           .inv_freq = f->inv_freq,
                                           .q = f->q,
-                                          .k_cache = layer_cache(p->kv, p->kv->k, layer),
-                                          .v_cache = layer_cache(p->kv, p->kv->v, layer),
+                                          .k_cache = cache.k,
+                                          .v_cache = cache.v,
                                           .n_tokens = n_tokens,
                                           .n_heads = c->n_heads,
                                           .n_kv_heads = c->n_kv_heads,
@@ -427,9 +446,9 @@ static mb_status attend_any(const pass *p, int layer) {
                                           .eps = c->rms_eps,
                                           .rope_scale = c->rope_scale,
                                           .dtype = f->dtype,
-                                          .cache_dtype = p->kv->dtype,
-                                          .k_scale = layer_scales(f, p->kv, layer, 0),
-                                          .v_scale = layer_scales(f, p->kv, layer, 1)};
+                                          .cache_dtype = cache.dtype,
+                                          .k_scale = cache.k_scale,
+                                          .v_scale = cache.v_scale};
     MB_TRY(p->ops->qk_norm_rope_store(&prepare, p->stream));
     trace(p, layer, "03-q", f->q, f->dtype, n_tokens, q_width);
 

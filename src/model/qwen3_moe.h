@@ -7,6 +7,7 @@
 #include "base/arena.h"
 #include "device/device.h"
 #include "model/config.h"
+#include "model/kv_layout.h"
 #include "model/weights/weights.h"
 
 /* Largest batch that a forward's scratch memory is made for. */
@@ -20,12 +21,11 @@ typedef struct mb_forward_limits {
 #define MB_LOWER_LIMITS \
     "lower max_sequences (--max-batch), max_step_tokens (--max-step-tokens) or max_context (--max-context)"
 
-/* Paged KV memory of all layers: layer l's K is k + l * layer_bytes, each [n_blocks, Hkv, 64, D]. */
+/* Paged KV memory of all layers. */
 typedef struct mb_kv_memory {
-    void *k, *v;
-    size_t layer_bytes;
+    void *memory; /* [n_blocks, layout.block_bytes] */
+    mb_kv_layout layout;
     int32_t n_blocks;
-    mb_dtype dtype;
     const float *scales; /* of an fp8 cache (kv_scales.h): [n_layers, K and V, Hkv]; NULL: 1 */
 } mb_kv_memory;
 
@@ -37,15 +37,17 @@ typedef mb_status (*mb_enqueue_part)(void *user, int layer, mb_device_work work,
 /* One step's batch. Pointers are device memory, which the step reads until it has run; ints are known on the
  * host. */
 typedef struct mb_batch {
-    const int32_t *ids, *positions, *slots; /* [n_tokens] */
+    const int32_t *ids, *positions; /* [n_tokens] */
+    /* Counted in pieces of a layer (kv_layout.h). The first layer has its own where its pieces are larger. */
+    const int32_t *slots, *first_slots;             /* [n_tokens] */
+    const int32_t *block_table, *first_block_table; /* [n_sequences, max_blocks] */
     /* Tokens that the sampler has drawn (embed.h): [n_tokens] places in draws. NULL: all are in ids. */
     const int32_t *draw_of, *draws;
-    const int32_t *q_start;     /* [n_sequences + 1] */
-    const int32_t *kv_len;      /* [n_sequences] */
-    const int32_t *span_start;  /* [n_sequences + 1] (decode_attention.h) */
-    const int32_t *block_table; /* [n_sequences, max_blocks] */
-    const int32_t *logit_rows;  /* [n_logits] token rows whose logits are wanted */
-    float *logits;              /* [n_logits, V] fp32 out */
+    const int32_t *q_start;    /* [n_sequences + 1] */
+    const int32_t *kv_len;     /* [n_sequences] */
+    const int32_t *span_start; /* [n_sequences + 1] (decode_attention.h) */
+    const int32_t *logit_rows; /* [n_logits] token rows whose logits are wanted */
+    float *logits;             /* [n_logits, V] fp32 out */
     /* Through this goes each layer's attention block: all in front of the MLP or the experts. NULL: it is
      * called. */
     mb_enqueue_part enqueue_attention;
@@ -87,9 +89,6 @@ mb_status mb_forward_init(mb_forward *forward, const mb_config *config, const mb
                           mb_device *device, mb_dtype dtype, const mb_forward_limits *limits,
                           mb_stream stream);
 void mb_forward_free(mb_forward *forward);
-
-/* Bytes of K plus V that one token takes over all layers. */
-uint64_t mb_kv_bytes_per_token(const mb_config *config, mb_dtype kv_dtype);
 
 /* Enqueues one step on the stream: embeds, runs all layers, stores K and V, and leaves the logits of
  * batch->logit_rows in batch->logits. A row's logits do not depend on the rest of the batch, bit for bit.

@@ -272,26 +272,28 @@ static const mb_ops *true_ops;
 static struct { int stores, attentions, decodes; } calls;
 static const float *all_scales; /* that the model has */
 
-static void check_given(const float *k, const float *v, int call) {
-    const float *scales = all_scales + call % LAYERS * 2 * N_KV;
-    assert_ptr_equal(k, scales);
-    assert_ptr_equal(v, scales + N_KV);
+/* The first layer's cache is not fp8. */
+static void check_given(mb_dtype cache_dtype, const float *k, const float *v, int call) {
+    const int layer = call % LAYERS;
+    assert_int_equal(cache_dtype, layer == 0 ? MB_F32 : MB_F8_E4M3);
+    assert_ptr_equal(k, layer == 0 ? NULL : all_scales + layer * 2 * N_KV);
+    assert_ptr_equal(v, layer == 0 ? NULL : all_scales + (layer * 2 + 1) * N_KV);
 }
 
 static mb_status watched_store(const mb_qk_norm_rope_store_args *args, mb_stream stream) {
-    check_given(args->k_scale, args->v_scale, calls.stores++);
+    check_given(args->cache_dtype, args->k_scale, args->v_scale, calls.stores++);
     return true_ops->qk_norm_rope_store(args, stream);
 }
 
 static mb_status watched_attention(const mb_attention_args *args, void *workspace, size_t workspace_bytes,
                                    mb_stream stream) {
-    check_given(args->k_scale, args->v_scale, calls.attentions++);
+    check_given(args->cache_dtype, args->k_scale, args->v_scale, calls.attentions++);
     return true_ops->attention(args, workspace, workspace_bytes, stream);
 }
 
 static mb_status watched_decode(const mb_decode_attention_args *args, void *workspace, size_t workspace_bytes,
                                 mb_stream stream) {
-    check_given(args->k_scale, args->v_scale, calls.decodes++);
+    check_given(args->cache_dtype, args->k_scale, args->v_scale, calls.decodes++);
     return true_ops->decode_attention(args, workspace, workspace_bytes, stream);
 }
 
@@ -310,6 +312,12 @@ static void test_operators_get_them(void **state) {
     (void)state;
     tiny_checkpoint options = checkpoint("F32");
     mb_model *model = open_with(&options, NULL, (mb_model_options){.kv_dtype = "fp8"});
+    mb_model_info info;
+    mb_model_get_info(model, &info);
+    /* Of a value of each head, K and V of the first layer, then of the others; rounded up to whole floats. */
+    const size_t n_bytes = 2 * sizeof(float) + 2 * (LAYERS - 1);
+    assert_int_equal(info.kv_bytes_per_token,
+                     N_KV * DIM * ((n_bytes + sizeof(float) - 1) / sizeof(float) * sizeof(float)));
     true_ops = model->device->ops;
     all_scales = model->kv_scales;
     mb_ops watched = *true_ops;

@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "engine/session.h"
 #include "model/model.h"
 #include "model/qwen3_moe.h"
 #include "support/generation.h"
@@ -57,12 +58,18 @@ static mb_session_memory memory_with(slow_device *slow, const mb_session_options
     return memory;
 }
 
+static uint64_t token_bytes(const mb_model *of) {
+    mb_model_info info;
+    mb_model_get_info(of, &info);
+    return info.kv_bytes_per_token;
+}
+
 /* The cache takes what the fraction leaves, to a block; the figures add up. */
 static void test_fraction(void **state) {
     (void)state;
     enum { TOTAL = 64 * MIB };
     slow_device *slow = slow_device_open(TOTAL);
-    uint64_t per_token = mb_kv_bytes_per_token(&model->config, model->dtype);
+    uint64_t per_token = token_bytes(model);
     mb_session_options options = small_session();
     float fractions[] = {0.5f, 0.92f, 1};
     for (int i = 0; i < 3; i++) {
@@ -142,6 +149,59 @@ static void test_max_context_bounds_requests(void **state) {
     mb_session_close(session);
 }
 
+static int holds_only(const unsigned char *bytes, size_t n, unsigned char value) {
+    for (size_t i = 0; i < n; i++)
+        if (bytes[i] != value)
+            return 0;
+    return 1;
+}
+
+/* All that the cache has of 64 positions, K and V of every layer, is one range of bytes, and each piece of a
+ * block is written when the block is. In an fp8 cache the first layer's pieces are larger. */
+static void check_blocks(mb_dtype kv_dtype) {
+    enum { BLOCKS = 5, PROMPT = 70, UNTOUCHED = 0xa5 };
+    mb_session_options options = small_session();
+    options.kv_tokens = BLOCKS * MB_KV_BLOCK;
+    mb_session *session;
+    mb_session_memory memory;
+    model->device = cpu;
+    model->kv_dtype = kv_dtype;
+    assert_int_equal(mb_session_open(model, &options, &session), MB_OK);
+    mb_session_get_memory(session, &memory);
+    size_t block_bytes = MB_KV_BLOCK * (size_t)token_bytes(model), n_layers = (size_t)model->config.n_layers;
+    size_t n_values = (size_t)(model->config.n_kv_heads * MB_KV_BLOCK * model->config.head_dim);
+    unsigned char *cache = session->runner.kv.memory;
+    assert_true(n_layers > 1);
+    assert_int_equal(memory.kv_bytes, BLOCKS * block_bytes);
+    memset(cache, UNTOUCHED, (size_t)memory.kv_bytes);
+    generation g;
+    generation_init_random(&g, model, 5, 32, -1, PROMPT, 1);
+    generation_run_alone(&g, session);
+    int n_touched = 0;
+    for (size_t b = 0; b < BLOCKS; b++) {
+        const unsigned char *at = cache + b * block_bytes;
+        size_t n = 0;
+        for (size_t p = 0; p < 2 * n_layers; p++) {
+            size_t piece_bytes = n_values * (kv_dtype == MB_F8_E4M3 && p >= 2 ? 1 : sizeof(float));
+            n += !holds_only(at, piece_bytes, UNTOUCHED);
+            at += piece_bytes;
+        }
+        assert_true(holds_only(at, (size_t)(cache + (b + 1) * block_bytes - at), UNTOUCHED));
+        assert_true(n == 0 || n == 2 * n_layers);
+        n_touched += n > 0;
+    }
+    assert_int_equal(n_touched, (PROMPT + MB_KV_BLOCK - 1) / MB_KV_BLOCK);
+    generation_free(&g);
+    mb_session_close(session);
+    model->kv_dtype = model->dtype;
+}
+
+static void test_a_block_is_one_piece(void **state) {
+    (void)state;
+    check_blocks(MB_F32);
+    check_blocks(MB_F8_E4M3);
+}
+
 /* Whatever does not fit: what was needed, what is free, which option to lower. Nothing is left behind. */
 static void test_out_of_memory(void **state) {
     (void)state;
@@ -176,8 +236,11 @@ static void test_out_of_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fraction),      cmocka_unit_test(test_max_context),
-        cmocka_unit_test(test_step_sizes),    cmocka_unit_test(test_max_context_bounds_requests),
+        cmocka_unit_test(test_fraction),
+        cmocka_unit_test(test_max_context),
+        cmocka_unit_test(test_a_block_is_one_piece),
+        cmocka_unit_test(test_step_sizes),
+        cmocka_unit_test(test_max_context_bounds_requests),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);

@@ -85,8 +85,7 @@ static void test_the_cpu_keeps_one_step(void **state) {
 
 /* ---- The same bits --------------------------------------------------------------------------------- */
 
-static void test_two_steps_change_no_result(void **state) {
-    (void)state;
+static void check_two_steps(mb_dtype kv_dtype) {
     enum { N = 16 };
     static const session_shape shapes[] = {
         {.steps_in_flight = 1, .max_sequences = 6, .max_step_tokens = 60, .prefill_chunk = 20},
@@ -100,6 +99,7 @@ static void test_two_steps_change_no_result(void **state) {
         {.steps_in_flight = 2, .max_sequences = 1},
     };
     generation alone[N];
+    models.plain->kv_dtype = kv_dtype;
     slow_models_run_alone(alone, N);
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
         generation all[N];
@@ -122,6 +122,13 @@ static void test_two_steps_change_no_result(void **state) {
         slow_models_free(all, N);
     }
     slow_models_free(alone, N);
+    models.plain->kv_dtype = models.plain->dtype;
+}
+
+static void test_two_steps_change_no_result(void **state) {
+    (void)state;
+    check_two_steps(MB_F32);
+    check_two_steps(MB_F8_E4M3);
 }
 
 /* The CPU gives the same with a second slot, should anybody ask for it. */

@@ -119,7 +119,8 @@ static void test_fp8_stays_near(void **state) {
         return;
     double weights = mean_kl("fp8", NULL), kv = mean_kl(NULL, "fp8");
     assert_true(weights > 0 && kv > 0);
-    assert_true(weights <= 5e-3 && kv <= 5e-3 && both <= 5e-3);
+    assert_true(weights <= 5e-3 && both <= 5e-3);
+    assert_true(kv <= 2.5e-3); /* 3.4e-3 when the first layer's cache is fp8 too */
 }
 
 static void test_unknown_names_are_refused(void **state) {

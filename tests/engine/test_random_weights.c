@@ -16,30 +16,29 @@ enum { TOKENS = 192, BLOCKS = TOKENS / MB_KV_BLOCK, EXPERTS = 32, TOP_K = 4, LAY
 /* Runs one prompt of random tokens, and counts the last layer's rows for each expert. */
 static void count_rows(const mb_config *config, const mb_weights *weights, mb_device *device,
                        int32_t rows[EXPERTS]) {
-    static int32_t ids[TOKENS], positions[TOKENS];
-    static const int32_t q_start[] = {0, TOKENS}, kv_len[] = {TOKENS}, blocks[BLOCKS] = {0, 1, 2};
+    static int32_t ids[TOKENS], positions[TOKENS], slots[TOKENS], blocks[BLOCKS];
+    static const int32_t q_start[] = {0, TOKENS}, kv_len[] = {TOKENS};
+    const mb_kv_layout layout = mb_kv_layout_make(config, MB_F32, MB_F32);
     static const int32_t logit_rows[] = {TOKENS - 1};
     uint64_t state = 5;
     for (int32_t i = 0; i < TOKENS; i++) {
         ids[i] = (int32_t)(tiny_random(&state) % (uint64_t)config->vocab);
-        positions[i] = i; /* and the slot in the cache */
+        positions[i] = i;
+        slots[i] = mb_kv_layout_slot(i, layout.pieces);
     }
+    for (int32_t b = 0; b < BLOCKS; b++)
+        blocks[b] = b * layout.pieces;
     mb_forward forward;
     mb_stream stream;
     const mb_forward_limits limits = {TOKENS, 1, 1, BLOCKS, MB_F32};
     assert_int_equal(device->stream_open(device, &stream), MB_OK);
     assert_int_equal(mb_forward_init(&forward, config, weights, device, MB_F32, &limits, stream), MB_OK);
-    const size_t kv_bytes = TOKENS * (size_t)mb_kv_bytes_per_token(config, MB_F32) / 2;
-    mb_kv_memory kv = {.k = malloc(kv_bytes),
-                       .v = malloc(kv_bytes),
-                       .layer_bytes = kv_bytes / LAYERS,
-                       .n_blocks = BLOCKS,
-                       .dtype = MB_F32};
+    mb_kv_memory kv = {.memory = malloc(BLOCKS * layout.block_bytes), .layout = layout, .n_blocks = BLOCKS};
     float *logits = malloc((size_t)config->vocab * sizeof *logits);
-    assert_true(kv.k && kv.v && logits);
+    assert_true(kv.memory && logits);
     const mb_batch batch = {.ids = ids,
                             .positions = positions,
-                            .slots = positions,
+                            .slots = slots,
                             .q_start = q_start,
                             .kv_len = kv_len,
                             .block_table = blocks,
@@ -58,8 +57,7 @@ static void count_rows(const mb_config *config, const mb_weights *weights, mb_de
     for (int32_t i = 0; i < TOKENS * TOP_K; i++)
         rows[forward.route_ids[i]]++;
     free(logits);
-    free(kv.v);
-    free(kv.k);
+    free(kv.memory);
     mb_forward_free(&forward);
     device->stream_close(device, stream);
 }

@@ -45,12 +45,16 @@ static mb_status counted_experts(const mb_moe_forward_args *args, void *workspac
 /* Logits of the last rows of a prompt of n_tokens. */
 static void run(const mb_config *config, const mb_weights *weights, mb_device *device, int32_t n_tokens,
                 float logits[ROWS * VOCAB]) {
-    int32_t ids[TOKENS], positions[TOKENS], logit_rows[ROWS];
-    const int32_t q_start[] = {0, n_tokens}, kv_len[] = {n_tokens}, span_start[] = {0, 1}, blocks[] = {0, 1};
+    int32_t ids[TOKENS], positions[TOKENS], slots[TOKENS], logit_rows[ROWS], blocks[BLOCKS];
+    const int32_t q_start[] = {0, n_tokens}, kv_len[] = {n_tokens}, span_start[] = {0, 1};
+    const mb_kv_layout layout = mb_kv_layout_make(config, MB_BF16, MB_BF16);
     for (int32_t i = 0; i < n_tokens; i++) {
         ids[i] = i * 7 % VOCAB;
-        positions[i] = i; /* and the slot in the cache */
+        positions[i] = i;
+        slots[i] = mb_kv_layout_slot(i, layout.pieces);
     }
+    for (int32_t b = 0; b < BLOCKS; b++)
+        blocks[b] = b * layout.pieces;
     int32_t n_logits = n_tokens < ROWS ? n_tokens : ROWS;
     for (int32_t i = 0; i < n_logits; i++)
         logit_rows[i] = n_tokens - n_logits + i;
@@ -59,16 +63,11 @@ static void run(const mb_config *config, const mb_weights *weights, mb_device *d
     const mb_forward_limits limits = {TOKENS, 1, ROWS, BLOCKS, MB_BF16};
     assert_int_equal(device->stream_open(device, &stream), MB_OK);
     assert_int_equal(mb_forward_init(&forward, config, weights, device, MB_BF16, &limits, stream), MB_OK);
-    size_t layer_bytes = BLOCKS * MB_KV_BLOCK * (size_t)(config->n_kv_heads * config->head_dim) * 2;
-    mb_kv_memory kv = {.k = calloc(LAYERS, layer_bytes),
-                       .v = calloc(LAYERS, layer_bytes),
-                       .layer_bytes = layer_bytes,
-                       .n_blocks = BLOCKS,
-                       .dtype = MB_BF16};
-    assert_true(kv.k && kv.v);
+    mb_kv_memory kv = {.memory = calloc(BLOCKS, layout.block_bytes), .layout = layout, .n_blocks = BLOCKS};
+    assert_true(kv.memory);
     const mb_batch batch = {.ids = ids,
                             .positions = positions,
-                            .slots = positions,
+                            .slots = slots,
                             .q_start = q_start,
                             .kv_len = kv_len,
                             .span_start = span_start,
@@ -83,8 +82,7 @@ static void run(const mb_config *config, const mb_weights *weights, mb_device *d
                             .max_kv_len = n_tokens};
     if (mb_forward_run(&forward, &kv, &batch, stream) != MB_OK)
         fail_msg("%s", mb_last_error());
-    free(kv.v);
-    free(kv.k);
+    free(kv.memory);
     mb_forward_free(&forward);
     device->stream_close(device, stream);
 }

@@ -23,6 +23,45 @@ static __device__ __forceinline__ void norm_head(const mb_weight *weight, float 
     mb_head_norm(&w, eps, head_dim, head);
 }
 
+/* The first 2 * half dimensions of a head, whose pairs may be those of two lanes: through `row`, the warp's
+ * shared memory. */
+static __device__ __forceinline__ void rotate_part(const float *cosines, const float *sines, int half,
+                                                   int head_dim, float *row, head_pairs *head) {
+    const int lane = threadIdx.x % 32, head_half = head_dim / 2;
+#pragma unroll
+    for (int i = 0; i < MAX_PAIRS; i++) {
+        const int pair = lane + 32 * i;
+        if (pair < head_half) {
+            row[pair] = head->low[i];
+            row[head_half + pair] = head->high[i];
+        }
+    }
+    __syncwarp();
+    for (int pair = lane; pair < half; pair += 32)
+        mb_rotate_pair(cosines[pair], sines[pair], &row[pair], &row[half + pair]);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < MAX_PAIRS; i++) {
+        const int pair = lane + 32 * i;
+        if (pair < head_half) {
+            head->low[i] = row[pair];
+            head->high[i] = row[head_half + pair];
+        }
+    }
+    __syncwarp(); /* the next head's numbers come there */
+}
+
+enum rotated_part { WHOLE, PART };
+
+template <int part>
+static __device__ __forceinline__ void rotate_head(const float *cosines, const float *sines, int half,
+                                                   int head_dim, float *row, head_pairs *head) {
+    if constexpr (part == PART)
+        rotate_part(cosines, sines, half, head_dim, row, head);
+    else
+        mb_head_rotate(cosines, sines, half, head);
+}
+
 /* Into the cache or into q. */
 static __device__ __forceinline__ void store_head(mb_dtype dtype, void *to, int64_t at, int half, int lane,
                                                   float scale, const head_pairs *head) {
@@ -36,13 +75,15 @@ static __device__ __forceinline__ void store_head(mb_dtype dtype, void *to, int6
     }
 }
 
+template <int part>
 static __global__ void __launch_bounds__(N_THREADS) qk_norm_rope_store(mb_qk_norm_rope_store_args args) {
-    __shared__ float cosines[MAX_HALF], sines[MAX_HALF];
+    __shared__ float cosines[MAX_HALF], sines[MAX_HALF], rows[part == PART ? N_WARPS : 1][2 * MAX_HALF];
     mb_grid_wait();
     const int64_t token = blockIdx.x;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = args.head_dim, half = d / 2;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, d = args.head_dim, half = d / 2,
+              rotated = part == PART ? args.rotary_dim / 2 : half; /* pairs */
     const float position = (float)args.positions[token];
-    if ((int)threadIdx.x < half) {
+    if ((int)threadIdx.x < rotated) {
         float sine, cosine;
         mb_sine_cosine(position * args.inv_freq[threadIdx.x], &sine, &cosine);
         sines[threadIdx.x] = sine * args.rope_scale;
@@ -58,14 +99,14 @@ static __global__ void __launch_bounds__(N_THREADS) qk_norm_rope_store(mb_qk_nor
         mb_head_load(args.dtype, args.qkv, (token * (n_q + 2 * n_kv) + h) * d, half, &head);
         if (h < n_q) {
             norm_head(&args.q_norm, args.eps, d, &head);
-            mb_head_rotate(cosines, sines, half, &head);
+            rotate_head<part>(cosines, sines, rotated, d, rows[part == PART ? warp : 0], &head);
             store_head(args.dtype, args.q, (token * n_q + h) * d, half, lane, 1, &head);
             continue;
         }
         const int32_t is_v = h >= n_q + n_kv, kv_head = h - n_q - is_v * n_kv;
         if (!is_v) {
             norm_head(&args.k_norm, args.eps, d, &head);
-            mb_head_rotate(cosines, sines, half, &head);
+            rotate_head<part>(cosines, sines, rotated, d, rows[part == PART ? warp : 0], &head);
         }
         const float *scales = is_v ? args.v_scale : args.k_scale;
         store_head(args.cache_dtype, is_v ? args.v_cache : args.k_cache,
@@ -104,16 +145,13 @@ static wide_kernel pick_wide(const mb_qk_norm_rope_store_args *args) {
 
 mb_status mb_qk_norm_rope_store_sm90(const mb_qk_norm_rope_store_args *args, mb_stream stream) {
     MB_TRY(mb_qk_norm_rope_store_check(args));
-    if (mb_rotated_dims(args->rotary_dim, args->head_dim) != args->head_dim)
-        return mb_fail(MB_ERR_UNSUPPORTED,
-                       "qk_norm_rope_store: rotary_dim is %d; a GPU rotates whole heads only, here %d",
-                       args->rotary_dim, args->head_dim);
     if (args->n_tokens == 0)
         return MB_OK;
-    const wide_kernel wide = pick_wide(args);
+    const int is_part = mb_rotated_dims(args->rotary_dim, args->head_dim) != args->head_dim;
+    const wide_kernel wide = is_part ? NULL : pick_wide(args);
     if (!wide)
-        return mb_launch("qk_norm_rope_store", qk_norm_rope_store, dim3((unsigned)args->n_tokens), N_THREADS,
-                         0, stream, args);
+        return mb_launch("qk_norm_rope_store", is_part ? qk_norm_rope_store<PART> : qk_norm_rope_store<WHOLE>,
+                         dim3((unsigned)args->n_tokens), N_THREADS, 0, stream, args);
     const int64_t n_ctas = 2 * (int64_t)mb_n_processors(); /* that find room at once */
     const int64_t full = (args->n_tokens + n_ctas - 1) / n_ctas,
                   tile = full < MOST_TOKENS ? full : MOST_TOKENS;

@@ -36,9 +36,9 @@ const cli_option cli_model_options[] = {
      .offset = FIELD(kv_dtype),
      .choices = "fp8",
      .help =
-         "Keep the KV cache in fp8, in a half or a quarter of the memory: all layers but the first, whose keys "
-         "and values follow from token and position alone, so that an error there repeats. Without it: in the "
-         "type that is computed in."},
+         "Keep the KV cache in fp8, in a half or a quarter of the memory: all layers but the first, whose "
+         "keys and values follow from token and position alone, so that an error there repeats. Without it: "
+         "in the type that is computed in."},
     {.name = "threads",
      .value_name = "N",
      .kind = CLI_INTEGER,

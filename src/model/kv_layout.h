@@ -1,18 +1,18 @@
 /*
  * kv_layout.h - where each layer's K and V lie in the KV cache.
  *
- * A block is all that the cache has of 64 positions of a sequence: [layer, K and V, Hkv, 64, D]. It is one range of
- * bytes, which one copy can move. A piece is [Hkv, 64, D]: a block's K, or V, of one layer.
+ * A block is all that the cache has of 64 positions of a sequence: [layer, K and V, Hkv, 64, D]. It is one
+ * range of bytes, which one copy can move. A piece is [Hkv, 64, D]: a block's K, or V, of one layer.
  *
- * An operator sees one layer. Its k_cache is the layer's K in the first block, its v_cache the piece after that, and
- * its block table and slots count pieces of the layer's size from there on. A block is as large as `pieces` of
- * them, so block b is the layer's piece b * pieces.
+ * An operator sees one layer. Its k_cache is the layer's K in the first block, its v_cache the piece after
+ * that, and its block table and slots count pieces of the layer's size from there on. A block is as large
+ * as `pieces` of them, so block b is the layer's piece b * pieces.
  *
- * An fp8 cache has all layers in e4m3 but the first, whose K and V stay in the type of the activations. They follow
- * from token and position alone, so an error there repeats wherever the token stands, and attention does not
- * average it out: on the demo model that layer made more of the divergence than all others
- * (docs/findings/fp8.md). Its pieces are larger, so a block is fewer of them, and the layer has a block table and
- * slots of its own.
+ * An fp8 cache has all layers in e4m3 but the first, whose K and V stay in the type of the activations.
+ * They follow from token and position alone, so an error there repeats wherever the token stands, and
+ * attention does not average it out: on the demo model that layer made more of the divergence than all
+ * others (docs/findings/fp8.md). Its pieces are larger, so a block is fewer of them, and the layer has a
+ * block table and slots of its own.
  */
 #ifndef MB_MODEL_KV_LAYOUT_H
 #define MB_MODEL_KV_LAYOUT_H

@@ -217,6 +217,9 @@ def test_info_counts_parameters(moebius, tmp_path):
     assert document["experts"] == 4 and document["experts_per_token"] == 2 and document["max_positions"] == 64
     assert document["kv_tokens_that_fit"]["h100_80gb"] == (80 * 10**9 - document["weight_bytes"]) // (2 * 2 * 2 * 16 * 2)
     assert not document["has_tokenizer"]
+    fp8 = json.loads(moebius("info", folder, "--json", "--kv-dtype=fp8").stdout)  # the first layer: fp32 here, bf16 there
+    assert fp8["kv_bytes_per_token"] == 12 * 2 * 16  # K and V of 4 bytes, then of 1, rounded up to whole floats
+    assert fp8["kv_tokens_that_fit"]["h100_80gb"] == (80 * 10**9 - fp8["weight_bytes"]) // (2 * (2 + 1) * 2 * 16)
     text = moebius("info", folder).stdout.decode()
     for fact in ("Qwen3MoeForCausalLM", "4 of size 16, 2 for each token", "H100 80 GB", "H200 141 GB", "fp32"):
         assert fact in text

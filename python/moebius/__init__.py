@@ -1,7 +1,7 @@
 """
 moebius: Engine answers prompts with a Qwen3-MoE model; the other functions are the operators of its layers for NVIDIA
-Hopper (the MoE's; norm, dense layer, rotary embedding, attention over a paged KV cache), and their CPU reference, on NumPy
-arrays and PyTorch tensors. moebius.nn.MoE is a layer that trains, and moebius.training
+Hopper (the MoE's; norm, dense layer, rotary embedding, attention over a paged KV cache, sampling), and their CPU
+reference, on NumPy arrays and PyTorch tensors. moebius.nn.MoE is a layer that trains, and moebius.training
 has the operators of training.
 
 Words: T tokens, H hidden, I intermediate size of one expert, E experts, K chosen experts per token, R routed rows.

@@ -12,8 +12,8 @@ def rms_norm(
 
     x: [T, H] float32, bfloat16 or float16. weight: [H], of any of these. Arithmetic is float32; x / rms is rounded to
     x's dtype before it is multiplied by the weight, as in Hugging Face's Qwen3MoeRMSNorm.
-    residual: [T, H] of x's dtype; then the sum x + residual, rounded to x's dtype, is normed and returned too, as vLLM's
-    fused_add_rms_norm does.
+    residual: [T, H] of x's dtype; then the sum x + residual, rounded to x's dtype, is normed and returned too, as
+    vLLM's fused_add_rms_norm does.
     out_dtype: x's by default, or float8_e4m3fn of a 16-bit x, with one scale for each row and 128 columns.
 
     Returns out; (out, sum) with residual; with float8 (out, out_scale) and (out, out_scale, sum), out_scale float32
@@ -37,8 +37,8 @@ def linear(
     """A dense layer: x weight^T + bias + residual, [T, N], summed in float32 and rounded once.
 
     x: [T, K] float32, bfloat16 or float16. weight: [N, K] of x's dtype, or float8_e4m3fn with a 16-bit x.
-    weight_scale (float8 only), float32: blocks [ceil(N/128), ceil(K/128)] as in the checkpoints' weight_scale_inv, or [1].
-    Beside blocks a GPU quantises x too, by one scale for each row and 128 columns.
+    weight_scale (float8 only), float32: blocks [ceil(N/128), ceil(K/128)] as in the checkpoints' weight_scale_inv, or
+    [1]. Beside blocks a GPU quantises x too, by one scale for each row and 128 columns.
     bias: [N] float32, bfloat16 or float16. residual: [T, N] of out's dtype.
     out_dtype: x's by default, or float32. out: [T, N] where to write; may be residual, not x. Returned.
 
@@ -101,9 +101,9 @@ def attention(
     q: [T, Hq, D] float32, bfloat16 or float16. k_cache, v_cache: [n_blocks, Hkv, 64, D] of one of these or
     float8_e4m3fn; Hq is a multiple of Hkv.
     block_table: int32 [S, max_blocks]: position p of sequence s is in block block_table[s, p // 64] at p % 64.
-    kv_lengths: int32 [S], positions in the cache, those of this call included. query_starts: int32 [S + 1]: sequence s has
-    rows [query_starts[s], query_starts[s + 1]) of q, which are its last positions. Prompts, chunks of them and single
-    tokens may be mixed.
+    kv_lengths: int32 [S], positions in the cache, those of this call included. query_starts: int32 [S + 1]: sequence
+    s has rows [query_starts[s], query_starts[s + 1]) of q, which are its last positions. Prompts, chunks of them and
+    single tokens may be mixed.
     scale: 1 / sqrt(D) by default.
     max_query_length, max_kv_length: the longest of the batch, or more; what is beyond them is left out. By default the
     most that the shapes allow: T and 64 * max_blocks. A GPU's workspace grows with them.
@@ -212,18 +212,18 @@ def sample(
 ) -> tuple[Array, Array]:
     """The next token of each row of logits, and its log-probability: ids int32 [N], logprobs float32 [N].
 
-    logits: float32 [N, V], not changed. seeds, positions: int64 [N]; the draw of a row is Philox4x32-10's for its seed and
-    position (of the token that is drawn), whatever the other rows are.
+    logits: float32 [N, V], not changed. seeds, positions: int64 [N]; the draw of a row is Philox4x32-10's for its seed
+    and position (of the token that is drawn), whatever the other rows are.
     temperature, top_p, min_p: float32 [N]; temperature 0, or None, takes the largest logit. top_k: int32 [N], 0 is off.
     Order: penalties, mask; temperature; the top_k largest; of these the smallest set with probability top_p; of these
     those with at least min_p times the largest probability.
     repetition_penalty, presence_penalty, frequency_penalty: float32 [N], and with any of them
-    seen: int32 [N, V], of each token twice its occurrences in the answer, plus 1 when it is in the prompt. The token that
-    is drawn is counted in it.
+    seen: int32 [N, V], of each token twice its occurrences in the answer, plus 1 when it is in the prompt. The token
+    that is drawn is counted in it.
     allowed: int32 [N, ceil(V / 32)], a bit for each token, the lowest first: those whose bit is 0 are not drawn.
 
-    logprobs are those of the untouched logits. An id is -1, and its logprob -infinity, where a row has a NaN or +infinity, or
-    nothing that may be drawn.
+    logprobs are those of the untouched logits. An id is -1, and its logprob -infinity, where a row has a NaN or
+    +infinity, or nothing that may be drawn.
     """
     ids, logprobs = operators_of("sample", "logits", logits).sample(
         logits,

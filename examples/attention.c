@@ -1,6 +1,6 @@
 /*
- * attention.c - a layer's attention with the operators alone, on the CPU: a prompt goes into a paged KV cache in two
- * chunks of odd sizes, then in one piece into another. The results have the same bits.
+ * attention.c - a layer's attention with the operators alone, on the CPU: a prompt goes into a paged KV
+ * cache in two chunks of odd sizes, then in one piece into another. The results have the same bits.
  */
 #include <math.h>
 #include <moebius/layers.h>
@@ -21,8 +21,8 @@ static void check(mb_status status) {
     exit(1);
 }
 
-/* The positions [first, end) of a sequence whose blocks are those of `table`: their q to attend with, their k and v
- * into the cache; then attention to all positions up to each. */
+/* The positions [first, end) of a sequence whose blocks are those of `table`: their q to attend with,
+ * their k and v into the cache; then attention to all positions up to each. */
 static void attend(const int32_t *table, int32_t first, int32_t end, float *out) {
     int32_t positions[TOKENS], slots[TOKENS];
     const int32_t n_tokens = end - first, q_start[2] = {0, n_tokens};

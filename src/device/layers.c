@@ -1,6 +1,6 @@
 /*
- * layers.c - the public operators of moebius/layers.h: they look where the memory is, check what a kernel takes for
- * granted from the engine, and call that place's op table.
+ * layers.c - the public operators of moebius/layers.h: they look where the memory is, check what a kernel
+ * takes for granted from the engine, and call that place's op table.
  */
 #include "base/status.h"
 #include "device/place.h"

@@ -1,8 +1,8 @@
 /*
  * api_check.cu - the public operators find the GPU by their pointers: each gives on the GPU what it gives
  * on the CPU, can be captured in a graph, and leaves the caller's CUDA state as it was. One small layer in
- * bf16, its experts and its attention; what the kernels compute in other shapes and dtypes is the other checks'
- * business. No options.
+ * bf16, its experts and its attention; what the kernels compute in other shapes and dtypes is the other
+ * checks' business. No options.
  */
 #include "check.cuh"
 #include "moebius/layers.h"

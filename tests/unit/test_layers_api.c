@@ -1,6 +1,7 @@
 /*
- * The public operators of moebius/layers.h on the CPU, as a caller outside of the engine has them: each against a
- * loop in fp64, what they refuse and how they say it, nothing to do. More shapes and types: test_ops_cases.
+ * The public operators of moebius/layers.h on the CPU, as a caller outside of the engine has them: each
+ * against a loop in fp64, what they refuse and how they say it, nothing to do. More shapes and types:
+ * test_ops_cases.
  */
 #include "moebius/layers.h"
 

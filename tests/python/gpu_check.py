@@ -203,6 +203,16 @@ def check_norm_and_linear():
             x, weight, residual = normal(n_tokens, H).to(dtype), normal(H).to(dtype), normal(n_tokens, I).to(dtype)
             normed = moebius.rms_norm(x, weight)
             close(f"rms_norm {dtype} T={n_tokens}", normed, moebius.rms_norm(x.cpu(), weight.cpu()), limit)
+            other = normal(n_tokens, H).to(dtype)
+            added, total = moebius.rms_norm(x, weight, residual=other)
+            same_bits("x + residual", total, x + other)
+            same_bits("the norm of x + residual", added, moebius.rms_norm(total, weight))
+            if dtype is not torch.float32:
+                in_float8 = moebius.rms_norm(x, weight, residual=other, out_dtype=FP8)
+                for got, wanted in zip(
+                    in_float8, (*moebius.rms_norm(total, weight, out_dtype=FP8), total), strict=True
+                ):
+                    same_bits("x + residual in float8", got, wanted)
             matrix, bias = (normal(I, H) / H**0.5).to(dtype), normal(I)
             got = moebius.linear(x, matrix, bias=bias, residual=residual)
             expected = x.double() @ matrix.double().T + bias.double() + residual.double()

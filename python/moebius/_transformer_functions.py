@@ -38,7 +38,7 @@ def linear(
 
     x: [T, K] float32, bfloat16 or float16. weight: [N, K] of x's dtype, or float8_e4m3fn with a 16-bit x.
     weight_scale (float8 only), float32: blocks [ceil(N/128), ceil(K/128)] as in the checkpoints' weight_scale_inv, or
-    [1]. Beside blocks a GPU quantises x too, by one scale for each row and 128 columns.
+    [1]. A GPU quantises x too, by one scale for each row and 128 columns.
     bias: [N] float32, bfloat16 or float16. residual: [T, N] of out's dtype.
     out_dtype: x's by default, or float32. out: [T, N] where to write; may be residual, not x. Returned.
 
@@ -69,7 +69,7 @@ def qk_norm_rope_store(
     sequence.
     positions: int32 [T]. slots: int32 [T], where k and v go: block * 64 + position % 64; -1 stores nothing.
     inv_freq: float32 [R / 2], the rotary frequencies with any scaling applied. The first R dimensions of a head are
-    rotated, dimension i together with i + R / 2 ("rotate half"). A GPU rotates whole heads only: R = D.
+    rotated, dimension i together with i + R / 2 ("rotate half"); the others are normed and stay.
     q_norm, k_norm: [D], weights of an RMSNorm of each head with eps (Qwen3); None: no norm.
     rope_scale: multiplies cos and sin (YaRN's attention factor).
     k_scale, v_scale: float32 [Hkv], of a float8 cache: values are divided by them. None: 1.

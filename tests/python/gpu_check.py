@@ -203,6 +203,16 @@ def check_norm_and_linear():
             x, weight, residual = normal(n_tokens, H).to(dtype), normal(H).to(dtype), normal(n_tokens, I).to(dtype)
             normed = moebius.rms_norm(x, weight)
             close(f"rms_norm {dtype} T={n_tokens}", normed, moebius.rms_norm(x.cpu(), weight.cpu()), limit)
+            other = normal(n_tokens, H).to(dtype)
+            added, total = moebius.rms_norm(x, weight, residual=other)
+            same_bits("x + residual", total, x + other)
+            same_bits("the norm of x + residual", added, moebius.rms_norm(total, weight))
+            if dtype is not torch.float32:
+                in_float8 = moebius.rms_norm(x, weight, residual=other, out_dtype=FP8)
+                for got, wanted in zip(
+                    in_float8, (*moebius.rms_norm(total, weight, out_dtype=FP8), total), strict=True
+                ):
+                    same_bits("x + residual in float8", got, wanted)
             matrix, bias = (normal(I, H) / H**0.5).to(dtype), normal(I)
             got = moebius.linear(x, matrix, bias=bias, residual=residual)
             expected = x.double() @ matrix.double().T + bias.double() + residual.double()
@@ -220,6 +230,10 @@ def check_norm_and_linear():
             wide = matrix.double() * scale.repeat_interleave(128, 0).repeat_interleave(128, 1).double()
             got = moebius.linear(x, matrix, weight_scale=scale, out_dtype=torch.float32)
             close(f"linear {dtype} float8", got, quantised_by_block(x.double()) @ wide.T, 1e-6)
+            one = torch.tensor([0.004], device=DEVICE)
+            got = moebius.linear(x, matrix, weight_scale=one, out_dtype=torch.float32)
+            wide = matrix.double() * one.double()
+            close(f"linear {dtype} float8 per tensor", got, quantised_by_block(x.double()) @ wide.T, 1e-6)
 
 
 def batch_of_sequences(query_lengths, kv_lengths, n_blocks=24):
@@ -256,7 +270,8 @@ def check_attention():
                 cpu_scales = {n: scale.cpu() for n, scale in scales.items()}
                 qkv = normal(n_tokens, (heads + 2 * kv_heads) * dim).to(dtype)
                 norms = {n: (1 + 0.1 * normal(dim)).to(dtype) for n in ("q_norm", "k_norm")}
-                inv_freq = 1e6 ** (-torch.arange(dim // 2, device=DEVICE) / (dim / 2))
+                n_pairs = dim // 4 if cache_dtype is FP8 else dim // 2  # with FP8 half of a head is rotated
+                inv_freq = 1e6 ** (-torch.arange(n_pairs, device=DEVICE) / (dim / 2))
                 q = moebius.qk_norm_rope_store(qkv, *cache, positions, slots, inv_freq, **norms, **scales)
                 q_cpu = moebius.qk_norm_rope_store(
                     qkv.cpu(), *on_cpu, positions.cpu(), slots.cpu(), inv_freq.cpu(),

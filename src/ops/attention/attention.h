@@ -1,6 +1,6 @@
 /*
- * attention.h - causal attention over the paged KV cache; its parameters are public (moebius/layers.h). A query's
- * result does not depend on how its prompt was cut into chunks, bit for bit.
+ * attention.h - causal attention over the paged KV cache; its parameters are public (moebius/layers.h). A
+ * query's result does not depend on how its prompt was cut into chunks, bit for bit.
  */
 #ifndef MB_OPS_ATTENTION_H
 #define MB_OPS_ATTENTION_H

@@ -1,6 +1,7 @@
 /*
- * decode_attention.h - what follows the projection to q, k and v in a decode step, as one operator; its parameters are
- * public (moebius/layers.h). Its result is that of qk_norm_rope_store and then attention, bit for bit.
+ * decode_attention.h - what follows the projection to q, k and v in a decode step, as one operator; its
+ * parameters are public (moebius/layers.h). Its result is that of qk_norm_rope_store and then attention,
+ * bit for bit.
  */
 #ifndef MB_OPS_DECODE_ATTENTION_H
 #define MB_OPS_DECODE_ATTENTION_H

@@ -1,6 +1,6 @@
 /*
- * gemm.h - dense linear layer; its parameters are public (moebius/layers.h). "Old" there is: not written by kernels
- * in front of the call that let the next one start early.
+ * gemm.h - dense linear layer; its parameters are public (moebius/layers.h). "Old" there is: not written by
+ * kernels in front of the call that let the next one start early.
  */
 #ifndef MB_OPS_GEMM_H
 #define MB_OPS_GEMM_H

@@ -1,6 +1,6 @@
 /*
- * rope.h - what happens to q, k and v between the projection and the attention, in one pass; the parameters are public
- * (moebius/layers.h).
+ * rope.h - what happens to q, k and v between the projection and the attention, in one pass; the parameters
+ * are public (moebius/layers.h).
  */
 #ifndef MB_OPS_ROPE_H
 #define MB_OPS_ROPE_H

@@ -1,6 +1,6 @@
 /*
- * sample.h - from logits to the next token, one row per sequence; the parameters are public (moebius/layers.h). Rows
- * are plain data, copied to the device with the batch's other arrays.
+ * sample.h - from logits to the next token, one row per sequence; the parameters are public
+ * (moebius/layers.h). Rows are plain data, copied to the device with the batch's other arrays.
  */
 #ifndef MB_OPS_SAMPLE_H
 #define MB_OPS_SAMPLE_H

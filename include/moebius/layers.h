@@ -18,8 +18,8 @@
  *
  * On the GPU matrices (x, x8, qkv, q, out, out8, residual, sum, a gemm's weight, the caches) are 16-byte
  * aligned, and all else as its type. So that an operator can begin early, it may read what is called old
- * below before the operators of this library in front of it have ended: none of those may write it. Copies,
- * memsets and kernels that do not let the next one start early may.
+ * below before the operators of this library in front of it have ended, and these may have begun early too:
+ * none of them since the stream's last copy, memset or other kernel may write it. Those may.
  *
  * The gather of embedding rows is not here: every framework has it.
  */
@@ -78,7 +78,7 @@ typedef struct mb_gemm_args {
     const void *x8;        /* [T, K] MB_F8_E4M3, or NULL */
     const float *x8_scale; /* [T, ceil(K / 128)] */
     mb_weight weight;      /* [1, N, K], any dtype; old, and its scales too */
-    const void *bias;      /* [N] bias_dtype, or NULL */
+    const void *bias;      /* [N] bias_dtype, or NULL; old */
     const void *residual;  /* [T, N] out_dtype, or NULL; may be out */
     void *out;             /* [T, N] out_dtype; may not be x */
     int64_t n_tokens;
@@ -88,9 +88,9 @@ typedef struct mb_gemm_args {
     const int32_t *norm_rows; /* [T] row of x that is normed for each row, or NULL: the same row */
     float eps;                /* of the norm */
     /* The rows of x are still to be added up: the call does what mb_moe_reduce does with these, and x is
-     * their out. NULL: x is there. Choices and weights must be older than the kernel in front of the
-     * call. They and the rows may lie in the call's workspace: they are read before anything is written
-     * there. */
+     * their out. NULL: x is there. Choices and weights are old, or the kernel in front is the experts' of
+     * mb_moe_forward, which lets this one begin only when all in front of it has ended. They and the rows
+     * may lie in the call's workspace: they are read before anything is written there. */
     const mb_moe_reduce_args *x_sum;
 } mb_gemm_args;
 MB_API mb_status mb_gemm_workspace(const mb_gemm_args *most, size_t *bytes);
@@ -175,7 +175,7 @@ enum { MB_DECODE_TOKENS = 8, MB_DECODE_SPAN = 256 };
  * span_start and counters are the caller's because all layers of a step share them.
  */
 typedef struct mb_decode_attention_args {
-    const void *qkv;          /* [T, (Hq + 2 Hkv) * D] dtype: q heads, k heads, v heads; 4-byte aligned */
+    const void *qkv;          /* [T, (Hq + 2 Hkv) * D] dtype: q heads, k heads, v heads */
     mb_weight q_norm, k_norm; /* [1, 1, D] any dtype without scales; data NULL: no norm. Old */
     const int32_t *positions; /* [T] for the rotation; old */
     const int32_t *slots;     /* [T] of the cache; -1: do not store */

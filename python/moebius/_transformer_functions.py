@@ -169,8 +169,8 @@ def decode_attention(
     A sequence has 1 to 8 tokens (several when tokens are drafted), or none. schedule: decode_schedule's result for
     these lengths, on the same device. The other arguments are those of the two functions.
 
-    A GPU begins the call while the moebius operators in front of it still run. So none of these may write its arguments
-    other than qkv and slots, and a qk_norm_rope_store directly in front may not store what these sequences read.
+    A GPU begins the call while the moebius operators in front of it still run. So none of these, since the stream's last
+    copy or other kernel, may write its arguments other than qkv and slots, or store what these sequences read.
     """
     return operators_of("decode_attention", "qkv", qkv).decode_attention(
         qkv,

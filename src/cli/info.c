@@ -49,7 +49,8 @@ static int has_fp8_cache(const mb_model_info *info) {
     return strcmp(info->kv_dtype, "fp8_e4m3") == 0;
 }
 
-/* On the cards the cache is kept in bf16, whatever this run computes in, or in fp8 but for the first layer. */
+/* On the cards the cache is kept in bf16, whatever this run computes in, or in fp8 but for the first
+ * layer. */
 static uint64_t kv_bytes_on_card(const mb_model_info *info) {
     const uint64_t n_layers = (uint64_t)info->n_layers;
     return 2 * (has_fp8_cache(info) ? 2 + (n_layers - 1) : 2 * n_layers) * (uint64_t)info->n_kv_heads *

@@ -26,10 +26,9 @@ enum { MERGED_HERE = 32, MERGED_OF_FEW = 16 };
 enum { MERGED_AT_ONCE = 12 }; /* whose loads are under way together */
 enum { CHAIN_REST = 4 };      /* one in so many spans of the batch is not of a chain */
 enum { MOST_CLUSTER = 8 };
-/*
- * Of an SM's blocks on the way from memory, where there are more CTAs than SMs. More would not make the memory faster, and
- * all else that goes there waits behind them: the kernel's code, queries, kept spans, the fence in front of a count.
- */
+/* Of an SM's blocks on the way from memory, where there are more CTAs than SMs. More would not make the
+ * memory faster, and all else that goes there waits behind them: the kernel's code, queries, kept spans, the
+ * fence in front of a count. */
 enum { MOST_ASKED_BYTES = 64 * 1024 };
 
 typedef struct decode_params {

@@ -38,11 +38,10 @@ static __device__ __forceinline__ void load_weight(const mb_weight *weight, floa
         load_elements<MB_F32, n>(weight->data, to, first, stride);
 }
 
-/*
- * The rows that queries and new tokens are made from, into L2, as the first thing that the grid does: their latency then
- * passes beside that of the first item's search and blocks. (The kernels in front may still write the rows. A prefetch
- * reads nothing: it says which lines L2 should have, and those kernels write to L2.)
- */
+/* The rows that queries and new tokens are made from, into L2, as the first thing that the grid does: their
+ * latency then passes beside that of the first item's search and blocks. (The kernels in front may still
+ * write the rows. A prefetch reads nothing: it says which lines L2 should have, and those kernels write to
+ * L2.) */
 template <int dim>
 static __device__ __forceinline__ void ask_for_rows(const mb_qk_norm_rope_store_args *rope) {
     const int64_t bytes = rope->n_tokens * (rope->n_heads + 2 * rope->n_kv_heads) * dim * 2;

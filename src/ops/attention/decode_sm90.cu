@@ -350,14 +350,14 @@ static mb_status run_parts(const mb_decode_attention_args *args, void *workspace
 }
 
 /* Boxes of a panel of [blocks x kv heads, 64, D]. The arguments do not say how many blocks there are: more
- * than fit into any GPU's memory. */
+ * than fit into any GPU's memory, 256 GiB of the smallest. */
 template <class shape>
 static mb_status encode_cache(CUtensorMap *map, const mb_attention_args *args, const void *cache) {
     const mb_tensor_map_encode encode = mb_tensor_map_encoder();
     if (!encode)
         return mb_fail(MB_ERR_DEVICE,
                        "decode_attention: the driver has no cuTensorMapEncodeTiled; CUDA 12 is needed");
-    const cuuint64_t sizes[5] = {(cuuint64_t)args->head_dim, BLOCK, 1 << 25, 1, 1};
+    const cuuint64_t sizes[5] = {(cuuint64_t)args->head_dim, BLOCK, 1 << 26, 1, 1};
     const cuuint64_t strides[4] = {shape::row_bytes, shape::n_bytes, shape::n_bytes, shape::n_bytes};
     const cuuint32_t box[5] = {shape::panel_bytes / shape::element_bytes, BLOCK, 1, 1, 1};
     const cuuint32_t element_strides[5] = {1, 1, 1, 1, 1};
@@ -438,8 +438,6 @@ mb_status mb_decode_attention_sm90(const mb_decode_attention_args *args, void *w
     MB_TRY(mb_workspace_check("decode_attention", workspace, workspace_bytes, needed));
     if (!takes(args))
         return run_parts(args, workspace, workspace_bytes, stream);
-    if ((uintptr_t)args->qkv % 4 != 0)
-        return mb_fail(MB_ERR_ARGUMENT, "decode_attention: qkv is not 4-byte aligned");
     decode_params p = {};
     p.rope = mb_decode_rope_part(args, NULL);
     p.attend = mb_decode_attention_part(args, NULL);

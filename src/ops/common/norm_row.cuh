@@ -1,7 +1,7 @@
 /*
  * norm_row.cuh - RMSNorm of a row of 16 bits by a warp, whose lanes have eight neighbouring elements of
  * every 256. Kernels that norm a row share these lines, since a row has the same bits wherever it is
- * normed.
+ * normed. (gemm/few_prepare.cuh, whose norm weight may be of another type, shares the tree alone.)
  */
 #ifndef MB_OPS_COMMON_NORM_ROW_CUH
 #define MB_OPS_COMMON_NORM_ROW_CUH

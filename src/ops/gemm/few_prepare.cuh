@@ -37,8 +37,8 @@ static __device__ __forceinline__ uint32_t pack(float low, float high, int is_f1
 }
 
 /* Which rows are added up, and what each counts: choice i in lane i of every warp. They are older than the
- * kernel in front, which makes the rows, so they are read before the wait: from L2, since L1 may still have
- * those of the layer before. */
+ * experts' kernel in front, which makes the rows and lets this one begin only behind its own wait. So they
+ * are read before the wait: from L2, since L1 may still have those of the layer before. */
 typedef struct sum_choices {
     int32_t row;
     float weight;

@@ -93,7 +93,8 @@ typedef struct spread_args {
     int32_t n;
 } spread_args;
 
-/* Nothing here lets the next kernel start early: it may read its weight's scales before it waits. */
+/* Nothing here lets the next kernel start early: it may read its weight's scales before it waits. That the
+ * stores of CTAs that have ended are seen then is what gemm_check's chains observe, not a promise of PTX. */
 static __global__ void __launch_bounds__(N_THREADS) spread_scale(spread_args args) {
     mb_grid_wait(); /* the kernels in front may use the workspace */
     const int32_t i = (int32_t)(blockIdx.x * N_THREADS + threadIdx.x);

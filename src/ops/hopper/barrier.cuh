@@ -53,7 +53,8 @@ static __device__ __forceinline__ void mb_mbarrier_arrive(uint64_t *barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(mb_shared_address(barrier)) : "memory");
 }
 
-/* One arrival of a warp that is whole here. */
+/* One arrival of a warp that is whole here. elect.sync orders no memory: what the other lanes have read or
+ * written comes before a __syncwarp in front, or before a wait for wgmma that each lane has done. */
 static __device__ __forceinline__ void mb_mbarrier_arrive_warp(uint64_t *barrier) {
     asm volatile("{\n"
                  ".reg .pred one;\n"

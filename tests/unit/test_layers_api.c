@@ -348,6 +348,14 @@ static void test_sample(void **state) {
     m.logits[0] = NAN;
     check_ok(call_sample(&args));
     assert_int_equal(m.ids[0], -1);
+
+    /* However high the temperature, what is not allowed is not drawn. */
+    m.allowed[0] = 1 << 4;
+    m.rows[1].temperature = INFINITY;
+    for (m.rows[1].seed = 0; m.rows[1].seed < 16; m.rows[1].seed++) {
+        check_ok(call_sample(&args));
+        assert_int_equal(m.ids[1], 4);
+    }
 }
 
 /* ---- refusals ------------------------------------------------------------------------------------------ */

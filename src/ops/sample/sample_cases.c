@@ -181,6 +181,39 @@ static void check_sample(mb_check *check, int32_t n_rows, int32_t vocab, double 
     mb_check_end(check, 0, (double)n_rows * vocab * sizeof(float));
 }
 
+/* An infinite temperature: all that is allowed is as likely, the rest is not drawn. */
+static void check_infinite_temperature(mb_check *check) {
+    enum { ROWS = 3, VOCAB = 70 };
+    mb_check_begin(check, "sample rows=%d V=%d temperature=inf", ROWS, VOCAB);
+    mb_sample_row *rows = mb_check_alloc(check, ROWS * sizeof *rows);
+    uint32_t *allowed = mb_check_alloc(check, (VOCAB + 31) / 32 * sizeof *allowed);
+    mb_sample_args args = {
+        .logits = mb_check_values(check, MB_F32, (int64_t)ROWS * VOCAB, -5, 5),
+        .rows = rows,
+        .ids = mb_check_alloc(check, ROWS * sizeof(int32_t)),
+        .logprobs = mb_check_alloc(check, ROWS * sizeof(float)),
+        .n_rows = ROWS,
+        .vocab = VOCAB,
+    };
+    memset(allowed, 0, (VOCAB + 31) / 32 * sizeof *allowed);
+    allowed[0] = 1u << 2;
+    for (int32_t r = 0; r < ROWS; r++) /* one without filters, one with top_p, one with top_k and top_p */
+        rows[r] = (mb_sample_row){.temperature = INFINITY,
+                                  .top_p = r == 0 ? 1 : 0.9f,
+                                  .top_k = r == 2 ? 3 : 0,
+                                  .repetition_penalty = 1,
+                                  .seed = (uint64_t)r,
+                                  .allowed = allowed};
+    size_t workspace_bytes = 0;
+    mb_check_ok(check, check->ops->sample_workspace(&args, &workspace_bytes));
+    void *workspace = mb_check_alloc(check, workspace_bytes);
+    MB_CHECK_CALL(check, check->ops->sample(&args, workspace, workspace_bytes, check->stream));
+    for (int32_t r = 0; r < ROWS; r++)
+        if (args.ids[r] != 2)
+            mb_check_fail(check, "ids[%d] is %d, but only token 2 is allowed", r, args.ids[r]);
+    mb_check_end(check, 0, (double)ROWS * VOCAB * sizeof(float));
+}
+
 static void check_log_softmax(mb_check *check, int32_t n_rows, int32_t vocab, int in_place) {
     mb_check_begin(check, "log_softmax rows=%d V=%d%s", n_rows, vocab, in_place ? " in place" : "");
     int64_t n = (int64_t)n_rows * vocab;
@@ -238,6 +271,7 @@ void mb_sample_cases(mb_check *check) {
     for (size_t i = 0; i < sizeof histories / sizeof *histories; i++)
         check_count_tokens(check, histories[i].n_ids, histories[i].n_prompt, histories[i].vocab);
 
+    check_infinite_temperature(check);
     static const int32_t shapes[][2] = {{0, 100}, {1, 1}, {128, 7}, {256, 503}, {64, 4096}, {7, 151936}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         check_sample(check, shapes[i][0], shapes[i][1], 1);

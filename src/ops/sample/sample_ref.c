@@ -7,6 +7,7 @@
 #include "ops/sample/log_sum_exp.h"
 #include "ops/sample/philox.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 
@@ -153,9 +154,10 @@ static void sample_row(const void *context, int64_t r) {
     adjust_logits(row, args->vocab, z);
     int32_t id = find_best(z, args->vocab);
     if (id >= 0 && row->temperature > 0) {
-        float maximum = z[id];
+        /* -inf over an infinite one would be NaN */
+        const float maximum = z[id], temperature = fminf(row->temperature, FLT_MAX);
         for (int32_t i = 0; i < args->vocab; i++)
-            z[i] = (z[i] - maximum) / row->temperature;
+            z[i] = (z[i] - maximum) / temperature;
         id = draw(row, args->vocab, z, s->buffers.candidates + r * args->vocab);
     }
     if (row->seen && id >= 0)

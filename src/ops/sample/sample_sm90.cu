@@ -16,6 +16,8 @@
 #include "ops/sample/cutoff.cuh"
 #include "ops/sample/philox.h"
 
+#include <float.h>
+
 typedef struct sample_shared {
     /* told by the CTAs of the cluster: one of each */
     unsigned long long best[MOST_CTAS], maxima[MOST_CTAS];
@@ -281,8 +283,8 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS) sample(sample_params p)
     const best_token best = find_best(&at, logits, z, &s);
     sum_pieces(&at, logits, best.maximum, s.sums);
     if (best.id >= 0 && parameters->temperature > 0) {
-        if (threadIdx.x == 0)
-            s.cutoff.row = {z, best.z, parameters->temperature};
+        if (threadIdx.x == 0) /* -inf over an infinite one would be NaN */
+            s.cutoff.row = {z, best.z, fminf(parameters->temperature, FLT_MAX)};
         __syncthreads();
         const int32_t id = draw(&at, parameters, &s.cutoff.row, &s);
         if (id >= 0)

@@ -398,6 +398,8 @@ static void test_norm_and_gemm_refuse(void **state) {
 #define BAD(change, word) SIZE_REFUSED("gemm", gemm, mb_gemm_workspace, change, word)
     BAD(args.n_tokens = -1, "n_tokens is -1");
     BAD(args.weight.rows = 0, "weight is [0, 12]");
+    BAD(args.weight.rows = INT64_MAX, "weight is [9223372036854775807, 12]");
+    BAD(args.weight.cols = INT64_MAX, "weight is [7, 9223372036854775807]");
     BAD(args.dtype = MB_F8_E4M3, "dtype fp8_e4m3");
     BAD(args.out_dtype = MB_F8_E4M3, "out_dtype fp8_e4m3");
     BAD(args.norm_rows = m.slots, "norm_rows without norm_weight");
@@ -444,16 +446,33 @@ static void test_attention_refuses(void **state) {
     BAD((args.kv_len = long_lengths, args.max_kv_len = 129), "more than max_blocks, 2, can hold");
     BAD((args.q_start = falling, args.max_q_len = 9), "q_start falls at sequence 1");
     BAD(args.n_tokens = 7, "q_start runs from 0 to 8");
+    static const int32_t far_apart[4] = {0, INT32_MAX, INT32_MIN, T}, longest[3] = {INT32_MAX, INT32_MAX, T};
+    BAD((args.q_start = far_apart, args.kv_len = longest, args.n_sequences = 3, args.max_blocks = 1 << 26,
+         args.max_q_len = args.max_kv_len = INT32_MAX),
+        "q_start falls at sequence 1");
 #undef BAD
 #define BAD(change, word) \
     SIZE_REFUSED("decode_attention", decode, mb_decode_attention_workspace, change, word)
     BAD(args.max_q_len = 9, "max_q_len is 9");
     BAD(args.n_sequences = -1, "n_sequences is -1");
+    BAD((args.n_tokens = 1 << 30, args.n_heads = args.n_kv_heads = 1 << 30, args.head_dim = 512),
+        "a workspace for 1073741824 tokens of 1073741824 heads would be too large");
 #undef BAD
     static const int32_t wrong_spans[S + 1] = {0, 2, 3};
     REFUSED("decode_attention", decode, args.scale = 0, "scale is 0");
     REFUSED("decode_attention", decode, args.counters = NULL, "counters is NULL");
     REFUSED("decode_attention", decode, args.span_start = wrong_spans, "span_start[1] is 2");
+    /* Refused before the caches are touched. */
+    static const int32_t beyond[S + 1] = {0, 3, 9};
+    REFUSED("attention", decode, args.q_start = beyond, "q_start runs from 0 to 9");
+    REFUSED("attention", decode, args.kv_len = short_lengths, "kv_len[0] is 2, less than its 3 queries");
+    static const int32_t longest_last[S] = {70, INT32_MAX};
+    REFUSED("attention", decode, args.kv_len = longest_last, "kv_len[1] is 2147483647, more than max_blocks");
+    REFUSED("decode_attention", decode,
+            (args.kv_len = longest_last, args.max_blocks = 1 << 26, args.max_kv_len = INT32_MAX),
+            "have 8388609 spans");
+    assert_memory_equal(m.k_again, m.k, sizeof m.k);
+    assert_memory_equal(m.v_again, m.v, sizeof m.v);
     mb_decode_attention_args no_heads = decode();
     no_heads.n_kv_heads = 0;
     assert_int_equal(mb_decode_attention_counters(&no_heads), 0);

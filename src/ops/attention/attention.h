@@ -15,6 +15,8 @@ extern "C" {
 /* What must hold on every device: of the sizes, for the workspace, and of all but what arrays hold. */
 mb_status mb_attention_check_sizes(const mb_attention_args *args);
 mb_status mb_attention_check(const mb_attention_args *args);
+/* And of what q_start and kv_len hold, where the host can read them. */
+mb_status mb_attention_check_arrays(const mb_attention_args *args);
 
 /* Reads q_start and kv_len. */
 mb_op_cost mb_attention_cost(const mb_attention_args *args);

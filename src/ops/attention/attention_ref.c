@@ -166,7 +166,7 @@ mb_status mb_attention_check(const mb_attention_args *args) {
     return MB_OK;
 }
 
-static mb_status check_arrays(const mb_attention_args *args) {
+mb_status mb_attention_check_arrays(const mb_attention_args *args) {
     MB_TRY(mb_attention_check(args));
     if (args->n_tokens == 0)
         return MB_OK;
@@ -174,16 +174,17 @@ static mb_status check_arrays(const mb_attention_args *args) {
                "attention: q_start runs from %d to %d, not from 0 to n_tokens, %" PRId64, args->q_start[0],
                args->q_start[args->n_sequences], args->n_tokens);
     for (int32_t s = 0; s < args->n_sequences; s++) {
-        int32_t q_len = args->q_start[s + 1] - args->q_start[s];
-        MB_REQUIRE(args->q_start[s] <= args->q_start[s + 1], "attention: q_start falls at sequence %d", s);
-        MB_REQUIRE(args->kv_len[s] >= q_len, "attention: kv_len[%d] is %d, less than its %d queries", s,
-                   args->kv_len[s], q_len);
+        const int64_t q_len = (int64_t)args->q_start[s + 1] - args->q_start[s];
+        MB_REQUIRE(q_len >= 0, "attention: q_start falls at sequence %d", s);
+        MB_REQUIRE(args->kv_len[s] >= q_len, "attention: kv_len[%d] is %d, less than its %" PRId64 " queries",
+                   s, args->kv_len[s], q_len);
         MB_REQUIRE(args->kv_len[s] <= (int64_t)args->max_blocks * BLOCK,
                    "attention: kv_len[%d] is %d, more than max_blocks, %d, can hold", s, args->kv_len[s],
                    args->max_blocks);
         /* A GPU cannot look: it leaves out what is beyond them. */
-        MB_REQUIRE(q_len <= args->max_q_len, "attention: sequence %d has %d queries, max_q_len is %d", s,
-                   q_len, args->max_q_len);
+        MB_REQUIRE(q_len <= args->max_q_len,
+                   "attention: sequence %d has %" PRId64 " queries, max_q_len is %d", s, q_len,
+                   args->max_q_len);
         MB_REQUIRE(args->kv_len[s] <= args->max_kv_len, "attention: kv_len[%d] is %d, max_kv_len %d", s,
                    args->kv_len[s], args->max_kv_len);
     }
@@ -194,7 +195,7 @@ mb_status mb_attention_ref(const mb_attention_args *args, void *workspace, size_
                            mb_stream stream) {
     (void)workspace;
     (void)workspace_bytes;
-    MB_TRY(check_arrays(args));
+    MB_TRY(mb_attention_check_arrays(args));
     double work = 2.0 * (double)args->n_tokens * args->n_heads * args->head_dim * args->max_kv_len;
     mb_parallel_for(stream, work, args->n_tokens * args->n_kv_heads, attend_item, args);
     return MB_OK;

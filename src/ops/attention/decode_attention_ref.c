@@ -4,11 +4,17 @@
 #include "ops/common/tensor.h"
 #include "ops/common/workspace.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 mb_status mb_decode_attention_check_sizes(const mb_decode_attention_args *args) {
     mb_attention_args attend = mb_decode_attention_part(args, NULL);
     MB_TRY(mb_attention_check_sizes(&attend));
+    /* Factors are below 2^31. Twice as many bytes of q fit into a size_t. */
+    const int64_t n_q_heads = args->n_tokens * args->n_heads;
+    MB_REQUIRE(n_q_heads <= INT64_MAX / args->head_dim / (int64_t)mb_dtype_bytes(args->dtype),
+               "decode_attention: a workspace for %" PRId64 " tokens of %d heads would be too large",
+               args->n_tokens, args->n_heads);
     MB_REQUIRE(args->max_q_len <= MB_DECODE_TOKENS,
                "decode_attention: max_q_len is %d; at most %d tokens of a sequence are taken",
                args->max_q_len, MB_DECODE_TOKENS);
@@ -39,13 +45,16 @@ int64_t mb_decode_attention_counters(const mb_decode_attention_args *most) {
 }
 
 static mb_status check_arrays(const mb_decode_attention_args *args) {
-    int32_t n_spans = 0;
+    const mb_attention_args attend = mb_decode_attention_part(args, args->qkv);
+    MB_TRY(mb_attention_check_arrays(&attend));
+    int64_t n_spans = 0;
     for (int32_t s = 0; s <= args->n_sequences && args->n_tokens > 0; s++) {
         MB_REQUIRE(args->span_start[s] == n_spans,
-                   "decode_attention: span_start[%d] is %d, but the sequences in front have %d spans", s,
-                   args->span_start[s], n_spans);
+                   "decode_attention: span_start[%d] is %d, but the sequences in front have %" PRId64
+                   " spans",
+                   s, args->span_start[s], n_spans);
         if (s < args->n_sequences && args->q_start[s] < args->q_start[s + 1])
-            n_spans += (args->kv_len[s] + MB_DECODE_SPAN - 1) / MB_DECODE_SPAN;
+            n_spans += ((int64_t)args->kv_len[s] + MB_DECODE_SPAN - 1) / MB_DECODE_SPAN;
     }
     return MB_OK;
 }

@@ -56,6 +56,7 @@ static inline mb_attention_args mb_decode_attention_part(const mb_decode_attenti
     return part;
 }
 
+/* mb_decode_attention_check_sizes says that they fit into a size_t. */
 static inline size_t mb_decode_q_bytes(const mb_decode_attention_args *args) {
     return (size_t)args->n_tokens * (size_t)args->n_heads * (size_t)args->head_dim *
            mb_dtype_bytes(args->dtype);

@@ -63,8 +63,8 @@ mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
     const mb_weight *weight = &args->weight;
     MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "gemm: n_tokens is %" PRId64,
                args->n_tokens);
-    MB_REQUIRE(weight->rows > 0 && weight->cols > 0, "gemm: weight is [%" PRId64 ", %" PRId64 "]",
-               weight->rows, weight->cols);
+    MB_REQUIRE(weight->rows > 0 && weight->rows <= INT32_MAX && weight->cols > 0 && weight->cols <= INT32_MAX,
+               "gemm: weight is [%" PRId64 ", %" PRId64 "]", weight->rows, weight->cols);
     MB_REQUIRE(mb_dtype_is_activation(args->dtype), "gemm: dtype %s is not one of activations",
                mb_dtype_name(args->dtype));
     MB_REQUIRE(mb_dtype_is_activation(args->out_dtype), "gemm: out_dtype %s is not one of activations",
@@ -75,7 +75,6 @@ mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
     MB_REQUIRE(args->norm_weight.data || !args->norm_rows, "gemm: norm_rows without norm_weight");
     if (!args->norm_weight.data)
         return MB_OK;
-    MB_REQUIRE(weight->cols <= INT32_MAX, "gemm: a norm of %" PRId64 " columns", weight->cols);
     return mb_weight_check(&args->norm_weight, "gemm: norm_weight", 1, 1, weight->cols, 0);
 }
 

@@ -407,6 +407,7 @@ static void test_norm_and_gemm_refuse(void **state) {
     REFUSED("gemm", gemm, args.x = NULL, "x or out is NULL");
     REFUSED("gemm", gemm, args.weight.data = NULL, "weight.data is NULL");
     REFUSED("gemm", gemm, args.x8 = m.bytes, "x8_scale is NULL");
+    REFUSED("gemm", gemm, args.out = m.x, "out is x");
 }
 
 static void test_rope_refuses(void **state) {
@@ -420,6 +421,8 @@ static void test_rope_refuses(void **state) {
     BAD(args.k_scale = m.scales, "k_scale or v_scale is set");
     BAD(args.q_norm.cols = D + 1, "q_norm has shape [1, 1, 7]");
     BAD(args.slots = NULL, "slots");
+    BAD(args.q = m.qkv, "q lies in qkv");
+    BAD(args.q = m.qkv + T * HEADS * D - 1, "q lies in qkv");
 #undef BAD
 }
 
@@ -440,6 +443,7 @@ static void test_attention_refuses(void **state) {
 #undef BAD
 #define BAD(change, word) REFUSED("attention", attention, change, word)
     BAD(args.block_table = NULL, "block_table");
+    BAD(args.out = m.q, "out is q");
     BAD(args.max_q_len = 4, "sequence 1 has 5 queries, max_q_len is 4");
     BAD(args.max_kv_len = 69, "kv_len[0] is 70, max_kv_len 69");
     BAD(args.kv_len = short_lengths, "kv_len[0] is 2, less than its 3 queries");
@@ -461,6 +465,8 @@ static void test_attention_refuses(void **state) {
     static const int32_t wrong_spans[S + 1] = {0, 2, 3};
     REFUSED("decode_attention", decode, args.scale = 0, "scale is 0");
     REFUSED("decode_attention", decode, args.counters = NULL, "counters is NULL");
+    REFUSED("decode_attention", decode, args.out = m.qkv, "out lies in qkv");
+    REFUSED("decode_attention", decode, args.out = m.qkv + D, "out lies in qkv");
     REFUSED("decode_attention", decode, args.span_start = wrong_spans, "span_start[1] is 2");
     /* Refused before the caches are touched. */
     static const int32_t beyond[S + 1] = {0, 3, 9};

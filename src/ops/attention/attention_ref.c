@@ -161,6 +161,7 @@ mb_status mb_attention_check(const mb_attention_args *args) {
     MB_REQUIRE(args->q && args->k_cache && args->v_cache && args->q_start && args->kv_len &&
                    args->block_table && args->out,
                "attention: one of q, k_cache, v_cache, q_start, kv_len, block_table, out is NULL");
+    MB_REQUIRE(args->q != args->out, "attention: out is q");
     MB_REQUIRE(args->n_sequences > 0, "attention: n_sequences is %d for %" PRId64 " tokens",
                args->n_sequences, args->n_tokens);
     return MB_OK;

@@ -29,6 +29,8 @@ mb_status mb_decode_attention_check(const mb_decode_attention_args *args) {
     /* Pointers that only the parts know are checked by them; q is the workspace's. */
     mb_qk_norm_rope_store_args rope = mb_decode_rope_part(args, args->out);
     mb_attention_args attend = mb_decode_attention_part(args, args->qkv);
+    MB_REQUIRE(args->n_tokens == 0 || !args->out || !mb_lies_in_qkv(args->out, &rope),
+               "decode_attention: out lies in qkv");
     MB_TRY(mb_qk_norm_rope_store_check(&rope));
     MB_TRY(mb_attention_check(&attend));
     MB_REQUIRE(args->n_tokens == 0 || (args->span_start && args->counters),

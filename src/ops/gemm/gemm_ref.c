@@ -90,6 +90,7 @@ mb_status mb_gemm_check(const mb_gemm_args *args) {
     MB_TRY(mb_gemm_check_sizes(args));
     MB_REQUIRE(args->weight.data, "gemm: weight.data is NULL");
     MB_REQUIRE(args->n_tokens == 0 || ((args->x || args->x8) && args->out), "gemm: x or out is NULL");
+    MB_REQUIRE(args->n_tokens == 0 || args->x != args->out, "gemm: out is x");
     MB_REQUIRE(!args->x8 == !args->x8_scale, "gemm: one of x8 and x8_scale is NULL");
     MB_REQUIRE(!args->x8 || !args->norm_weight.data, "gemm: x8 with a norm in front");
     const mb_moe_reduce_args *sum = args->x_sum;

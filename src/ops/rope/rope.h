@@ -17,6 +17,8 @@ int32_t mb_rotated_dims(int32_t rotary_dim, int32_t head_dim);
 
 /* What must hold on every device. */
 mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args);
+/* 1 when the array begins inside of qkv; sizes as checked. */
+int mb_lies_in_qkv(const void *array, const mb_qk_norm_rope_store_args *args);
 
 mb_op_cost mb_qk_norm_rope_store_cost(const mb_qk_norm_rope_store_args *args);
 

@@ -78,6 +78,13 @@ static void process_token(const void *context, int64_t t) {
     }
 }
 
+int mb_lies_in_qkv(const void *array, const mb_qk_norm_rope_store_args *args) {
+    const size_t n_heads = (size_t)args->n_heads + 2 * (size_t)args->n_kv_heads;
+    const size_t bytes =
+        (size_t)args->n_tokens * n_heads * (size_t)args->head_dim * mb_dtype_bytes(args->dtype);
+    return (uintptr_t)array >= (uintptr_t)args->qkv && (uintptr_t)array - (uintptr_t)args->qkv < bytes;
+}
+
 mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
     MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "qk_norm_rope_store: n_tokens is %" PRId64,
                args->n_tokens);
@@ -106,6 +113,7 @@ mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
     MB_REQUIRE(args->qkv && args->positions && args->slots && args->inv_freq && args->q && args->k_cache &&
                    args->v_cache,
                "qk_norm_rope_store: one of qkv, positions, slots, inv_freq, q, k_cache, v_cache is NULL");
+    MB_REQUIRE(!mb_lies_in_qkv(args->q, args), "qk_norm_rope_store: q lies in qkv");
     return MB_OK;
 }
 

@@ -16,8 +16,8 @@
  * tables and lengths that are wrong read or write memory that is not theirs. The CPU refuses lengths that
  * do not fit each other.
  *
- * On the GPU matrices (x, x8, qkv, q, out, out8, residual, sum, a gemm's weight, the caches) are 16-byte
- * aligned, and all else as its type. So that an operator can begin early, it may read what is called old
+ * Arrays are aligned as their type, on the GPU matrices (x, x8, qkv, q, out, out8, residual, sum, a gemm's
+ * weight, the caches) to 16 bytes. So that an operator can begin early, it may read what is called old
  * below before the operators of this library in front of it have ended, and these may have begun early too:
  * none of them since the stream's last copy, memset or other kernel may write it. Those may.
  *

@@ -4,6 +4,7 @@
  */
 #include "base/status.h"
 #include "device/place.h"
+#include "ops/common/dtype.h"
 #include "ops/common/tensor.h"
 
 #include <inttypes.h>
@@ -23,6 +24,28 @@ static mb_status check_matrices(const mb_place *where, const char *op, const nam
 #define CHECK_MATRICES(where, op, ...)                            \
     check_matrices(where, op, (const named_array[]){__VA_ARGS__}, \
                    sizeof((const named_array[]){__VA_ARGS__}) / sizeof(named_array))
+
+typedef struct typed_array {
+    const char *name;
+    const void *array;
+    size_t bytes; /* of an element; 0 of a type that the operator refuses */
+} typed_array;
+
+/* Everything is aligned as its type, wherever it is. NULL is for the operator to judge. */
+static mb_status check_arrays(const char *op, const typed_array *arrays, size_t n_arrays) {
+    for (size_t i = 0; i < n_arrays; i++)
+        if (arrays[i].bytes > 0)
+            MB_TRY(mb_array_check(op, arrays[i].name, arrays[i].array, arrays[i].bytes, 1));
+    return MB_OK;
+}
+#define CHECK_ARRAYS(op, ...)                            \
+    check_arrays(op, (const typed_array[]){__VA_ARGS__}, \
+                 sizeof((const typed_array[]){__VA_ARGS__}) / sizeof(typed_array))
+/* Members of args: an array of C type, one of a dtype. */
+#define TYPED(member) \
+    { #member, args->member, sizeof *args->member }
+#define OF_DTYPE(member, dtype) \
+    { #member, args->member, mb_dtype_bytes(dtype) }
 
 /* What the host knows of a batch of sequences: grids and workspaces are made of it. */
 static mb_status check_batch(const char *op, int64_t n_tokens, int32_t n_sequences, int32_t max_blocks,
@@ -44,6 +67,10 @@ mb_status mb_rms_norm(const mb_rms_norm_args *args, mb_stream stream) {
     MB_TRY(MB_PLACE_ENTER(&where, args->x, args->out, args->out8, args->weight.data));
     mb_status status = CHECK_MATRICES(&where, "rms_norm", {"x", args->x}, {"out", args->out},
                                       {"out8", args->out8}, {"residual", args->residual}, {"sum", args->sum});
+    if (status == MB_OK)
+        status = CHECK_ARRAYS("rms_norm", OF_DTYPE(x, args->dtype), OF_DTYPE(out, args->dtype),
+                              OF_DTYPE(residual, args->dtype), OF_DTYPE(sum, args->dtype),
+                              OF_DTYPE(weight.data, args->weight.dtype), TYPED(rows), TYPED(out8_scale));
     if (status == MB_OK)
         status = where.ops->rms_norm(args, stream);
     return mb_place_leave(&where, status);
@@ -72,6 +99,12 @@ mb_status mb_gemm(const mb_gemm_args *args, void *workspace, size_t workspace_by
         CHECK_MATRICES(&where, "gemm", {"x", args->x}, {"x8", args->x8}, {"weight.data", args->weight.data},
                        {"residual", args->residual}, {"out", args->out});
     if (status == MB_OK)
+        status = CHECK_ARRAYS(
+            "gemm", OF_DTYPE(x, args->dtype), OF_DTYPE(bias, args->bias_dtype),
+            OF_DTYPE(residual, args->out_dtype), OF_DTYPE(out, args->out_dtype),
+            OF_DTYPE(weight.data, args->weight.dtype), OF_DTYPE(norm_weight.data, args->norm_weight.dtype),
+            OF_DTYPE(weight.scale, args->weight.scale_dtype), TYPED(x8_scale), TYPED(norm_rows));
+    if (status == MB_OK)
         status = where.ops->gemm(args, workspace, workspace_bytes, stream);
     return mb_place_leave(&where, status);
 }
@@ -84,6 +117,12 @@ mb_status mb_qk_norm_rope_store(const mb_qk_norm_rope_store_args *args, mb_strea
     MB_TRY(MB_PLACE_ENTER(&where, args->qkv, args->q, args->k_cache));
     mb_status status = CHECK_MATRICES(&where, "qk_norm_rope_store", {"qkv", args->qkv}, {"q", args->q},
                                       {"k_cache", args->k_cache}, {"v_cache", args->v_cache});
+    if (status == MB_OK)
+        status =
+            CHECK_ARRAYS("qk_norm_rope_store", OF_DTYPE(qkv, args->dtype), OF_DTYPE(q, args->dtype),
+                         OF_DTYPE(k_cache, args->cache_dtype), OF_DTYPE(v_cache, args->cache_dtype),
+                         OF_DTYPE(q_norm.data, args->q_norm.dtype), OF_DTYPE(k_norm.data, args->k_norm.dtype),
+                         TYPED(positions), TYPED(slots), TYPED(inv_freq), TYPED(k_scale), TYPED(v_scale));
     if (status == MB_OK)
         status = where.ops->qk_norm_rope_store(args, stream);
     return mb_place_leave(&where, status);
@@ -114,6 +153,11 @@ mb_status mb_attention(const mb_attention_args *args, void *workspace, size_t wo
     MB_TRY(enter_attention(args, &where));
     mb_status status = CHECK_MATRICES(&where, "attention", {"q", args->q}, {"k_cache", args->k_cache},
                                       {"v_cache", args->v_cache}, {"out", args->out});
+    if (status == MB_OK)
+        status =
+            CHECK_ARRAYS("attention", OF_DTYPE(q, args->dtype), OF_DTYPE(out, args->dtype),
+                         OF_DTYPE(k_cache, args->cache_dtype), OF_DTYPE(v_cache, args->cache_dtype),
+                         TYPED(q_start), TYPED(kv_len), TYPED(block_table), TYPED(k_scale), TYPED(v_scale));
     if (status == MB_OK)
         status = where.ops->attention(args, workspace, workspace_bytes, stream);
     return mb_place_leave(&where, status);
@@ -146,6 +190,13 @@ mb_status mb_decode_attention(const mb_decode_attention_args *args, void *worksp
         CHECK_MATRICES(&where, "decode_attention", {"qkv", args->qkv}, {"k_cache", args->k_cache},
                        {"v_cache", args->v_cache}, {"out", args->out});
     if (status == MB_OK)
+        status = CHECK_ARRAYS("decode_attention", OF_DTYPE(qkv, args->dtype), OF_DTYPE(out, args->dtype),
+                              OF_DTYPE(k_cache, args->cache_dtype), OF_DTYPE(v_cache, args->cache_dtype),
+                              OF_DTYPE(q_norm.data, args->q_norm.dtype),
+                              OF_DTYPE(k_norm.data, args->k_norm.dtype), TYPED(positions), TYPED(slots),
+                              TYPED(inv_freq), TYPED(q_start), TYPED(kv_len), TYPED(span_start),
+                              TYPED(block_table), TYPED(counters), TYPED(k_scale), TYPED(v_scale));
+    if (status == MB_OK)
         status = where.ops->decode_attention(args, workspace, workspace_bytes, stream);
     return mb_place_leave(&where, status);
 }
@@ -172,19 +223,28 @@ mb_status mb_sample(const mb_sample_args *args, void *workspace, size_t workspac
     mb_place where;
     MB_TRY(mb_place_check_workspace("sample", workspace));
     MB_TRY(enter_sample(args, &where));
-    return mb_place_leave(&where, where.ops->sample(args, workspace, workspace_bytes, stream));
+    mb_status status = CHECK_ARRAYS("sample", TYPED(logits), TYPED(ids), TYPED(logprobs));
+    if (status == MB_OK)
+        status = where.ops->sample(args, workspace, workspace_bytes, stream);
+    return mb_place_leave(&where, status);
 }
 
 mb_status mb_count_tokens(const mb_count_tokens_args *args, mb_stream stream) {
     mb_place where;
     MB_TRY(mb_need(args, "count_tokens: args"));
     MB_TRY(MB_PLACE_ENTER(&where, args->seen, args->ids));
-    return mb_place_leave(&where, where.ops->count_tokens(args, stream));
+    mb_status status = CHECK_ARRAYS("count_tokens", TYPED(ids), TYPED(seen));
+    if (status == MB_OK)
+        status = where.ops->count_tokens(args, stream);
+    return mb_place_leave(&where, status);
 }
 
 mb_status mb_log_softmax(const mb_log_softmax_args *args, mb_stream stream) {
     mb_place where;
     MB_TRY(mb_need(args, "log_softmax: args"));
     MB_TRY(MB_PLACE_ENTER(&where, args->logits, args->out));
-    return mb_place_leave(&where, where.ops->log_softmax(args, stream));
+    mb_status status = CHECK_ARRAYS("log_softmax", TYPED(logits), TYPED(out));
+    if (status == MB_OK)
+        status = where.ops->log_softmax(args, stream);
+    return mb_place_leave(&where, status);
 }

@@ -498,6 +498,28 @@ static void test_sampling_refuses(void **state) {
     REFUSED("log_softmax", log_softmax, args.out = NULL, "logits or out is NULL");
 }
 
+#define SHIFTED(array) ((void *)((char *)(array) + 1))
+static void test_misaligned_arrays_are_refused(void **state) {
+    (void)state;
+#define BAD(name, make, member) \
+    REFUSED(name, make, args.member = SHIFTED(args.member), #member " is not aligned to 4 bytes")
+    BAD("rms_norm", rms_norm, x);
+    BAD("rms_norm", rms_norm, weight.data);
+    BAD("gemm", gemm, bias);
+    BAD("gemm", gemm, out);
+    BAD("gemm", gemm, weight.data);
+    BAD("qk_norm_rope_store", rope, slots);
+    BAD("qk_norm_rope_store", rope, v_cache);
+    BAD("attention", attention, kv_len);
+    BAD("attention", attention, q);
+    BAD("decode_attention", decode, qkv);
+    BAD("decode_attention", decode, counters);
+    BAD("sample", sample, logits);
+    BAD("count_tokens", count_tokens, ids);
+    BAD("log_softmax", log_softmax, out);
+#undef BAD
+}
+
 static void test_nothing_to_do_and_no_arguments(void **state) {
     (void)state;
     size_t bytes = 7;
@@ -543,6 +565,7 @@ int main(void) {
         cmocka_unit_test_setup(test_rope_refuses, set_up),
         cmocka_unit_test_setup(test_attention_refuses, set_up),
         cmocka_unit_test_setup(test_sampling_refuses, set_up),
+        cmocka_unit_test_setup(test_misaligned_arrays_are_refused, set_up),
         cmocka_unit_test_setup(test_nothing_to_do_and_no_arguments, set_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -325,3 +325,21 @@ def test_numpy_integers_and_bools_are_integers_and_bools(library):
     assert len(moebius.plan(ids, numpy.int32(E)).offsets) == E + 1
     x, w13, w2 = library.ones((T, H)), library.ones((E, 2 * I, H)), library.ones((E, H, I))
     moebius.moe(x, w13, w2, weights, ids, first_expert=numpy.int8(1), n_experts=numpy.int64(9))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", ["rms_norm", "qk_norm_rope_store", "attention", "decode_attention"])
+def test_numbers_are_floats_of_c(library, name):
+    """What would be infinite or zero as a float of C is refused; NumPy's numbers are numbers."""
+    function, arguments = calls(library)[name]
+    for argument in {"eps", "rope_scale", "scale"} & arguments.keys():
+        for value in (1, 0.5, 3.4e38, numpy.float16(0.5), numpy.float32(0.5), numpy.float64(0.5), numpy.longdouble(0.5), numpy.int64(1)):
+            function(**{**arguments, argument: value})
+        low = "0" if argument == "eps" else "1.5e-45"
+        small = () if argument == "eps" else (0, 0.0, 1e-60, numpy.float32(0))
+        for value in (1e39, numpy.longdouble("1e39"), numpy.float32("inf"), 10**30 * 10**9, 10**400, 10**5000, -1, -1e-60, *small):
+            with pytest.raises(ValueError) as caught:
+                function(**{**arguments, argument: value})
+            error = str(caught.value)
+            assert error.startswith(f"{name}: {argument} is ") and len(error) < 200
+            assert error.endswith(f"; it must be from {low} to 3.4e38, what a float32 holds"), error

@@ -127,7 +127,12 @@ def linear(
     out_pointer = arrays.output_matrix("out", out, out_code, shape, x)
     if arrays.fake or n_tokens == 0:
         return out
-    check_apart(arrays, "x", x_pointer, _bytes(x), out_pointer, _bytes(out))
+    others = (("x", x, x_pointer), ("weight", weight, matrix.data), ("bias", bias, bias_pointer))
+    # residual may be out itself: then each number is read before it is written.
+    residuals = () if residual_pointer == out_pointer else (("residual", residual, residual_pointer),)
+    for name, array, pointer in (*others, *residuals):
+        if pointer:
+            check_apart(arrays, name, pointer, _bytes(array), out_pointer, _bytes(out))
     args = GemmArgs(
         x=x_pointer,
         weight=matrix,

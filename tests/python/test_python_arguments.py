@@ -343,3 +343,29 @@ def test_numbers_are_floats_of_c(library, name):
             error = str(caught.value)
             assert error.startswith(f"{name}: {argument} is ") and len(error) < 200
             assert error.endswith(f"; it must be from {low} to 3.4e38, what a float32 holds"), error
+
+
+def test_linear_writes_over_no_argument():
+    memory = numpy.ones((9, 16), "float32")
+    x, weight, bias = numpy.ones((8, 16), "float32"), numpy.ones((16, 16), "float32"), memory[0]
+
+    def refuses(text, out, x=x, weight=weight, bias=None, residual=None):
+        with pytest.raises(ValueError) as caught:
+            moebius.linear(x, weight, bias=bias, residual=residual, out=out)
+        assert str(caught.value) == f"linear: out {text}; it must be other memory"
+
+    refuses("is x", x)
+    refuses("is weight", weight[:8])
+    refuses("overlaps weight", weight[8:])
+    refuses("is bias", memory[:8], bias=bias)
+    refuses("overlaps residual", memory[1:], residual=memory[:8])
+    refuses("overlaps residual", memory[:8], residual=memory[1:])
+    moebius.linear(x, weight, bias=bias, residual=memory[1:], out=memory[1:])
+    assert (memory[1:] == 18).all()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_dtype_is_offered_once(library):
+    x = library.ones((2, 4))
+    with pytest.raises(TypeError, match="it must be float32$"):
+        moebius.linear(x, x, out_dtype=library.dtype("int32"))

@@ -296,9 +296,11 @@ def test_refusals(generator):
     attend(ValueError, "out is q; it must be other memory", out=q)
     attend(ValueError, "block_table has 9 for sequence 0; it must be in [0, 9)", block_table=torch.full_like(table, 9))
     attend(ValueError, "block_table has -1 for sequence 0", block_table=torch.full_like(table, -1))
-    attend(moebius.Error, "kv_len[0] is 2, less than its 3 queries", kv_lengths=torch.full_like(lengths, 2))
-    attend(moebius.Error, "kv_len[0] is 129, more than", kv_lengths=torch.full_like(lengths, 129), max_kv_length=999)
-    attend(moebius.Error, "kv_len[0] is 70, max_kv_len 69", max_kv_length=69)
+    attend(moebius.Error, "kv_lengths[0] is 2, less than its 3 queries", kv_lengths=torch.full_like(lengths, 2))
+    attend(moebius.Error, "kv_lengths[0] is 129, more than", kv_lengths=torch.full_like(lengths, 129), max_kv_length=999)
+    attend(moebius.Error, "query_starts runs from 1 to 3, not from 0", query_starts=starts + (starts == 0).int())
+    attend(moebius.Error, "sequence 0 has 3 queries, max_query_length is 2", max_query_length=2)
+    attend(moebius.Error, "kv_lengths[0] is 70, max_kv_length 69", max_kv_length=69)
 
     def store(text, **changes):
         right = {"qkv": qkv, "k_cache": cache, "v_cache": cache, "positions": positions, "slots": slots}

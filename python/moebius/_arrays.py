@@ -31,7 +31,7 @@ class Arrays:
         return ValueError(f"{self.op}: {text}")
 
     def dtype_error(self, name: str, found: Any, allowed: tuple[int, ...]) -> TypeError:
-        names = [DTYPE_NAMES[code] for code in allowed]
+        names = [DTYPE_NAMES[code] for code in dict.fromkeys(allowed)]
         wanted = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " or " + names[-1]
         return TypeError(f"{self.op}: {name} has dtype {found}; it must be {wanted}")
 

@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-_LARGEST = 3.4028234663852886e38  # a float of C
+LARGEST = 3.4028234663852886e38  # a float of C
 
 
 def shown(value: Any) -> str:
@@ -28,7 +28,7 @@ def integer(name: str, value: Any, minimum: int, maximum: int) -> int:
 def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is {shown(value)}; it must be a number")
-    if not -_LARGEST <= value <= _LARGEST:  # NaN is not either
+    if not -LARGEST <= value <= LARGEST:  # NaN is not either
         raise ValueError(f"{name} is {shown(value)}; it must be a finite number, at most 3.4e38")
     return float(value)
 

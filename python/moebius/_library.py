@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from ctypes import c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
@@ -515,6 +516,18 @@ def _open() -> ctypes.CDLL:
 LIBRARY = _open()
 
 
+# What Python calls the arguments that attention's structs have by other names.
+_PYTHON_NAMES = {
+    "kv_len": "kv_lengths",
+    "q_start": "query_starts",
+    "max_q_len": "max_query_length",
+    "max_kv_len": "max_kv_length",
+}
+
+
 def failure(status: int) -> Error:
     """The exception for a status that is not MB_OK, with the text of this thread's last error."""
-    return Error(LIBRARY.mb_status_name(status).decode(), LIBRARY.mb_last_error().decode(errors="replace"))
+    text = LIBRARY.mb_last_error().decode(errors="replace")
+    if text.startswith(("attention: ", "decode_")):
+        text = re.sub(r"\w+", lambda word: _PYTHON_NAMES.get(word[0], word[0]), text)
+    return Error(LIBRARY.mb_status_name(status).decode(), text)

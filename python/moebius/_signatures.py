@@ -95,7 +95,7 @@ class Signature:
         types: dict[str, tuple[type, ...]] = {
             "Tensor": (array,),
             "int": (int, numpy.integer),
-            "float": (float, int),
+            "float": (float, int, numpy.floating, numpy.integer),
             "bool": (bool, numpy.bool_),
             "str": (str,),
             "ScalarType": dtype,

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from . import _layer, _operators, _sample, _torch_training, _transformer
+from ._checks import shown
 from ._signatures import PARAMETERS, Signature
-from ._torch_tensors import NO_BACKWARD, define, has_gradient
+from ._torch_tensors import NO_BACKWARD, TorchTensors, define, has_gradient
 
 
 def _define_with_out(op: str, operator: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -127,7 +128,7 @@ def _call(op: str, operator: Callable[..., Any], arguments: tuple[Any, ...], dif
         if not differentiable and torch.is_grad_enabled() and has_gradient(arguments):
             return _ForwardOnly.apply(op, operator, *arguments)
         return operator(*arguments)
-    except RuntimeError:  # from PyTorch, for what it cannot hand to the operator
+    except (RuntimeError, ValueError):  # from PyTorch, for what it cannot hand to the operator or write as a text
         _refuse_what_pytorch_refuses(op, arguments)
         raise
 
@@ -136,7 +137,9 @@ def _refuse_what_pytorch_refuses(op: str, arguments: tuple[Any, ...]) -> None:
     """ValueError for an integer beyond 64 bits, and a tensor not dense or on a device unknown to the library."""
     for name, argument in zip(_SIGNATURES[op].names, arguments, strict=False):
         if isinstance(argument, int) and not -(2**63) <= argument < 2**63:
-            raise ValueError(f"{op}: {name} is {argument}; it must be an int of 64 bits")
+            if name in ("eps", "rope_scale", "scale"):
+                _transformer.number(TorchTensors(op), name, argument, is_positive=name != "eps")
+            raise ValueError(f"{op}: {name} is {shown(argument)}; it must be an int of 64 bits")
         if not isinstance(argument, torch.Tensor):
             continue
         if argument.layout is not torch.strided:

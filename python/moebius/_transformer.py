@@ -4,10 +4,12 @@ RMSNorm, dense layer, rotary embedding with the store into a paged KV cache, att
 """
 
 from ctypes import byref
-from math import isfinite
 from typing import Any, NamedTuple
 
+import numpy
+
 from ._arrays import ACTIVATION_DTYPES, INT32
+from ._checks import LARGEST, shown
 from ._library import (
     FLOAT8,
     FLOAT32,
@@ -25,14 +27,16 @@ from ._operators import BLOCK, INT32_MAX, WEIGHT_DTYPES, call, check_apart, opti
 KV_BLOCK = 64
 MAX_HEAD_DIM = 512
 DECODE_TOKENS, DECODE_SPAN = 8, 256
+SMALLEST = 2.0**-149  # a float of C above 0
 
 
-def _number(arrays: Any, name: str, value: float, is_positive: bool = False) -> float:
-    """The value; ValueError unless it is finite and at least 0, or above 0."""
-    if not isfinite(value) or value < 0 or (is_positive and value == 0):
-        raise arrays.value_error(
-            f"{name} is {value}; it must be finite and {'above 0' if is_positive else 'at least 0'}"
-        )
+def number(arrays: Any, name: str, value: float, is_positive: bool = False) -> float:
+    """The value; ValueError unless it is at least 0, or above 0, also once it is a float of C."""
+    if isinstance(value, (numpy.floating, numpy.integer)):
+        value = float(value)
+    if not (SMALLEST if is_positive else 0) <= value <= LARGEST:  # NaN is not either
+        low = "1.5e-45" if is_positive else "0"
+        raise arrays.value_error(f"{name} is {shown(value)}; it must be from {low} to 3.4e38, what a float32 holds")
     return value
 
 
@@ -49,7 +53,7 @@ def rms_norm(arrays: Any, x: Any, weight: Any, eps: float, residual: Any, out_dt
     code = arrays.code("x", x, ACTIVATION_DTYPES)
     allowed = (code,) if code == FLOAT32 else (code, FLOAT8)
     out_code = code if out_dtype is None else arrays.dtype_code("out_dtype", out_dtype, allowed)
-    eps = _number(arrays, "eps", eps)
+    eps = number(arrays, "eps", eps)
     shape, scale_shape = (n_tokens, hidden), (n_tokens, -(-hidden // BLOCK))
     x_pointer = arrays.matrix("x", x, code, shape, x)
     norm = _norm_weight(arrays, "weight", weight, hidden, x)
@@ -123,7 +127,12 @@ def linear(
     out_pointer = arrays.output_matrix("out", out, out_code, shape, x)
     if arrays.fake or n_tokens == 0:
         return out
-    check_apart(arrays, "x", x_pointer, _bytes(x), out_pointer, _bytes(out))
+    others = (("x", x, x_pointer), ("weight", weight, matrix.data), ("bias", bias, bias_pointer))
+    # residual may be out itself: then each number is read before it is written.
+    residuals = () if residual_pointer == out_pointer else (("residual", residual, residual_pointer),)
+    for name, array, pointer in (*others, *residuals):
+        if pointer:
+            check_apart(arrays, name, pointer, _bytes(array), out_pointer, _bytes(out))
     args = GemmArgs(
         x=x_pointer,
         weight=matrix,
@@ -220,8 +229,8 @@ def _rope_fields(
         "n_kv_heads": n_kv_heads,
         "head_dim": head_dim,
         "rotary_dim": 2 * n_frequencies,
-        "eps": _number(arrays, "eps", eps),
-        "rope_scale": _number(arrays, "rope_scale", rope_scale, is_positive=True),
+        "eps": number(arrays, "eps", eps),
+        "rope_scale": number(arrays, "rope_scale", rope_scale, is_positive=True),
         "dtype": code,
         "cache_dtype": cache.code,
         "k_scale": cache.k_scale,
@@ -328,7 +337,7 @@ def attention(
     if head_dim != cache.head_dim or n_heads < 1 or n_heads % cache.n_kv_heads:
         wanted = f"[T, a multiple of {cache.n_kv_heads}, {cache.head_dim}], as k_cache has {cache.n_kv_heads} heads"
         raise arrays.shape_error("q", shape, wanted)
-    scale = head_dim**-0.5 if scale is None else _number(arrays, "scale", scale, is_positive=True)
+    scale = head_dim**-0.5 if scale is None else number(arrays, "scale", scale, is_positive=True)
     lengths = (max_query_length, max_kv_length, INT32_MAX)
     batch = _batch_fields(arrays, block_table, kv_lengths, query_starts, *lengths, q)
     if out is None:
@@ -410,7 +419,7 @@ def decode_attention(
     if fields["n_heads"] % cache.n_kv_heads:
         wanted = f"[T, (Hq + {2 * cache.n_kv_heads}) * {cache.head_dim}], Hq a multiple of {cache.n_kv_heads}"
         raise arrays.shape_error("qkv", qkv.shape, wanted)
-    scale = cache.head_dim**-0.5 if scale is None else _number(arrays, "scale", scale, is_positive=True)
+    scale = cache.head_dim**-0.5 if scale is None else number(arrays, "scale", scale, is_positive=True)
     lengths = (max_query_length, max_kv_length, DECODE_TOKENS)
     batch = _batch_fields(arrays, block_table, kv_lengths, query_starts, *lengths, qkv)
     shape = (fields["n_tokens"], fields["n_heads"], cache.head_dim)

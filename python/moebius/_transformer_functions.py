@@ -40,7 +40,7 @@ def linear(
     weight_scale (float8 only), float32: blocks [ceil(N/128), ceil(K/128)] as in the checkpoints' weight_scale_inv, or
     [1]. A GPU quantises x too, by one scale for each row and 128 columns.
     bias: [N] float32, bfloat16 or float16. residual: [T, N] of out's dtype.
-    out_dtype: x's by default, or float32. out: [T, N] where to write; may be residual, not x. Returned.
+    out_dtype: x's by default, or float32. out: [T, N] where to write; may be residual, else memory of its own. Returned.
 
     A row's bits depend on that row of x alone, not on T.
     """

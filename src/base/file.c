@@ -89,8 +89,10 @@ mb_status mb_bom_check(const char *what, const char *bytes, size_t n_bytes) {
 }
 
 mb_status mb_path_join(char *path, size_t capacity, const char *directory, const char *name) {
-    int n = snprintf(path, capacity, "%s/%s", directory, name);
+    const size_t length = strlen(directory);
+    const char *slash = length > 0 && directory[length - 1] == '/' ? "" : "/";
+    int n = snprintf(path, capacity, "%s%s%s", directory, slash, name);
     if (n < 0 || (size_t)n >= capacity)
-        return mb_fail(MB_ERR_ARGUMENT, "path too long: %s/%s", directory, name);
+        return mb_fail(MB_ERR_ARGUMENT, "path too long: %s%s%s", directory, slash, name);
     return MB_OK;
 }

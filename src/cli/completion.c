@@ -49,6 +49,8 @@ static void print_bash_values(FILE *file, const cli_command *command, const cli_
     if (option->kind == CLI_FLAG)
         return;
     fprintf(file, "    \"%s --%s\"", command->name, option->name);
+    if (option->also != NULL)
+        fprintf(file, " | \"%s --%s\"", command->name, option->also);
     if (option->letter != 0)
         fprintf(file, " | \"%s -%c\"", command->name, option->letter);
     if (option->kind == CLI_CHOICE) {
@@ -91,8 +93,11 @@ static void print_bash(FILE *file, const cli_command *const *commands, size_t n)
     for (size_t i = 0; i < n; i++) {
         fprintf(file, "    '%s') options='", commands[i]->name);
         for (size_t j = 0; j < commands[i]->n_groups; j++)
-            for (const cli_option *option = commands[i]->groups[j].options; option->name != NULL; option++)
+            for (const cli_option *option = commands[i]->groups[j].options; option->name != NULL; option++) {
                 fprintf(file, "--%s ", option->name);
+                if (option->also != NULL)
+                    fprintf(file, "--%s ", option->also);
+            }
         fputs("--help' ;;\n", file);
     }
     fputs("    help) mapfile -t COMPREPLY < <(compgen -W \"$commands\" -- \"$word\"); return ;;\n"
@@ -116,6 +121,8 @@ static void print_zsh_option(FILE *file, const cli_option *option) {
     fputs(" \\\n            ", file);
     if (option->letter != 0)
         fprintf(file, "'(-%c --%s)'{-%c,--%s}'[", option->letter, option->name, option->letter, option->name);
+    else if (option->also != NULL)
+        fprintf(file, "'(--%s --%s)'{--%s,--%s}'[", option->name, option->also, option->name, option->also);
     else
         fprintf(file, "'--%s[", option->name);
     print_quoted(file, option->help, first_sentence(option->help), "[]:\\");
@@ -186,6 +193,8 @@ static void print_fish_option(FILE *file, const char *condition, const cli_optio
     if (option->letter != 0)
         fprintf(file, " -s %c", option->letter);
     fprintf(file, " -l %s", option->name);
+    if (option->also != NULL)
+        fprintf(file, " -l %s", option->also);
     if (option->kind == CLI_CHOICE) {
         list_choices(option, choices, sizeof choices);
         fprintf(file, " -x -a '%s'", choices);

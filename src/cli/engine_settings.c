@@ -117,8 +117,9 @@ int cli_check_engine(const cli_command *command, const cli_engine_settings *give
         return cli_usage_error(
             command, "--enable-prefix-caching and --no-enable-prefix-caching contradict each other");
     if (given->kv_tokens.given && given->gpu_memory_utilization.given)
-        return cli_usage_error(command,
-                               "--kv-tokens and --gpu-memory-utilization both give the size of the KV cache");
+        return cli_usage_error(
+            command, "--kv-tokens and --gpu-memory-utilization (--gpu-memory) both give the size of "
+                     "the KV cache");
     return -1;
 }
 
@@ -143,8 +144,9 @@ int cli_apply_engine(const cli_engine_settings *given, const mb_model *model, mb
     options->max_context = given->max_model_len.value;
     mb_model_get_info(model, &info);
     if (given->gpu_memory_utilization.given && strcmp(info.device, "cpu") == 0)
-        return cli_failure("--gpu-memory-utilization goes with a GPU, and the model is on the CPU; give "
-                           "--kv-tokens");
+        return cli_failure(
+            "--gpu-memory-utilization (--gpu-memory) goes with a GPU, and the model is on the CPU; "
+            "give --kv-tokens");
     if (given->gpu_memory_utilization.given)
         options->memory_fraction = (float)given->gpu_memory_utilization.value;
     if (mb_answer_formats_of(model, formats) != MB_OK ||

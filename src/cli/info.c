@@ -57,6 +57,15 @@ static uint64_t kv_bytes_on_card(const mb_model_info *info) {
            (uint64_t)info->head_dim;
 }
 
+/* What the cache is kept in where the model computes in `dtype`: "in bf16". */
+static const char *describe_cache(const mb_model_info *info, const char *dtype, char *text, size_t capacity) {
+    if (!has_fp8_cache(info) || info->n_layers == 1)
+        snprintf(text, capacity, "in %s", dtype);
+    else
+        snprintf(text, capacity, "first layer in %s, others in fp8", dtype);
+    return text;
+}
+
 static void print_count(const char *label, uint64_t count) {
     static const char *const units[] = {"", " thousand", " million", " billion"};
     double value = (double)count;
@@ -113,8 +122,9 @@ static void print_table(const char *directory, const mb_model_info *info) {
     cli_print("%-20s %s\n", "computes in", info->dtype);
     print_bytes("memory", info->device_memory_bytes, "");
     print_bytes("free memory", info->device_free_bytes, "");
-    char remark[64];
-    snprintf(remark, sizeof remark, " for each token, in %s", info->kv_dtype);
+    char remark[96], cache[64];
+    snprintf(remark, sizeof remark, " for each token, %s",
+             describe_cache(info, info->dtype, cache, sizeof cache));
     print_bytes("KV cache", info->kv_bytes_per_token, remark);
 
     cli_print("\nWhat fits, in tokens of KV cache over all sequences\n");
@@ -126,8 +136,8 @@ static void print_table(const char *directory, const mb_model_info *info) {
     for (size_t i = 0; i < CLI_COUNT(cards); i++) {
         uint64_t tokens = tokens_beside(cards[i].bytes, info->weight_bytes, kv_bytes_on_card(info));
         if (tokens > 0)
-            cli_print("%-20s %" PRIu64 " (these weights, KV cache in %s)\n", cards[i].name, tokens,
-                      has_fp8_cache(info) ? "fp8" : "bf16");
+            cli_print("%-20s %" PRIu64 " (these weights, KV cache %s)\n", cards[i].name, tokens,
+                      describe_cache(info, "bf16", cache, sizeof cache));
         else
             cli_print("%-20s none: the weights are larger than the card\n", cards[i].name);
     }

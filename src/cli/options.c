@@ -284,8 +284,11 @@ static int report_unknown(const cli_command *command, const char *argument, int 
     const char *name = argument + strspn(argument, "-");
     cli_suggestion near;
     cli_suggestion_begin(&near, name, strcspn(name, "="));
-    for (const cli_option *option; (option = next_option(command, &i_group, &i_option)) != NULL;)
+    for (const cli_option *option; (option = next_option(command, &i_group, &i_option)) != NULL;) {
         cli_suggestion_offer(&near, option->name);
+        if (option->also != NULL)
+            cli_suggestion_offer(&near, option->also);
+    }
     cli_suggestion_offer(&near, "help");
     if (near.nearest == NULL)
         return cli_usage_error(command, "there is no option %.*s", shown_length, argument);

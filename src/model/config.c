@@ -89,11 +89,15 @@ static mb_status read_layer_kinds(const reader *r, mb_config *c) {
     const json_t *types = mb_json_present(r->root, "layer_types");
     if (!types)
         return MB_OK;
-    if (!json_is_array(types) || json_array_size(types) != (size_t)c->n_layers)
+    if (!json_is_array(types))
         return mb_fail(MB_ERR_CONFIG,
                        "%s: \"layer_types\" is %s; it must be an array with a name for each of the "
                        "%d layers",
                        r->path, mb_json_describe(shown, sizeof shown, types), c->n_layers);
+    if (json_array_size(types) != (size_t)c->n_layers)
+        return mb_fail(MB_ERR_CONFIG,
+                       "%s: the length of \"layer_types\" is %zu; it must be %d, a name for each layer",
+                       r->path, json_array_size(types), c->n_layers);
     size_t i;
     json_t *type;
     json_array_foreach((json_t *)types, i, type) {

@@ -56,6 +56,13 @@ def test_random_weights_take_the_folder_or_its_config(moebius, folder, path, cwd
     assert {json.loads(line)["model"] for line in result.stdout.decode().splitlines()} == {"shape"}
 
 
+def test_paths_have_one_slash(moebius, folder):
+    (folder / "config.json").write_text("{}")
+    for path in ("shape/config.json", "shape/", "shape"):
+        error = moebius("bench", path, *OF_RANDOM, cwd=folder.parent).stderr.decode()
+        assert "shape/config.json: " in error and "//" not in error
+
+
 def test_a_config_alone_is_no_model(moebius, folder):
     config, other = folder / "config.json", folder / "other.json"
     result = moebius("bench", config, *OF_RANDOM[:-1])  # without --random-weights

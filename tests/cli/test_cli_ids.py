@@ -223,6 +223,13 @@ def test_info_counts_parameters(moebius, tmp_path):
     text = moebius("info", folder).stdout.decode()
     for fact in ("Qwen3MoeForCausalLM", "4 of size 16, 2 for each token", "H100 80 GB", "H200 141 GB", "fp32"):
         assert fact in text
+    assert "for each token, in fp32\n" in text and "(these weights, KV cache in bf16)" in text
+    text = moebius("info", folder, "--kv-dtype=fp8").stdout.decode()
+    assert "for each token, first layer in fp32, others in fp8\n" in text
+    assert "(these weights, KV cache first layer in bf16, others in fp8)" in text
+    one_layer = write_checkpoint(tmp_path / "one layer", 50, 64, hidden=32, layers=1, experts=4, intermediate=16)
+    text = moebius("info", one_layer, "--kv-dtype=fp8").stdout.decode()
+    assert "for each token, in fp32\n" in text and "(these weights, KV cache in bf16)" in text and "in fp8)" not in text
 
 
 def test_bench_rows(moebius, tmp_path, golden_model):

@@ -146,6 +146,9 @@ MISTAKES = [
     (["batch", MODEL, "in", "out", "--gpu-memory", "2"], '--gpu-memory: "2" is out of range; give a number above 0, at most 1'),
     (["batch", MODEL, "in", "out", "--max-batch", "0"], '--max-batch: "0" is out of range; give a whole number from 1 to 4096'),
     (["batch", MODEL, "in", "out", "--max-context", "-1"], '--max-context: "-1" is out of range'),
+    (["batch", MODEL, "in", "out", "--max-bacth", "1"], "no option --max-bacth; did you mean --max-batch?"),
+    (["serve", MODEL, "--max-contxt", "1"], "no option --max-contxt; did you mean --max-context?"),
+    (["serve", MODEL, "--gpu-memory", "0.5", "--kv-tokens", "64"], "--kv-tokens and --gpu-memory-utilization (--gpu-memory) both give"),
     (RUN + ["--dtype", "fp8"], '--dtype: "fp8" is not understood; give one of fp32|bf16|fp16'),
     (RUN + ["--dtype", ""], '--dtype: "" is not understood'),
     (RUN + ["--threads", "0"], '--threads: "0" is out of range; give a whole number from 1 to 1024'),
@@ -191,6 +194,7 @@ REFUSED = [
     (["chat", "models/demo", "-n", "2048"], "an answer of up to 2048 tokens (-n) can never fit the context of 2048 tokens"),
     (["chat", "models/demo", "-n", "64", "--kv-tokens", "64"], "give a smaller -n, or a larger --kv-tokens"),
     (["chat", "models/demo", "--stop-ids", "640"], "--stop-ids: there is no token 640"),
+    (["serve", MODEL, "--gpu-memory", "0.5", "--device", "cpu"], "--gpu-memory-utilization (--gpu-memory) goes with a GPU"),
     (["bench", "moe", "--thiek", "1,64,64,2,3", "--device", "cpu"], "--thiek 1,64,64,2,3: top_k is 3"),
 ]
 

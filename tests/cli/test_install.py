@@ -127,6 +127,8 @@ def test_bash_completion(moebius, tmp_path):
     assert "moe" in bash_completes(script, "moebius", "bench", "mo")
     assert bash_completes(script, "moebius", "bench", "moe", "--dtype", "fp8") == ["fp8_block", "fp8_tensor"]
     assert bash_completes(script, "moebius", "bench", "moe", "--output", "READ") == ["README.md"]
+    assert bash_completes(script, "moebius", "serve", "models/demo", "--max-b") == ["--max-batch"]
+    assert bash_completes(script, "moebius", "serve", "models/demo", "--gpu-memory", "") == []
     assert bash_completes(script, "moebius", "help", "lo") == ["logprobs"]
 
 
@@ -135,7 +137,8 @@ def test_completion_of_other_shells(moebius, tmp_path, shell, arguments):
     """Every option is in it; where the shell is installed, it reads the script."""
     script = moebius("help", "--completion", shell).stdout.decode()
     options = set(re.findall(r"^ {7}(?:-\w, )?--([a-z-]+)", moebius("help", "run").stdout.decode(), re.M))
-    assert all(re.search(rf"(--|-l ){option}\b", script) for option in options)
+    options |= {"max-batch", "max-context", "max-step-tokens", "gpu-memory"}
+    assert all(re.search(rf"(--|-l ){option}(?![\w-])", script) for option in options)
     if shutil.which(shell):
         (tmp_path / "script").write_text(script)
         run(shell, *arguments, tmp_path / "script")

@@ -325,3 +325,47 @@ def test_numpy_integers_and_bools_are_integers_and_bools(library):
     assert len(moebius.plan(ids, numpy.int32(E)).offsets) == E + 1
     x, w13, w2 = library.ones((T, H)), library.ones((E, 2 * I, H)), library.ones((E, H, I))
     moebius.moe(x, w13, w2, weights, ids, first_expert=numpy.int8(1), n_experts=numpy.int64(9))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("name", ["rms_norm", "qk_norm_rope_store", "attention", "decode_attention"])
+def test_numbers_are_floats_of_c(library, name):
+    """What would be infinite or zero as a float of C is refused; NumPy's numbers are numbers."""
+    function, arguments = calls(library)[name]
+    for argument in {"eps", "rope_scale", "scale"} & arguments.keys():
+        for value in (1, 0.5, 3.4e38, numpy.float16(0.5), numpy.float32(0.5), numpy.float64(0.5), numpy.longdouble(0.5), numpy.int64(1)):
+            function(**{**arguments, argument: value})
+        low = "0" if argument == "eps" else "1.5e-45"
+        small = () if argument == "eps" else (0, 0.0, 1e-60, numpy.float32(0))
+        for value in (1e39, numpy.longdouble("1e39"), numpy.float32("inf"), 10**30 * 10**9, 10**400, 10**5000, -1, -1e-60, *small):
+            with pytest.raises(ValueError) as caught:
+                function(**{**arguments, argument: value})
+            error = str(caught.value)
+            assert error.startswith(f"{name}: {argument} is ") and len(error) < 200
+            assert error.endswith(f"; it must be from {low} to 3.4e38, what a float32 holds"), error
+
+
+def test_linear_writes_over_no_argument():
+    memory = numpy.ones((9, 16), "float32")
+    x, weight, bias = numpy.ones((8, 16), "float32"), numpy.ones((16, 16), "float32"), memory[0]
+
+    def refuses(text, out, x=x, weight=weight, bias=None, residual=None):
+        with pytest.raises(ValueError) as caught:
+            moebius.linear(x, weight, bias=bias, residual=residual, out=out)
+        assert str(caught.value) == f"linear: out {text}; it must be other memory"
+
+    refuses("is x", x)
+    refuses("is weight", weight[:8])
+    refuses("overlaps weight", weight[8:])
+    refuses("is bias", memory[:8], bias=bias)
+    refuses("overlaps residual", memory[1:], residual=memory[:8])
+    refuses("overlaps residual", memory[:8], residual=memory[1:])
+    moebius.linear(x, weight, bias=bias, residual=memory[1:], out=memory[1:])
+    assert (memory[1:] == 18).all()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_dtype_is_offered_once(library):
+    x = library.ones((2, 4))
+    with pytest.raises(TypeError, match="it must be float32$"):
+        moebius.linear(x, x, out_dtype=library.dtype("int32"))

@@ -292,13 +292,15 @@ def test_refusals(generator):
     attend(ValueError, "v_cache has shape (8, 2, 64, 24); it must be (9, 2, 64, 24)", v_cache=cache[:8])
     attend(ValueError, "kv_lengths has shape (2,); it must be (1,)", kv_lengths=lengths.repeat(2))
     attend(ValueError, "k_scale is given; it must be None, because k_cache is not float8_e4m3fn", k_scale=torch.ones(2))
-    attend(ValueError, "scale is 0.0; it must be finite and above 0", scale=0.0)
+    attend(ValueError, "scale is 0.0; it must be from 1.5e-45 to 3.4e38", scale=0.0)
     attend(ValueError, "out is q; it must be other memory", out=q)
     attend(ValueError, "block_table has 9 for sequence 0; it must be in [0, 9)", block_table=torch.full_like(table, 9))
     attend(ValueError, "block_table has -1 for sequence 0", block_table=torch.full_like(table, -1))
-    attend(moebius.Error, "kv_len[0] is 2, less than its 3 queries", kv_lengths=torch.full_like(lengths, 2))
-    attend(moebius.Error, "kv_len[0] is 129, more than", kv_lengths=torch.full_like(lengths, 129), max_kv_length=999)
-    attend(moebius.Error, "kv_len[0] is 70, max_kv_len 69", max_kv_length=69)
+    attend(moebius.Error, "kv_lengths[0] is 2, less than its 3 queries", kv_lengths=torch.full_like(lengths, 2))
+    attend(moebius.Error, "kv_lengths[0] is 129, more than", kv_lengths=torch.full_like(lengths, 129), max_kv_length=999)
+    attend(moebius.Error, "query_starts runs from 1 to 3, not from 0", query_starts=starts + (starts == 0).int())
+    attend(moebius.Error, "sequence 0 has 3 queries, max_query_length is 2", max_query_length=2)
+    attend(moebius.Error, "kv_lengths[0] is 70, max_kv_length 69", max_kv_length=69)
 
     def store(text, **changes):
         right = {"qkv": qkv, "k_cache": cache, "v_cache": cache, "positions": positions, "slots": slots}
@@ -309,7 +311,7 @@ def test_refusals(generator):
     store("inv_freq has shape (13,); it must be [R / 2]", inv_freq=torch.ones(13))
     store(f"slots has {BLOCKS * 64}; it must be below {BLOCKS * 64}", slots=torch.full_like(slots, BLOCKS * 64))
     store("q_norm has shape (25,); it must be (24,)", q_norm=torch.ones(25))
-    store("eps is nan; it must be finite and at least 0", eps=float("nan"))
+    store("eps is nan; it must be from 0 to 3.4e38", eps=float("nan"))
     read_only = cache.numpy().copy()
     read_only.flags.writeable = False
     arrays = [array.numpy() for array in (qkv, cache, cache, positions, slots, inv_freq)]

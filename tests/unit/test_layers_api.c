@@ -391,6 +391,7 @@ static void test_norm_and_gemm_refuse(void **state) {
     REFUSED("rms_norm", rms_norm, args.n_rows = -1, "n_rows is -1");
     REFUSED("rms_norm", rms_norm, args.hidden = 0, "hidden is 0");
     REFUSED("rms_norm", rms_norm, args.dtype = MB_F8_E4M3, "dtype fp8_e4m3");
+    REFUSED("rms_norm", rms_norm, args.dtype = (mb_dtype)9, "dtype unknown dtype (9)");
     REFUSED("rms_norm", rms_norm, args.x = NULL, "x or out is NULL");
     REFUSED("rms_norm", rms_norm, args.weight.cols = H + 1, "weight has shape [1, 1, 13]");
     REFUSED("rms_norm", rms_norm, args.out8 = m.bytes, "out8_scale is NULL");
@@ -402,6 +403,7 @@ static void test_norm_and_gemm_refuse(void **state) {
     BAD(args.weight.cols = INT64_MAX, "weight is [7, 9223372036854775807]");
     BAD(args.dtype = MB_F8_E4M3, "dtype fp8_e4m3");
     BAD(args.out_dtype = MB_F8_E4M3, "out_dtype fp8_e4m3");
+    BAD(args.out_dtype = (mb_dtype)9, "out_dtype unknown dtype (9)");
     BAD(args.norm_rows = m.slots, "norm_rows without norm_weight");
 #undef BAD
     REFUSED("gemm", gemm, args.x = NULL, "x or out is NULL");
@@ -435,6 +437,7 @@ static void test_attention_refuses(void **state) {
     BAD(args.n_kv_heads = 0, "n_kv_heads, 0");
     BAD(args.head_dim = 513, "head_dim is 513");
     BAD(args.cache_dtype = MB_F8_E8M0, "cache_dtype fp8_e8m0");
+    BAD(args.cache_dtype = (mb_dtype)9, "cache_dtype unknown dtype (9)");
     BAD(args.v_scale = m.scales, "k_scale or v_scale is set");
     BAD(args.n_sequences = 0, "n_sequences is 0");
     BAD(args.max_blocks = 0, "max_blocks is 0");

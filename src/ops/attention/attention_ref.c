@@ -143,11 +143,11 @@ mb_status mb_attention_check_sizes(const mb_attention_args *args) {
                "attention: n_heads is %d, not a multiple of n_kv_heads, %d", args->n_heads, args->n_kv_heads);
     MB_REQUIRE(args->head_dim > 0 && args->head_dim <= MAX_HEAD_DIM,
                "attention: head_dim is %d, not in 1 .. %d", args->head_dim, MAX_HEAD_DIM);
-    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "attention: dtype %s is not one of activations",
-               mb_dtype_name(args->dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "attention: dtype %s (%d) is not one of activations",
+               mb_dtype_name(args->dtype), (int)args->dtype);
     MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype) || args->cache_dtype == MB_F8_E4M3,
-               "attention: cache_dtype %s is not one of fp32, bf16, fp16, fp8_e4m3",
-               mb_dtype_name(args->cache_dtype));
+               "attention: cache_dtype %s (%d) is not one of fp32, bf16, fp16, fp8_e4m3",
+               mb_dtype_name(args->cache_dtype), (int)args->cache_dtype);
     MB_REQUIRE(args->cache_dtype == MB_F8_E4M3 || (!args->k_scale && !args->v_scale),
                "attention: k_scale or v_scale is set, but a cache of %s has none",
                mb_dtype_name(args->cache_dtype));

@@ -32,8 +32,8 @@ mb_status mb_embed_check(const mb_embed_args *args) {
     const mb_weight *table = &args->table;
     MB_REQUIRE(args->n_tokens >= 0 && args->n_tokens <= INT32_MAX, "embed: n_tokens is %" PRId64,
                args->n_tokens);
-    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "embed: dtype %s is not one of activations",
-               mb_dtype_name(args->dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "embed: dtype %s (%d) is not one of activations",
+               mb_dtype_name(args->dtype), (int)args->dtype);
     MB_REQUIRE(table->rows > 0 && table->cols > 0, "embed: table is [%" PRId64 ", %" PRId64 "]", table->rows,
                table->cols);
     MB_TRY(mb_weight_check(table, "embed: table", 1, table->rows, table->cols, 0));

@@ -65,12 +65,13 @@ mb_status mb_gemm_check_sizes(const mb_gemm_args *args) {
                args->n_tokens);
     MB_REQUIRE(weight->rows > 0 && weight->rows <= INT32_MAX && weight->cols > 0 && weight->cols <= INT32_MAX,
                "gemm: weight is [%" PRId64 ", %" PRId64 "]", weight->rows, weight->cols);
-    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "gemm: dtype %s is not one of activations",
-               mb_dtype_name(args->dtype));
-    MB_REQUIRE(mb_dtype_is_activation(args->out_dtype), "gemm: out_dtype %s is not one of activations",
-               mb_dtype_name(args->out_dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "gemm: dtype %s (%d) is not one of activations",
+               mb_dtype_name(args->dtype), (int)args->dtype);
+    MB_REQUIRE(mb_dtype_is_activation(args->out_dtype), "gemm: out_dtype %s (%d) is not one of activations",
+               mb_dtype_name(args->out_dtype), (int)args->out_dtype);
     MB_REQUIRE(!args->bias || mb_dtype_is_activation(args->bias_dtype),
-               "gemm: bias_dtype %s is not one of activations", mb_dtype_name(args->bias_dtype));
+               "gemm: bias_dtype %s (%d) is not one of activations", mb_dtype_name(args->bias_dtype),
+               (int)args->bias_dtype);
     MB_TRY(mb_weight_check_shape(weight, "gemm: weight", 1, weight->rows, weight->cols, 1));
     MB_REQUIRE(args->norm_weight.data || !args->norm_rows, "gemm: norm_rows without norm_weight");
     if (!args->norm_weight.data)

@@ -73,8 +73,8 @@ static void norm_row(const void *context, int64_t row) {
 mb_status mb_rms_norm_check(const mb_rms_norm_args *args) {
     MB_REQUIRE(args->n_rows >= 0 && args->n_rows <= INT32_MAX, "rms_norm: n_rows is %" PRId64, args->n_rows);
     MB_REQUIRE(args->hidden > 0, "rms_norm: hidden is %d", args->hidden);
-    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "rms_norm: dtype %s is not one of activations",
-               mb_dtype_name(args->dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "rms_norm: dtype %s (%d) is not one of activations",
+               mb_dtype_name(args->dtype), (int)args->dtype);
     MB_TRY(mb_weight_check(&args->weight, "rms_norm: weight", 1, 1, args->hidden, 0));
     if (args->n_rows == 0)
         return MB_OK;

@@ -96,11 +96,12 @@ mb_status mb_qk_norm_rope_store_check(const mb_qk_norm_rope_store_args *args) {
     MB_REQUIRE(args->rotary_dim >= 0 && args->rotary_dim <= args->head_dim && args->rotary_dim % 2 == 0,
                "qk_norm_rope_store: rotary_dim is %d, not an even number up to head_dim, which is %d",
                args->rotary_dim, args->head_dim);
-    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "qk_norm_rope_store: dtype %s is not one of activations",
-               mb_dtype_name(args->dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype),
+               "qk_norm_rope_store: dtype %s (%d) is not one of activations", mb_dtype_name(args->dtype),
+               (int)args->dtype);
     MB_REQUIRE(mb_dtype_is_activation(args->cache_dtype) || args->cache_dtype == MB_F8_E4M3,
-               "qk_norm_rope_store: cache_dtype %s is not one of fp32, bf16, fp16, fp8_e4m3",
-               mb_dtype_name(args->cache_dtype));
+               "qk_norm_rope_store: cache_dtype %s (%d) is not one of fp32, bf16, fp16, fp8_e4m3",
+               mb_dtype_name(args->cache_dtype), (int)args->cache_dtype);
     MB_REQUIRE(args->cache_dtype == MB_F8_E4M3 || (!args->k_scale && !args->v_scale),
                "qk_norm_rope_store: k_scale or v_scale is set, but a cache of %s has none",
                mb_dtype_name(args->cache_dtype));

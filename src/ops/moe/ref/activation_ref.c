@@ -76,8 +76,9 @@ mb_status mb_gated_activation_check(const mb_gated_activation_args *args) {
     MB_REQUIRE(args->intermediate > 0, "gated_activation: intermediate is %d", args->intermediate);
     MB_REQUIRE(mb_activation_is_known(args->activation), "gated_activation: activation %d is unknown",
                (int)args->activation);
-    MB_REQUIRE(mb_dtype_is_activation(args->dtype), "gated_activation: dtype %s is not one of activations",
-               mb_dtype_name(args->dtype));
+    MB_REQUIRE(mb_dtype_is_activation(args->dtype),
+               "gated_activation: dtype %s (%d) is not one of activations", mb_dtype_name(args->dtype),
+               (int)args->dtype);
     if (args->n_rows == 0)
         return MB_OK;
     MB_REQUIRE(args->x && args->out, "gated_activation: x or out is NULL");

@@ -40,7 +40,7 @@ def linear(
     weight_scale (float8 only), float32: blocks [ceil(N/128), ceil(K/128)] as in the checkpoints' weight_scale_inv, or
     [1]. A GPU quantises x too, by one scale for each row and 128 columns.
     bias: [N] float32, bfloat16 or float16. residual: [T, N] of out's dtype.
-    out_dtype: x's by default, or float32. out: [T, N] where to write; may be residual, else memory of its own. Returned.
+    out_dtype: x's by default, or float32. out: [T, N] where to write; residual, or memory of its own. Returned.
 
     A row's bits depend on that row of x alone, not on T.
     """
@@ -169,8 +169,8 @@ def decode_attention(
     A sequence has 1 to 8 tokens (several when tokens are drafted), or none. schedule: decode_schedule's result for
     these lengths, on the same device. The other arguments are those of the two functions.
 
-    A GPU begins the call while the moebius operators in front of it still run. So none of these, since the stream's last
-    copy or other kernel, may write its arguments other than qkv and slots, or store what these sequences read.
+    A GPU begins the call while the moebius operators in front of it still run. So none of these, since the stream's
+    last copy or other kernel, may write its arguments other than qkv and slots, or store what these sequences read.
     """
     return operators_of("decode_attention", "qkv", qkv).decode_attention(
         qkv,
